@@ -1,0 +1,149 @@
+"""What a backbone (an offline algorithm) owes a fine-tuning method, and the one step they all share.
+
+A fine-tuner such as OPT may add critics and decide how the policy listens to them (`mix`). Everything else, from the
+losses to the cadence, is the backbone's. Nobody here knows anybody by name.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
+from segue.errors import SegueError
+from segue.nn.actors import AbstractActor
+
+Opinion = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
+"""What a policy maximises: a value for one observation and one action."""
+
+Info = dict[str, Float[Array, ""]]
+
+
+class Agent(eqx.Module):
+    """The learner of every actor-critic here: one policy, any number of critics, and the rest of the waist."""
+
+    actor: Trained
+    critics: tuple[Trained, ...]
+    aux: Pretrained
+    """What else the backbone remembers (a state value, a behaviour density), and what merely passes through."""
+
+
+class AbstractBackbone(AbstractMethod):
+    """An offline algorithm, in the parts that a fine-tuning method recombines.
+
+    To add one, write a file with a final subclass that fills in the abstract members; as a method of its own it is
+    then complete, and every fine-tuner accepts it.
+    """
+
+    actor_lr: eqx.AbstractVar[float]
+    critic_lr: eqx.AbstractVar[float]
+    polyak: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
+        """A policy that knows nothing yet."""
+
+    @abc.abstractmethod
+    def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
+        """A critic that knows nothing yet; `critic_loss` accepts it, and any other of its shape."""
+
+    @abc.abstractmethod
+    def critic_loss(
+        self, q: Any, slow: Any, actor: Trained, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Info]:
+        """The loss of critic `q` with targets from `slow`; batches have one leading axis."""
+
+    @abc.abstractmethod
+    def opinion(self, critic: Trained) -> Opinion:
+        """How a critic speaks to the policy."""
+
+    @abc.abstractmethod
+    def policy_loss(
+        self, pi: Any, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Float[Array, ""], Info]:
+        """The loss of policy `pi` for any opinion `q`, not only its own critic's."""
+
+    @abc.abstractmethod
+    def due(self, clock: Clock) -> Bool[Array, ""]:
+        """Whether this update moves the policy and the slow copies."""
+
+    @abc.abstractmethod
+    def explorer(self, actor: Any) -> AbstractActor:
+        """The policy as it acts online while it learns."""
+
+    @abc.abstractmethod
+    def online(self) -> "AbstractBackbone":
+        """This backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
+
+    def step_aux(self, aux: Pretrained, q: Opinion, batch: Transition, *, key: PRNGKeyArray) -> Pretrained:
+        """Move whatever else the backbone learns; nothing by default."""
+        return aux
+
+    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
+        actor_key, critic_key = jax.random.split(key)
+        actor = given.actor or Trained.new(self.new_actor(spec, key=actor_key))
+        critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
+        return Agent(actor, (critic,), given._replace(actor=None, critic=None))
+
+    def update(
+        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Agent, Info]:
+        return step(self, learner, lambda q: q, batch, key=key, clock=clock)
+
+    def release(self, learner: Agent) -> Pretrained:
+        return learner.aux._replace(actor=learner.actor, critic=learner.critics[0])
+
+    def actor(self, learner: Agent) -> AbstractActor:
+        return self.explorer(learner.actor.net)
+
+
+def require(given: Pretrained, who: str, **needs: str) -> None:
+    """Refuse a waist that lacks what `who` builds on; `needs` maps a part's name to the advice for getting it."""
+    for part, advice in needs.items():
+        if getattr(given, part) is None:
+            raise SegueError(f"{who} needs a pre-trained {part}: {advice}.")
+
+
+def step(
+    backbone: AbstractBackbone,
+    agent: Agent,
+    mix: Callable[..., Opinion],
+    batch: Transition,
+    *,
+    names: tuple[str, ...] = ("",),
+    key: PRNGKeyArray,
+    clock: Clock,
+) -> tuple[Agent, Info]:
+    """One gradient step of an actor-critic.
+
+    Every critic takes a TD step on the same batch, each against its own slow copy. When the backbone says so, the
+    policy ascends `mix` of the critics' opinions; then all slow copies drift. `names` are the critics' names in the
+    reported scalars. Policy scalars are weighted so that their mean over a window is their mean over policy steps.
+    """
+    *critic_keys, aux_key, policy_key = jax.random.split(key, len(agent.critics) + 2)
+    info: Info = {}
+    critics: tuple[Trained, ...] = ()
+    for critic, name, k in zip(agent.critics, names, critic_keys, strict=True):
+        loss = lambda q, c=critic, k=k: backbone.critic_loss(q, c.slow, agent.actor, agent.aux, batch, key=k)
+        moved, its_info = critic.descend(loss, backbone.critic_lr)
+        critics += (moved,)
+        info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
+    q = mix(*(backbone.opinion(critic) for critic in critics))
+    aux = backbone.step_aux(agent.aux, q, batch, key=aux_key)
+
+    def improve(actor: Trained, critics: tuple[Trained, ...]) -> tuple[Trained, tuple[Trained, ...], Info]:
+        loss = lambda pi: backbone.policy_loss(pi, q, aux, batch, key=policy_key, clock=clock)
+        actor, info = actor.descend(loss, backbone.actor_lr)
+        return actor.drift(backbone.polyak), tuple(c.drift(backbone.polyak) for c in critics), info
+
+    def rest(actor: Trained, critics: tuple[Trained, ...]) -> tuple[Trained, tuple[Trained, ...], Info]:
+        return actor, critics, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), policy_info)
+
+    policy_info = jax.eval_shape(improve, agent.actor, critics)[2]
+    due = backbone.due(clock)
+    actor, critics, policy_info = jax.lax.cond(due, improve, rest, agent.actor, critics)
+    return Agent(actor, critics, aux), info | policy_info

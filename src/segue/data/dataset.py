@@ -1,0 +1,295 @@
+"""What every file becomes: a `Dataset`, and the laws it must obey before anything learns from it.
+
+Two errors ruin offline reinforcement learning without a sign: bootstrapping where the task ended (or not bootstrapping
+where only the clock ran out), and a transition whose successor belongs to another episode. The laws here look for both,
+name the first offending episode and step, and cost a fraction of a second per million rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..core import Spec, Transition
+from ..errors import DataError
+
+BLOCK = 1 << 16
+"""Rows looked at at once: a check must not need a second dataset's worth of memory."""
+
+TOLERANCE = 1e-5
+"""How far outside the box an action may lie, as a share of the box's width, and still count as rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Logged experience, episode after episode, as numpy arrays.
+
+    `transitions.terminal` says that the task ended there; `ends` that the episode did, whatever the reason.
+    """
+
+    transitions: Transition
+    """obs [N, o], action [N, a] in the env's units, reward [N], next_obs [N, o], all float32; terminal [N], bool."""
+    ends: np.ndarray
+    """bool [N]: the last row of its episode: terminal, cut by a time limit, or the end of the record."""
+    low: tuple[float, ...] | None = None
+    """The lower side of the action box [a], in the env's units; None when unknown."""
+    high: tuple[float, ...] | None = None
+    """The upper side."""
+    env_id: str | None = None
+    """The Gymnasium id of the env it came from, if the source tells."""
+    name: str = "data"
+    """What to call it in messages and reports."""
+    path: str | None = None
+    """The file or folder it was read from."""
+    timeouts: np.ndarray | None = field(default=None, repr=False)
+    """bool [N]: the ends that were time limits. None where the source cannot tell them from the end of a record."""
+    dropped: int = 0
+    """Rows left out because nobody knows what came after them (cut by time, and no next observation stored)."""
+    notes: tuple[str, ...] = ()
+    """What was done to the source on the way in, one sentence each."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.transitions.reward)
+
+    def __repr__(self) -> str:
+        obs, act = self.transitions.obs.shape[1], self.transitions.action.shape[1]
+        return f"Dataset({self.name!r}, {len(self)} rows, {self.ends.sum()} episodes, obs {obs}, action {act})"
+
+    def episodes(self) -> list[tuple[int, int]]:
+        """(start, stop) of each episode, `stop` excluded."""
+        stops = (np.flatnonzero(self.ends) + 1).tolist()
+        return list(zip([0, *stops[:-1]], stops, strict=True))
+
+    def lengths(self) -> np.ndarray:
+        """Rows of each episode, int [E]."""
+        return np.diff(np.flatnonzero(self.ends), prepend=-1)
+
+    def returns(self) -> np.ndarray:
+        """Undiscounted sum of rewards of each episode, float64 [E]. A dropped row's reward is missing from it."""
+        starts = np.flatnonzero(np.concatenate(([True], self.ends[:-1])))
+        return np.add.reduceat(self.transitions.reward, starts, dtype=np.float64)
+
+    def spec(self) -> Spec:
+        """The sizes and the action box. Raises `DataError` where the box is unknown: see `check_against`."""
+        if self.low is None or self.high is None:
+            raise DataError(
+                f"{self.name}: the file does not say between which limits its actions lie: pass low and high, "
+                "or check the dataset against its environment."
+            )
+        return Spec(self.transitions.obs.shape[1], self.transitions.action.shape[1], self.low, self.high)
+
+
+def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
+    """Refuse what would teach a lie; the first offending episode and step is named.
+
+    Checked: shapes and dtypes; an empty dataset; NaN and infinity; actions outside the box; a successor that is not the
+    next row's observation inside an episode; a successor taken from the next episode where a time limit cut; the rows
+    that a vector env's auto-reset leaves between two episodes.
+
+    **Arguments:** `clip_actions` moves actions into the box instead of refusing them.
+
+    **Returns:** the dataset; only `clip_actions`, or rounding at the edge of the box, replaces its actions by a copy.
+    """
+    _shapes(data)
+    t = data.transitions
+    for name, column in (("obs", t.obs), ("action", t.action), ("reward", t.reward), ("next_obs", t.next_obs)):
+        _finite(data, name, np.asarray(column))
+    _successors(data)
+    _auto_reset(data)
+    return _in_box(data, clip_actions)
+
+
+def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> Dataset:
+    """The dataset with the action box of `world`, a `Spec` or a Gymnasium env, refused where the two disagree.
+
+    **Raises:** `DataError` with both shapes, or both boxes, in one sentence; or for actions outside the env's box.
+    """
+    theirs, id_ = _spec_of(world)
+    t = data.transitions
+    ours = (t.obs.shape[1], t.action.shape[1])
+    if ours != (theirs.obs, theirs.act):
+        raise DataError(
+            f"{data.name} has observations of shape ({ours[0]},) and actions of shape ({ours[1]},), and "
+            f"{id_ or 'the environment'} has ({theirs.obs},) and ({theirs.act},): this is another task's data, "
+            "or another version's."
+        )
+    box = np.array([theirs.low, theirs.high])
+    if data.low is not None and not np.allclose([data.low, data.high], box, rtol=1e-5, atol=1e-6):
+        raise DataError(
+            f"{data.name} has the action box {_box_words(data.low, data.high)} and {id_ or 'the environment'} has "
+            f"{_box_words(theirs.low, theirs.high)}: rescale the dataset's actions or wrap the environment."
+        )
+    notes = data.notes
+    if id_ and data.env_id and id_ != data.env_id:
+        notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
+    return _in_box(replace(data, low=theirs.low, high=theirs.high, notes=notes), clip_actions)
+
+
+def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The action box as two tuples of `act` finite floats; numbers are repeated. Raises `DataError`."""
+    try:
+        sides = [np.broadcast_to(np.asarray(side, np.float64), (act,)) for side in (low, high)]
+    except (ValueError, TypeError) as wrong:
+        raise DataError(f"{where}: the action box must be two lists of {act} numbers.") from wrong
+    bad = ~(np.isfinite(sides[0]) & np.isfinite(sides[1]) & (sides[0] < sides[1]))
+    if bad.any():
+        k = int(bad.argmax())
+        raise DataError(
+            f"{where}: the action box is [{sides[0][k]:g}, {sides[1][k]:g}] in dimension {k}: "
+            "it must be finite, and low below high."
+        )
+    return tuple(sides[0].tolist()), tuple(sides[1].tolist())
+
+
+def locate(row: int, ends: np.ndarray | None) -> str:
+    """A row in words: 'episode 3, step 17', both counted from zero."""
+    if ends is None:
+        return f"row {row}"
+    before = np.flatnonzero(ends[:row])
+    start = int(before[-1]) + 1 if len(before) else 0
+    return f"episode {len(before)}, step {row - start}"
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Slices of `BLOCK` rows."""
+    return (slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK))
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """bool [N]: where two [N, k] arrays differ anywhere in the row. NaN differs from itself."""
+    out = np.empty(len(a), bool)
+    for rows in blocks(len(a)):
+        np.any(a[rows] != b[rows], axis=1, out=out[rows])
+    return out
+
+
+def _shapes(data: Dataset) -> None:
+    t, n = data.transitions, len(data.transitions.reward)
+    if not n:
+        raise DataError(f"{data.name} is empty: there is nothing to learn from.")
+    if t.obs.ndim != 2 or t.action.ndim != 2 or not t.obs.shape[1] or not t.action.shape[1]:
+        raise DataError(
+            f"{data.name}: obs has shape {t.obs.shape} and action {t.action.shape}, and both must be [rows, size]."
+        )
+    want = {"obs": t.obs.shape[1:], "action": t.action.shape[1:], "next_obs": t.obs.shape[1:], "reward": (), "terminal": ()}
+    for name, tail in want.items():
+        column = getattr(t, name)
+        if column.shape != (n, *tail):
+            raise DataError(f"{data.name}: {name} has shape {column.shape} where {(n, *tail)} was expected.")
+        dtype = np.dtype(bool) if name == "terminal" else np.dtype(np.float32)
+        if column.dtype != dtype:
+            raise DataError(f"{data.name}: {name} is {column.dtype} and must be {dtype}: build it with from_arrays.")
+    for name, column in (("ends", data.ends), ("timeouts", data.timeouts)):
+        if column is not None and (column.shape != (n,) or column.dtype != np.dtype(bool)):
+            raise DataError(f"{data.name}: {name} must be bool of shape ({n},), not {column.dtype} of {column.shape}.")
+    if not data.ends[-1]:
+        raise DataError(f"{data.name}: the last row must be marked in ends: the record ends there.")
+    loose = np.asarray(t.terminal) & ~data.ends
+    if loose.any():
+        where = locate(int(loose.argmax()), data.ends)
+        raise DataError(f"{data.name}: {where} is terminal and not marked in ends: a terminal row ends its episode.")
+
+
+def _finite(data: Dataset, name: str, column: np.ndarray) -> None:
+    for rows in blocks(len(column)):
+        good = np.isfinite(column[rows])
+        if good.all():
+            continue
+        bad = ~good.reshape(len(good), -1)
+        row = int(bad.any(axis=1).argmax())
+        which = f" of dimension {int(bad[row].argmax())}" if column.ndim > 1 else ""
+        value = column[rows][row].reshape(-1)[int(bad[row].argmax())]
+        raise DataError(
+            f"{data.name}: {name} is {value} at {locate(rows.start + row, data.ends)}{which.replace(' of', ',')}: "
+            "repair the file or leave the episode out."
+        )
+
+
+def _successors(data: Dataset) -> None:
+    """Inside an episode the successor is the next row's observation; at a cut it never is."""
+    obs, nxt = np.asarray(data.transitions.obs), np.asarray(data.transitions.next_obs)
+    moved = differ(nxt[:-1], obs[1:])
+    broken = moved & ~data.ends[:-1]
+    if broken.any():
+        raise DataError(
+            f"{data.name}: next_obs at {locate(int(broken.argmax()), data.ends)} is not the following row's obs, though "
+            "the episode goes on: mark that row as an end, or repair next_obs."
+        )
+    crosses = np.flatnonzero(~moved & data.ends[:-1] & ~np.asarray(data.transitions.terminal)[:-1])
+    crosses = crosses[differ(nxt[crosses], obs[crosses])]  # where nothing moved, nothing can be said
+    if len(crosses):
+        raise DataError(
+            f"{data.name}: next_obs at {locate(int(crosses[0]), data.ends)}, where a time limit cut, is the first "
+            "observation of the next episode: store the true last observation or leave next_obs out; if the world went "
+            "on without a reset, do not mark the row as an end."
+        )
+
+
+def _auto_reset(data: Dataset) -> None:
+    """A vector env's next-step auto-reset writes one more row per episode: action ignored, reward 0.
+
+    Only later episodes then begin with a reward of exactly 0, where hardly any other reward is 0 (both shares inferred).
+    """
+    reward = np.asarray(data.transitions.reward)
+    first = np.flatnonzero(data.ends[:-1]) + 1
+    if len(first) < 3 or reward[0] == 0:
+        return
+    zero = reward[first] == 0
+    others = np.count_nonzero(reward == 0) - np.count_nonzero(zero)
+    if zero.mean() >= 0.5 and others <= 0.01 * (len(reward) - len(first)):
+        where = locate(int(first[zero.argmax()]), data.ends)
+        raise DataError(
+            f"{data.name}: {where} and {np.count_nonzero(zero) - 1} more first steps have reward 0, as a vector env's "
+            "auto-reset leaves them (the action was ignored): take these rows out."
+        )
+
+
+def _in_box(data: Dataset, clip: bool) -> Dataset:
+    if data.low is None or data.high is None:
+        return data
+    action = np.asarray(data.transitions.action)
+    low, high = np.asarray(data.low, np.float32), np.asarray(data.high, np.float32)
+    slack = TOLERANCE * (high - low)
+    rounding, rows_out, first = False, 0, None
+    for rows in blocks(len(action)):
+        part = action[rows]
+        outside = (part < low) | (part > high)
+        if not outside.any():
+            continue
+        rounding = True
+        far = ((part < low - slack) | (part > high + slack)).any(axis=1)
+        rows_out += int(np.count_nonzero(far))
+        if first is None and far.any():
+            row = int(far.argmax())
+            k = int((np.maximum(low - part[row], part[row] - high) - slack).argmax())
+            first = (rows.start + row, k)
+    if first is not None and not clip:
+        row, k = first
+        raise DataError(
+            f"{data.name}: action {action[row, k]:.4g} at {locate(row, data.ends)}, dimension {k}, lies outside the box "
+            f"[{low[k]:g}, {high[k]:g}], as do {rows_out} of {len(action)} rows: the scale may be another one; "
+            "if it is not, pass clip_actions=True."
+        )
+    if not rounding:
+        return data
+    notes = data.notes + ((f"{rows_out} rows had actions outside the box and were clipped",) if rows_out else ())
+    return replace(data, transitions=data.transitions._replace(action=np.clip(action, low, high)), notes=notes)
+
+
+def _spec_of(world: Any) -> tuple[Spec, str | None]:
+    if isinstance(world, Spec):
+        return world, None
+    from ..worlds_make import check_boxes
+
+    check_boxes(world)
+    space, spec = world.action_space, getattr(world, "spec", None)
+    low, high = box(space.low, space.high, space.shape[0], "the environment")
+    return Spec(world.observation_space.shape[0], space.shape[0], low, high), spec.id if spec else None
+
+
+def _box_words(low: Any, high: Any) -> str:
+    if len(set(low)) == len(set(high)) == 1:
+        return f"[{low[0]:g}, {high[0]:g}]"
+    return "x".join(f"[{a:g}, {b:g}]" for a, b in zip(low[:4], high[:4], strict=True)) + ("..." if len(low) > 4 else "")

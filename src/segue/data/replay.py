@@ -1,0 +1,41 @@
+"""The online replay: an immutable ring of transitions, updated in place when it is donated."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from segue.core import Spec, Transition
+
+
+class Ring(eqx.Module):
+    """The last `capacity` online rows. `count` is the number ever written and is shared by seeds."""
+
+    rows: Transition
+    count: Int[Array, ""]
+
+    @classmethod
+    def new(cls, spec: Spec, capacity: int) -> "Ring":
+        zeros = lambda *shape: jnp.zeros((capacity, *shape), jnp.float32)
+        rows = Transition(
+            zeros(spec.obs), zeros(spec.act), zeros(), zeros(spec.obs), jnp.zeros(capacity, bool)
+        )
+        return cls(rows, jnp.zeros((), jnp.int32))
+
+    @property
+    def capacity(self) -> int:
+        return len(self.rows.reward)
+
+    @property
+    def size(self) -> Int[Array, ""]:
+        """Rows that may be sampled."""
+        return jnp.minimum(self.count, self.capacity)
+
+    @property
+    def slot(self) -> Int[Array, ""]:
+        """Where the next row goes."""
+        return self.count % self.capacity
+
+    def add(self, row: Transition) -> "Ring":
+        rows = jax.tree.map(lambda column, new: column.at[self.slot].set(new), self.rows, row)
+        return Ring(rows, self.count + 1)

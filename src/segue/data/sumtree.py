@@ -1,0 +1,49 @@
+"""Exact proportional sampling from millions of priorities, inside `jit`: a sum tree in one array.
+
+Node 1 is the root, node i has the children 2i and 2i+1, the leaves are the last half. Drawing walks down, writing
+rewrites the path up; both touch log2(n) nodes per row, so the array is updated in place when it is donated.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Tree = Float[Array, " twice_leaves"]
+
+
+def build(leaves: Float[Array, " n"]) -> Tree:
+    """A tree over n priorities >= 0 (padded with zeros to a power of two)."""
+    size = 1 << max(len(leaves) - 1, 1).bit_length()
+    level = jnp.zeros(size, jnp.float32).at[: len(leaves)].set(leaves)
+    levels = [level]
+    while len(level) > 1:
+        level = level.reshape(-1, 2).sum(-1)
+        levels.append(level)
+    return jnp.concatenate([jnp.zeros(1, jnp.float32), *reversed(levels)])
+
+
+def depth(tree: Tree) -> int:
+    return (len(tree) // 2).bit_length() - 1
+
+
+def write(tree: Tree, index: Int[Array, " batch"], priority: Float[Array, " batch"]) -> Tree:
+    """Set priorities. Where an index stands twice, its priorities must agree."""
+    node = index + len(tree) // 2
+    tree = tree.at[node].set(priority)
+    for _ in range(depth(tree)):
+        node = node // 2
+        tree = tree.at[node].set(tree[2 * node] + tree[2 * node + 1])
+    return tree
+
+
+def draw(tree: Tree, count: int, key: PRNGKeyArray) -> Int[Array, " count"]:
+    """`count` independent leaves, each with probability priority / total.
+
+    Every level tosses a coin of its own: one uniform number for the whole walk has 2^23 values, too few for fair
+    shares among a million rows. A child of weight zero is never entered, so a row of priority zero is never drawn.
+    """
+    node = jnp.ones(count, jnp.int32)
+    for coin in jax.random.uniform(key, (depth(tree), count)):
+        left, right = tree[2 * node], tree[2 * node + 1]
+        node = 2 * node + ((right > 0) & (coin * (left + right) >= left))
+    return node - len(tree) // 2

@@ -1,0 +1,45 @@
+"""Direct fine-tuning: the offline policy and critic go on learning online (the "TD3" rows of OPT's tables).
+
+The paper does not state its replay and updates per step; they are inferred from the parent method's code: uniform
+replay over offline and online rows, 25k env steps of collection first, OPT's updates per step.
+"""
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from segue.backbone import AbstractBackbone, Agent, Info, require
+from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.nn.actors import AbstractActor
+from segue.offline.td3 import TD3
+
+
+class Direct(AbstractMethod):
+    """Go on with the critic that the offline phase left."""
+
+    backbone: AbstractBackbone = eqx.field(default_factory=TD3)
+    """The algorithm, in the form it takes online."""
+    reset_optimizers: bool = eqx.field(static=True, default=True)
+    """Forget the moments of policy and critic at the switch, as OPT's code does."""
+
+    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
+        require(
+            given,
+            "Direct fine-tuning",
+            actor="put an offline phase before it",
+            critic="put an offline phase before it, or start from a policy alone with PORL",
+        )
+        agent = self.backbone.init(spec, given, key=key)
+        if self.reset_optimizers:
+            agent = Agent(agent.actor.restart(), (agent.critics[0].restart(),), agent.aux)
+        return agent
+
+    def update(
+        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Agent, Info]:
+        return self.backbone.update(learner, batch, key=key, clock=clock)
+
+    def release(self, learner: Agent) -> Pretrained:
+        return self.backbone.release(learner)
+
+    def actor(self, learner: Agent) -> AbstractActor:
+        return self.backbone.actor(learner)

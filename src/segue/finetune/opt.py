@@ -1,0 +1,129 @@
+r"""OPT: online pre-training (Shin et al., ICML 2025, arXiv 2507.08387).
+
+    pre-train  min_\psi   L_off(\psi) + w L_on( \psi - \alpha \nabla L_off(\psi) )                              (Eq. 3)
+    fine-tune  max_\phi   mean [ (1 - \kappa) Q_off(s, \pi(s)) + \kappa Q_on(s, \pi(s)) ]                     (Eq. 4)
+
+L_off and L_on are the backbone's critic loss (Eq. 2) on a batch of offline data and on a batch of samples that the
+frozen policy collected. Both critics then learn from the same batches, each against its own slow copy, while the
+policy listens to Q_on more and more. \alpha = 3e-4 and the weight w are known from public code that follows the
+authors' release, not from the paper, whose equation has w = 1 (`cap_online_loss`).
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from segue import losses
+from segue.backbone import AbstractBackbone, Agent, Info, Opinion, require, step
+from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, Trained, Transition
+from segue.nn.actors import AbstractActor
+from segue.offline.td3 import TD3
+
+
+class MetaCritic(AbstractMethod):
+    """Train a critic to be one gradient step on offline data away from fitting online samples (Eq. 3)."""
+
+    backbone: AbstractBackbone = eqx.field(default_factory=TD3)
+    """Whose critic loss L is, in the form it takes online. The policy is frozen; the slow copy moves as there."""
+    inner_lr: float = 3e-4
+    """Alpha, the inner step's rate (from public code)."""
+    first_order: bool = eqx.field(static=True, default=False)
+    """Treat the inner gradient as a constant: drops the Hessian of L_off, and its cost."""
+    cap_online_loss: bool = eqx.field(static=True, default=True)
+    """w = min(L_off, L_on) / L_on instead of the paper's w = 1 (from public code)."""
+    learn_from: Literal["both", "offline", "online"] = eqx.field(static=True, default="both")
+    """Eq. 3, or the paper's ablations: the plain TD loss on one of its two batches alone."""
+    trainee: Literal["fresh", "critic"] = eqx.field(static=True, default="fresh")
+    """A new critic, or the offline critic itself (the paper's Figure 7: no Q_on)."""
+
+    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
+        advice = "put an offline phase before it, or start from a policy alone with PORL"
+        require(given, "OPT's online pre-training", actor=advice, critic=advice)
+        assert given.actor is not None and given.critic is not None
+        critic = given.critic if self.trainee == "critic" else Trained.new(self.backbone.new_critic(spec, key=key))
+        return Agent(given.actor, (critic,), given._replace(actor=None))
+
+    def update(
+        self, learner: Agent, batch: tuple[Transition, Transition], *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Agent, Info]:
+        (offline, online), (key_off, key_on) = batch, jax.random.split(key)
+        (critic,) = learner.critics
+        loss = lambda q, batch, k: self.backbone.critic_loss(
+            q, critic.slow, learner.actor, learner.aux, batch, key=k
+        )
+
+        def meta(q: eqx.Module) -> tuple[Float[Array, ""], Info]:  # Eq. 3
+            (here, _), slope = jax.value_and_grad(loss, has_aux=True)(q, offline, key_off)
+            slope = jax.lax.stop_gradient(slope) if self.first_order else slope
+            ahead = jax.tree.map(lambda p, g: p - self.inner_lr * g, q, slope)
+            there, info = loss(ahead, online, key_on)
+            total, weight = losses.meta(here, there, self.cap_online_loss)
+            return total, {"loss_off": here, "loss_on": there, "weight": weight, "max_abs_q": info["max_abs_q"]}
+
+        objective = {
+            "both": meta,
+            "offline": lambda q: loss(q, offline, key_off),
+            "online": lambda q: loss(q, online, key_on),
+        }[self.learn_from]
+        moved, info = critic.descend(objective, self.backbone.critic_lr)
+        due = self.backbone.due(clock)
+        moved = jax.lax.cond(due, lambda c: c.drift(self.backbone.polyak), lambda c: c, moved)
+        return Agent(learner.actor, (moved,), learner.aux), info
+
+    def release(self, learner: Agent) -> Pretrained:
+        return learner.aux._replace(actor=learner.actor, **{self.trainee: learner.critics[0]})
+
+    def actor(self, learner: Agent) -> AbstractActor:
+        return self.backbone.actor(learner)
+
+
+class OPT(AbstractMethod):
+    """Fine-tune against two critics, trusting the second one more as time passes (Eq. 4)."""
+
+    backbone: AbstractBackbone = eqx.field(default_factory=TD3)
+    """The algorithm, in the form it takes online."""
+    kappa: Linear = eqx.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
+    """Weight on Q_on."""
+    reset_optimizers: bool = eqx.field(static=True, default=True)
+    """Forget the moments of policy and Q_off at the switch, as the code does; Q_on's go on."""
+
+    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
+        require(
+            given,
+            "OPT",
+            actor="put an offline phase before it",
+            critic="put an offline phase before it, or start from a policy alone with PORL",
+            fresh="put Train(MetaCritic(...), source=Paired()) before it",
+        )
+        actor, old, new = given.actor, given.critic, given.fresh
+        assert actor is not None and old is not None and new is not None
+        if self.reset_optimizers:
+            actor, old = actor.restart(), old.restart()
+        return Agent(actor, (old, new), given._replace(actor=None, critic=None, fresh=None))
+
+    def update(
+        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Agent, Info]:
+        kappa = self.kappa(clock)
+        mix = lambda q_off, q_on: mixed(q_off, q_on, kappa)
+        agent, info = step(self.backbone, learner, mix, batch, names=("/off", "/on"), key=key, clock=clock)
+        return agent, info | {"kappa": kappa}
+
+    def release(self, learner: Agent) -> Pretrained:
+        old, new = learner.critics
+        return learner.aux._replace(actor=learner.actor, critic=old, fresh=new)
+
+    def actor(self, learner: Agent) -> AbstractActor:
+        return self.backbone.explorer(learner.actor.net)
+
+
+def mixed(q_off: Opinion, q_on: Opinion, kappa: Float[Array, ""]) -> Opinion:
+    """(1 - kappa) Q_off + kappa Q_on; at 0 and at 1 the other critic is not even evaluated, however ruined it is."""
+
+    def q_kappa(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
+        both = lambda s, a: (1 - kappa) * q_off(s, a) + kappa * q_on(s, a)
+        return jax.lax.switch((kappa > 0).astype(int) + (kappa >= 1), (q_off, both, q_on), obs, action)
+
+    return q_kappa

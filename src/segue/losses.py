@@ -1,0 +1,50 @@
+"""Losses as pure functions of batches of numbers: no networks, no state, the letters of the papers."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def td_target(
+    reward: Float[Array, " batch"],
+    terminal: Bool[Array, " batch"],
+    next_q: Float[Array, " batch"],
+    discount: float | Float[Array, ""],
+) -> Float[Array, " batch"]:
+    """y = r + gamma Q'(s', a') where the task went on, and y = r where it ended.
+
+    `where` rather than a product: a terminal row never looks at the target network, not even at an infinite one.
+    """
+    return reward + jnp.where(terminal, 0.0, discount * next_q)
+
+
+def td_loss(q: Float[Array, "batch members"], y: Float[Array, " batch"]) -> Float[Array, ""]:
+    """sum_i mse(Q_i(s, a), y): OPT's Eq. 2."""
+    return jnp.square(q - y[:, None]).sum(-1).mean()
+
+
+def td3bc(
+    q: Float[Array, " batch"], pi: Float[Array, "batch act"], action: Float[Array, "batch act"], alpha: float
+) -> Float[Array, ""]:
+    """mse(pi(s), a) - alpha mean Q(s, pi(s)) / stop_gradient(mean |Q|) (Fujimoto & Gu 2021, Eq. 5)."""
+    scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+    return jnp.square(pi - action).mean() - scale * q.mean()
+
+
+def meta(
+    here: Float[Array, ""], ahead: Float[Array, ""], cap: bool
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """OPT's Eq. 3 from its two terms: L_off(psi) + w L_on(psi - alpha grad L_off(psi)).
+
+    The paper has w = 1. Public code that follows the authors' release has
+    w = stop_gradient(min(L_off, L_on) / L_on), which caps the online term at the size of the offline one (`cap`).
+    Returns the total and w.
+    """
+    weight = jax.lax.stop_gradient(jnp.minimum(here, ahead) / ahead) if cap else jnp.ones_like(here)
+    return here + weight * ahead, weight
+
+
+def density_ratio(w_off: Float[Array, " batch"], w_on: Float[Array, " batch"]) -> Float[Array, ""]:
+    """Jensen-Shannon dual of d_on/d_off (Off2OnRL): -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))."""
+    tiny = 1e-10
+    return -jnp.log(2 / (w_off + 1) + tiny).mean() - jnp.log(2 * w_on / (w_on + 1) + tiny).mean()

@@ -1,0 +1,104 @@
+r"""TD3 (Fujimoto, van Hoof & Meger 2018, arXiv 1802.09477), and what its relatives share with it.
+
+    critic   min_\theta  sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_j Q'_j(s', a')
+             a' = clip( \pi'(s') + clip(N(0, \sigma), -c, c), -1, 1 )
+    actor    max_\phi    mean Q_1(s, \pi(s))
+
+TD3 is how the TD3+BC backbone is fine-tuned: the "TD3" rows of OPT's tables drop the cloning term, and do not
+normalise Q. Constants: OPT's (arXiv 2507.08387); exploration noise is known from public code.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from segue.backbone import AbstractBackbone, Info, Opinion
+from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.losses import td_loss, td_target
+from segue.nn.actors import AbstractActor, Deterministic, Noisy
+from segue.nn.mlp import MLP, Ensemble
+
+
+class AbstractTD3(AbstractBackbone):
+    """Deterministic policy, twin critics, smoothed targets, delayed policy steps. A relative adds its policy loss."""
+
+    discount: float = 0.99
+    """Gamma."""
+    polyak: float = 0.005
+    """Tau: how far slow copies move at each policy step."""
+    actor_lr: float = 3e-4
+    """Adam's rate for the policy."""
+    critic_lr: float = 3e-4
+    """Adam's rate for critics."""
+    target_noise: float = 0.2
+    """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
+    target_clip: float = 0.5
+    """Bound on the smoothing noise."""
+    explore_noise: float = 0.1
+    """Standard deviation of the exploration noise, clipped to +-0.5."""
+    delay: int = eqx.field(static=True, default=2)
+    """The policy and all slow copies move at every `delay`-th update."""
+    width: int = eqx.field(static=True, default=256)
+    """Units in a hidden layer."""
+    depth: int = eqx.field(static=True, default=2)
+    """Hidden layers."""
+    layer_norm: bool = eqx.field(static=True, default=False)
+    """LayerNorm after each hidden layer, in policy and critics (the papers: Adroit only)."""
+    actor_head: float | None = eqx.field(static=True, default=None)
+    """Half-width of the policy head's uniform start; None: the framework's default (the papers: 1e-3 off MuJoCo)."""
+    critic_head: float | None = eqx.field(static=True, default=None)
+    """The same for critics (the papers: 3e-3 off MuJoCo)."""
+
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
+        sizes = (spec.obs, *(self.width,) * self.depth, spec.act)
+        return Deterministic(MLP(sizes, layer_norm=self.layer_norm, head=self.actor_head, key=key))
+
+    def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
+        sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
+        return Ensemble(2, sizes, layer_norm=self.layer_norm, head=self.critic_head, key=key)
+
+    def critic_loss(
+        self,
+        q: Ensemble,
+        slow: Ensemble,
+        actor: Trained,
+        aux: Pretrained,
+        batch: Transition,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], Info]:
+        noise = self.target_noise * jax.random.normal(key, batch.action.shape)
+        noise = jnp.clip(noise, -self.target_clip, self.target_clip)
+        next_action = jnp.clip(jax.vmap(actor.slow.act)(batch.next_obs) + noise, -1.0, 1.0)
+        next_q = jax.vmap(slow)(batch.next_obs, next_action).min(-1)
+        y = td_target(batch.reward, batch.terminal, next_q, self.discount)
+        values = jax.vmap(q)(batch.obs, batch.action)
+        loss = td_loss(values, y)
+        return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+
+    def opinion(self, critic: Trained) -> Opinion:
+        return lambda obs, action: critic.net.first(obs, action)
+
+    def due(self, clock: Clock) -> Bool[Array, ""]:
+        return (clock.update + 1) % self.delay == 0
+
+    def explorer(self, actor: AbstractActor) -> Noisy:
+        return Noisy(actor, self.explore_noise)
+
+    def weighted(self, info: Info) -> Info:
+        """Policy scalars, weighted for being reported at every `delay`-th update only."""
+        return {name: self.delay * value for name, value in info.items()}
+
+
+class TD3(AbstractTD3):
+    """TD3 itself."""
+
+    def policy_loss(
+        self, pi: Deterministic, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Float[Array, ""], Info]:
+        values = jax.vmap(q)(batch.obs, jax.vmap(pi.act)(batch.obs))
+        return -values.mean(), self.weighted({"policy_q": values.mean()})
+
+    def online(self) -> "TD3":
+        return self

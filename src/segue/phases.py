@@ -1,0 +1,301 @@
+"""Phases, and the only loop.
+
+A phase is an explicit state machine over a `Live` state: `begin`, `wants`, `act`, `observe`, `learn`, `end`. It never
+sees a world or a hook; `pipeline` drives it. Two primitives, `Train` (gradient steps, the world sleeps) and `Collect`
+(act and remember, nothing learns), and one combinator, `Online` (both).
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from segue import engine
+from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.data.replay import Ring
+from segue.data.sources import AbstractSource, Uniform
+from segue.errors import SegueError
+from segue.nn.actors import Noisy
+from segue.worlds import Worlds
+
+Want = Literal["act", "learn", "done"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What flows from phase to phase. Leaves of `waist` and `online.rows` have a leading seed axis."""
+
+    spec: Spec
+    offline: Transition
+    """The dataset, one copy for all seeds; no rows where there is none. Actions in [-1, 1]."""
+    online: Ring
+    keys: PRNGKeyArray
+    """One key per seed."""
+    waist: Pretrained = Pretrained()  # noqa: RUF009 (immutable)
+    env_step: int = 0
+    """Env steps taken so far, by each seed."""
+    updates: int = 0
+    """Gradient steps taken so far, by each seed."""
+    phases: int = 0
+    """Phases ended so far: phase k draws its randomness from fold_in(key, k)."""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.keys)
+
+    def phase_keys(self) -> PRNGKeyArray:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.phases)
+
+
+class Live(NamedTuple):
+    """A phase in progress, whole: nothing else is remembered anywhere."""
+
+    run: Run
+    """As it was when the phase began, but for the ring."""
+    keys: PRNGKeyArray
+    learner: Any
+    carry: Any
+    tally: engine.Tally
+    update: int = 0
+    """Gradient steps of this phase."""
+    env_step: int = 0
+    """Env steps since the first online step of the run."""
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(np.int32(self.update), np.int32(self.env_step), np.int32(self.run.env_step))  # pyright: ignore
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of the whole run."""
+        return self.run.updates + self.update
+
+    def scalars(self) -> dict[str, np.ndarray]:
+        """What the tally says, per seed."""
+        values, count = jax.device_get(self.tally)
+        mean = lambda name, value: value if name.startswith("max_") else value / np.maximum(count, 1)
+        return {name: mean(name, value) for name, value in values.items()} if count.any() else {}
+
+    def fresh_tally(self) -> "Live":
+        return self._replace(tally=jax.tree.map(np.zeros_like, self.tally))
+
+
+class AbstractPhase(eqx.Module):
+    """One stretch of a run. `pipeline` calls `begin` once, obeys `wants` until it says "done", then calls `end`."""
+
+    acts: ClassVar[bool]
+    """Whether it takes env steps."""
+
+    @abc.abstractmethod
+    def begin(self, run: Run) -> Live: ...
+
+    @abc.abstractmethod
+    def wants(self, live: Live) -> Want: ...
+
+    @abc.abstractmethod
+    def length(self, run: Run) -> int:
+        """Env steps, or updates where there are none, that the phase will take from `run` on."""
+
+    @abc.abstractmethod
+    def release(self, live: Live) -> Pretrained:
+        """The waist as it is now."""
+
+    def act(self, live: Live, obs: Float[np.ndarray, "seeds obs"]) -> Float[Array, "seeds act"]:
+        """Exploring actions in [-1, 1]."""
+        return engine.explore(self, live.learner, obs, live.keys, np.int32(live.env_step))  # pyright: ignore
+
+    def observe(self, live: Live, row: Transition) -> Live:
+        """One env step of every seed."""
+        raise NotImplementedError
+
+    def learn(self, live: Live, count: int) -> Live:
+        """At most `count` updates."""
+        raise NotImplementedError
+
+    def end(self, live: Live) -> Run:
+        return dataclasses.replace(
+            live.run,
+            waist=self.release(live),
+            env_step=live.env_step,
+            updates=live.updates,
+            phases=live.run.phases + 1,
+        )
+
+
+class Train(AbstractPhase):
+    """Gradient steps alone."""
+
+    acts = False
+    method: AbstractMethod
+    """What learns."""
+    steps: int = eqx.field(static=True, default=1_000_000)
+    """Gradient steps."""
+    source: AbstractSource = eqx.field(default_factory=Uniform)
+    """Where batches come from."""
+
+    def begin(self, run: Run) -> Live:
+        self.source.check(len(run.offline.reward), min(int(run.online.count), run.online.capacity))
+        return _live(self.method, self.source, run)
+
+    def wants(self, live: Live) -> Want:
+        return "learn" if live.update < self.steps else "done"
+
+    def length(self, run: Run) -> int:
+        return self.steps
+
+    def learn(self, live: Live, count: int) -> Live:
+        count = min(count, self.steps - live.update)
+        run = live.run
+        learner, carry, tally = engine.learn(
+            self.method,
+            self.source,
+            live.learner,
+            live.carry,
+            live.tally,
+            offline=run.offline,
+            ring=run.online,
+            keys=live.keys,
+            clock=live.clock,
+            count=np.int32(count),
+        )
+        return live._replace(learner=learner, carry=carry, tally=tally, update=live.update + count)
+
+    def release(self, live: Live) -> Pretrained:
+        return self.method.release(live.learner)
+
+
+class Collect(AbstractPhase):
+    """Act with the frozen policy and remember; nothing learns."""
+
+    acts = True
+    until: int = eqx.field(static=True, default=25_000)
+    """The phase ends at this env step, counted from the run's first one."""
+    noise: float = 0.1
+    """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (public code; OPT's parent has 0)."""
+
+    def begin(self, run: Run) -> Live:
+        if run.waist.actor is None:
+            raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
+        return Live(run, run.phase_keys(), run.waist, (), engine.Tally({}, np.zeros(run.seeds)), 0, run.env_step)
+
+    def wants(self, live: Live) -> Want:
+        return "act" if live.env_step < self.until else "done"
+
+    def length(self, run: Run) -> int:
+        return max(self.until - run.env_step, 0)
+
+    def actor(self, learner: Pretrained) -> Noisy:
+        return Noisy(learner.actor.net, self.noise)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def observe(self, live: Live, row: Transition) -> Live:
+        run = dataclasses.replace(live.run, online=engine.remember(live.run.online, row))
+        return live._replace(run=run, env_step=live.env_step + 1)
+
+    def release(self, live: Live) -> Pretrained:
+        return live.learner
+
+
+class Online(AbstractPhase):
+    """Act, remember, learn: `updates_per_step` updates after every env step."""
+
+    acts = True
+    method: AbstractMethod
+    """What learns."""
+    until: int = eqx.field(static=True, default=300_000)
+    """The phase ends at this env step, counted from the run's first one, collection included."""
+    source: AbstractSource = eqx.field(default_factory=Uniform)
+    """Where batches come from."""
+    updates_per_step: int = eqx.field(static=True, default=1)
+    """Gradient steps after each env step (UTD)."""
+
+    def begin(self, run: Run) -> Live:
+        self.source.check(len(run.offline.reward), run.online.capacity)
+        return _live(self.method, self.source, run)
+
+    def wants(self, live: Live) -> Want:
+        return "act" if live.env_step < self.until else "done"
+
+    def length(self, run: Run) -> int:
+        return max(self.until - run.env_step, 0)
+
+    def actor(self, learner: Any) -> Any:
+        return self.method.actor(learner)
+
+    def observe(self, live: Live, row: Transition) -> Live:
+        run, clock = live.run, live._replace(env_step=live.env_step + 1).clock
+        learner, carry, tally, ring = engine.observe(
+            self.method,
+            self.source,
+            live.learner,
+            live.carry,
+            live.tally,
+            run.online,
+            row,
+            offline=run.offline,
+            keys=live.keys,
+            clock=clock,
+            count=np.int32(self.updates_per_step),
+        )
+        return Live(
+            dataclasses.replace(run, online=ring),
+            live.keys,
+            learner,
+            carry,
+            tally,
+            live.update + self.updates_per_step,
+            live.env_step + 1,
+        )
+
+    def release(self, live: Live) -> Pretrained:
+        return self.method.release(live.learner)
+
+
+def _live(method: AbstractMethod, source: AbstractSource, run: Run) -> Live:
+    keys = run.phase_keys()
+    learner, carry, tally = engine.begin(method, run.spec, source, run.waist, run.offline, run.online, keys)
+    return Live(run, keys, learner, carry, tally, 0, run.env_step)
+
+
+class Hook(Protocol):
+    """Watches a run; phases never see it. `ticked` may hand back a live state with a fresh tally."""
+
+    def started(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live: ...
+
+    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
+
+
+def pipeline(
+    run: Run,
+    phases: Mapping[str, AbstractPhase],
+    worlds: Worlds | None = None,
+    hooks: Sequence[Hook] = (),
+    stride: int = 250,
+) -> Run:
+    """Drive the phases in order and return what they leave behind.
+
+    Hooks tick after every env step, and after every `stride` updates of a phase that only learns.
+    """
+    for name, phase in phases.items():
+        live = phase.begin(run)
+        for hook in hooks:
+            hook.started(name, phase, live)
+        while (want := phase.wants(live)) != "done":
+            if want == "learn":
+                live = phase.learn(live, stride)
+            elif worlds is None:
+                raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
+            else:
+                live = phase.observe(live, worlds.step(phase.act(live, worlds.obs)))
+            for hook in hooks:
+                live = hook.ticked(name, phase, live)
+        run = phase.end(live)
+        for hook in hooks:
+            hook.ended(name, phase, live, run)
+    return run

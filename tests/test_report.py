@@ -1,0 +1,223 @@
+"""Reports: tables worked by hand, intervals against scipy, damaged runs, and pictures that exist."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from segue import report as r
+from segue.errors import DataError, SegueError
+
+PHASES = ["offline", "collect", "pretrain", "finetune"]
+CONFIG = {
+    "format": 1,
+    "recipe": "opt",
+    "task": "walker2d-random",
+    "env_id": "Walker2d-v5",
+    "dataset": {"name": "walker2d/random-v0", "path": "x", "rows": 1000},
+    "seed": 0,
+    "seeds": 2,
+    "preset": "quick",
+    "phases": PHASES,
+    "settings": {"collect": {"env_steps": 25}, "finetune": {"env_steps": 75}},
+    "score": {"min": 0.0, "max": 200.0},
+    "versions": {"segue": "0.1.0", "mujoco": "4.0.0"},
+    "start": None,
+}
+
+
+def line(phase, updates, env_step, returns):
+    kind = "offline" if phase == "offline" else "online"
+    return {"phase": phase, "kind": kind, "update": 0, "updates": updates, "env_step": env_step, "returns": returns}
+
+
+# Normalised by 100 R / 200: seed means (10, 20), (40, 60), (30, 40) become scores (5, 10), (20, 30), (15, 20).
+LINES = [
+    line("offline", 100, 0, [[0, 20], [10, 30]]),
+    line("finetune", 150, 60, [[40, 40], [50, 70]]),
+    line("finetune", 190, 100, [[0, 60], [40, 40]]),
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(name="a", lines=LINES, torn="", metrics=(), **changes) -> Path:
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(CONFIG | changes))
+        (path / "returns.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + torn)
+        if metrics:
+            (path / "metrics.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in metrics))
+        return path
+
+    return write
+
+
+def row(text, label):
+    return next([c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if x.startswith(f"| {label} "))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_interval_is_scipys_over_seeds(seeds):
+    values = np.random.default_rng(0).normal(size=(seeds, 7))
+    mine = r.estimate(values)
+    means = values.mean(axis=1)
+    low, high = stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=stats.sem(means))
+    assert mine.half is not None
+    np.testing.assert_allclose([mine.mean - mine.half, mine.mean + mine.half], [low, high])
+
+
+def test_more_episodes_of_the_same_seeds_buy_no_certainty():
+    returns = np.array([[0.0, 4.0], [6.0, 10.0]])
+    assert r.estimate(returns) == r.estimate(np.tile(returns, 50)) == r.estimate(np.array([2.0, 8.0]))
+
+
+def test_one_seed_has_no_interval():
+    assert r.estimate(np.array([[1.0, 3.0]])) == r.Estimate(2.0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("returns", "reference", "score"), [(50, (50, 150), 0), (150, (50, 150), 100), (0, (50, 150), -50), (7, None, 7)]
+)
+def test_normalised_score(returns, reference, score):
+    assert r.normalise(np.array(float(returns)), reference) == score
+
+
+def test_summary_by_hand(run):
+    s = r.summarise(r.read(run()))
+    t = 12.7062047  # 97.5 % of Student's t with one degree of freedom; std(a, b) / sqrt(2) = |a - b| / 2
+    assert s.offline == r.Estimate(7.5, pytest.approx(t * 2.5), 2)
+    assert s.final == r.Estimate(17.5, pytest.approx(t * 2.5), 2)
+    assert s.gain == r.Estimate(10.0, pytest.approx(0.0), 2), "paired: both seeds gained 10"
+    assert (s.best.mean, s.best_step, s.env_steps) == (25.0, 60, 100)
+
+
+def test_table_by_hand(run):
+    text = r.table([r.read(run(metrics=[10, 70, 5, 3605]))])
+    assert row(text, "opt")[1:] == [
+        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
+    ]  # fmt: skip
+    assert row(text, "td3+opt †")[3] == "88.0"
+    assert "mujoco 4.0.0" in text
+    assert "2507.08387" in text
+
+
+def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
+    text = r.table([r.read(run(score=None))])
+    assert "raw return" in text
+    assert row(text, "opt")[2].startswith("15.0")
+    assert "†" not in text
+
+
+def test_runs_are_grouped_by_task_and_told_apart(run):
+    records = [
+        r.read(run("a")),
+        r.read(run("b", task=None, env_id="Own-v0")),
+        r.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
+    ]
+    text = r.table(records)
+    assert [x.split(" (")[0] for x in text.splitlines() if x.startswith("##")] == ["## walker2d-random", "## Own-v0"]
+    assert row(text, "opt (c)")[1:6] == ["1 seed", "1.5", "–", "–", "1.5"]
+    assert "last evaluated in phase `offline`" in text
+
+
+def test_published_numbers_are_single_tasks_with_a_source():
+    data = json.loads((Path(r.__file__).parent / "published.json").read_text())
+    assert data["source"].startswith("arXiv 2507.08387")
+    assert not [task for task in data["scores"] if "total" in task or "sum" in task]
+    assert r.published("nobody-medium") == {}
+
+
+def test_a_torn_last_line_is_noted(run):
+    whole, torn = r.read(run("a")), r.read(run("b", torn='{"phase": "fine'))
+    assert len(torn.evaluations) == len(whole.evaluations) == 3
+    assert whole.notes == ()
+    assert "cut short" in r.table([torn])
+
+
+@pytest.mark.parametrize(
+    ("torn", "says"),
+    [
+        ("{broken\n", "line 4, is not JSON"),
+        ("[1]\n", "not a JSON object"),
+        ("\n" + json.dumps(LINES[2]) + "\n", "line 4, is not JSON"),
+        (json.dumps(LINES[0]) + "\n", "earlier in the run"),
+        (json.dumps(line("finetune", 200, 110, [[1.0]])) + "\n", "2 seeds"),
+        (json.dumps(line("finetune", 200, 110, [[1.0], [1.0, 2.0]])) + "\n", "2 seeds"),
+        (json.dumps(line("finetune", 200, 110, [[], []])) + "\n", "2 seeds"),
+        (json.dumps(line("finetune", 200, 110, [[1.0], [float("nan")]])) + "\n", "finite"),
+        (json.dumps(line("finetune", -1, 110, [[1.0], [1.0]])) + "\n", "`updates`"),
+    ],
+)
+def test_other_damage_is_one_sentence(run, torn, says):
+    with pytest.raises(DataError, match=says) as caught:
+        r.read(run(torn=torn))
+    assert "\n" not in str(caught.value)
+
+
+def test_not_a_run(run, tmp_path):
+    with pytest.raises(SegueError, match="not a run"):
+        r.report([tmp_path])
+    with pytest.raises(SegueError, match="no evaluation yet"):
+        r.report([run("empty", lines=[])])
+    with pytest.raises(SegueError, match="format 2"):
+        r.report([run("future", format=2)])
+    with pytest.raises(DataError, match="seeds and score"):
+        r.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
+    with pytest.raises(SegueError, match="nothing to report"):
+        r.report([])
+
+
+def test_curves_keep_the_two_axes_apart(run):
+    record = r.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
+    assert r.offline_curve(record).x.tolist() == [100]
+    online = r.online_curve(record)
+    assert online.x.tolist() == [0, 25, 60, 100]
+    assert online.scores[0].tolist() == [5, 10], "the policy that goes online is the one that left pre-training"
+    assert r.borders(record) == {"collect": 25, "pretrain": 25}
+
+
+def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
+    record = r.read(
+        run(start="runs/y:offline", phases=PHASES[1:], lines=[line("collect", 0, 0, [[2], [4]]), *LINES[1:]])
+    )
+    assert len(r.offline_curve(record).x) == 0
+    assert r.online_curve(record).x.tolist() == [0, 60, 100]
+    assert r.summarise(record).offline == r.estimate(np.array([1.0, 2.0]))
+
+
+def test_a_phase_that_ends_on_evidence_ends_before_its_budget(run):
+    record = r.read(run(settings={"collect": {"env_steps": 90}}))
+    assert r.borders(record) == {"collect": 60, "pretrain": 60}
+
+
+def test_labels_are_moved_apart():
+    assert r._apart([0, 1, 50, 99, 100], gap=10, top=100) == [0, 10, 50, 90, 100]
+
+
+def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    one, two = run("a"), run("b", seeds=1, score=None, lines=[line("offline", 9, 0, [[1]])])
+    for dirs, out, where in [([one], None, one / "report.png"), ([one, two], None, Path("report.png"))]:
+        text = r.report(dirs, out)
+        assert text.endswith(f"Curves: {where}")
+        assert where.read_bytes().startswith(b"\x89PNG")
+        assert capsys.readouterr().out.strip() == text
+    with pytest.raises(SegueError, match="could not be written"):
+        r.report([one], tmp_path / "picture.word")
+
+
+def test_without_matplotlib_the_table_is_still_given(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = r.report([run()])
+    assert "| opt " in text
+    assert "pip install 'segue[report]'" in text
+
+
+def test_importing_it_does_not_import_matplotlib():
+    code = "import sys, segue.report; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
