@@ -1,0 +1,63 @@
+"""Segue: offline-to-online reinforcement learning. A policy goes from logged data to live interaction.
+
+    import segue
+
+    task = segue.task("walker2d-random")
+    result = segue.run(segue.opt(task), task, seeds=2, out="runs/x")
+    print(result.returns)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segue.backbone import AbstractBackbone as AbstractBackbone
+    from segue.core import AbstractMethod as AbstractMethod
+    from segue.core import Linear as Linear
+    from segue.core import Pretrained as Pretrained
+    from segue.core import Spec as Spec
+    from segue.core import Transition as Transition
+    from segue.data import load as load
+    from segue.errors import DataError as DataError
+    from segue.errors import SegueError as SegueError
+    from segue.finetune.direct import Direct as Direct
+    from segue.finetune.opt import OPT as OPT
+    from segue.finetune.opt import MetaCritic as MetaCritic
+    from segue.offline.td3 import TD3 as TD3
+    from segue.offline.td3bc import TD3BC as TD3BC
+    from segue.phases import Collect as Collect
+    from segue.phases import Online as Online
+    from segue.phases import Train as Train
+    from segue.phases import pipeline as pipeline
+    from segue.recipes import PAPER as PAPER
+    from segue.recipes import QUICK as QUICK
+    from segue.recipes import direct as direct
+    from segue.recipes import opt as opt
+    from segue.recipes import td3bc as td3bc
+    from segue.runs import evaluate as evaluate
+    from segue.runs import run as run
+    from segue.tasks import task as task
+
+_HOME = {
+    "segue.backbone": ["AbstractBackbone"],
+    "segue.core": ["AbstractMethod", "Linear", "Pretrained", "Spec", "Transition"],
+    "segue.data": ["load"],
+    "segue.errors": ["DataError", "SegueError"],
+    "segue.finetune.direct": ["Direct"],
+    "segue.finetune.opt": ["OPT", "MetaCritic"],
+    "segue.offline.td3": ["TD3"],
+    "segue.offline.td3bc": ["TD3BC"],
+    "segue.phases": ["Collect", "Online", "Train", "pipeline"],
+    "segue.recipes": ["PAPER", "QUICK", "direct", "opt", "td3bc"],
+    "segue.runs": ["evaluate", "run"],
+    "segue.tasks": ["task"],
+}
+_NAMES = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `segue --help` answers at once."""
+    if name not in _NAMES:
+        raise AttributeError(f"module 'segue' has no attribute {name!r}")
+    return getattr(importlib.import_module(_NAMES[name]), name)

@@ -105,6 +105,10 @@ class AbstractPhase(eqx.Module):
     def release(self, live: Live) -> Pretrained:
         """The waist as it is now."""
 
+    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+        """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
+        return waist
+
     def act(self, live: Live, obs: Float[np.ndarray, "seeds obs"]) -> Float[Array, "seeds act"]:
         """Exploring actions in [-1, 1]."""
         return engine.explore(self, live.learner, obs, live.keys, np.int32(live.env_step))  # pyright: ignore
@@ -164,6 +168,9 @@ class Train(AbstractPhase):
             count=np.int32(count),
         )
         return live._replace(learner=learner, carry=carry, tally=tally, update=live.update + count)
+
+    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+        return _leaves(self.method, spec, waist, keys)
 
     def release(self, live: Live) -> Pretrained:
         return self.method.release(live.learner)
@@ -251,6 +258,9 @@ class Online(AbstractPhase):
             live.env_step + 1,
         )
 
+    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+        return _leaves(self.method, spec, waist, keys)
+
     def release(self, live: Live) -> Pretrained:
         return self.method.release(live.learner)
 
@@ -259,6 +269,11 @@ def _live(method: AbstractMethod, source: AbstractSource, run: Run) -> Live:
     keys = run.phase_keys()
     learner, carry, tally = engine.begin(method, run.spec, source, run.waist, run.offline, run.online, keys)
     return Live(run, keys, learner, carry, tally, 0, run.env_step)
+
+
+def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+    one = lambda waist, key: method.release(method.init(spec, waist, key=key))
+    return jax.eval_shape(jax.vmap(one), waist, keys)
 
 
 class Hook(Protocol):

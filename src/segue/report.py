@@ -428,8 +428,8 @@ def borders(record: RunRecord) -> dict[str, int]:
     phases, end = record.config["phases"], 0
     here = record.evaluations[-1].phase
     for i, phase in enumerate(phases[: phases.index(here)] if here in phases else []):
-        budget = ((record.config.get("settings") or {}).get(phase) or {}).get("env_steps")
-        spent = end + budget if isinstance(budget, int) else end
+        budget = ((record.config.get("settings") or {}).get(phase) or {}).get("until")
+        spent = budget if isinstance(budget, int) else end
         seen = max((e.env_step for e in record.evaluations if e.phase == phase), default=end)
         later = min(e.env_step for e in record.evaluations if e.phase in phases[i + 1 :])
         end = min(max(spent, seen), later)

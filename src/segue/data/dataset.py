@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core import Spec, Transition
-from ..errors import DataError
+from segue.core import Spec, Transition
+from segue.errors import DataError
 
 BLOCK = 1 << 16
 """Rows looked at at once: a check must not need a second dataset's worth of memory."""
@@ -115,8 +115,11 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
             f"{id_ or 'the environment'} has ({theirs.obs},) and ({theirs.act},): this is another task's data, "
             "or another version's."
         )
-    box = np.array([theirs.low, theirs.high])
-    if data.low is not None and not np.allclose([data.low, data.high], box, rtol=1e-5, atol=1e-6):
+    if (
+        data.low
+        and data.high
+        and not np.allclose(np.array([data.low, data.high]), np.array([theirs.low, theirs.high]), rtol=1e-5, atol=1e-6)
+    ):
         raise DataError(
             f"{data.name} has the action box {_box_words(data.low, data.high)} and {id_ or 'the environment'} has "
             f"{_box_words(theirs.low, theirs.high)}: rescale the dataset's actions or wrap the environment."
@@ -173,7 +176,13 @@ def _shapes(data: Dataset) -> None:
         raise DataError(
             f"{data.name}: obs has shape {t.obs.shape} and action {t.action.shape}, and both must be [rows, size]."
         )
-    want = {"obs": t.obs.shape[1:], "action": t.action.shape[1:], "next_obs": t.obs.shape[1:], "reward": (), "terminal": ()}
+    want = {
+        "obs": t.obs.shape[1:],
+        "action": t.action.shape[1:],
+        "next_obs": t.obs.shape[1:],
+        "reward": (),
+        "terminal": (),
+    }
     for name, tail in want.items():
         column = getattr(t, name)
         if column.shape != (n, *tail):
@@ -214,10 +223,13 @@ def _successors(data: Dataset) -> None:
     broken = moved & ~data.ends[:-1]
     if broken.any():
         raise DataError(
-            f"{data.name}: next_obs at {locate(int(broken.argmax()), data.ends)} is not the following row's obs, though "
-            "the episode goes on: mark that row as an end, or repair next_obs."
+            f"{data.name}: next_obs at {locate(int(broken.argmax()), data.ends)} is not the following row's obs, "
+            "though the episode goes on: mark that row as an end, or repair next_obs."
         )
-    crosses = np.flatnonzero(~moved & data.ends[:-1] & ~np.asarray(data.transitions.terminal)[:-1])
+    alone = (
+        np.concatenate(([True], data.ends[:-2])) & data.ends[:-1]
+    )  # shuffled rows may meet their successor by chance
+    crosses = np.flatnonzero(~moved & data.ends[:-1] & ~alone & ~np.asarray(data.transitions.terminal)[:-1])
     crosses = crosses[differ(nxt[crosses], obs[crosses])]  # where nothing moved, nothing can be said
     if len(crosses):
         raise DataError(
@@ -230,7 +242,7 @@ def _successors(data: Dataset) -> None:
 def _auto_reset(data: Dataset) -> None:
     """A vector env's next-step auto-reset writes one more row per episode: action ignored, reward 0.
 
-    Only later episodes then begin with a reward of exactly 0, where hardly any other reward is 0 (both shares inferred).
+    Only later episodes then begin with a reward of exactly 0, where hardly any other reward is 0 (shares inferred).
     """
     reward = np.asarray(data.transitions.reward)
     first = np.flatnonzero(data.ends[:-1]) + 1
@@ -268,8 +280,8 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
     if first is not None and not clip:
         row, k = first
         raise DataError(
-            f"{data.name}: action {action[row, k]:.4g} at {locate(row, data.ends)}, dimension {k}, lies outside the box "
-            f"[{low[k]:g}, {high[k]:g}], as do {rows_out} of {len(action)} rows: the scale may be another one; "
+            f"{data.name}: action {action[row, k]:.4g} at {locate(row, data.ends)}, dimension {k}, lies outside "
+            f"the box [{low[k]:g}, {high[k]:g}], as do {rows_out} of {len(action)} rows: the scale may be another one; "
             "if it is not, pass clip_actions=True."
         )
     if not rounding:

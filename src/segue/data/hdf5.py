@@ -12,13 +12,16 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from ..errors import DataError
+from segue.errors import DataError
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 """HDF5's numbers of the filters read here, all built into h5py. Deflate packs 1032 to 1 at best."""
 
 RATIO = 2000
 """Bytes of memory allowed per compressed byte in the file."""
+
+PIECE = 1 << 24
+"""Bytes that one piece of a column may have whatever the column's own size."""
 
 
 @contextmanager
@@ -37,7 +40,9 @@ def child(parent: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
     if name not in parent.keys():  # noqa: SIM118  (`in` would follow the link)
         return None
     if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
-        raise DataError(f"{where}: {name!r} is a link to somewhere else, which Segue does not follow: copy the data in.")
+        raise DataError(
+            f"{where}: {name!r} is a link to somewhere else, which Segue does not follow: copy the data in."
+        )
     return parent[name]  # pyright: ignore[reportReturnType]
 
 
@@ -59,13 +64,17 @@ def column(parent: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     plist = found.id.get_create_plist()
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if any(f not in FILTERS for f in filters) or len(set(filters)) != len(filters):
-        raise refuse(f"is packed with filters Segue does not read ({', '.join(FILTERS.get(f, str(f)) for f in filters)})")
+        raise refuse(
+            f"is packed with filters Segue does not read ({', '.join(FILTERS.get(f, str(f)) for f in filters)})"
+        )
     stored, size = found.id.get_storage_size(), os.path.getsize(parent.file.filename)
     declared = math.prod(found.shape) * found.dtype.itemsize
     if found.chunks is not None:
         grid = math.prod(-(-n // c) for n, c in zip(found.shape, found.chunks, strict=True))
         if found.id.get_num_chunks() != grid:
             raise refuse(f"declares {grid} pieces and holds {found.id.get_num_chunks()}")
+        if math.prod(found.chunks) * found.dtype.itemsize > max(PIECE, 4 * declared):
+            raise refuse(f"is stored in pieces of {found.chunks}, far larger than itself")
         declared = grid * math.prod(found.chunks) * found.dtype.itemsize  # a piece is unpacked whole
     elif stored != declared:
         raise refuse(f"declares {declared} bytes and holds {stored}")

@@ -1,0 +1,249 @@
+"""The command line, and nothing else. Nothing heavy is imported before it is known what to do."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segue.tasks import Task
+
+INTERRUPTED = 130
+
+ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
+
+  segue run RECIPE --task NAME --out DIR    train; every setting of every phase is a flag (run RECIPE --help)
+  segue evaluate RUN                        more episodes of the policies that a run keeps
+  segue report RUN [RUN ...]                a table and learning curves
+  segue data collect                        make a dataset from any Gymnasium env with the random policy
+  segue data inspect                        what a dataset holds
+
+Recipes: opt, opt-single, direct, td3bc.  Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay},
+or any env with --env-id ID --dataset FILE."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point. Exits with 0, 1 (something to mend), 2 (wrong flags) or 130 (interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, evaluate, report or data")
+    known, rest = parser.parse_known_args(argv[:1])
+    if known.version:
+        import importlib.metadata
+
+        print(f"segue {importlib.metadata.version('segue')}")
+        return
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": _run,
+        "evaluate": _evaluate,
+        "report": _report,
+        "data": _data,
+    }
+    if known.command is None:
+        parser.print_help()
+        raise SystemExit(2 if rest else 0)
+    if known.command not in commands:
+        parser.error(f"there is no command {known.command!r}{_guess(known.command, commands)}")
+    from segue.errors import SegueError
+
+    try:
+        commands[known.command](argv[1:])
+    except SegueError as error:
+        print(f"segue: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("segue: interrupted; what was written stays readable.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+def _guess(word: str, known: Any) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(known)})"
+
+
+def _run(argv: list[str]) -> None:
+    """segue run RECIPE ...: a first look finds recipe, task and preset, whose values are the flags' defaults."""
+    first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
+    first.add_argument("recipe", nargs="?")
+    for flag in ("--task", "--env-id", "--dataset", "--preset", "--replay"):
+        first.add_argument(flag)
+    first.add_argument("--clip-actions", action="store_true")
+    chosen, _ = first.parse_known_args(argv)
+    wants_help = "-h" in argv or "--help" in argv
+
+    from segue.errors import SegueError
+    from segue.recipes import PRESETS, RECIPES, REPLAYS
+    from segue.tasks import nearest, task
+
+    if chosen.recipe is None or chosen.recipe.startswith("-"):
+        if wants_help:
+            print(f"usage: segue run RECIPE [flags]\n\nrecipes: {', '.join(RECIPES)}; segue run RECIPE --help lists")
+            print("the flags, whose defaults depend on --task and --preset.")
+            return
+        raise SegueError(f"segue run needs a recipe: {', '.join(RECIPES)}.")
+    if chosen.recipe not in RECIPES:
+        raise SegueError(f"There is no recipe {chosen.recipe!r}; did you mean {nearest(chosen.recipe, list(RECIPES))}?")
+    for name, table in (("preset", PRESETS), ("replay", REPLAYS)):
+        value = getattr(chosen, name)
+        if value is not None and value not in table:
+            raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
+    if chosen.task is None and chosen.env_id is None:
+        if not wants_help:
+            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE.")
+        chosen.task = "walker2d-random"
+    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, clip_actions=chosen.clip_actions)
+    preset = chosen.preset or "paper"
+    extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
+    try:
+        phases = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
+    except TypeError:
+        raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.") from None
+    options, phases = _flags(argv, chosen.recipe, preset, phases, job)
+
+    from segue import runs
+
+    if options["from_"] is None and options["out"] is None:
+        pass
+    runs.compile_cache()
+    out = options["out"] or f"runs/{chosen.recipe}-{job.name or job.env_id}-{options['seed']}"
+    done = runs.run(
+        phases,
+        job,
+        out=out,
+        seeds=options["seeds"],
+        seed=options["seed"],
+        budget=options["budget"],
+        since=options["from_"],
+        log_every=options["log_every"],
+        about={"recipe": chosen.recipe, "preset": preset},
+        quiet=options["quiet"],
+    )
+    from segue.report import table
+
+    print(table([done.evaluations]))
+    print(f"\n{done.folder}: segue report {done.folder}")
+
+
+def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") -> tuple[dict[str, Any], Any]:
+    """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
+    import dataclasses
+    from typing import Annotated, Literal
+
+    import tyro
+
+    from segue.phases import Online, Train
+    from segue.recipes import PRESETS, REPLAYS, Budget
+
+    positive = PRESETS[preset]
+
+    @dataclasses.dataclass
+    class Options:
+        recipe: Annotated[str, tyro.conf.Positional]
+        """The recipe."""
+        task: str | None = None
+        """A task's name: its env, dataset and constants."""
+        env_id: str | None = None
+        """Instead of a task: any Gymnasium env with Box spaces."""
+        dataset: str | None = None
+        """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
+        clip_actions: bool = False
+        """Clip dataset actions that lie outside the box instead of refusing them."""
+        preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
+        """The budget: the paper's, or a quick first look."""
+        replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+        """Where fine-tuning batches come from; None: the recipe's choice."""
+        seeds: int = 1
+        """Seeds, trained side by side."""
+        seed: int = 0
+        """The first seed's number."""
+        out: str | None = None
+        """The run's directory, new or empty; None: runs/RECIPE-TASK-SEED."""
+        from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+        """RUN:PHASE: go on from the checkpoint that an earlier run kept at that phase's end."""
+        log_every: int = 1_000
+        """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
+        quiet: bool = False
+        """No progress display."""
+        budget: Budget = dataclasses.field(default_factory=lambda: positive)
+        """Rows to make and evaluation intervals; phase lengths have flags of their own."""
+
+    for phase in (Train, Online):  # a method's fields stand directly under the phase's name
+        field = next(f for f in dataclasses.fields(phase) if f.name == "method")
+        phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
+    whole = dataclasses.make_dataclass(
+        recipe.replace("-", "_"),
+        [(name, type(phase), dataclasses.field(default_factory=lambda p=phase: p)) for name, phase in phases.items()],
+        bases=(Options,),
+    )
+    parsed = tyro.cli(whole, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
+    return vars(parsed), {name: getattr(parsed, name) for name in phases}
+
+
+def _evaluate(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("segue evaluate", description="Evaluate the policies that a run keeps.")
+    parser.add_argument("run", help="a run's directory")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
+    parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
+    asked = parser.parse_args(argv)
+    if asked.episodes < 1:
+        parser.error("--episodes must be at least 1")
+    from segue import report, runs
+
+    found, score = runs.evaluate(asked.run, asked.episodes, asked.seed)
+    what = "normalised score" if score else "return"
+    for seed, row in enumerate(report.normalise(found.returns, score)):
+        print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
+    print(f"mean over policies: {what} {report.estimate(report.normalise(report.seed_means(found.returns), score))}")
+
+
+def _report(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("segue report", description="A table and learning curves of one run or more.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    parser.add_argument("--out", help="the picture's file; default: report.png in the run, or here for several runs")
+    asked = parser.parse_args(argv)
+    from segue.report import report
+
+    report(asked.runs, asked.out)
+
+
+def _data(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("segue data", description="Make a dataset, or look into one.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    collect = commands.add_parser("collect", help="act with env.action_space.sample() and keep every step")
+    collect.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")
+    collect.add_argument("--steps", type=int, default=1_000_000, help="env steps (1,000,000)")
+    collect.add_argument("--seed", type=int, default=0)
+    collect.add_argument("--out", required=True, help="FILE.npz, or a new folder for the Minari layout")
+    inspect = commands.add_parser("inspect", help="rows, episodes, returns, action range, ends, scores")
+    inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
+    inspect.add_argument("--task", help="normalise returns with this task's reference scores")
+    inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")
+    asked = parser.parse_args(argv)
+    from segue import data
+    from segue.tasks import task
+
+    if asked.command == "inspect":
+        score = task(asked.task).score if asked.task else None
+        print(data.render(data.inspect(data.load(asked.dataset, clip_actions=asked.clip_actions), score)))
+        return
+    if asked.steps < 1:
+        parser.error("--steps must be at least 1")
+    from segue.console import Console
+
+    console = Console(quiet=False)
+    try:
+        with console.counting(f"random rows of {asked.env_id}", asked.steps) as advance:
+            made = data.collect_random(asked.env_id, asked.steps, seed=asked.seed, path=asked.out, progress=advance)
+    finally:
+        console.close()
+    print(data.render(data.inspect(made)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Recipes: named phases. A recipe takes a task and a budget, and its value is the papers' figure as a dictionary."""
+
+import dataclasses
+from collections.abc import Callable
+
+from segue.core import Linear
+from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Uniform
+from segue.finetune.direct import Direct
+from segue.finetune.opt import OPT, MetaCritic
+from segue.phases import AbstractPhase, Collect, Online, Train
+from segue.tasks import Task
+
+Phases = dict[str, AbstractPhase]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long everything lasts. `PAPER` is OPT's protocol; `QUICK` is for a first look."""
+
+    rows: int = 1_000_000
+    """Rows of a dataset that is made here."""
+    offline: int = 1_000_000
+    """Gradient steps on the dataset."""
+    collect: int = 25_000
+    """Env steps with the frozen policy."""
+    pretrain: int = 50_000
+    """Gradient steps on Q_on before fine-tuning."""
+    online: int = 300_000
+    """Env steps in all, collection included."""
+    updates_per_step: int | None = None
+    """None: the task's."""
+    evaluate_updates: int = 50_000
+    """Gradient steps from one evaluation to the next while the world sleeps."""
+    evaluate_steps: int = 5_000
+    """Env steps from one evaluation to the next."""
+    episodes: int = 10
+    """Episodes of an evaluation."""
+
+
+PAPER = Budget()
+QUICK = Budget(100_000, 20_000, 5_000, 5_000, 20_000, 1, 5_000, 2_500, 5)
+PRESETS = {"paper": PAPER, "quick": QUICK}
+
+
+def online_only() -> Ratio:
+    return Ratio(Linear(1.0, 1.0, 0))
+
+
+REPLAYS: dict[str, Callable[[], AbstractSource]] = {
+    "balanced": Balanced,
+    "uniform": Uniform,
+    "symmetric": Ratio,
+    "online": online_only,
+}
+"""Where fine-tuning batches come from, by name: an ablation of OPT's."""
+
+
+def td3bc(task: Task, budget: Budget = PAPER) -> Phases:
+    """The offline phase alone."""
+    return dict(offline=Train(task.constants.backbone, budget.offline))
+
+
+def direct(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
+    return dict(
+        offline=Train(task.constants.backbone, budget.offline),
+        collect=Collect(budget.collect),
+        finetune=Online(
+            Direct(task.constants.backbone.online()), budget.online, replay or Uniform(), _utd(task, budget)
+        ),
+    )
+
+
+def opt(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)."""
+    backbone = task.constants.backbone
+    return dict(
+        offline=Train(backbone, budget.offline),
+        collect=Collect(budget.collect),
+        pretrain=Train(MetaCritic(backbone.online()), budget.pretrain, Paired()),
+        finetune=Online(
+            OPT(backbone.online(), _kappa(task, budget)), budget.online, replay or Balanced(), _utd(task, budget)
+        ),
+    )
+
+
+def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which is then used alone (Figure 7)."""
+    online = task.constants.backbone.online()
+    return opt(task, budget, replay) | dict(
+        pretrain=Train(MetaCritic(online, trainee="critic"), budget.pretrain, Paired()),
+        finetune=Online(Direct(online), budget.online, replay or Balanced(), _utd(task, budget)),
+    )
+
+
+RECIPES: dict[str, Callable[..., Phases]] = {
+    "opt": opt,
+    "opt-single": opt_single,
+    "direct": direct,
+    "td3bc": td3bc,
+}
+
+
+def _utd(task: Task, budget: Budget) -> int:
+    return budget.updates_per_step or task.constants.updates_per_step
+
+
+def _kappa(task: Task, budget: Budget) -> Linear:
+    """The paper's ramps are for 300k env steps; another budget stretches them in proportion (inferred)."""
+    kappa = task.constants.kappa
+    return Linear(kappa.start, kappa.end, kappa.until * budget.online // PAPER.online)

@@ -1,0 +1,313 @@
+"""A run: phases, a task and seeds in; a directory out.
+
+    config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
+    returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
+    policy-S.*        seed S's policy (safetensors and JSON)        checkpoints/   one folder for each phase's end
+    tensorboard/      the same curves, live
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue import hooks, policies, report, store
+from segue.console import Console
+from segue.core import Pretrained, Spec, Transition
+from segue.data import Dataset
+from segue.data.replay import Ring
+from segue.engine import SEED_RING
+from segue.errors import DataError, SegueError
+from segue.evaluate import Evaluation, Evaluator
+from segue.phases import AbstractPhase, Run, pipeline
+from segue.recipes import PAPER, Budget
+from segue.tasks import Task, cache_dir
+from segue.worlds import Worlds, spec_of
+
+
+def empty(spec: Spec) -> Transition:
+    """A dataset of no rows."""
+    none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
+    return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))
+
+
+def start(
+    spec: Spec, offline: Transition | None, phases: Mapping[str, AbstractPhase], *, seeds: int = 1, seed: int = 0
+) -> Run:
+    """A run before its first phase.
+
+    Args:
+        spec: sizes and action box.
+        offline: rows with actions in [-1, 1], or None for no dataset.
+        phases: the phases it will go through; the longest `until` sizes the online replay.
+        seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
+    """
+    capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
+    ring = jax.vmap(lambda _: Ring.new(spec, max(capacity, 1)), out_axes=SEED_RING)(jnp.arange(seeds))
+    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+    return Run(spec, empty(spec) if offline is None else offline, ring, keys)
+
+
+def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
+    """The dataset on the device, as methods see it: actions in [-1, 1], the task's reward rule applied once.
+
+    Columns travel one at a time, so a large set is not held twice.
+    """
+    rows = data.transitions
+    columns = dict(
+        obs=rows.obs,
+        action=np.asarray(spec.normalise(rows.action), np.float32),
+        reward=np.asarray(reward(rows.reward), np.float32),
+        next_obs=rows.next_obs,
+        terminal=rows.terminal,
+    )
+    return Transition(**{name: jnp.asarray(column) for name, column in columns.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run left: its directory (None if it kept none) and its last state."""
+
+    folder: Path
+    run: Run
+    evaluations: report.RunRecord
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Raw returns of the last evaluation, [seeds, episodes]."""
+        return self.evaluations.evaluations[-1].returns
+
+
+def run(
+    phases: Mapping[str, AbstractPhase],
+    task: Task,
+    *,
+    out: str | Path,
+    seeds: int = 1,
+    seed: int = 0,
+    budget: Budget = PAPER,
+    since: str | None = None,
+    log_every: int = 1_000,
+    about: Mapping[str, Any] | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Run a recipe's phases on a task and keep everything in the directory `out`.
+
+    Args:
+        phases: a recipe's value, for instance `segue.opt(task)`; any dictionary of phases by name.
+        task: `segue.task("walker2d-random")`, or `segue.task(env_id=..., dataset=...)`.
+        out: a directory that is new or empty.
+        seeds: independent repetitions, trained side by side; numbered from `seed`.
+        budget: how many rows to make and how often to evaluate; the phases carry their own lengths.
+        since: DIRECTORY:PHASE, a checkpoint of an earlier run to go on from, after the phase of the same name here.
+        log_every: updates (or env steps, where there are any) from one line of metrics.jsonl to the next.
+        about: what to note in config.json besides, such as the recipe's name.
+        quiet: no progress display.
+
+    Raises:
+        SegueError: for anything the user can mend, with `out` left readable.
+    """
+    folder = store.new_folder(Path(out))
+    console = Console(quiet)
+    journal = None
+    status = lambda word, **more: store.write_json(
+        folder / "status.json", {"format": store.FORMAT, "status": word, **more}
+    )
+    begun = time.monotonic()
+    try:
+        status("running")
+        data = load_data(task, budget, console)
+        env = task.make()
+        spec = spec_of(env, task.env_id)
+        env.close()
+        state = start(spec, rows_for(data, spec, task.reward), phases, seeds=seeds, seed=seed)
+        if since is not None:
+            state, phases = go_on(state, phases, since)
+        store.write_json(
+            folder / "config.json", describe(phases, task, data, seeds, seed, budget, since, dict(about or {}))
+        )
+        del data
+        numbers = range(seed, seed + seeds)
+        journal = hooks.Journal(folder)
+        evaluator = Evaluator(task.make, spec, numbers, budget.episodes)
+        score = lambda found: report.normalise(report.seed_means(found.returns), task.score)
+        console.plan(phases, state)
+        watchers = [
+            hooks.Log(journal, log_every),
+            hooks.Evaluate(
+                evaluator,
+                journal,
+                budget.evaluate_steps,
+                budget.evaluate_updates,
+                lambda name, found: console.scored(name, score(found), task.score is not None),
+            ),
+            hooks.Checkpoint(folder, {"env_id": task.env_id, "task": task.name}),
+            console,
+        ]
+        worlds = None
+        if any(phase.acts for phase in phases.values()):
+            worlds = Worlds(task.make, spec, numbers, task.reward)
+        state = pipeline(state, phases, worlds, watchers)
+        status("finished", seconds=round(time.monotonic() - begun, 1))
+    except BaseException as error:
+        word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
+        raise
+    finally:
+        console.close()
+        if journal is not None:
+            journal.close()
+    return Result(folder, state, report.read(folder))
+
+
+def load_data(task: Task, budget: Budget, console: Console) -> Dataset:
+    with console.counting(f"making {budget.rows:,} random rows of {task.env_id}", budget.rows) as advance:
+        return task.load(budget.rows, advance)
+
+
+def go_on(
+    state: Run, phases: Mapping[str, AbstractPhase], since: str
+) -> tuple[Run, dict[str, AbstractPhase]]:
+    """Skip what an earlier run has done: the state at its checkpoint, and the phases that are left."""
+    name = since.rpartition(":")[2]
+    if name not in phases:
+        raise SegueError(f"--from names phase {name!r}, but this recipe's phases are {', '.join(phases)}.")
+    done = list(phases)[: list(phases).index(name) + 1]
+    like = Pretrained()
+    for each in done:
+        like = phases[each].leaves(state.spec, like, state.keys)
+    state, _ = hooks.load_checkpoint(since, state, like)
+    rest = {each: phase for each, phase in phases.items() if each not in done}
+    if not rest:
+        raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
+    return dataclasses.replace(state, phases=len(done)), rest
+
+
+def evaluate(folder: str | Path, episodes: int = 10, seed: int = 1_000) -> tuple[Evaluation, tuple[float, float] | None]:
+    """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the reference for scores.
+
+    `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations.
+    """
+    folder = Path(folder)
+    config = store.read_json(folder / "config.json")
+    names = sorted(folder.glob("policy-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    if not names:
+        raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
+    loaded = [policies.load(name) for name in names]
+    spec = loaded[0][1]
+    make = Task(config["env_id"]).make
+    env = make()
+    theirs = spec_of(env, config["env_id"])
+    env.close()
+    if theirs != spec:
+        raise DataError(f"The policies in {folder} are for {spec}, but {config['env_id']} has {theirs}.")
+    actor = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(actor for actor, _ in loaded))
+    evaluator = Evaluator(make, spec, range(seed, seed + len(loaded)), episodes)
+    try:
+        found = evaluator(actor)
+    finally:
+        evaluator.close()
+    score = config.get("score")
+    return found, (score["min"], score["max"]) if score else None
+
+
+def settings(value: Any) -> Any:
+    """Settings as plain JSON: a module becomes its fields and its class's name."""
+    if isinstance(value, eqx.Module):
+        fields = {field.name: settings(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **fields}
+    return value
+
+
+def describe(
+    phases: Mapping[str, AbstractPhase],
+    task: Task,
+    data: Dataset,
+    seeds: int,
+    seed: int,
+    budget: Budget,
+    since: str | None,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """config.json: all that is needed to do it again, and to know what was compared with what."""
+    return {
+        "format": store.FORMAT,
+        "recipe": about.pop("recipe", "custom"),
+        "task": task.name,
+        "env_id": task.env_id,
+        "dataset": {"name": data.name, "path": data.path, "rows": len(data), "notes": list(data.notes)},
+        "reward": task.reward._asdict(),
+        "score": {"min": task.score[0], "max": task.score[1]} if task.score else None,
+        "seed": seed,
+        "seeds": seeds,
+        "start": since,
+        "phases": list(phases),
+        "settings": {name: settings(phase) for name, phase in phases.items()},
+        "budget": dataclasses.asdict(budget),
+        "versions": versions(),
+        "git": revision(),
+        "machine": {
+            "system": platform.platform(),
+            "cores": len(jax.devices()) if jax.default_backend() != "cpu" else _cores(),
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+        },
+        "command": sys.argv,
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **about,
+    }
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("segue", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str | None:
+    """Git's word for the code that runs, if it runs from a checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip() or None
+
+
+def compile_cache() -> None:
+    """Keep compiled programs between processes."""
+    folder = cache_dir() / "jax"
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+__all__ = ["Result", "compile_cache", "evaluate", "json", "run", "start"]

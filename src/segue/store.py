@@ -1,0 +1,115 @@
+"""Arrays and JSON on disk: atomic to write, checked to read, and nothing in them is ever executed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import PyTree
+
+from segue.errors import DataError, SegueError
+
+FORMAT = 1
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises `DataError` where the file is missing or is no JSON object of this format."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise DataError(f"{path} is not a file of Segue's format {FORMAT}.")
+    return value
+
+
+def flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    """Leaves by the path that leads to them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def dump(tree: PyTree) -> bytes:
+    return safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()})
+
+
+def restore(content: bytes, like: PyTree, where: str) -> PyTree:
+    """Arrays back into the structure of `like`, whose leaves tell shapes and dtypes.
+
+    Raises:
+        DataError: where a name, a shape or a dtype differs, naming it.
+    """
+    try:
+        found = safetensors.numpy.load(content)
+    except Exception as error:  # the reader's own exceptions are of several kinds
+        raise DataError(f"{where} is damaged or not a safetensors file: {error}.") from None
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    if odd := sorted(set(names) ^ found.keys()):
+        side = "lacks" if odd[0] in names else "has an unknown"
+        raise DataError(f"{where} {side} array {odd[0]!r}; was it made by other settings?")
+    for name, (_, leaf) in zip(names, paths, strict=True):
+        ours, theirs = (leaf.shape, leaf.dtype), (found[name].shape, found[name].dtype)
+        if ours != theirs:
+            raise DataError(f"{where} has {name} of {theirs[1]}{theirs[0]}, where {ours[1]}{ours[0]} belongs.")
+    return jax.tree_util.tree_unflatten(structure, [found[name] for name in names])
+
+
+def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """A folder of files with a manifest of their sizes and SHA-256, put in place whole."""
+    listed = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir(parents=True)
+    for name, content in files.items():
+        write_bytes(part / name, content)
+    write_json(part / "manifest.json", {"format": FORMAT, **manifest, "files": listed})
+    part.replace(folder)
+
+
+def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files of such a folder, verified, and its manifest."""
+    manifest = read_json(folder / "manifest.json")
+    files = {}
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if Path(name).name != name:
+            raise DataError(f"{folder / 'manifest.json'} names a file outside its folder: {name!r}.")
+        if not path.is_file() or path.stat().st_size != expected["size"]:
+            raise DataError(f"{path} is missing or not of its recorded size: the checkpoint is damaged.")
+        files[name] = path.read_bytes()
+        if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
+            raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
+    return files, manifest
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder for a run. Raises `SegueError` where something is already there."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SegueError(f"{path} already exists and is not empty: choose another --out, nothing is overwritten.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

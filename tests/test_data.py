@@ -1,0 +1,295 @@
+"""The laws a dataset obeys: where it bootstraps, where an episode ends, what is refused and in which words."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.core import Spec
+from segue.data import Dataset, check_against, from_arrays, inspect, render, validate
+from segue.errors import DataError, SegueError
+from segue.worlds_make import make_env
+
+
+def flat(lengths, terminal=(), *, seed=0, obs=3, act=2):
+    """Episodes of given lengths as D4RL arrays with next observations; `terminal` names those that terminate."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=(n + 1, obs)).astype(np.float32) for n in lengths]
+    ends = np.zeros(sum(lengths), bool)
+    ends[np.cumsum(lengths) - 1] = True
+    terminals = np.zeros_like(ends)
+    terminals[[np.cumsum(lengths)[k] - 1 for k in terminal]] = True
+    return {
+        "observations": np.concatenate([p[:-1] for p in parts]),
+        "actions": rng.uniform(-1, 1, (len(ends), act)).astype(np.float32),
+        "rewards": rng.normal(size=len(ends)).astype(np.float32),
+        "terminals": terminals,
+        "next_observations": np.concatenate([p[1:] for p in parts]),
+        "timeouts": ends & ~terminals,
+    }
+
+
+def without(columns, *names):
+    return {k: v for k, v in columns.items() if k not in names}
+
+
+def refused(columns, *words, **kw):
+    with pytest.raises(DataError) as caught:
+        from_arrays(**columns, **kw)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+episodes = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes)
+def test_no_transition_crosses_a_reset_and_no_time_limit_is_terminal(drawn):
+    """Stored, shifted and inferred successors agree on every row whose successor can be known."""
+    lengths, terminal = [n for n, _ in drawn], [k for k, (_, t) in enumerate(drawn) if t]
+    columns = flat(lengths, terminal)
+    full = from_arrays(**columns)
+    assert (full.ends == columns["timeouts"] | columns["terminals"]).all()
+    assert (full.transitions.terminal == columns["terminals"]).all()
+    assert list(full.lengths()) == lengths
+
+    inferred = from_arrays(**without(columns, "timeouts"), episode_ends=full.ends)
+    assert (inferred.ends == full.ends).all()
+
+    known = columns["terminals"] | ~full.ends  # the D4RL convention: the following row, inside an episode
+    if not known.any():
+        return refused(without(columns, "next_observations"), "no row has a known successor")
+    shifted = from_arrays(**without(columns, "next_observations"))
+    assert shifted.dropped == np.count_nonzero(~known)
+    t, bootstraps = shifted.transitions, ~columns["terminals"][known]
+    assert (t.obs == columns["observations"][known]).all()
+    assert (t.next_obs[bootstraps] == columns["next_observations"][known][bootstraps]).all()
+    assert (t.terminal == columns["terminals"][known]).all()
+    assert shifted.ends.sum() == sum(n > 1 or t for n, t in drawn)
+    return None
+
+
+@settings(max_examples=30, deadline=None)
+@given(episodes)
+def test_borders_are_inferred_where_the_chain_breaks(drawn):
+    lengths, terminal = [n + 2 for n, _ in drawn], [k for k, (_, t) in enumerate(drawn) if t]
+    columns = flat(lengths, terminal)
+    data = from_arrays(**without(columns, "timeouts"))
+    assert list(data.lengths()) == lengths
+    assert data.timeouts is None
+    assert "inferred" in data.notes[0]
+
+
+def test_a_horizon_cuts_what_goes_on():
+    columns = without(flat([4, 3, 9], terminal=[0, 1]), "next_observations", "timeouts")
+    data = from_arrays(**columns, max_episode_steps=4)
+    # 4 terminal, 3 terminal, then 9 = 4 + 4 + 1, whose last rows have no known successor (and the 1 vanishes)
+    assert list(data.lengths()) == [4, 3, 3, 3]
+    assert data.dropped == 3
+    refused(columns, "max_episode_steps", "timeouts")
+
+
+def test_the_timeout_moves_to_the_row_before_the_dropped_one():
+    data = from_arrays(**without(flat([4, 5], terminal=[1]), "next_observations"))
+    assert data.timeouts is not None
+    assert np.flatnonzero(data.timeouts).tolist() == [2]
+    assert np.flatnonzero(data.transitions.terminal).tolist() == [7]
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int32, bool, np.float32])
+def test_flags_and_numbers_of_any_kind_become_float32_and_bool(kind):
+    columns = flat([3, 4], terminal=[0])
+    data = from_arrays(**{**columns, "terminals": columns["terminals"].astype(kind)[:, None]})
+    assert data.transitions.terminal.dtype == bool
+    assert {c.dtype for c in data.transitions[:4]} == {np.dtype(np.float32)}
+    assert data.transitions.reward.shape == (7,)
+
+
+def spoil(name, row, value):
+    def apply(columns):
+        columns[name] = columns[name].copy()
+        columns[name][row] = value
+
+    return apply
+
+
+def swap(name, value):
+    return lambda columns: columns.update({name: value(columns[name])})
+
+
+def shift(columns):  # a loader that takes the next row as the successor, across resets too
+    columns["next_observations"] = np.concatenate((columns["observations"][1:], columns["observations"][:1]))
+
+
+REFUSALS = {
+    "nan": (spoil("observations", (6, 1), np.nan), "obs is nan", "episode 1, step 2", "dimension 1"),
+    "inf": (spoil("rewards", 4, np.inf), "reward is inf", "episode 1, step 0"),
+    "beyond float32": (swap("rewards", lambda r: r.astype(np.float64) * 1e300), "reward is"),
+    "nan action": (spoil("actions", (0, 0), np.nan), "action is nan", "episode 0, step 0"),
+    "outside the box": (
+        spoil("actions", (9, 1), 1.5),
+        "1.5",
+        "episode 2, step 0",
+        "dimension 1",
+        "clip_actions",
+        "1 of 11",
+    ),
+    "broken chain": (spoil("next_observations", 5, 7.0), "episode 1, step 1", "not the following row"),
+    "successor of another episode": (shift, "episode 1, step 4", "next episode"),
+    "both": (spoil("timeouts", 3, True), "episode 0, step 3", "terminal and cut by time", "1 of 3", "both="),
+    "lengths": (swap("rewards", lambda r: r[:-1]), "'rewards' has 10 rows", "11"),
+    "empty": (lambda c: c.update({k: v[:0] for k, v in c.items()}), "empty"),
+    "objects": (swap("rewards", lambda r: r.astype(object)), "object"),
+    "complex": (swap("observations", lambda r: r.astype(complex)), "complex"),
+    "flat observations": (swap("observations", lambda r: r[:, 0]), "[rows, size]"),
+    "discrete": (swap("actions", lambda a: a.astype(int)), "discrete"),
+    "half a flag": (swap("terminals", lambda t: t * 0.5), "terminals is 0.5", "row 3"),
+    "narrow successor": (swap("next_observations", lambda o: o[:, :2]), "(11, 2)", "(11, 3)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_name_the_place(case):
+    damage, *words = REFUSALS[case]
+    columns = flat([4, 5, 2], terminal=[0])
+    from_arrays(**columns, low=-1, high=1)
+    damage(columns)
+    refused(columns, *words, low=-1, high=1)
+
+
+def test_shuffled_rows_are_not_mistaken_for_episodes():
+    columns = flat([10] * 4)
+    order = np.random.default_rng(1).permutation(40)
+    columns = {k: v[order] for k, v in without(columns, "timeouts").items()}
+    refused(columns, "shifted", "shuffled", "episode_ends")
+    alone = from_arrays(**columns, episode_ends=np.ones(40, bool))
+    assert len(alone.episodes()) == 40
+
+
+def test_auto_reset_rows_are_found():
+    """Next-step auto-reset, as Gymnasium's vector envs log it: a row of reward 0 leads each later episode."""
+    columns = flat([6] * 5, terminal=range(5))
+    columns["rewards"][[6, 12, 18, 24]] = 0
+    refused(columns, "auto-reset", "episode 1, step 0", "3 more")
+    columns["rewards"][0] = 0  # where every episode begins with 0, it is the task's
+    from_arrays(**columns)
+
+
+def test_both_flags_are_settled_only_on_request():
+    columns = flat([4, 5], terminal=[0])
+    columns["timeouts"][3] = True
+    ended, cut = (from_arrays(**columns, both=both).transitions.terminal for both in ("terminal", "timeout"))
+    assert np.flatnonzero(ended).tolist() == [3]
+    assert not cut.any()
+
+
+def test_done_everywhere_at_one_step_is_remarked():
+    assert "time limit" in from_arrays(**flat([5, 5, 5], terminal=[0, 1, 2])).notes[0]
+    assert not from_arrays(**flat([5, 4, 5], terminal=[0, 1, 2])).notes
+
+
+def test_clipping_is_explicit_and_counted():
+    columns = flat([4, 5])
+    columns["actions"][3] = [2, -3]
+    before = columns["actions"].copy()
+    data = from_arrays(**columns, low=-1, high=1, clip_actions=True)
+    assert data.transitions.action[3].tolist() == [1, -1]
+    assert data.notes == ("1 rows had actions outside the box and were clipped",)
+    assert (columns["actions"] == before).all()
+
+
+def test_rounding_at_the_edge_is_no_offence():
+    columns = flat([4])
+    columns["actions"][1, 0] = 1 + 1e-6
+    data = from_arrays(**columns, low=-1, high=1)
+    assert data.transitions.action.max() <= 1
+    assert not data.notes
+
+
+def test_float32_arrays_are_not_copied_and_never_written():
+    columns = flat([4, 5], terminal=[0])
+    data = from_arrays(**columns)
+    assert np.shares_memory(data.transitions.obs, columns["observations"])
+    frozen = without(flat([4, 5]), "next_observations")
+    for column in frozen.values():
+        column.flags.writeable = False
+    from_arrays(**frozen)
+
+
+def test_returns_are_sums_in_double():
+    data = from_arrays(**flat([4, 5, 2], terminal=[1]))
+    sums = [data.transitions.reward[a:b].astype(float).sum() for a, b in data.episodes()]
+    np.testing.assert_allclose(data.returns(), sums, rtol=1e-12)
+
+
+def test_validate_looks_at_datasets_built_by_hand():
+    good = from_arrays(**flat([4, 5], terminal=[0]))
+    open_ = Dataset(good.transitions, np.zeros(9, bool))
+    with pytest.raises(DataError, match="last row"):
+        validate(open_)
+    loose = Dataset(good.transitions, np.arange(9) == 8)
+    with pytest.raises(DataError, match="terminal row ends"):
+        validate(loose)
+    halves = Dataset(good.transitions._replace(reward=good.transitions.reward.astype(np.float64)), good.ends)
+    with pytest.raises(DataError, match="float64"):
+        validate(halves)
+
+
+def test_check_against_compares_shapes_boxes_and_actions():
+    data = from_arrays(**flat([4, 5]), low=-1, high=1)
+    with pytest.raises(DataError, match=r"\(3,\).*\(2,\).*\(4,\)"):
+        check_against(data, Spec(4, 2, (-1.0, -1.0), (1.0, 1.0)))
+    with pytest.raises(DataError, match=r"\[-1, 1\].*\[-2, 2\]"):
+        check_against(data, Spec(3, 2, (-2.0, -2.0), (2.0, 2.0)))
+    unknown = from_arrays(**flat([4, 5]))
+    with pytest.raises(DataError, match="low and high"):
+        unknown.spec()
+    spec = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
+    assert check_against(unknown, spec).spec() == spec
+    with pytest.raises(DataError, match="outside"):
+        check_against(unknown, Spec(3, 2, (0.0, 0.0), (1.0, 1.0)))
+
+
+def test_check_against_an_env():
+    env = make_env("Pendulum-v1")
+    data = from_arrays(**flat([4, 5], act=1), env_id="Pendulum-v0")
+    met = check_against(data, env)
+    assert met.spec() == Spec(3, 1, (-2.0,), (2.0,))
+    assert "Pendulum-v0" in met.notes[0]
+    with pytest.raises(DataError, match=r"Pendulum-v1.*\(3,\) and \(1,\)"):
+        check_against(from_arrays(**flat([4, 5])), env)
+    env.close()
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, -1), (0, 0), (-np.inf, 1), ([-1, -1, -1], 1), ("a", 1), (None, 1)])
+def test_senseless_boxes_are_refused(low, high):
+    refused(flat([4]), "box", low=low, high=high)
+
+
+def test_inspect_counts_every_kind_of_end():
+    columns = flat([4, 5, 2], terminal=[0])
+    columns["timeouts"][-1] = False
+    found = inspect(from_arrays(**columns, low=-1, high=1), score=(0.0, 2.0))
+    assert found["ends"] == {"termination": 1, "time_limit": 1, "end_of_record": 1, "not_terminal": 2}
+    assert found["normalised"]["mean"] == pytest.approx(50 * found["returns"]["mean"])
+    assert found["action"]["max"] == columns["actions"].max(axis=0).tolist()
+    text = render(found)
+    assert "1 by termination, 1 by time limit, 1 by the end" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Pendulm-v1", "Pendulum-v1"),
+        ("Blackjack-v1", "Discrete|Tuple"),
+        ("MountainCar-v0", "Discrete"),
+        ("nope:X-v0", "nope"),
+    ],
+)
+def test_envs_that_cannot_be_used(name, words):
+    with pytest.raises(SegueError, match=words):
+        make_env(name)
