@@ -38,7 +38,7 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
 
 
 def measure(command: list[str]) -> dict:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)
@@ -66,7 +66,8 @@ def main() -> None:
         for command in commands(args):
             result = measure(command)
             results.setdefault(name(result), []).append(result)
-            print(f"{name(result):24}{result['median']:10.1f} {result['unit']}", flush=True)
+            low, high = min(result["windows"]), max(result["windows"])  # far apart: the machine was not quiet
+            print(f"{name(result):24}{result['median']:9.1f}  [{low:.1f}, {high:.1f}] {result['unit']}", flush=True)
     rates = {n: statistics.median(w for r in rs for w in r["windows"]) for n, rs in results.items()}
     units = {n: (rs[0]["unit"], rs[0].get("utd")) for n, rs in results.items()}
     ratios = {  # of like with like: the same unit, and online the same updates per env step

@@ -81,9 +81,9 @@ def main():
     else:
         fit(args.updates, 1)
         if not args.keep_bc:
-            tuned = d3rlpy.algos.TD3Config(
-                batch_size=256, actor_learning_rate=3e-4, critic_learning_rate=3e-4
-            ).create(device=False)
+            tuned = d3rlpy.algos.TD3Config(batch_size=256, actor_learning_rate=3e-4, critic_learning_rate=3e-4).create(
+                device=False
+            )
             tuned.build_with_dataset(dataset)
             tuned.copy_policy_from(algo)
             tuned.copy_q_function_from(algo)

@@ -1,10 +1,10 @@
 """Segue: offline-to-online reinforcement learning. A policy goes from logged data to live interaction.
 
-    import segue
+import segue
 
-    task = segue.task("walker2d-random")
-    result = segue.run(segue.opt(task), task, seeds=2, out="runs/x")
-    print(result.returns)
+task = segue.task("walker2d-random")
+result = segue.run(segue.opt(task), task, seeds=2, out="runs/x")
+print(result.returns)
 """
 
 import importlib

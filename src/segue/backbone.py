@@ -89,9 +89,7 @@ class AbstractBackbone(AbstractMethod):
         critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
         return Agent(actor, (critic,), given._replace(actor=None, critic=None))
 
-    def update(
-        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
-    ) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self, learner, lambda q: q, batch, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:

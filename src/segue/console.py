@@ -1,5 +1,6 @@
 """What a person sees while a run runs: a bar per phase on a terminal, a line now and then elsewhere."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -77,16 +78,12 @@ class Console:
 
     def plan(self, phases: Mapping[str, AbstractPhase], run: Run) -> None:
         """Show all the phases that are to come."""
+        env_step = run.env_step
         for name, phase in phases.items():
+            total = phase.length(dataclasses.replace(run, env_step=env_step))
+            env_step += total if phase.acts else 0
             unit = "env steps" if phase.acts else "updates"
-            begun = 0 if phase.acts else 0
-            total = phase.length(run) or None
-            if phase.acts:
-                earlier = [getattr(p, "until", 0) for n, p in phases.items() if n in self.bars and p.acts]
-                begun = max([run.env_step, *earlier])
-                total = max(getattr(phase, "until", 0) - begun, 0)
-            bar = self.progress.add_task(name, total=total, start=False, unit=unit, score="")
-            self.bars[name] = bar
+            self.bars[name] = self.progress.add_task(name, total=total, start=False, unit=unit, score="")
         self.progress.start()
 
     def scored(self, name: str, scores: np.ndarray, normalised: bool) -> None:

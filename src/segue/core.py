@@ -24,11 +24,11 @@ class Transition(NamedTuple):
     Actions are in [-1, 1] wherever a method sees them (`Spec.normalise`); in a `Dataset` they have the env's units.
     """
 
-    obs: Float[Array | np.ndarray, "*batch obs"]
-    action: Float[Array | np.ndarray, "*batch act"]
-    reward: Float[Array | np.ndarray, "*batch"]
-    next_obs: Float[Array | np.ndarray, "*batch obs"]
-    terminal: Bool[Array | np.ndarray, "*batch"]
+    obs: Float[Any, "*batch obs"]
+    action: Float[Any, "*batch act"]
+    reward: Float[Any, "*batch"]
+    next_obs: Float[Any, "*batch obs"]
+    terminal: Bool[Any, "*batch"]
 
 
 class Spec(NamedTuple):

@@ -22,8 +22,8 @@ SEED_RING = Ring(rows=0, count=None)  # pyright: ignore[reportArgumentType]
 class Tally(NamedTuple):
     """Scalars since the last report: their sums (or maxima, for names `max_*`), and over how many updates."""
 
-    values: dict[str, Float[Array, " seeds"]]
-    count: Int[Array, " seeds"]
+    values: dict[str, Float[Any, " seeds"]]
+    count: Int[Any, " seeds"]
 
 
 def _wider(name: str, so_far: Array, new: Array) -> Array:
@@ -47,9 +47,7 @@ def begin(
         learner = method.init(spec, waist, key=learner_key)
         carry = source.init(spec, offline, ring, key=carry_key)
         zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
-        info = jax.eval_shape(
-            lambda: _one_update(method, source, learner, carry, offline, ring, spare, zero)[2]
-        )
+        info = jax.eval_shape(lambda: _one_update(method, source, learner, carry, offline, ring, spare, zero)[2])
         tally = Tally({name: jnp.zeros((), jnp.float32) for name in info}, jnp.zeros((), jnp.int32))
         return learner, carry, tally
 
@@ -90,9 +88,7 @@ def observe(method, source, learner, carry, tally, ring, row: Transition, *, off
     def one(learner, carry, tally, ring, row, key):
         ring = ring.add(row)
         carry = source.wrote(carry, offline, ring)
-        learner, carry, tally = _updates(
-            method, source, learner, carry, tally, offline, ring, key, clock, count
-        )
+        learner, carry, tally = _updates(method, source, learner, carry, tally, offline, ring, key, clock, count)
         return learner, carry, tally, ring
 
     axes = (0, 0, 0, SEED_RING, 0, 0)

@@ -31,9 +31,7 @@ def td3bc(
     return jnp.square(pi - action).mean() - scale * q.mean()
 
 
-def meta(
-    here: Float[Array, ""], ahead: Float[Array, ""], cap: bool
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def meta(here: Float[Array, ""], ahead: Float[Array, ""], cap: bool) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """OPT's Eq. 3 from its two terms: L_off(psi) + w L_on(psi - alpha grad L_off(psi)).
 
     The paper has w = 1. Public code that follows the authors' release has

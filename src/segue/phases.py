@@ -188,7 +188,9 @@ class Collect(AbstractPhase):
     def begin(self, run: Run) -> Live:
         if run.waist.actor is None:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
-        return Live(run, run.phase_keys(), run.waist, (), engine.Tally({}, np.zeros(run.seeds)), 0, run.env_step)
+        return Live(
+            run, run.phase_keys(), run.waist, (), engine.Tally({}, np.zeros(run.seeds, np.int32)), 0, run.env_step
+        )
 
     def wants(self, live: Live) -> Want:
         return "act" if live.env_step < self.until else "done"

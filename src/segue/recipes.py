@@ -43,7 +43,7 @@ PRESETS = {"paper": PAPER, "quick": QUICK}
 
 
 def online_only() -> Ratio:
-    return Ratio(Linear(1.0, 1.0, 0))
+    return Ratio(online=Linear(1.0, 1.0, 0))
 
 
 REPLAYS: dict[str, Callable[[], AbstractSource]] = {
@@ -57,40 +57,38 @@ REPLAYS: dict[str, Callable[[], AbstractSource]] = {
 
 def td3bc(task: Task, budget: Budget = PAPER) -> Phases:
     """The offline phase alone."""
-    return dict(offline=Train(task.constants.backbone, budget.offline))
+    return {"offline": Train(task.constants.backbone, budget.offline)}
 
 
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
-    return dict(
-        offline=Train(task.constants.backbone, budget.offline),
-        collect=Collect(budget.collect),
-        finetune=Online(
-            Direct(task.constants.backbone.online()), budget.online, replay or Uniform(), _utd(task, budget)
-        ),
-    )
+    backbone, utd = task.constants.backbone, _utd(task, budget)
+    return {
+        "offline": Train(backbone, budget.offline),
+        "collect": Collect(budget.collect),
+        "finetune": Online(Direct(backbone.online()), budget.online, replay or Uniform(), utd),
+    }
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)."""
-    backbone = task.constants.backbone
-    return dict(
-        offline=Train(backbone, budget.offline),
-        collect=Collect(budget.collect),
-        pretrain=Train(MetaCritic(backbone.online()), budget.pretrain, Paired()),
-        finetune=Online(
-            OPT(backbone.online(), _kappa(task, budget)), budget.online, replay or Balanced(), _utd(task, budget)
-        ),
-    )
+    backbone, kappa, utd = task.constants.backbone, _kappa(task, budget), _utd(task, budget)
+    return {
+        "offline": Train(backbone, budget.offline),
+        "collect": Collect(budget.collect),
+        "pretrain": Train(MetaCritic(backbone.online()), budget.pretrain, Paired()),
+        "finetune": Online(OPT(backbone.online(), kappa), budget.online, replay or Balanced(), utd),
+    }
 
 
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which is then used alone (Figure 7)."""
-    online = task.constants.backbone.online()
-    return opt(task, budget, replay) | dict(
-        pretrain=Train(MetaCritic(online, trainee="critic"), budget.pretrain, Paired()),
-        finetune=Online(Direct(online), budget.online, replay or Balanced(), _utd(task, budget)),
-    )
+    backbone, utd = task.constants.backbone.online(), _utd(task, budget)
+    return {
+        **opt(task, budget, replay),
+        "pretrain": Train(MetaCritic(backbone, trainee="critic"), budget.pretrain, Paired()),
+        "finetune": Online(Direct(backbone), budget.online, replay or Balanced(), utd),
+    }
 
 
 RECIPES: dict[str, Callable[..., Phases]] = {

@@ -1,14 +1,14 @@
 """A run: phases, a task and seeds in; a directory out.
 
-    config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
-    returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
-    policy-S.*        seed S's policy (safetensors and JSON)        checkpoints/   one folder for each phase's end
-    tensorboard/      the same curves, live
+config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
+returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
+policy-S.*        seed S's policy (safetensors and JSON)        checkpoints/   one folder for each phase's end
+tensorboard/      the same curves, live
 """
 
 import dataclasses
 import importlib.metadata
-import json
+import os
 import platform
 import subprocess
 import sys
@@ -65,19 +65,18 @@ def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
     Columns travel one at a time, so a large set is not held twice.
     """
     rows = data.transitions
-    columns = dict(
-        obs=rows.obs,
-        action=np.asarray(spec.normalise(rows.action), np.float32),
-        reward=np.asarray(reward(rows.reward), np.float32),
-        next_obs=rows.next_obs,
-        terminal=rows.terminal,
+    return Transition(
+        obs=jnp.asarray(rows.obs),
+        action=jnp.asarray(spec.normalise(rows.action), jnp.float32),
+        reward=jnp.asarray(reward(rows.reward), jnp.float32),
+        next_obs=jnp.asarray(rows.next_obs),
+        terminal=jnp.asarray(rows.terminal),
     )
-    return Transition(**{name: jnp.asarray(column) for name, column in columns.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run left: its directory (None if it kept none) and its last state."""
+    """What a finished run left: its directory, its its last state."""
 
     folder: Path
     run: Run
@@ -176,9 +175,7 @@ def load_data(task: Task, budget: Budget, console: Console) -> Dataset:
         return task.load(budget.rows, advance)
 
 
-def go_on(
-    state: Run, phases: Mapping[str, AbstractPhase], since: str
-) -> tuple[Run, dict[str, AbstractPhase]]:
+def go_on(state: Run, phases: Mapping[str, AbstractPhase], since: str) -> tuple[Run, dict[str, AbstractPhase]]:
     """Skip what an earlier run has done: the state at its checkpoint, and the phases that are left."""
     name = since.rpartition(":")[2]
     if name not in phases:
@@ -194,8 +191,10 @@ def go_on(
     return dataclasses.replace(state, phases=len(done)), rest
 
 
-def evaluate(folder: str | Path, episodes: int = 10, seed: int = 1_000) -> tuple[Evaluation, tuple[float, float] | None]:
-    """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the reference for scores.
+def evaluate(
+    folder: str | Path, episodes: int = 10, seed: int = 1_000
+) -> tuple[Evaluation, tuple[float, float] | None]:
+    """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the score reference.
 
     `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations.
     """
@@ -270,8 +269,6 @@ def describe(
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -308,6 +305,3 @@ def compile_cache() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-__all__ = ["Result", "compile_cache", "evaluate", "json", "run", "start"]

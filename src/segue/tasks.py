@@ -43,7 +43,7 @@ class Task:
     """Whether the dataset can be made here with D4RL's random protocol."""
     clip_actions: bool = False
     """Clip actions of the dataset that lie outside the box instead of refusing them."""
-    reward: Reward = Reward()
+    reward: Reward = Reward()  # noqa: RUF009 (immutable)
     """What training sees; evaluation sees the env's own rewards."""
     score: tuple[float, float] | None = None
     """Returns that count as 0 and 100."""
@@ -55,7 +55,8 @@ class Task:
     def load(self, rows: int, progress: Callable[[int, int], None] | None = None) -> Dataset:
         """The dataset, checked against the env. Made and cached on first use where `makes_random`.
 
-        `rows` is the number of random rows to make; a given dataset is taken whole. `progress` hears of rows made, and of how many there will be.
+        `rows` is the number of random rows to make; a given dataset is taken whole. `progress` hears
+        of rows made, and of how many there will be.
         """
         env = self.make()
         try:
@@ -123,9 +124,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return close[0] if len(close) == 1 else f"{', '.join(close[:-1])} or {close[-1]}"
 
 
-def task(
-    name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any
-) -> Task:
+def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
     """A task by name, or by the id of a Gymnasium env; `dataset` and other fields of `Task` replace the task's.
 
     Raises:

@@ -29,15 +29,17 @@ class Reward(NamedTuple):
 
 
 def spec_of(env: gym.Env, name: str = "the environment") -> Spec:
-    """Sizes and action box of an env with Box spaces of one dimension."""
-    obs, act = env.observation_space, env.action_space
-    for what, space in (("observations", obs), ("actions", act)):
+    """Sizes and action box of an env whose spaces are boxes of one dimension; anything else is a `SegueError`."""
+    sizes = []
+    for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise SegueError(f"{name} has {what} of space {space}; Segue needs a Box of one dimension.")
-    if not (np.isfinite(act.low).all() and np.isfinite(act.high).all() and (act.low < act.high).all()):
-        raise SegueError(f"{name} has an action box without finite bounds: {act}; wrap it in RescaleAction.")
-    box = lambda bound: tuple(float(x) for x in bound)
-    return Spec(obs.shape[0], act.shape[0], box(act.low), box(act.high))
+        sizes.append(space.shape[0])
+    low, high = (np.asarray(getattr(env.action_space, side)) for side in ("low", "high"))
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise SegueError(f"{name} has no finite action box ({env.action_space}): wrap it in RescaleAction.")
+    obs, act = sizes
+    return Spec(obs, act, tuple(map(float, low)), tuple(map(float, high)))
 
 
 def episode_seed(*path: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from segue.core import Transition
 from segue.errors import SegueError
+
 from ..worlds_make import check_boxes, make_env
 from .dataset import Dataset, validate
 

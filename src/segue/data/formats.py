@@ -22,6 +22,7 @@ import numpy as np
 
 from segue.core import Transition
 from segue.errors import DataError
+
 from . import hdf5
 from .dataset import Dataset, blocks, box, differ, locate, validate
 

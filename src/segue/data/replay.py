@@ -17,9 +17,7 @@ class Ring(eqx.Module):
     @classmethod
     def new(cls, spec: Spec, capacity: int) -> "Ring":
         zeros = lambda *shape: jnp.zeros((capacity, *shape), jnp.float32)
-        rows = Transition(
-            zeros(spec.obs), zeros(spec.act), zeros(), zeros(spec.obs), jnp.zeros(capacity, bool)
-        )
+        rows = Transition(zeros(spec.obs), zeros(spec.act), zeros(), zeros(spec.obs), jnp.zeros(capacity, bool))
         return cls(rows, jnp.zeros((), jnp.int32))
 
     @property

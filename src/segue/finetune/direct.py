@@ -33,9 +33,7 @@ class Direct(AbstractMethod):
             agent = Agent(agent.actor.restart(), (agent.critics[0].restart(),), agent.aux)
         return agent
 
-    def update(
-        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
-    ) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return self.backbone.update(learner, batch, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:

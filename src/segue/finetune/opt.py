@@ -41,7 +41,8 @@ class MetaCritic(AbstractMethod):
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         advice = "put an offline phase before it, or start from a policy alone with PORL"
         require(given, "OPT's online pre-training", actor=advice, critic=advice)
-        assert given.actor is not None and given.critic is not None
+        assert given.actor is not None
+        assert given.critic is not None
         critic = given.critic if self.trainee == "critic" else Trained.new(self.backbone.new_critic(spec, key=key))
         return Agent(given.actor, (critic,), given._replace(actor=None))
 
@@ -50,9 +51,7 @@ class MetaCritic(AbstractMethod):
     ) -> tuple[Agent, Info]:
         (offline, online), (key_off, key_on) = batch, jax.random.split(key)
         (critic,) = learner.critics
-        loss = lambda q, batch, k: self.backbone.critic_loss(
-            q, critic.slow, learner.actor, learner.aux, batch, key=k
-        )
+        loss = lambda q, batch, k: self.backbone.critic_loss(q, critic.slow, learner.actor, learner.aux, batch, key=k)
 
         def meta(q: eqx.Module) -> tuple[Float[Array, ""], Info]:  # Eq. 3
             (here, _), slope = jax.value_and_grad(loss, has_aux=True)(q, offline, key_off)
@@ -98,14 +97,14 @@ class OPT(AbstractMethod):
             fresh="put Train(MetaCritic(...), source=Paired()) before it",
         )
         actor, old, new = given.actor, given.critic, given.fresh
-        assert actor is not None and old is not None and new is not None
+        assert actor is not None
+        assert old is not None
+        assert new is not None
         if self.reset_optimizers:
             actor, old = actor.restart(), old.restart()
         return Agent(actor, (old, new), given._replace(actor=None, critic=None, fresh=None))
 
-    def update(
-        self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock
-    ) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         kappa = self.kappa(clock)
         mix = lambda q_off, q_on: mixed(q_off, q_on, kappa)
         agent, info = step(self.backbone, learner, mix, batch, names=("/off", "/on"), key=key, clock=clock)

@@ -31,9 +31,7 @@ class MLP(eqx.Module):
         if head is not None:
             start = lambda leaf, k: jax.random.uniform(k, leaf.shape, leaf.dtype, -head, head)
             last, (kw, kb) = layers[-1], jax.random.split(head_key)
-            layers[-1] = eqx.tree_at(
-                lambda m: (m.weight, m.bias), last, (start(last.weight, kw), start(last.bias, kb))
-            )
+            layers[-1] = eqx.tree_at(lambda m: (m.weight, m.bias), last, (start(last.weight, kw), start(last.bias, kb)))
         self.layers = tuple(layers)
         self.norms = tuple(eqx.nn.LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
 
