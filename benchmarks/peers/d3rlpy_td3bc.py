@@ -61,8 +61,7 @@ def main():
     algo.update = watched_update
 
     def fit(updates, windows):
-        # One epoch per window: `fit` averages all losses since its epoch began every tenth update, so
-        # longer epochs only slow it down.
+        # One epoch per window: every tenth update `fit` averages all losses since its epoch began.
         marks = Marks(updates)
         algo.fit(
             dataset,

@@ -133,15 +133,15 @@ def step(
     q = mix(*(backbone.opinion(critic) for critic in critics))
     aux = backbone.step_aux(agent.aux, q, batch, key=aux_key)
 
-    def improve(actor: Trained, critics: tuple[Trained, ...]) -> tuple[Trained, tuple[Trained, ...], Info]:
+    def improve(actor: Trained) -> tuple[Trained, list[Any], Info]:
         loss = lambda pi: backbone.policy_loss(pi, q, aux, batch, key=policy_key, clock=clock)
         actor, info = actor.descend(loss, backbone.actor_lr)
-        return actor.drift(backbone.polyak), tuple(c.drift(backbone.polyak) for c in critics), info
+        return actor.drift(backbone.polyak), [critic.drift(backbone.polyak).slow for critic in critics], info
 
-    def rest(actor: Trained, critics: tuple[Trained, ...]) -> tuple[Trained, tuple[Trained, ...], Info]:
-        return actor, critics, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), policy_info)
+    def rest(actor: Trained) -> tuple[Trained, list[Any], Info]:
+        return actor, [critic.slow for critic in critics], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    policy_info = jax.eval_shape(improve, agent.actor, critics)[2]
-    due = backbone.due(clock)
-    actor, critics, policy_info = jax.lax.cond(due, improve, rest, agent.actor, critics)
+    shapes = jax.eval_shape(improve, agent.actor)[2]
+    actor, slows, policy_info = jax.lax.cond(backbone.due(clock), improve, rest, agent.actor)
+    critics = tuple(Trained(critic.net, slow, critic.opt) for critic, slow in zip(critics, slows, strict=True))
     return Agent(actor, critics, aux), info | policy_info

