@@ -1,6 +1,7 @@
 """Segue's own rates, measured as the peers measure theirs: one JSON line on stdout.
 
     offline           TD3+BC on a dataset, updates/s of every seed together (--seeds)
+    pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
     updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
     online            the same with world, acting and replay, env steps/s (--method opt or direct)
 """
@@ -39,7 +40,7 @@ def windows(run, repeat: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["offline", "updates", "online"])
+    parser.add_argument("what", choices=["offline", "pretrain", "updates", "online"])
     parser.add_argument("--data", required=True)
     parser.add_argument("--env-id", default="Walker2d-v5")
     parser.add_argument("--updates", type=int, default=2000)
@@ -57,9 +58,14 @@ def main() -> None:
     obs, act = data.obs.shape[1], data.action.shape[1]
     spec = Spec(obs, act, (-1.0,) * act, (1.0,) * act)
     backbone = TD3BC()
-    if args.what == "offline":
+    if args.what in ("offline", "pretrain"):
+        first = runs.start(spec, data, {"collect": Collect(5_000)}, seeds=args.seeds)
         phase = Train(backbone, 10**9)
-        live = phase.begin(runs.start(spec, data, {}, seeds=args.seeds))
+        if args.what == "pretrain":
+            worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
+            first = pipeline(first, {"offline": Train(backbone, 2), "collect": Collect(5_000)}, worlds)
+            phase = Train(MetaCritic(backbone.online()), 10**9, Paired())
+        live = phase.begin(first)
 
         def window():
             nonlocal live
@@ -99,8 +105,8 @@ def main() -> None:
     name = "_".join(["segue", args.what] + ([args.method] if args.what != "offline" else []))
     result = {
         "peer": name, "unit": "env steps/s" if args.what == "online" else "updates/s", "utd": args.utd,
-        "seeds": args.seeds, "median": rate / statistics.median(seconds),
-        "rates": [round(rate / s, 2) for s in seconds],
+        "seeds": args.seeds, "median": round(rate / statistics.median(seconds), 2),
+        "windows": [round(rate / s, 2) for s in seconds],
     }  # fmt: skip
     print(json.dumps(result), file=sys.stdout)
 

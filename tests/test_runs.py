@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import Ragged, copy, dataset, edit, finished, flags, lines, new, run
+
 from segue import policies, report, runs, store
 from segue.cli import main
 from segue.core import Linear, Spec
@@ -129,9 +130,7 @@ def test_the_same_seed_gives_the_same_run():
 # --- going on -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "phase", ["offline", pytest.param("collect", marks=bug), pytest.param("pretrain", marks=bug)]
-)
+@pytest.mark.parametrize("phase", ["offline", pytest.param("collect", marks=bug), pytest.param("pretrain", marks=bug)])
 def test_going_on_from_a_checkpoint(phase):
     """Phases that follow draw the same randomness; those without worlds end in the same weights."""
     folder = run("opt", finetune__kappa__until=16, **{"from": f"{finished()}:{phase}"})
@@ -286,7 +285,7 @@ def test_a_policy_comes_back():
         {"high": ["a", "b"]},
         {"layer_norm": False},
         pytest.param({"layers": [float("inf"), 8, 2]}, marks=bug),
-        pytest.param({"layers": [3, *[1] * 20_000, 2]}, marks=bug),
+        pytest.param({"layers": [3, *[1] * 3_000, 2]}, marks=bug),
         pytest.param({"low": [10**400, 0]}, marks=bug),
         pytest.param({"low": [0.0] * 5}, marks=bug),
         pytest.param({"low": [5.0, 5.0]}, marks=bug),
@@ -300,10 +299,12 @@ def test_a_policy_s_description_is_not_trusted(changes):
     with pytest.raises(DataError) as caught:
         policies.load(path)
     one_sentence(caught.value, str(path.parent))
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", "[" * 99_999, '{"a":' * 99_999, '{"format": 1}', "\0\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "1", "[" * 99_999, '{"a":' * 99_999, '{"format": 1}', "\0\xff"]
+)
 def test_a_policy_s_description_may_be_no_description(text):
     path = saved()
     path.write_bytes(text.encode("latin1"))

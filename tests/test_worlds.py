@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import Ragged, Spaces
+
 from segue.core import Spec
 from segue.errors import SegueError
 from segue.evaluate import Evaluator

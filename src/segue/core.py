@@ -44,12 +44,16 @@ class Spec(NamedTuple):
     high: tuple[float, ...]
 
     def normalise(self, action: Any) -> Any:
-        """Env units -> [-1, 1]. Shape [..., act]."""
+        """Env units -> [-1, 1]. Shape [..., act]. A box that is [-1, 1] already changes nothing, not even bits."""
+        if set(self.low) == {-1.0} and set(self.high) == {1.0}:
+            return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         return 2.0 * (action - low) / (high - low) - 1.0
 
     def denormalise(self, action: Any) -> Any:
         """[-1, 1] -> env units. Shape [..., act]."""
+        if set(self.low) == {-1.0} and set(self.high) == {1.0}:
+            return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         return low + 0.5 * (action + 1.0) * (high - low)
 

@@ -62,15 +62,18 @@ def start(
 def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
     """The dataset on the device, as methods see it: actions in [-1, 1], the task's reward rule applied once.
 
-    Columns travel one at a time, so a large set is not held twice.
+    Columns that were read from a file are used where they lie (on a CPU); those that somebody may still write to are
+    copied.
     """
+    put = lambda column: jnp.array(column) if column.flags.writeable else jax.device_put(column)
     rows = data.transitions
+    action, worth = spec.normalise(rows.action), reward(rows.reward)
     return Transition(
-        obs=jnp.asarray(rows.obs),
-        action=jnp.asarray(spec.normalise(rows.action), jnp.float32),
-        reward=jnp.asarray(reward(rows.reward), jnp.float32),
-        next_obs=jnp.asarray(rows.next_obs),
-        terminal=jnp.asarray(rows.terminal),
+        obs=put(rows.obs),
+        action=put(np.asarray(action, np.float32)),
+        reward=put(np.asarray(worth, np.float32)),
+        next_obs=put(rows.next_obs),
+        terminal=put(rows.terminal),
     )
 
 

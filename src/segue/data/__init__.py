@@ -1,11 +1,11 @@
 """Logged data: reading, checking, making and describing it."""
 
-from .collect import collect_random as collect_random
-from .collect import save as save
-from .dataset import Dataset as Dataset
-from .dataset import check_against as check_against
-from .dataset import validate as validate
-from .formats import from_arrays as from_arrays
-from .formats import load as load
-from .inspect import inspect as inspect
-from .inspect import render as render
+from segue.data.collect import collect_random as collect_random
+from segue.data.collect import save as save
+from segue.data.dataset import Dataset as Dataset
+from segue.data.dataset import check_against as check_against
+from segue.data.dataset import validate as validate
+from segue.data.formats import from_arrays as from_arrays
+from segue.data.formats import load as load
+from segue.data.inspect import inspect as inspect
+from segue.data.inspect import render as render

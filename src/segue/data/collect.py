@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 
 from segue.core import Transition
+from segue.data.dataset import Dataset, validate
 from segue.errors import SegueError
 
 from ..worlds_make import check_boxes, make_env
-from .dataset import Dataset, validate
 
 Format = Literal["npz", "minari"]
 

@@ -5,6 +5,7 @@ where only the clock ran out), and a transition whose successor belongs to anoth
 name the first offending episode and step, and cost a fraction of a second per million rows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,6 +154,14 @@ def locate(row: int, ends: np.ndarray | None) -> str:
     before = np.flatnonzero(ends[:row])
     start = int(before[-1]) + 1 if len(before) else 0
     return f"episode {len(before)}, step {row - start}"
+
+
+def room(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An empty array that begins on a 64-byte border, so that JAX on a CPU can use it without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def blocks(rows: int) -> Iterator[slice]:

@@ -21,10 +21,9 @@ import h5py
 import numpy as np
 
 from segue.core import Transition
+from segue.data import hdf5
+from segue.data.dataset import Dataset, blocks, box, differ, locate, room, validate
 from segue.errors import DataError
-
-from . import hdf5
-from .dataset import Dataset, blocks, box, differ, locate, validate
 
 Both = Literal["refuse", "terminal", "timeout"]
 """What a row marked both terminal and cut by time is taken for."""
@@ -66,7 +65,13 @@ def load(
     **Raises:** `DataError`, one sentence with the episode and the step.
     """
     path = _find(source)
-    options = _Options(name, env_id, low, high, clip_actions, max_episode_steps, both)
+    data = _read(path, _Options(name, env_id, low, high, clip_actions, max_episode_steps, both))
+    for column in data.transitions:
+        column.flags.writeable = False  # nobody else has these arrays: whoever uses them need not copy
+    return data
+
+
+def _read(path: Path, options: "_Options") -> Dataset:
     if path.is_dir():
         return _minari(path, options)
     with path.open("rb") as file:
@@ -183,7 +188,7 @@ def _flat(table: _Table, options: _Options) -> Dataset:
                 )
             notes += ("episode borders were inferred where next_observations and the following row disagree",)
     else:
-        nxt = np.empty_like(obs)
+        nxt = room(obs.shape)
     assert marks is not None
     ends = terminal | marks
     ends[-1] = True
@@ -387,7 +392,7 @@ class _Hdf5:
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         found = hdf5.column(self.file, name, self.where)
         assert found is not None
-        out = np.empty(found.shape, dtype)
+        out = room(found.shape, dtype)
         hdf5.read(found, out)
         return out
 
@@ -417,7 +422,7 @@ class _Npz:
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         with self._member(self.archive.getinfo(f"{name}.npy")) as (shape, fortran, stored, stream):
             order = shape[::-1] if fortran else shape
-            out = np.empty(order, dtype)
+            out = room(order, dtype)
             rows, width = (order[0], math.prod(order[1:])) if order else (1, 1)
             flat = out.reshape(rows, width)
             step = max(1, (4 << 20) // max(1, width * stored.itemsize))
@@ -516,8 +521,8 @@ def _episodes(root: h5py.File, name: str, path: str, options: _Options, said: di
     _afford(rows, obs_size, act, name)
     low, high = _box(options, *_minari_box(said, act, name), act, name)
 
-    obs, nxt = np.empty((rows, obs_size), np.float32), np.empty((rows, obs_size), np.float32)
-    action, reward = np.empty((rows, act), np.float32), np.empty(rows, np.float32)
+    obs, nxt = room((rows, obs_size)), room((rows, obs_size))
+    action, reward = room((rows, act)), room((rows,))
     terminal, timeout = np.zeros(rows, bool), np.zeros(rows, bool)
     start = 0
     for number, steps in zip(numbers, lengths, strict=True):

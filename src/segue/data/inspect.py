@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import Dataset, blocks
+from segue.data.dataset import Dataset, blocks
 
 
 def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str, Any]:

@@ -16,9 +16,9 @@ class Linear(eqx.Module):
 
     def __init__(self, i: int, o: int, *, bound: float | None = None, key: PRNGKeyArray):
         weight_key, bias_key = jax.random.split(key)
-        bound = i**-0.5 if bound is None else bound
-        self.weight = jax.random.uniform(weight_key, (i, o), minval=-bound, maxval=bound)
-        self.bias = jax.random.uniform(bias_key, (o,), minval=-bound, maxval=bound)
+        half = float(i**-0.5 if bound is None else bound)
+        self.weight = jax.random.uniform(weight_key, (i, o), minval=-half, maxval=half)
+        self.bias = jax.random.uniform(bias_key, (o,), minval=-half, maxval=half)
 
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
         return x @ self.weight + self.bias

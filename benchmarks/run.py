@@ -1,0 +1,167 @@
+"""`make bench`: Segue beside hand-written code and other libraries, in turn, and the bars that must hold.
+
+    python benchmarks/run.py [OUT.json]        (peers: benchmarks/peers/setup.sh first; without them, ours alone)
+
+Each round runs everything once, so that a slow spell of the machine does not fall on one peer alone; medians are over
+all windows of all rounds. Nothing else should run meanwhile: the spread of each rate's windows is printed beside it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import describe
+
+HERE = Path(__file__).resolve().parent
+VENVS = HERE.parent / ".peers"
+UTDS = (1, 5)
+SEEDS = (1, 2, 4)
+
+
+def commands(data: str, args: argparse.Namespace) -> list[list[str]]:
+    window = ["--data", data, "--updates", str(args.updates), "--repeat", str(args.repeat)]
+    world = [*window, "--env-id", args.env_id, "--env-steps", str(args.env_steps)]
+    script = lambda python, name, *flags: [str(python), str(HERE / name), *flags]
+    ours = lambda *flags: script(sys.executable, "ours.py", *flags)
+    found = [
+        script(sys.executable, "peers/bare_jax.py", *window),
+        *(ours("offline", "--seeds", str(seeds), *window) for seeds in SEEDS),
+        ours("updates", *world),
+        ours("pretrain", *world),
+    ]
+    for utd in map(str, UTDS):
+        found += [ours("online", "--method", method, "--utd", utd, *world) for method in ("opt", "direct")]
+    sb3, d3rlpy = VENVS / "sb3/bin/python", VENVS / "d3rlpy/bin/python"
+    if sb3.exists():
+        found.append(script(sb3, "peers/torch_td3bc.py", *window))
+        found += [script(sb3, "peers/sb3_td3.py", "--utd", str(utd), *world) for utd in UTDS]
+    if d3rlpy.exists():
+        found.append(script(d3rlpy, "peers/d3rlpy_td3bc.py", *window))
+        found += [script(d3rlpy, "peers/d3rlpy_td3bc.py", "--online", "--utd", str(utd), *world) for utd in UTDS]
+    return found
+
+
+def measure(command: list[str]) -> dict:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def name(result: dict) -> str:
+    parts = [result["peer"]]
+    parts += [f"utd{result['utd']}"] if result["unit"] == "env steps/s" else []
+    parts += [f"seeds{result['seeds']}"] if result.get("seeds", 1) > 1 else []
+    return "_".join(parts)
+
+
+def seconds(*command: str, **env: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True, env=os.environ | env)
+    return time.perf_counter() - begun
+
+
+def start_up(folder: Path) -> dict[str, float]:
+    """Medians of 5: the command line's answers, and from nothing to a run's first update with a warm cache."""
+    segue = [sys.executable, "-m", "segue.cli"]
+    tiny = ["run", "opt", "--env-id", "Pendulum-v1", "--dataset", str(folder / "pendulum.npz"), "--quiet"]
+    tiny += ["--offline.steps", "1", "--collect.until", "1", "--pretrain.steps", "1", "--finetune.until", "2"]
+    tiny += ["--budget.episodes", "1"]
+    cache = {"SEGUE_CACHE": str(folder / "cache")}
+    subprocess.run(
+        [*segue, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "1000", "--out", tiny[5]],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    found: dict[str, list[float]] = {}
+    for k in range(6):  # the first fills the cache and is not counted
+        found.setdefault("help", []).append(seconds(*segue, "--help"))
+        found.setdefault("run_opt_help", []).append(seconds(*segue, "run", "opt", "--help"))
+        found.setdefault("whole_run_of_one_update_per_phase", []).append(
+            seconds(*segue, *tiny, "--out", str(folder / f"run{k}"), **cache)
+        )
+    return {key: round(statistics.median(values[1:]), 3) for key, values in found.items()}
+
+
+def bars(rates: dict[str, float], start: dict[str, float], memory: dict) -> dict[str, tuple[float, str, bool]]:
+    """The promises: name -> (value, bar, kept)."""
+    found: dict[str, tuple[float, str, bool]] = {}
+
+    def at_least(text: str, value: float, bar: float) -> None:
+        found[text] = (round(value, 3), f">= {bar}", value >= bar)
+
+    def below(text: str, value: float, bar: float) -> None:
+        found[text] = (round(value, 3), f"< {bar}", value < bar)
+
+    ours = rates["segue_offline"]
+    at_least("(a) TD3+BC offline / bare JAX scan", ours / rates["bare_jax"], 0.9)
+    if "d3rlpy" in rates:
+        at_least("(a) TD3+BC offline / d3rlpy", ours / rates["d3rlpy"], 2.5)
+    if "torch_td3bc" in rates:
+        at_least("(a) TD3+BC offline / plain PyTorch loop", ours / rates["torch_td3bc"], 1.8)
+    for utd in UTDS:
+        online, alone = rates[f"segue_online_opt_utd{utd}"], rates["segue_updates_opt"] / utd
+        at_least(f"(b) OPT end to end / its updates alone, UTD {utd}", online / alone, 0.85)
+        if (peer := f"d3rlpy_online_utd{utd}") in rates:
+            at_least(f"(c) OPT (two value functions) / d3rlpy (one), UTD {utd}", online / rates[peer], 1.0)
+        if (peer := f"sb3_td3_utd{utd}") in rates:
+            found[f"(c) OPT / Stable-Baselines3 TD3, UTD {utd}"] = (round(online / rates[peer], 3), "printed", True)
+    for seeds in SEEDS[1:]:
+        at_least(f"(d) seed-updates/s, {seeds} seeds / 1", rates[f"segue_offline_seeds{seeds}"] / ours, 0.95)
+    below("(e) segue --help, s", start["help"], 0.5)
+    below("(e) segue run opt --help, s", start["run_opt_help"], 3)
+    below("(e) a whole OPT run of one update per phase, warm cache, s", start["whole_run_of_one_update_per_phase"], 10)
+    below("(f) resident memory added by loading 1M walker2d rows / their size", memory["ratio"], 1.3)
+    steps = 300_000  # OPT's protocol on MuJoCo: UTD 5, 25k of these collection, 50k updates of phase 3
+    direct = (steps - 25_000) / rates["segue_online_direct_utd5"]
+    opt = (steps - 25_000) / rates["segue_online_opt_utd5"] + 50_000 / rates["segue_pretrain_opt"]
+    found["(g) online wall-clock, OPT / direct, phase 3 included (from these rates)"] = (
+        round(opt / direct, 3), "paper: 1.5", True,
+    )  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", default=HERE / "results" / "speed.json")
+    parser.add_argument("--env-id", default="Walker2d-v5")
+    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--env-steps", type=int, default=200)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    results: dict[str, list[dict]] = {}
+    before = describe()
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(Path(folder) / "data.npz")
+        subprocess.run([sys.executable, str(HERE / "make_data.py"), data, "--env-id", args.env_id], check=True)
+        for _ in range(args.rounds):
+            for command in commands(data, args):
+                result = measure(command)
+                results.setdefault(name(result), []).append(result)
+                low, high = min(result["windows"]), max(result["windows"])  # far apart: the machine was not quiet
+                print(f"{name(result):28}{result['median']:9.1f}  [{low:.1f}, {high:.1f}] {result['unit']}", flush=True)
+        start = start_up(Path(folder))
+        memory = measure([sys.executable, str(HERE / "memory.py")])
+    rates = {key: statistics.median(w for r in runs for w in r["windows"]) for key, runs in results.items()}
+    kept = bars(rates, start, memory)
+    for text, (value, bar, held) in kept.items():
+        print(f"{'ok  ' if held else 'MISS'} {text}: {value} ({bar})")
+    file = {
+        "machine": before, "load_average_after": describe()["load_average"],
+        "settings": {key: value for key, value in vars(args).items() if key != "out"},
+        "bars": {text: {"value": value, "bar": bar, "kept": held} for text, (value, bar, held) in kept.items()},
+        "rates": rates, "start_up_seconds": start, "memory": memory, "runs": results,
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(file, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
