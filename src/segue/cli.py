@@ -108,8 +108,6 @@ def _run(argv: list[str]) -> None:
 
     from segue import runs
 
-    if options["from_"] is None and options["out"] is None:
-        pass
     runs.compile_cache()
     out = options["out"] or f"runs/{chosen.recipe}-{job.name or job.env_id}-{options['seed']}"
     done = runs.run(
@@ -140,7 +138,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
     from segue.phases import Online, Train
     from segue.recipes import PRESETS, REPLAYS, Budget
 
-    positive = PRESETS[preset]
+    lengths = PRESETS[preset]
 
     @dataclasses.dataclass
     class Options:
@@ -170,7 +168,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
         quiet: bool = False
         """No progress display."""
-        budget: Budget = dataclasses.field(default_factory=lambda: positive)
+        budget: Budget = dataclasses.field(default_factory=lambda: lengths)
         """Rows to make and evaluation intervals; phase lengths have flags of their own."""
 
     for phase in (Train, Online):  # a method's fields stand directly under the phase's name
@@ -239,7 +237,14 @@ def _data(argv: list[str]) -> None:
     console = Console(quiet=False)
     try:
         with console.counting(f"random rows of {asked.env_id}", asked.steps) as advance:
-            made = data.collect_random(asked.env_id, asked.steps, seed=asked.seed, path=asked.out, progress=advance)
+            made = data.collect_random(
+                asked.env_id,
+                asked.steps,
+                seed=asked.seed,
+                path=asked.out,
+                format="npz" if asked.out.endswith(".npz") else "minari",
+                progress=advance,
+            )
     finally:
         console.close()
     print(data.render(data.inspect(made)))

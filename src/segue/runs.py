@@ -120,6 +120,10 @@ def run(
     Raises:
         SegueError: for anything the user can mend, with `out` left readable.
     """
+    counts = {"seeds": seeds, "log_every": log_every, **dataclasses.asdict(budget)}
+    for name, count in counts.items():
+        if count is not None and count < 1 and name not in ("offline", "collect", "pretrain", "online"):
+            raise SegueError(f"{name} must be at least 1, not {count}.")
     folder = store.new_folder(Path(out))
     console = Console(quiet)
     journal = None

@@ -1,0 +1,89 @@
+"""`make evidence-NAME`: a comparison under one protocol, kept as runs, a table and a picture.
+
+    python benchmarks/evidence.py walker2d-random                                         OPT's protocol, whole
+    python benchmarks/evidence.py walker2d-random --seeds 1 --offline 200000 --online 60000        a reduced one
+
+Every trial is a run directory under --runs. A trial that finished is never done again: start the same command again and
+it goes on with the ones that are left, all from one shared offline phase per seed.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TRIALS = {  # name -> recipe and flags; all start from the offline phase's checkpoint
+    "walker2d-random": {
+        "direct": ["direct"],
+        "opt": ["opt"],
+        "opt-without-pretraining": ["opt", "--pretrain.steps", "0"],
+    }
+}
+HOURS = {"walker2d-random": "4 seeds, 1M offline steps, 300k env steps at 5 updates each: about 60 h on two cores"}
+
+
+def finished(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "status.json").read_text())["status"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def trial(folder: Path, *flags: str) -> Path:
+    if finished(folder):
+        print(f"{folder} is done", flush=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of ours
+        command = [sys.executable, "-m", "segue.cli", "run", *flags, "--out", str(folder)]
+        print("$ segue", *command[3:], flush=True)
+        subprocess.run(command, check=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=TRIALS, help=f"estimated: {HOURS}")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--offline", type=int, default=1_000_000)
+    parser.add_argument("--online", type=int, default=300_000)
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    args = parser.parse_args()
+    root = args.runs / f"{args.name}-{args.seeds}x{args.offline}+{args.online}"
+    print(HOURS[args.name], flush=True)
+    common = ["--task", args.name, "--seeds", str(args.seeds), "--budget.episodes", str(args.episodes)]
+    base = trial(root / "offline", "td3bc", *common, "--offline.steps", str(args.offline))
+    folders = [
+        trial(root / name, *flags, *common, "--from", f"{base}:offline", "--offline.steps", str(args.offline),
+              "--finetune.until", str(args.online))
+        for name, flags in TRIALS[args.name].items()
+    ]  # fmt: skip
+    out = RESULTS / root.name
+    out.mkdir(parents=True, exist_ok=True)
+    picture = str(out / "curves.png")
+    report = subprocess.run(
+        [sys.executable, "-m", "segue.cli", "report", *map(str, [base, *folders]), "--out", picture],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    peaks = "\n".join(f"- {folder.name}: {largest(folder)}" for folder in folders)
+    (out / "table.md").write_text(f"{report.stdout}\nLargest |Q| in any batch, by phase:\n\n{peaks}\n")
+    print(report.stdout, peaks, sep="\n")
+
+
+def largest(folder: Path) -> str:
+    """The largest value that each critic gave to any sampled row, by phase and critic."""
+    found: dict[str, float] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        for name, values in entry["metrics"].items():
+            if name.startswith("max_abs_q"):
+                key = f"{entry['phase']} {name}"
+                found[key] = max([found.get(key, 0.0), *map(float, values)])
+    return ", ".join(f"{key} {value:,.0f}" for key, value in found.items())
+
+
+if __name__ == "__main__":
+    main()
