@@ -22,8 +22,7 @@ from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
 from segue.offline.td3bc import TD3BC
 from segue.phases import Collect, Online, Train, pipeline
-from segue.worlds import Worlds
-from segue.worlds_make import make_env
+from segue.worlds import Worlds, make_env
 
 CAPACITY = 300_000
 

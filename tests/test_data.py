@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from segue.core import Spec
 from segue.data import Dataset, check_against, from_arrays, inspect, render, validate
 from segue.errors import DataError, SegueError
-from segue.worlds_make import make_env
+from segue.worlds import make_env
 
 
 def flat(lengths, terminal=(), *, seed=0, obs=3, act=2):

@@ -12,7 +12,7 @@ import pytest
 
 from segue.data import collect_random, from_arrays, inspect, load, render, save
 from segue.errors import DataError, SegueError
-from segue.worlds_make import _quiet_mujoco, make_env
+from segue.worlds import _quiet_mujoco, make_env
 
 STEPS = 450
 

@@ -90,7 +90,17 @@ def read(run_dir: str | Path) -> RunRecord:
         if after.updates < before.updates or after.env_step < before.env_step:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
     logs, torn = _lines(path / "metrics.jsonl")
-    return RunRecord(path, config, evaluations, _seconds(logs), (*notes, *torn))
+    return RunRecord(path, config, evaluations, _seconds(logs), (*notes, *torn, *_unfinished(path)))
+
+
+def _unfinished(path: Path) -> list[str]:
+    """What status.json says of a run that did not end as planned."""
+    try:
+        status = json.loads((path / "status.json").read_bytes())
+        word, why = str(status["status"]), status.get("why")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return []
+    return [] if word == "finished" else [f"{path} is {word}{f' ({why})' if why else ''}, not finished"]
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -284,6 +294,10 @@ def table(records: Sequence[RunRecord]) -> str:
             f"† published: {_published()['source']}. Environment versions (see each table), data, budgets "
             "and evaluation differ from the paper's: a landmark, not a paired comparison."
         )
+    for group in _groups(records):
+        budgets = {summarise(record).env_steps for record in group if online_curve(record).x.size}
+        if len(budgets) > 1:
+            small.append(f"Note: runs of {group[0].task} differ in env steps: their final scores are not comparable.")
     small += [f"Note: {note}" for record in records for note in record.notes]
     for record in records:
         here, phases = record.evaluations[-1].phase, record.config["phases"]

@@ -79,7 +79,7 @@ def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run left: its directory, its its last state."""
+    """What a finished run left: its directory, its last state and its evaluations."""
 
     folder: Path
     run: Run
@@ -135,7 +135,7 @@ def run(
         status("running")
         data = load_data(task, budget, console)
         env = task.make()
-        spec = spec_of(env, task.env_id)
+        spec = spec_of(env)
         env.close()
         state = start(spec, rows_for(data, spec, task.reward), phases, seeds=seeds, seed=seed)
         if since is not None:
@@ -214,7 +214,7 @@ def evaluate(
     spec = loaded[0][1]
     make = Task(config["env_id"]).make
     env = make()
-    theirs = spec_of(env, config["env_id"])
+    theirs = spec_of(env)
     env.close()
     if theirs != spec:
         raise DataError(f"The policies in {folder} are for {spec}, but {config['env_id']} has {theirs}.")

@@ -15,8 +15,7 @@ from segue.core import Linear
 from segue.data import Dataset, check_against, collect_random, load
 from segue.errors import SegueError
 from segue.offline.td3bc import TD3BC
-from segue.worlds import Reward
-from segue.worlds_make import make_env
+from segue.worlds import Reward, make_env
 
 
 @dataclasses.dataclass(frozen=True)

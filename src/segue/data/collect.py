@@ -16,8 +16,7 @@ import numpy as np
 from segue.core import Transition
 from segue.data.dataset import Dataset, validate
 from segue.errors import SegueError
-
-from ..worlds_make import check_boxes, make_env
+from segue.worlds import make_env, spec_of
 
 Format = Literal["npz", "minari"]
 
@@ -47,7 +46,7 @@ def collect_random(
         _vacant(Path(path), format, overwrite)
     world = make_env(env) if isinstance(env, str) else env()
     try:
-        check_boxes(world)
+        spec_of(world)
         data = _roll(world, steps, seed, progress)
         spec = world.spec
     finally:

@@ -302,12 +302,9 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
 def _spec_of(world: Any) -> tuple[Spec, str | None]:
     if isinstance(world, Spec):
         return world, None
-    from ..worlds_make import check_boxes
+    from segue.worlds import spec_of
 
-    check_boxes(world)
-    space, spec = world.action_space, getattr(world, "spec", None)
-    low, high = box(space.low, space.high, space.shape[0], "the environment")
-    return Spec(world.observation_space.shape[0], space.shape[0], low, high), spec.id if spec else None
+    return spec_of(world), world.spec.id if world.spec else None
 
 
 def _box_words(low: Any, high: Any) -> str:
