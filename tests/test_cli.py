@@ -179,7 +179,7 @@ def test_help(argv, words, capsys):
 def test_help_imports_nothing_heavy():
     code = """if True:
         import sys
-from segue.cli import main
+        from segue.cli import main
         try:
             main(["--help"])
         except SystemExit:
@@ -197,7 +197,7 @@ def test_it_runs_without_the_extras():
         import sys
         for name in ("matplotlib", "tensorboardX", "mujoco"):
             sys.modules[name] = None
-from segue.cli import main
+        from segue.cli import main
         main(["report", sys.argv[1]])
         main(["evaluate", sys.argv[1], "--episodes", "1"])
     """

@@ -11,7 +11,7 @@ from segue.errors import SegueError
 from segue.evaluate import Evaluator
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
-from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, spec_of
+from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, make_env, spec_of
 
 SPEC = spec_of(Ragged())
 EPISODE, T, START = range(3)

@@ -183,8 +183,8 @@ class Collect(AbstractPhase):
     until: int = eqx.field(static=True, default=25_000)
     """The phase ends at this env step, counted from the run's first one."""
     noise: float = 0.1
-    """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that follows OPT; its
-    parent method OEMA adds none)."""
+    """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
+    follows OPT; its parent method OEMA adds none)."""
 
     def begin(self, run: Run) -> Live:
         if run.waist.actor is None:

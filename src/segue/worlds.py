@@ -31,15 +31,15 @@ class Reward(NamedTuple):
         return self.scale * reward + self.shift
 
 
-def make_env(env_id: str) -> gym.Env:
-    """`gymnasium.make(env_id)`, without MuJoCo's `settotalmass` notice and with errors in one sentence.
+def make_env(env_id: str, **options: Any) -> gym.Env:
+    """`gymnasium.make(env_id, **options)`, without MuJoCo's `settotalmass` notice and with errors in one sentence.
 
     Raises:
         SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
     """
     try:
         with _quiet_mujoco():
-            env = gym.make(env_id)
+            env = gym.make(env_id, **options)
     except gym.error.UnregisteredEnv as wrong:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
         hint = f"did you mean {' or '.join(near)}" if near else "import the package that registers it first"
