@@ -22,7 +22,7 @@ class Ring(eqx.Module):
 
     @property
     def capacity(self) -> int:
-        return len(self.rows.reward)
+        return self.rows.reward.shape[-1]
 
     @property
     def size(self) -> Int[Array, ""]:
