@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     root = args.runs / f"{args.name}-{args.seeds}x{args.offline}+{args.online}"
     print(HOURS[args.name], flush=True)
-    common = ["--task", args.name, "--seeds", str(args.seeds), "--budget.episodes", str(args.episodes)]
+    common = ["--task", args.name, "--seeds", str(args.seeds), "--episodes", str(args.episodes)]
     base = trial(root / "offline", "td3bc", *common, "--offline.steps", str(args.offline))
     folders = [
         trial(root / name, *flags, *common, "--from", f"{base}:offline", "--offline.steps", str(args.offline),

@@ -72,7 +72,7 @@ def start_up(folder: Path) -> dict[str, float]:
     segue = [sys.executable, "-m", "segue.cli"]
     tiny = ["run", "opt", "--env-id", "Pendulum-v1", "--dataset", str(folder / "pendulum.npz"), "--quiet"]
     tiny += ["--offline.steps", "1", "--collect.until", "1", "--pretrain.steps", "1", "--finetune.until", "2"]
-    tiny += ["--budget.episodes", "1"]
+    tiny += ["--episodes", "1"]
     cache = {"SEGUE_CACHE": str(folder / "cache")}
     subprocess.run(
         [*segue, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "1000", "--out", tiny[5]],

@@ -75,8 +75,8 @@ TINY = {
     "--finetune.updates-per-step": 2,
     "--finetune.source.batch": 8,
     "--finetune.source.width": 8,
-    "--budget.episodes": 3,
-    "--budget.evaluate-steps": 4,
+    "--episodes": 3,
+    "--evaluate-steps": 4,
     "--log-every": 1,
     "--seeds": 2,
 }

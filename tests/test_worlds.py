@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Ragged, Spaces
@@ -132,7 +133,7 @@ def test_evaluation_equals_a_plain_loop():
         obs, _ = env.reset(seed=episode_seed(seeds[s], EVALUATE, e))
         total, length, over = 0.0, 0, False
         while not over:
-            obs, reward, terminated, truncated, _ = env.step(SPEC.denormalise(np.asarray(actor.act(obs))))
+            obs, reward, terminated, truncated, _ = env.step(SPEC.denormalise(np.asarray(actor.act(jnp.asarray(obs)))))
             total, length, over = total + reward, length + 1, terminated or truncated
         assert found.returns[s, e] == pytest.approx(total, rel=1e-5)
         assert found.lengths[s, e] == length

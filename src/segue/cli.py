@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from segue.tasks import Task
 
 INTERRUPTED = 130
+MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps")
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
 
@@ -106,6 +107,8 @@ def _run(argv: list[str]) -> None:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.") from None
     options, phases = _flags(argv, chosen.recipe, preset, phases, job)
 
+    import dataclasses
+
     from segue import runs
 
     runs.compile_cache()
@@ -116,7 +119,7 @@ def _run(argv: list[str]) -> None:
         out=out,
         seeds=options["seeds"],
         seed=options["seed"],
-        budget=options["budget"],
+        budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in MEASURING}),
         since=options["from_"],
         log_every=options["log_every"],
         about={"recipe": chosen.recipe, "preset": preset},
@@ -136,7 +139,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
     import tyro
 
     from segue.phases import Online, Train
-    from segue.recipes import PRESETS, REPLAYS, Budget
+    from segue.recipes import PRESETS, REPLAYS
 
     lengths = PRESETS[preset]
 
@@ -168,8 +171,14 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
         quiet: bool = False
         """No progress display."""
-        budget: Budget = dataclasses.field(default_factory=lambda: lengths)
-        """Rows to make and evaluation intervals; phase lengths have flags of their own."""
+        rows: int = lengths.rows
+        """Rows of a dataset that is made here."""
+        episodes: int = lengths.episodes
+        """Episodes of an evaluation."""
+        evaluate_updates: int = lengths.evaluate_updates
+        """Gradient steps between evaluations in phases that only learn."""
+        evaluate_steps: int = lengths.evaluate_steps
+        """Env steps between evaluations in phases that act."""
 
     for phase in (Train, Online):  # a method's fields stand directly under the phase's name
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
+
+Keys = Key[Array, " seeds"]
+"""One random key per seed."""
 
 
 class Transition(NamedTuple):

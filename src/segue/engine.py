@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.data.replay import Ring
 from segue.data.sources import AbstractSource
-
-SEED_RING = Ring(rows=0, count=None)  # pyright: ignore[reportArgumentType]
-"""`vmap` axes of a ring."""
 
 
 class Tally(NamedTuple):
@@ -38,11 +35,12 @@ def begin(
     waist: Pretrained,
     offline: Transition,
     ring: Ring,
-    keys: PRNGKeyArray,
+    keys: Keys,
 ) -> tuple[Any, Any, Tally]:
     """A learner, a carry and an empty tally for every seed."""
 
-    def one(waist, ring, key):
+    def one(waist, rows, key):
+        ring = Ring(rows, count)
         learner_key, carry_key, spare = jax.random.split(key, 3)
         learner = method.init(spec, waist, key=learner_key)
         carry = source.init(spec, offline, ring, key=carry_key)
@@ -51,7 +49,8 @@ def begin(
         tally = Tally({name: jnp.zeros((), jnp.float32) for name in info}, jnp.zeros((), jnp.int32))
         return learner, carry, tally
 
-    return jax.vmap(one, in_axes=(0, SEED_RING, 0))(waist, ring, keys)
+    count = ring.count
+    return jax.vmap(one)(waist, ring.rows, keys)
 
 
 def _one_update(method, source, learner, carry, offline, ring, key, clock):
@@ -75,35 +74,37 @@ def _updates(method, source, learner, carry, tally, offline, ring, key, clock, c
 @functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally"))
 def learn(method, source, learner, carry, tally, *, offline, ring, keys, clock: Clock, count):
     """`count` updates of every seed; the world sleeps. Returns learner, carry, tally."""
-    one = lambda learner, carry, tally, ring, key: _updates(
-        method, source, learner, carry, tally, offline, ring, key, clock, count
+    one = lambda learner, carry, tally, rows, key: _updates(
+        method, source, learner, carry, tally, offline, Ring(rows, ring.count), key, clock, count
     )
-    return jax.vmap(one, in_axes=(0, 0, 0, SEED_RING, 0))(learner, carry, tally, ring, keys)
+    return jax.vmap(one)(learner, carry, tally, ring.rows, keys)
 
 
 @functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally", "ring"))
 def observe(method, source, learner, carry, tally, ring, row: Transition, *, offline, keys, clock, count):
     """One online row for every seed, then `count` updates, in one dispatch."""
 
-    def one(learner, carry, tally, ring, row, key):
-        ring = ring.add(row)
+    def one(learner, carry, tally, rows, row, key):
+        ring = Ring(rows, so_far).add(row)
         carry = source.wrote(carry, offline, ring)
         learner, carry, tally = _updates(method, source, learner, carry, tally, offline, ring, key, clock, count)
-        return learner, carry, tally, ring
+        return learner, carry, tally, ring.rows
 
-    axes = (0, 0, 0, SEED_RING, 0, 0)
-    return jax.vmap(one, in_axes=axes, out_axes=(0, 0, 0, SEED_RING))(learner, carry, tally, ring, row, keys)
+    so_far = ring.count
+    learner, carry, tally, rows = jax.vmap(one)(learner, carry, tally, ring.rows, row, keys)
+    return learner, carry, tally, Ring(rows, so_far + 1)
 
 
 @functools.partial(jax.jit, donate_argnames="ring")
 def remember(ring: Ring, row: Transition) -> Ring:
     """One online row for every seed; nothing learns."""
-    return jax.vmap(Ring.add, in_axes=(SEED_RING, 0), out_axes=SEED_RING)(ring, row)
+    rows = jax.vmap(lambda rows, row: Ring(rows, ring.count).add(row).rows)(ring.rows, row)
+    return Ring(rows, ring.count + 1)
 
 
 @jax.jit
 def explore(
-    who: Any, learner: Any, obs: Float[Array, "seeds obs"], keys: PRNGKeyArray, env_step: Int[Array, ""]
+    who: Any, learner: Any, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Array, ""]
 ) -> Float[Array, "seeds act"]:
     """What every seed does next, to learn from it: `who.actor(learner)` explores."""
     one = lambda learner, obs, key: who.actor(learner).explore(obs, jax.random.fold_in(key, env_step))

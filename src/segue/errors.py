@@ -5,5 +5,12 @@ class SegueError(Exception):
     """Something the user can mend: a name, a setting, an environment, a run that diverged."""
 
 
+def at_least(least: int, **settings: int) -> None:
+    """Refuse a setting that is below `least`, by name."""
+    for name, value in settings.items():
+        if value < least:
+            raise SegueError(f"{name} must be at least {least}, not {value}.")
+
+
 class DataError(SegueError):
     """A file or an array that Segue refuses to learn from."""

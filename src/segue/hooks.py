@@ -1,9 +1,12 @@
 """What watches a run: evaluation, logs, divergence, checkpoints. Phases never see any of it."""
 
+import contextlib
 import dataclasses
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 
 from segue import policies, store
 from segue.core import Pretrained
-from segue.errors import SegueError
+from segue.errors import DataError, SegueError
 from segue.evaluate import Evaluation, Evaluator
 from segue.phases import AbstractPhase, Live, Run
 
@@ -88,6 +91,8 @@ class Evaluate(_Quiet):
         actor = phase.release(live).actor
         if actor is None or self._known(actor.net):
             return
+        if not np.asarray(_finite(actor.net)).all():
+            return  # `Log` says so, at its next line or at the phase's end
         found = self.evaluator(actor.net)
         kind = "online" if phase.acts or live.env_step else "offline"
         self.journal.write(
@@ -117,6 +122,36 @@ class Evaluate(_Quiet):
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         if self.last != (live.update, live.env_step):
             self._look(name, phase, live)
+
+
+class _Stop(_Quiet):
+    def __init__(self):
+        self.asked = False
+
+    def hear(self, number: int, frame: Any) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        if self.asked:
+            raise KeyboardInterrupt
+        return live
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[_Stop]:
+    """Ctrl-C, and a scheduler's SIGTERM, end a run. An interrupt that strikes inside a callback of the garbage
+    collector (JAX has one) is printed and forgotten by Python, so the hook asks again at every tick."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @jax.jit
@@ -200,6 +235,11 @@ def load_checkpoint(source: str, run: Run, like: Pretrained) -> tuple[Run, str]:
         hint = f"; it has {', '.join(there)}" if there else ""
         raise SegueError(f"There is no checkpoint {source!r} (say DIRECTORY:PHASE){hint}.")
     files, manifest = store.read_checked(folder)
+    numbers = all(
+        type(manifest.get(key)) is int and manifest[key] >= 0 for key in ("seeds", "rows", "env_step", "updates")
+    )
+    if not numbers or not {"waist.safetensors", "replay.safetensors"} <= files.keys():
+        raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     waist = store.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")

@@ -24,7 +24,10 @@ def td_loss(q: Float[Array, "batch members"], y: Float[Array, " batch"]) -> Floa
 
 
 def td3bc(
-    q: Float[Array, " batch"], pi: Float[Array, "batch act"], action: Float[Array, "batch act"], alpha: float
+    q: Float[Array, " batch"],
+    pi: Float[Array, "batch act"],
+    action: Float[Array, "batch act"],
+    alpha: float | Float[Array, ""],
 ) -> Float[Array, ""]:
     """mse(pi(s), a) - alpha mean Q(s, pi(s)) / stop_gradient(mean |Q|) (Fujimoto & Gu 2021, Eq. 5)."""
     scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
@@ -38,7 +41,8 @@ def meta(here: Float[Array, ""], ahead: Float[Array, ""], cap: bool) -> tuple[Fl
     w = stop_gradient(min(L_off, L_on) / L_on), which caps the online term at the size of the offline one (`cap`).
     Returns the total and w.
     """
-    weight = jax.lax.stop_gradient(jnp.minimum(here, ahead) / ahead) if cap else jnp.ones_like(here)
+    tiny = jnp.finfo(ahead.dtype).tiny
+    weight = jax.lax.stop_gradient(jnp.minimum(here, ahead) / (ahead + tiny)) if cap else jnp.ones_like(here)
     return here + weight * ahead, weight
 
 

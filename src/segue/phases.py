@@ -8,18 +8,19 @@ sees a world or a hook; `pipeline` drives it. Two primitives, `Train` (gradient 
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from segue import engine
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.data.replay import Ring
 from segue.data.sources import AbstractSource, Uniform
-from segue.errors import SegueError
+from segue.errors import SegueError, at_least
 from segue.nn.actors import Noisy
 from segue.worlds import Worlds
 
@@ -34,7 +35,7 @@ class Run:
     offline: Transition
     """The dataset, one copy for all seeds; no rows where there is none. Actions in [-1, 1]."""
     online: Ring
-    keys: PRNGKeyArray
+    keys: Keys
     """One key per seed."""
     waist: Pretrained = Pretrained()  # noqa: RUF009 (immutable)
     env_step: int = 0
@@ -48,7 +49,7 @@ class Run:
     def seeds(self) -> int:
         return len(self.keys)
 
-    def phase_keys(self) -> PRNGKeyArray:
+    def phase_keys(self) -> Keys:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.phases)
 
 
@@ -57,7 +58,7 @@ class Live(NamedTuple):
 
     run: Run
     """As it was when the phase began, but for the ring."""
-    keys: PRNGKeyArray
+    keys: Keys
     learner: Any
     carry: Any
     tally: engine.Tally
@@ -105,7 +106,7 @@ class AbstractPhase(eqx.Module):
     def release(self, live: Live) -> Pretrained:
         """The waist as it is now."""
 
-    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
         return waist
 
@@ -142,6 +143,9 @@ class Train(AbstractPhase):
     source: AbstractSource = eqx.field(default_factory=Uniform)
     """Where batches come from."""
 
+    def __check_init__(self):
+        at_least(0, steps=self.steps)
+
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), min(int(run.online.count), run.online.capacity))
         return _live(self.method, self.source, run)
@@ -169,7 +173,7 @@ class Train(AbstractPhase):
         )
         return live._replace(learner=learner, carry=carry, tally=tally, update=live.update + count)
 
-    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         return _leaves(self.method, spec, waist, keys)
 
     def release(self, live: Live) -> Pretrained:
@@ -185,6 +189,9 @@ class Collect(AbstractPhase):
     noise: float = 0.1
     """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
     follows OPT; its parent method OEMA adds none)."""
+
+    def __check_init__(self):
+        at_least(0, until=self.until)
 
     def begin(self, run: Run) -> Live:
         if run.waist.actor is None:
@@ -222,6 +229,9 @@ class Online(AbstractPhase):
     """Where batches come from."""
     updates_per_step: int = eqx.field(static=True, default=1)
     """Gradient steps after each env step (UTD)."""
+
+    def __check_init__(self):
+        at_least(0, until=self.until, updates_per_step=self.updates_per_step)
 
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), run.online.capacity)
@@ -261,7 +271,7 @@ class Online(AbstractPhase):
             live.env_step + 1,
         )
 
-    def leaves(self, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         return _leaves(self.method, spec, waist, keys)
 
     def release(self, live: Live) -> Pretrained:
@@ -274,11 +284,12 @@ def _live(method: AbstractMethod, source: AbstractSource, run: Run) -> Live:
     return Live(run, keys, learner, carry, tally, 0, run.env_step)
 
 
-def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: PRNGKeyArray) -> Pretrained:
+def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
     one = lambda waist, key: method.release(method.init(spec, waist, key=key))
     return jax.eval_shape(jax.vmap(one), waist, keys)
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Watches a run; phases never see it. `ticked` may hand back a live state with a fresh tally."""
 
@@ -300,6 +311,7 @@ def pipeline(
 
     Hooks tick after every env step, and after every `stride` updates of a phase that only learns.
     """
+    run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # the ring is updated in place
     for name, phase in phases.items():
         live = phase.begin(run)
         for hook in hooks:

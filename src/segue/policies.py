@@ -41,10 +41,12 @@ def load(path: Path) -> tuple[AbstractActor, Spec]:
         sizes = tuple(int(size) for size in meaning["layers"])
         spec = Spec(sizes[0], sizes[-1], tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"])))
         kind, norm = meaning["kind"], bool(meaning["layer_norm"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{path} does not describe a policy: {error!r}.") from None
-    if kind != "deterministic" or not all(0 < size <= 65_536 for size in sizes) or len(sizes) < 2:
+    if kind != "deterministic" or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
         raise DataError(f"{path} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
+    if len(spec.low) != spec.act or len(spec.high) != spec.act or not np.all(np.less(spec.low, spec.high)):
+        raise DataError(f"{path} has no action box of {spec.act} sides that are low < high.")
     build = lambda: Deterministic(MLP(sizes, layer_norm=norm, key=jax.random.key(0)))
     weights = path.with_suffix(".safetensors")
     if not weights.is_file():

@@ -206,7 +206,7 @@ class Estimate:
         return f"{self.mean:.1f}" if self.half is None else f"{self.mean:.1f} ± {self.half:.1f}"
 
 
-def normalise(returns: np.ndarray, reference: tuple[float, float] | None) -> np.ndarray:
+def normalise(returns: Any, reference: tuple[float, float] | None) -> Any:
     """100 (R - min) / (max - min), element by element; raw returns pass when there is no reference."""
     if reference is None:
         return returns
@@ -219,7 +219,7 @@ def seed_means(returns: np.ndarray) -> np.ndarray:
     return returns.mean(axis=1)
 
 
-def half_width(values: np.ndarray, level: float = 0.95) -> np.ndarray | None:
+def half_width(values: np.ndarray, level: float = 0.95) -> Any:
     """Half width of Student's t interval over the last axis: [..., seeds] -> [...]; None for one seed."""
     seeds = values.shape[-1]
     if seeds < 2:

@@ -27,8 +27,7 @@ from segue.console import Console
 from segue.core import Pretrained, Spec, Transition
 from segue.data import Dataset
 from segue.data.replay import Ring
-from segue.engine import SEED_RING
-from segue.errors import DataError, SegueError
+from segue.errors import DataError, SegueError, at_least
 from segue.evaluate import Evaluation, Evaluator
 from segue.phases import AbstractPhase, Run, pipeline
 from segue.recipes import PAPER, Budget
@@ -54,7 +53,8 @@ def start(
         seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
-    ring = jax.vmap(lambda _: Ring.new(spec, max(capacity, 1)), out_axes=SEED_RING)(jnp.arange(seeds))
+    one = Ring.new(spec, max(capacity, 1))
+    ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.count)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     return Run(spec, empty(spec) if offline is None else offline, ring, keys)
 
@@ -120,10 +120,9 @@ def run(
     Raises:
         SegueError: for anything the user can mend, with `out` left readable.
     """
-    counts = {"seeds": seeds, "log_every": log_every, **dataclasses.asdict(budget)}
-    for name, count in counts.items():
-        if count is not None and count < 1 and name not in ("offline", "collect", "pretrain", "online"):
-            raise SegueError(f"{name} must be at least 1, not {count}.")
+    at_least(1, seeds=seeds, log_every=log_every, rows=budget.rows, episodes=budget.episodes)
+    at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
+    at_least(0, seed=seed)
     folder = store.new_folder(Path(out))
     console = Console(quiet)
     journal = None
@@ -164,11 +163,15 @@ def run(
         worlds = None
         if any(phase.acts for phase in phases.values()):
             worlds = Worlds(task.make, spec, numbers, task.reward)
-        state = pipeline(state, phases, worlds, watchers)
+        with hooks.stoppable() as stop:
+            state = pipeline(state, phases, worlds, [stop, *watchers])
         status("finished", seconds=round(time.monotonic() - begun, 1))
     except BaseException as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
+        if not (folder / "config.json").exists():  # nothing was learnt: leave the name free for the next attempt
+            (folder / "status.json").unlink(missing_ok=True)
+            folder.rmdir()
         raise
     finally:
         console.close()
@@ -207,7 +210,9 @@ def evaluate(
     """
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
-    names = sorted(folder.glob("policy-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    if not isinstance(config.get("env_id"), str):
+        raise DataError(f"{folder / 'config.json'} names no env_id.")
+    names = sorted(folder.glob("policy-[0-9]*.json"), key=lambda path: (len(path.stem), path.stem))
     if not names:
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policies.load(name) for name in names]
@@ -218,6 +223,9 @@ def evaluate(
     env.close()
     if theirs != spec:
         raise DataError(f"The policies in {folder} are for {spec}, but {config['env_id']} has {theirs}.")
+    shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}
+    if len(shapes) > 1:
+        raise DataError(f"The policies in {folder} are not of one shape: they do not belong to one run.")
     actor = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(actor for actor, _ in loaded))
     evaluator = Evaluator(make, spec, range(seed, seed + len(loaded)), episodes)
     try:

@@ -94,8 +94,12 @@ def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files of such a folder, verified, and its manifest."""
     manifest = read_json(folder / "manifest.json")
-    files = {}
-    for name, expected in manifest["files"].items():
+    listed, files = manifest.get("files"), {}
+    if not isinstance(listed, dict) or not all(
+        isinstance(e, dict) and {"size", "sha256"} <= e.keys() for e in listed.values()
+    ):
+        raise DataError(f"{folder / 'manifest.json'} does not list its files with sizes and SHA-256: it is damaged.")
+    for name, expected in listed.items():
         path = folder / name
         if Path(name).name != name:
             raise DataError(f"{folder / 'manifest.json'} names a file outside its folder: {name!r}.")
@@ -111,5 +115,8 @@ def new_folder(path: Path) -> Path:
     """Make a folder for a run. Raises `SegueError` where something is already there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SegueError(f"{path} already exists and is not empty: choose another --out, nothing is overwritten.")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegueError(f"--out {path} cannot be made: {error.strerror or error}.") from None
     return path

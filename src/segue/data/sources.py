@@ -15,7 +15,7 @@ from segue import losses
 from segue.core import Clock, Linear, Spec, Trained, Transition
 from segue.data import sumtree
 from segue.data.replay import Ring
-from segue.errors import SegueError
+from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 
 
@@ -23,6 +23,9 @@ class AbstractSource(eqx.Module):
     """Its fields are settings. One seed is seen at a time; the engine adds the seed axis."""
 
     batch: eqx.AbstractVar[int]
+
+    def __check_init__(self):
+        at_least(1, batch=self.batch)
 
     def check(self, offline: int, online: int) -> None:
         """Refuse, given the numbers of rows, what could never be drawn."""
@@ -165,9 +168,10 @@ class Balanced(AbstractSource):
         if self.output == "relu":
             density = eqx.tree_at(lambda net: net.layers[-1].bias, density, jnp.ones(1))
         size, index = len(offline.reward), jnp.arange(len(offline.reward) + ring.capacity)
-        held = index < size + ring.size
+        number = ring.count - 1 - (ring.count - 1 - (index - size)) % ring.capacity  # of a slot's row, since the first
+        held = (index < size) | (number >= 0)
         if self.ring_rows is not None:
-            held &= index >= size + ring.size - self.ring_rows
+            held &= jnp.where(index < size, index, size + number) >= size + ring.count - self.ring_rows
         priority = jnp.where(index < size, 1.0, self._newcomer(size, jnp.ones(())))
         return Balance(Trained.new(density), sumtree.build(jnp.where(held, priority, 0.0)), jnp.ones(()))
 
@@ -178,7 +182,8 @@ class Balanced(AbstractSource):
             oldest = size + ring.count - 1 - self.ring_rows
             slot = jnp.where(oldest < size, oldest, size + (oldest - size) % ring.capacity)
             kept = tree[jnp.maximum(slot, 0) + len(tree) // 2]
-            gone = jnp.where((oldest >= 0) & (slot != size + last), 0.0, kept)
+            there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.count - ring.capacity))
+            gone = jnp.where(there, 0.0, kept)
             tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], gone[None])
         return carry._replace(tree=tree)
 

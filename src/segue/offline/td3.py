@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Info, Opinion
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.errors import at_least
 from segue.losses import td_loss, td_target
 from segue.nn.actors import AbstractActor, Deterministic, Noisy
 from segue.nn.mlp import MLP, Ensemble
@@ -49,6 +50,10 @@ class AbstractTD3(AbstractBackbone):
     """Half-width of the policy head's uniform start; None: the framework's default (the papers: 1e-3 off MuJoCo)."""
     critic_head: float | None = eqx.field(static=True, default=None)
     """The same for critics (the papers: 3e-3 off MuJoCo)."""
+
+    def __check_init__(self):
+        at_least(1, delay=self.delay, width=self.width)
+        at_least(0, depth=self.depth)
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
         sizes = (spec.obs, *(self.width,) * self.depth, spec.act)

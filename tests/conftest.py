@@ -1,0 +1,182 @@
+"""Strict flags for every test, and the small world the tests share: a task, data, a waist, a second implementation.
+
+Every annotation of the library is checked at run time, rank promotion raises, and warnings are errors (pyproject).
+"""
+
+# ruff: noqa: E402 (the import hook stands before the first import of segue)
+import dataclasses
+import os
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""An int is a float, as PEP 484 has it."""
+
+install_import_hook("segue", "conftest.typechecked")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+"""The same programs, compiled three times faster; nothing here measures speed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.data.replay import Ring
+from segue.nn.mlp import MLP
+from segue.offline.td3 import TD3
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
+WIDTH, BATCH = 16, 24
+"""They differ, so that a shape tells a weight from a batch of activations."""
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real datasets, where there is one."""
+    path = os.environ.get("SEGUE_TEST_DATA")
+    return path or pytest.skip("SEGUE_TEST_DATA is not set")
+
+
+def at(update: int, env_step: int = 0, begun: int = 0) -> Clock:
+    return Clock(*(np.asarray(t, np.int32) for t in (update, env_step, begun)))
+
+
+def rows(n: int, seed: int = 0, spec: Spec = SPEC, terminal: float = 0.3) -> Transition:
+    """Random experience; `terminal` is the share of rows where the task ends."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=(n, *shape)).astype(np.float32)
+    return Transition(normal(spec.obs), np.tanh(normal(spec.act)), normal(), normal(spec.obs), rng.random(n) < terminal)
+
+
+def numbered(n: int, first: int = 0, spec: Spec = SPEC) -> Transition:
+    """Rows that can be told apart by their reward: first, first + 1, ..."""
+    return rows(n, first, spec)._replace(reward=np.arange(first, first + n, dtype=np.float32))
+
+
+def ring_of(table: Transition, capacity: int | None = None) -> Ring:
+    """A ring holding `table`; slots never written hold NaN, so that drawing one shows."""
+    more = (capacity or len(table.reward)) - len(table.reward)
+    blank = lambda c: np.concatenate([c, np.full((more, *c.shape[1:]), c.dtype.type(np.nan))])
+    return Ring(jax.tree.map(lambda c: jnp.asarray(blank(c)), table), jnp.asarray(len(table.reward), jnp.int32))
+
+
+def trained(build, rng: np.random.Generator) -> Trained:
+    """A network, a slow copy that differs from it, and moments with a past."""
+    shapes = jax.eval_shape(lambda: build(key=jax.random.key(0)))
+    fill = lambda size=0.3: jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * size, s.dtype), shapes)
+    moments = optax.ScaleByAdamState(jnp.asarray(7, jnp.int32), fill(0.1), jax.tree.map(jnp.square, fill(0.1)))
+    return Trained(fill(), fill(), moments)
+
+
+def waist(seed: int = 0) -> Pretrained:
+    """A full waist, every part of it different."""
+    rng, backbone = np.random.default_rng(seed), TD3(width=WIDTH)
+    critic = lambda: trained(lambda key: backbone.new_critic(SPEC, key=key), rng)
+    other = lambda: trained(lambda key: MLP((SPEC.obs, 4, 1), key=key), rng)
+    actor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
+    return Pretrained(actor, critic(), critic(), other(), other())
+
+
+def stack(*trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def seed_of(tree, index: int):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def same(a, b) -> bool:
+    """Bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(
+        np.array_equal(x, y, equal_nan=True) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def close(a, b, **tolerance) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def changed(value, **fields):
+    """A method with other hyper-parameters."""
+    return dataclasses.replace(value, **fields)
+
+
+def gradient(moved: Trained):
+    """The gradient of the first Adam step after a restart: the first moment is a tenth of it."""
+    return jax.tree.map(lambda mu: np.asarray(mu, np.float64) / 0.1, moved.opt.mu)
+
+
+class Oracle:
+    """A second implementation in numpy and float64, from a network's leaves: values, and the gradient by hand.
+
+    Parameters are a list of (weight, bias); twins have a leading axis of two, which every product broadcasts over.
+    """
+
+    @staticmethod
+    def params(net) -> list:
+        layers = getattr(net, "mlp", getattr(net, "members", net)).layers
+        return [(np.asarray(layer.weight, np.float64), np.asarray(layer.bias, np.float64)) for layer in layers]
+
+    @staticmethod
+    def along(params: list, direction: list, step: float) -> list:
+        return [(w + step * dw, b + step * db) for (w, b), (dw, db) in zip(params, direction, strict=True)]
+
+    @staticmethod
+    def inputs(*parts) -> np.ndarray:
+        return np.concatenate([np.asarray(p, np.float64) for p in parts], -1)
+
+    @staticmethod
+    def layers(params: list, x: np.ndarray) -> list:
+        """The input, every hidden layer, the output: [..., batch, units]."""
+        out = [x]
+        for index, (w, b) in enumerate(params):
+            x = np.einsum("...bi,...io->...bo", x, w) + b[..., None, :]
+            x = np.maximum(x, 0) if index < len(params) - 1 else x
+            out.append(x)
+        return out
+
+    @classmethod
+    def q(cls, params: list, obs, action) -> np.ndarray:
+        return cls.layers(params, cls.inputs(obs, action))[-1][..., 0]
+
+    @classmethod
+    def pi(cls, params: list, obs) -> np.ndarray:
+        return np.tanh(cls.layers(params, cls.inputs(obs))[-1])
+
+    @classmethod
+    def targets(cls, slow, slow_actor, batch: Transition, discount: float, noise=0.0) -> np.ndarray:
+        action = np.clip(cls.pi(cls.params(slow_actor), batch.next_obs) + noise, -1, 1)
+        next_q = cls.q(cls.params(slow), batch.next_obs, action).min(0)
+        return np.asarray(batch.reward, np.float64) + discount * np.where(batch.terminal, 0, next_q)
+
+    @classmethod
+    def td(cls, params: list, batch: Transition, y: np.ndarray) -> float:
+        """Eq. 2."""
+        return ((cls.q(params, batch.obs, batch.action) - y) ** 2).mean(-1).sum()
+
+    @classmethod
+    def td_slope(cls, params: list, batch: Transition, y: np.ndarray) -> list:
+        """The gradient of Eq. 2, by backpropagation written out."""
+        out = cls.layers(params, cls.inputs(batch.obs, batch.action))
+        up, slope = 2 * (out[-1] - y[:, None]) / len(y), []
+        for index in reversed(range(len(params))):
+            below = np.broadcast_to(out[index], (*up.shape[:-1], out[index].shape[-1]))
+            slope.append((np.einsum("...bi,...bo->...io", below, up), up.sum(-2)))
+            up = np.einsum("...bo,...io->...bi", up, params[index][0]) * (below > 0)
+        return slope[::-1]
+
+    @classmethod
+    def agree(cls, loss, net, grad, *, directions: int = 5, step: float = 1e-6, rtol: float = 1e-6) -> None:
+        """`grad` of `net` is that of `loss(params)`, by central differences along random directions."""
+        params, slope, rng = cls.params(net), cls.params(grad), np.random.default_rng(0)
+        for _ in range(directions):
+            d = [(rng.normal(size=w.shape), rng.normal(size=b.shape)) for w, b in params]
+            numeric = (loss(cls.along(params, d, step)) - loss(cls.along(params, d, -step))) / (2 * step)
+            exact = sum((g * e).sum() for gs, ds in zip(slope, d, strict=True) for g, e in zip(gs, ds, strict=True))
+            np.testing.assert_allclose(exact, numeric, rtol=rtol, atol=rtol * 0.1)

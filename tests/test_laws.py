@@ -1,0 +1,166 @@
+"""Every method through one battery. A new method is one more line in `METHODS`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BATCH, SPEC, WIDTH, at, close, rows, same, seed_of, stack, waist
+from jax.extend.core import jaxprs_in_params
+
+from segue.core import AbstractMethod, Pretrained
+from segue.finetune.direct import Direct
+from segue.finetune.opt import OPT, MetaCritic
+from segue.offline.td3 import TD3
+from segue.offline.td3bc import TD3BC
+
+
+class Law(NamedTuple):
+    method: AbstractMethod
+    learns: str
+    """The parts of the waist that an update moves; all others pass through."""
+    restarts: str = ""
+    """The parts that beginning moves."""
+    batches: int = 1
+
+
+backbone = TD3(width=WIDTH)
+meta = functools.partial(MetaCritic, backbone)
+
+METHODS = {
+    "td3bc": Law(TD3BC(width=WIDTH), "actor critic"),
+    "td3": Law(TD3(width=WIDTH, layer_norm=True, actor_head=1e-3, critic_head=3e-3), "actor critic"),
+    "direct": Law(Direct(backbone), "actor critic", "actor critic"),
+    "opt": Law(OPT(backbone), "actor critic fresh", "actor critic"),
+    "opt-td3bc": Law(OPT(TD3BC(width=WIDTH), reset_optimizers=False), "actor critic fresh"),
+    "meta": Law(meta(), "fresh", "fresh", 2),
+    "meta-first": Law(meta(first_order=True), "fresh", "fresh", 2),
+    "meta-uncapped": Law(meta(cap_online_loss=False), "fresh", "fresh", 2),
+    "meta-offline": Law(meta(learn_from="offline"), "fresh", "fresh", 2),
+    "meta-online": Law(meta(learn_from="online"), "fresh", "fresh", 2),
+    "meta-critic": Law(meta(trainee="critic"), "critic", "", 2),
+}
+SEEDS = 2
+DUE, NOT_DUE = at(1, 50_000), at(0, 50_000)
+
+
+class Case:
+    """A method, compiled once for all its laws."""
+
+    def __init__(self, law: Law):
+        self.law, self.method = law, law.method
+        layer_norm = getattr(law.method, "layer_norm", False)
+        self.given = [Pretrained() if layer_norm else waist(seed) for seed in range(SEEDS)]
+        self.learners = [law.method.init(SPEC, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
+        self.batches = [self.batch(s) for s in range(SEEDS)]
+        self.one = lambda m, learner, batch, key, clock: m.update(learner, batch, key=key, clock=clock)
+        self.jitted = jax.jit(self.one)
+        self.several = jax.vmap(self.one, in_axes=(None, 0, 0, 0, None))
+
+    def batch(self, seed: int, terminal: float = 0.3) -> Any:
+        parts = [rows(BATCH, 100 + 2 * seed + part, terminal=terminal) for part in range(self.law.batches)]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    def update(self, learner=None, *, method=None, batch=None, key=0, clock=DUE):
+        learner, batch = learner or self.learners[0], batch or self.batches[0]
+        return self.jitted(method or self.method, learner, batch, jax.random.key(key), clock)
+
+    def all_seeds(self):
+        return stack(*self.learners), stack(*self.batches), stack(*map(jax.random.key, range(SEEDS)))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def case(request):
+    return Case(METHODS[request.param])
+
+
+def test_an_update_keeps_tree_shapes_and_dtypes(case):
+    learner = jax.eval_shape(lambda learner: learner, case.learners[0])
+    after, info = jax.eval_shape(case.one, case.method, learner, case.batches[0], jax.random.key(0), DUE)
+    kind = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+    assert kind(after) == kind(learner)
+    assert all(leaf.shape == () for leaf in info.values())
+
+
+def test_every_leaf_of_a_learner_is_an_array(case):
+    learner = case.method.init(SPEC, case.given[0], key=jax.random.key(0))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(learner))
+
+
+def test_seeds_together_are_seeds_apart(case):
+    """To 1e-5: a batched product may sum in another order."""
+    together = jax.jit(case.several)(case.method, *case.all_seeds(), DUE)
+    for s in range(SEEDS):
+        apart = case.update(case.learners[s], batch=case.batches[s], key=s)
+        close(seed_of(together, s), apart, rtol=1e-4, atol=1e-5)
+
+
+def test_randomness_and_time_are_arguments(case):
+    """The same key at the same time: the same bits. Another key, or another time: other ones."""
+    first = case.update()
+    other_key, other_time = case.update(key=1), case.update(clock=NOT_DUE)
+    assert same(first, case.update())
+    assert not same(first, other_key)
+    assert not same(first[0], other_time[0])
+
+
+def test_a_new_float_does_not_recompile_and_is_used(case):
+    before = case.update()
+    other = jax.tree.map(lambda leaf: 0.9 * leaf if isinstance(leaf, float) else leaf, case.method)
+    assert any(isinstance(leaf, float) for leaf in jax.tree.leaves(case.method))
+    assert not same(before, case.update(method=other))
+    assert case.jitted._cache_size() == 1
+
+
+def jaxpr_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from jaxpr_equations(inner)
+
+
+def traced(case, clock, clock_axis=None):
+    update = jax.vmap(case.one, in_axes=(None, 0, 0, 0, clock_axis))
+    jaxpr = jax.make_jaxpr(update)(case.method, *case.all_seeds(), clock).jaxpr
+    weights = {leaf.shape for leaf in jax.tree.leaves(stack(*case.learners)) if leaf.ndim > 2}
+    equations = list(jaxpr_equations(jaxpr))
+    chosen = [e for e in equations if e.primitive.name == "select_n" and e.outvars[0].aval.shape in weights]
+    return [e for e in equations if e.primitive.name == "cond"], chosen
+
+
+def test_a_branch_stays_a_branch_under_vmap(case):
+    """Nothing selects among weights; a clock of each seed's own would make it so, hence the law can fail."""
+    branches, chosen = traced(case, DUE)
+    assert branches
+    assert not chosen
+    _, chosen = traced(case, stack(DUE, NOT_DUE), 0)
+    assert chosen
+
+
+@pytest.mark.parametrize("ruin", [np.inf, -np.inf, np.nan])
+def test_an_all_terminal_batch_never_looks_at_a_target_network(case, ruin):
+    def ruined(trained):
+        return eqx.tree_at(lambda t: t.slow, trained, jax.tree.map(lambda x: jnp.full_like(x, ruin), trained.slow))
+
+    sound = case.learners[0]
+    broken = eqx.tree_at(
+        lambda a: (a.actor, a.critics), sound, (ruined(sound.actor), tuple(map(ruined, sound.critics)))
+    )
+    batch = case.batch(0, terminal=1.1)
+    (a, info_a), (b, info_b) = case.update(sound, batch=batch), case.update(broken, batch=batch)
+    moving = lambda agent: [(t.net, t.opt) for t in (agent.actor, *agent.critics)]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((moving(b), info_b)))
+    assert same((moving(a), info_a), (moving(b), info_b))
+    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moving(case.update(broken)[0])))
+
+
+def test_what_a_method_did_not_change_passes_through(case):
+    given, learner = case.given[0], case.learners[0]
+    begun, moved = case.method.release(learner), case.method.release(case.update(learner)[0])
+    for part in Pretrained._fields:
+        if getattr(given, part) is not None:
+            assert same(getattr(begun, part), getattr(given, part)) == (part not in case.law.restarts), part
+        assert same(getattr(moved, part), getattr(begun, part)) == (part not in case.law.learns), part

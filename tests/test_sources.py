@@ -1,0 +1,332 @@
+"""Where batches come from: exact counts, frequencies against probabilities, and the bookkeeping against a model."""
+
+from collections import deque
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SPEC, Oracle, at, numbered, ring_of, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from segue.core import Linear, Spec, Transition
+from segue.data import sumtree
+from segue.data.replay import Ring
+from segue.data.sources import Balanced, Paired, Ratio, Uniform
+from segue.errors import SegueError
+
+KEY, NOW = jax.random.key(0), at(0)
+OFFLINE, RING = numbered(60), ring_of(numbered(40, 1000), capacity=50)
+EMPTY = ring_of(numbered(0), capacity=4)
+NONE = numbered(0)
+draws = jax.jit(sumtree.draw, static_argnums=1)
+writes = jax.jit(sumtree.write)
+add = jax.jit(Ring.add)
+wrote = jax.jit(lambda source, *state: source.wrote(*state))
+draw = jax.jit(lambda source, carry, offline, ring: source.draw(carry, offline, ring, key=KEY, clock=NOW))
+
+
+def drawn(source, offline=OFFLINE, ring=RING, clock=NOW, key=KEY):
+    offline = jax.tree.map(jnp.asarray, offline)
+    return source.draw(source.init(SPEC, offline, ring, key=key), offline, ring, key=key, clock=clock)[1]
+
+
+def probable(counts, shares) -> float:
+    """The chi-square test's p-value of `counts` under `shares`."""
+    shares = np.asarray(shares, np.float64)
+    return stats.chisquare(counts, shares / shares.sum() * np.sum(counts)).pvalue
+
+
+# --- uniform, mixed, paired ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("offline", "ring"), [(OFFLINE, RING), (OFFLINE, EMPTY), (NONE, RING)])
+def test_uniform_gives_every_row_the_same_chance(offline, ring):
+    batch = drawn(Uniform(50_000), offline, ring)
+    ids, counts = np.unique(batch.reward, return_counts=True)
+    assert set(ids) == {*offline.reward, *np.asarray(ring.rows.reward[: int(ring.size)])}
+    assert probable(counts, np.ones(len(ids))) > 1e-4
+
+
+def test_a_row_is_drawn_whole():
+    everything = {tuple(row) for table in (OFFLINE, RING.rows) for row in np.concatenate([np.c_[x] for x in table], 1)}
+    batch = drawn(Uniform(200))
+    assert {tuple(row) for row in np.concatenate([np.c_[x] for x in batch], 1)} <= everything
+
+
+@pytest.mark.parametrize(
+    ("line", "env_step", "online"),
+    [
+        (Linear(0.0, 0.0, 0), 0, 0),
+        (Linear(0.3, 0.3, 0), 0, 6),
+        (Linear(0.5, 0.5, 0), 0, 10),
+        (Linear(1.0, 1.0, 0), 0, 20),
+        (Linear(0.0, 1.0, 10), 0, 0),
+        (Linear(0.0, 1.0, 10), 4, 8),
+        (Linear(0.9, 0.5, 10), 5, 14),
+        (Linear(0.9, 0.5, 10), 99, 10),
+    ],
+)
+def test_ratio_counts_exactly(line, env_step, online):
+    ids = np.concatenate(
+        [drawn(Ratio(line, 20), clock=at(0, env_step), key=jax.random.key(s)).reward for s in range(8)]
+    )
+    assert (ids >= 1000).sum() == 8 * online
+    assert set(ids) <= {*range(60), *range(1000, 1040)}
+
+
+@pytest.mark.parametrize(("share", "offline", "ring"), [(0.0, OFFLINE, EMPTY), (1.0, NONE, RING)])
+def test_ratio_needs_only_what_it_draws(share, offline, ring):
+    source = Ratio(Linear(share, share, 0), 20)
+    source.check(len(offline.reward), int(ring.size))
+    assert np.isfinite(drawn(source, offline, ring).reward).all()
+
+
+def test_paired_gives_one_batch_of_either_side():
+    off, on = drawn(Paired(20_000))
+    for batch, ids in ((off, range(60)), (on, range(1000, 1040))):
+        seen, counts = np.unique(batch.reward, return_counts=True)
+        assert list(seen) == list(ids)
+        assert probable(counts, np.ones(len(ids))) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("source", "offline", "online"),
+    [
+        (Uniform(), 0, 0),
+        (Ratio(), 10, 0),
+        (Ratio(), 0, 10),
+        (Ratio(Linear(0.0, 0.1, 5)), 10, 0),
+        (Ratio(Linear(0.5, 1.5, 5)), 10, 10),
+        (Paired(), 10, 0),
+        (Paired(), 0, 10),
+        (Balanced(), 0, 10),
+        (Balanced(online_fraction=1.0), 10, 10),
+    ],
+)
+def test_what_could_never_be_drawn_is_refused(source, offline, online):
+    with pytest.raises(SegueError):
+        source.check(offline, online)
+
+
+# --- the ring --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 17))
+def test_a_ring_holds_the_last_rows(count):
+    ring, held = Ring.new(SPEC, 5), deque(maxlen=5)
+    for index in range(count):
+        row = jax.tree.map(lambda c: jnp.asarray(c[0]), numbered(1, index))
+        ring, _ = add(ring, row), held.append(float(index))
+    assert set(np.asarray(ring.rows.reward[: int(ring.size)]).tolist()) == set(held)
+    assert (int(ring.count), int(ring.slot)) == (count, count % 5)
+
+
+# --- the sum tree ----------------------------------------------------------------------------------------------------
+
+priorities = st.lists(st.floats(0, 1000, width=32, allow_subnormal=False), min_size=13, max_size=13)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    priorities,
+    st.lists(
+        st.tuples(st.integers(0, 12), st.floats(0, 1000, width=32, allow_subnormal=False)), min_size=8, max_size=8
+    ),
+)
+def test_every_node_is_the_sum_of_its_leaves(leaves, news):
+    """Also where an index is written twice, with one priority."""
+    latest = dict(news)
+    index, values = [i for i, _ in news], [latest[i] for i, _ in news]
+    tree = np.asarray(writes(sumtree.build(jnp.asarray(leaves, jnp.float32)), jnp.asarray(index), np.float32(values)))
+    expected = np.zeros(16)
+    expected[:13] = leaves
+    expected[index] = values
+    np.testing.assert_array_equal(tree[16:], expected.astype(np.float32))
+    np.testing.assert_array_equal(tree[1:16], tree[2::2] + tree[3::2])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 65])
+def test_a_tree_of_any_size(size):
+    tree = sumtree.build(jnp.ones(size))
+    assert tree[1] == size
+    assert set(np.asarray(draws(tree, 2_000, KEY)).tolist()) == set(range(size))
+
+
+def test_rows_are_drawn_in_proportion_to_their_priorities():
+    """A million draws; shares that are wrong by 5 per cent in one row, or uniform, are told apart."""
+    weights = np.random.default_rng(0).gamma(0.5, size=100).astype(np.float32)
+    weights[::7] = 0
+    counts = np.bincount(draws(sumtree.build(jnp.asarray(weights)), 1_000_000, KEY), minlength=100)
+    assert (counts[weights == 0] == 0).all()
+    held, counts = weights[weights > 0], counts[weights > 0]
+    assert probable(counts, held) > 1e-4
+    biased = held * np.where(np.arange(len(held)) == held.argmax(), 1.05, 1)
+    assert probable(counts, biased) < 1e-4
+    assert probable(counts, np.ones(len(held))) < 1e-4
+
+
+def test_more_than_a_million_rows():
+    """A thousand weighty rows among 2^20 + 7, all others of priority zero, in one program."""
+    n = 2**20 + 7
+    live = np.unique(np.r_[0, n - 1, np.random.default_rng(0).integers(n, size=1000)])
+    weights = np.zeros(n, np.float32)
+    weights[live] = 1 + np.arange(len(live)) % 3
+
+    @jax.jit
+    def program(weights, index, priority, key):
+        tree = sumtree.write(sumtree.build(weights), index, priority)
+        return tree[1], sumtree.draw(tree, 200_000, key)
+
+    gone = live[5]
+    total, index = program(weights, np.asarray([gone, 1, 1]), np.float32([0, 9, 9]), KEY)
+    weights[[gone, 1]] = 0, 9
+    live = np.flatnonzero(weights)
+    counts = np.bincount(index, minlength=n)
+    np.testing.assert_allclose(total, weights.sum(dtype=np.float64), rtol=1e-6)
+    assert counts.sum() == counts[live].sum() == 200_000
+    assert probable(counts[live], weights[live]) > 1e-4
+
+
+# --- balanced replay -------------------------------------------------------------------------------------------------
+
+
+def leaves_of(carry, n) -> np.ndarray:
+    return np.asarray(carry.tree[len(carry.tree) // 2 :][:n])
+
+
+def begin(source, offline, ring):
+    offline = jax.tree.map(jnp.asarray, offline)
+    return offline, source.init(SPEC, offline, ring, key=KEY)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_the_first_thousand_online_rows_are_drawn_with_the_fraction_asked_for(fraction):
+    """Whether they are written one by one or found in the ring when the phase begins."""
+    table = numbered(1000, 1000)
+    source, empty, full = Balanced(online_fraction=fraction, width=4), ring_of(numbered(0), 1000), ring_of(table)
+    offline, carry = begin(source, rows(700), empty)
+    _, found = begin(source, offline, full)
+
+    @jax.jit
+    def program(carry, ring):
+        def body(index, state):
+            carry, ring = state
+            ring = ring.add(jax.tree.map(lambda c: jnp.asarray(c)[index], table))
+            return source.wrote(carry, offline, ring), ring
+
+        return jax.lax.fori_loop(0, 1000, body, (carry, ring))
+
+    carry, _ = program(carry, empty)
+    np.testing.assert_allclose(carry.tree, found.tree, rtol=1e-4)
+    share = (np.asarray(draws(carry.tree, 200_000, KEY)) >= 700).mean()
+    assert abs(share - fraction) < 5 * np.sqrt(fraction * (1 - fraction) / 200_000)
+
+
+def test_a_new_row_starts_at_the_largest_priority_so_far():
+    offline, carry = begin(Balanced(width=4), rows(6), ring_of(numbered(0), 3))
+    table, ring = numbered(2), ring_of(numbered(0), 3)
+    for index, peak in enumerate((1.0, 7.5)):
+        ring = ring.add(jax.tree.map(lambda c, i=index: jnp.asarray(c[i]), table))
+        carry = Balanced(width=4).wrote(carry._replace(peak=jnp.asarray(peak)), offline, ring)
+    np.testing.assert_array_equal(leaves_of(carry, 9), [1] * 6 + [1, 7.5, 0])
+
+
+@pytest.mark.parametrize(("capacity", "ring_rows"), [(12, None), (12, 7), (12, 3), (4, None), (4, 7), (4, 2), (4, 4)])
+@pytest.mark.parametrize("found", [0, 2, 6])
+def test_ring_rows_pushes_out_the_oldest_row(capacity, ring_rows, found):
+    """Against a list of all rows ever: the last `ring_rows`, of which online ones while the ring holds them.
+
+    `found` rows are in the ring when the phase begins.
+    """
+    source = Balanced(width=4, ring_rows=ring_rows)
+    ring, size = Ring.new(SPEC, capacity), 5
+    put = lambda ring, i: add(ring, jax.tree.map(lambda c: jnp.asarray(c[0]), numbered(1, i)))
+    for index in range(found):
+        ring = put(ring, index)
+    offline, carry = begin(source, rows(size), ring)
+    for count in range(found, 12):
+        if count > found:
+            ring = put(ring, count - 1)
+            carry = wrote(source, carry, offline, ring)
+        history = [("off", i) for i in range(size)] + [("on", i) for i in range(count)]
+        held = history[-ring_rows:] if ring_rows else history
+        expected = {
+            i if side == "off" else size + i % capacity for side, i in held if side == "off" or i >= count - capacity
+        }
+        assert set(np.flatnonzero(leaves_of(carry, size + capacity))) == expected, count
+
+
+def ratio_of(density, batch, output="softplus") -> np.ndarray:
+    """w(s, a), by the second implementation."""
+    raw = Oracle.q(Oracle.params(density.net), batch.obs, batch.action)
+    return np.log1p(np.exp(raw)) if output == "softplus" else np.maximum(raw, 0)
+
+
+@pytest.mark.parametrize("output", ["softplus", "relu"])
+@pytest.mark.parametrize("temperature", [5.0, 1.0])
+def test_priorities_of_drawn_rows_are_rewritten(output, temperature):
+    """p = clip(w^(1/T) / mean_off w^(1/T)), with the network held (lr 0).
+
+    The dataset has two distinct rows, so the mean is a mix of two numbers by k of 32 draws: one whole k must explain
+    every priority.
+    """
+    source = Balanced(32, temperature, 0.0, output=output, width=8)
+    offline, ring = rows(2, 3), ring_of(rows(20, 4), 25)
+    offline, before = begin(source, offline, ring)
+    after, batch, info = draw(source, before, offline, ring)
+    table = jax.tree.map(lambda a, b: np.concatenate([a, b]), offline, ring.rows)
+    tempered = ratio_of(after.density, table, output) ** (1 / temperature)
+    old, new = leaves_of(before, 27), leaves_of(after, 27)
+    where = {tuple(obs): i for i, obs in enumerate(np.asarray(table.obs))}
+    touched = sorted({where[tuple(obs)] for obs in np.asarray(batch.obs)})
+    rest = np.setdiff1d(np.arange(27), touched)
+    np.testing.assert_array_equal(new[rest], old[rest])
+    mean = tempered[touched] / new[touched]
+    k = (mean - tempered[0]) / (tempered[1] - tempered[0]) * 32
+    assert 5 < k[0] < 27
+    np.testing.assert_allclose(k, np.round(k[0]), atol=0.01)
+    np.testing.assert_allclose(after.peak, max(1, new.max()), rtol=1e-6)
+    drawn_rows = [where[tuple(obs)] for obs in np.asarray(batch.obs)]
+    np.testing.assert_allclose(info["online_share"], np.mean([i >= 2 for i in drawn_rows]), rtol=1e-6)
+
+
+def test_priorities_are_clipped():
+    """At a temperature of 1/50 ratios differ by powers of fifty."""
+    source = Balanced(64, 0.02, 0.0, width=8)
+    offline, before = begin(source, rows(20, 3), RING)
+    after, *_ = draw(source, before, offline, RING)
+    new = leaves_of(after, 60)
+    assert new.min() == np.float32(1e-3)
+    assert new.max() <= np.float32(1e3)
+
+
+def test_the_density_ratio_of_two_gaussians_is_learned():
+    """N(0, 1) offline and N(0.5, 1) online: log w = s / 2 - 1 / 8, to 0.2 over the bulk, by the source's own steps."""
+    spec, rng, n = Spec(1, 1, (-1.0,), (1.0,)), np.random.default_rng(0), 8_000
+    normal = lambda mean: Transition(
+        np.float32(rng.normal(mean, size=(n, 1))),
+        np.zeros((n, 1), np.float32),
+        *np.zeros((1, n), np.float32),
+        np.zeros((n, 1), np.float32),
+        np.zeros(n, bool),
+    )
+    source, offline, ring = (
+        Balanced(256, lr=2e-3, width=16),
+        jax.tree.map(jnp.asarray, normal(0.0)),
+        ring_of(normal(0.5)),
+    )
+
+    @jax.jit
+    def learn(carry, offline, ring):
+        step = lambda i, carry: source.draw(carry, offline, ring, key=jax.random.fold_in(KEY, i), clock=NOW)[0]
+        return jax.lax.fori_loop(0, 1_000, step, carry)
+
+    density = learn(source.init(spec, offline, ring, key=KEY), offline, ring).density
+    s = np.linspace(-1.5, 2.0, 36, dtype=np.float32)
+    bulk = rows(36)._replace(obs=s[:, None], action=np.zeros((36, 1), np.float32))
+    error = np.log(ratio_of(density, bulk)) - (s / 2 - 1 / 8)
+    assert np.abs(error).max() < 0.2
