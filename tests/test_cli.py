@@ -14,7 +14,6 @@ from segue import tasks
 from segue.cli import main
 
 HERE = Path(__file__).parent
-bug = pytest.mark.xfail(strict=True, reason="reported")
 
 
 def refused(capsys, *argv, code=1):
@@ -95,7 +94,6 @@ def test_a_mistake_is_one_sentence(mistake, capsys):
     assert words in told
 
 
-@bug
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("mistake", ODD)
 def test_an_impossible_setting_is_one_sentence(mistake, capsys):
@@ -105,18 +103,18 @@ def test_an_impossible_setting_is_one_sentence(mistake, capsys):
     told = refused(capsys, *argv)
     assert told.startswith("segue: ")
     assert "\n" not in told
-    assert words in told
+    assert words.lstrip("-").rpartition(".")[2].replace("-", "_") in told
 
 
-@bug
 def test_a_phase_s_length_has_one_flag(capsys):
     """The lengths of a budget decide defaults; as flags they would be read after these and change nothing."""
     with pytest.raises(SystemExit, match="0"):
         main(["run", "opt", "--help"])
-    assert "--offline" not in capsys.readouterr().out
+    told = capsys.readouterr().out.split()
+    assert "--offline.steps" in told
+    assert not {"--offline", "--collect", "--pretrain", "--online", "--updates-per-step"} & set(told)
 
 
-@bug
 def test_a_setup_that_fails_does_not_take_the_name(capsys):
     """A mistyped dataset must not occupy `--out`, or mending it meets another error."""
     out = new()

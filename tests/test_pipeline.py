@@ -25,8 +25,6 @@ from segue.worlds import Reward, Worlds, spec_of
 SPEC = spec_of(Ragged())
 BACKBONE = TD3BC(width=8, depth=1)
 
-bug = pytest.mark.xfail(strict=True, reason="reported")
-
 
 class Diary(AbstractMethod):
     """Learns nothing. Writes down the clock of every update, what it learns from and its key."""
@@ -134,7 +132,6 @@ def test_collecting_changes_no_weight():
     assert int(last.online.count) == 9
 
 
-@bug
 def test_a_run_can_be_continued_twice():
     """One offline policy, many fine-tuners: what a phase updates in place must be its own copy."""
     world = lambda: Worlds(Ragged, SPEC, (0, 1))
