@@ -1,9 +1,9 @@
 """Segue's own rates, measured as the peers measure theirs: one JSON line on stdout.
 
-    offline           TD3+BC on a dataset, updates/s of every seed together (--seeds)
-    pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
-    updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
-    online            the same with world, acting and replay, env steps/s (--method opt or direct)
+offline           TD3+BC on a dataset, updates/s of every seed together (--seeds)
+pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
+updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
+online            the same with world, acting and replay, env steps/s (--method opt or direct)
 """
 
 import argparse

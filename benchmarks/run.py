@@ -102,14 +102,14 @@ def bars(rates: dict[str, float], start: dict[str, float], memory: dict) -> dict
     at_least("(a) TD3+BC offline / bare JAX scan", ours / rates["bare_jax"], 0.9)
     if "d3rlpy" in rates:
         at_least("(a) TD3+BC offline / d3rlpy", ours / rates["d3rlpy"], 2.5)
-    if "torch_td3bc" in rates:
-        at_least("(a) TD3+BC offline / plain PyTorch loop", ours / rates["torch_td3bc"], 1.8)
+    if "torch" in rates:
+        at_least("(a) TD3+BC offline / plain PyTorch loop", ours / rates["torch"], 1.8)
     for utd in UTDS:
         online, alone = rates[f"segue_online_opt_utd{utd}"], rates["segue_updates_opt"] / utd
         at_least(f"(b) OPT end to end / its updates alone, UTD {utd}", online / alone, 0.85)
         if (peer := f"d3rlpy_online_utd{utd}") in rates:
             at_least(f"(c) OPT (two value functions) / d3rlpy (one), UTD {utd}", online / rates[peer], 1.0)
-        if (peer := f"sb3_td3_utd{utd}") in rates:
+        if (peer := f"sb3_utd{utd}") in rates:
             found[f"(c) OPT / Stable-Baselines3 TD3, UTD {utd}"] = (round(online / rates[peer], 3), "printed", True)
     for seeds in SEEDS[1:]:
         at_least(f"(d) seed-updates/s, {seeds} seeds / 1", rates[f"segue_offline_seeds{seeds}"] / ours, 0.95)

@@ -43,7 +43,7 @@ def main() -> None:
     common = ("--task", asked.task, "--preset", "quick", "--seed", asked.seed, "--finetune.until", ENV_STEPS)
     picture = out / "report.png"
 
-    segue("run", "opt", *common, "--out", out / "opt")
+    segue("run", "opt", *common, "--finetune.kappa.until", ENV_STEPS, "--out", out / "opt")
     segue("run", "direct", *common, "--from", f"{out / 'opt'}:offline", "--out", out / "direct")
     segue("report", out / "opt", out / "direct", "--out", picture)
 

@@ -34,6 +34,11 @@ def python(code, *argv):
 
 PENDULUM = ["--env-id", "Pendulum-v1"]
 MISTAKES = {
+    "collect by seed -1": (["data", "collect", *PENDULUM, "--out", "OUT.npz", "--seed", "-1"], "at least 0"),
+    "another env's checkpoint": (
+        ["run", "td3bc", "--env-id", "MountainCarContinuous-v0", "--dataset", "DATA", "--from", "RUN:offline"],
+        "another",
+    ),
     "no recipe": (["run"], "opt-single"),
     "recipe": (["run", "optt", *PENDULUM], "'optt'; did you mean opt"),
     "nothing to learn": (["run", "opt"], "--task NAME"),
@@ -54,6 +59,7 @@ MISTAKES = {
     "report nothing": (["report", "nowhere"], "nowhere is not a run"),
     "report no run": (["report", "HERE"], "not a run"),
     "evaluate nothing": (["evaluate", "nowhere"], "nowhere"),
+    "an env that a file wants imported": (["evaluate", "RUN"], "--env-id"),
     "evaluate no run": (["evaluate", "HERE"], "config.json"),
     "picture": (["report", "RUN", "--out", "x.nope"], "x.nope"),
     "inspect nothing": (["data", "inspect", "nowhere"], "nowhere"),
@@ -129,8 +135,6 @@ def test_a_setup_that_fails_does_not_take_the_name(capsys):
         (["xyz"], "run, evaluate, report, data"),
         (["data"], "command"),
         (["data", "collect", *PENDULUM], "--out"),
-        (["data", "collect", *PENDULUM, "--out", "x.npz", "--steps", "0"], "at least 1"),
-        (["evaluate", "x", "--episodes", "0"], "at least 1"),
         (["report"], "RUN"),
         (["run", *flags("opt"), "--finetun.kappa.start", "1"], "--finetune.kappa.start"),
         (["run", *flags("opt"), "--kappa.start", "1"], "--finetune.kappa.start"),
@@ -197,7 +201,7 @@ def test_it_runs_without_the_extras():
             sys.modules[name] = None
         from segue.cli import main
         main(["report", sys.argv[1]])
-        main(["evaluate", sys.argv[1], "--episodes", "1"])
+        main(["evaluate", sys.argv[1], "--episodes", "1", "--env-id", "helpers:Ragged-v0"])
     """
     done = python(code, str(copy(finished())))
     assert done.returncode == 0, done.stderr
@@ -256,7 +260,7 @@ def test_a_gymnasium_env_of_one_s_own_from_collecting_to_the_report(tmp_path, mo
 def test_evaluate_repeats_and_differs_with_the_seed(capsys):
     told = []
     for seed in (1, 1, 2):
-        main(["evaluate", str(finished()), "--episodes", "3", "--seed", str(seed)])
+        main(["evaluate", str(finished()), "--episodes", "3", "--seed", str(seed), "--env-id", RAGGED])
         told.append(capsys.readouterr().out)
     assert told[0] == told[1] != told[2]
 

@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
+    except OSError as error:
+        print(f"segue: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _guess(word: str, known: Any) -> str:
@@ -70,13 +73,15 @@ def _guess(word: str, known: Any) -> str:
 
 def _run(argv: list[str]) -> None:
     """segue run RECIPE ...: a first look finds recipe, task and preset, whose values are the flags' defaults."""
+    import inspect
+
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
-    first.add_argument("recipe", nargs="?")
     for flag in ("--task", "--env-id", "--dataset", "--preset", "--replay"):
         first.add_argument(flag)
     first.add_argument("--clip-actions", action="store_true")
     chosen, _ = first.parse_known_args(argv)
     wants_help = "-h" in argv or "--help" in argv
+    chosen.recipe = next(iter(argv), None)
 
     from segue.errors import SegueError
     from segue.recipes import PRESETS, RECIPES, REPLAYS
@@ -101,10 +106,9 @@ def _run(argv: list[str]) -> None:
     job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, clip_actions=chosen.clip_actions)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
-    try:
-        phases = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
-    except TypeError:
-        raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.") from None
+    if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
+        raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
+    phases = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
     options, phases = _flags(argv, chosen.recipe, preset, phases, job)
 
     import dataclasses
@@ -197,12 +201,15 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
     parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
+    parser.add_argument("--env-id", help="instead of the run's; needed where that one names a module to import")
     asked = parser.parse_args(argv)
-    if asked.episodes < 1:
-        parser.error("--episodes must be at least 1")
     from segue import report, runs
+    from segue.errors import at_least
 
-    found, score = runs.evaluate(asked.run, asked.episodes, asked.seed)
+    at_least(1, episodes=asked.episodes)
+    at_least(0, seed=asked.seed)
+
+    found, score = runs.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
     what = "normalised score" if score else "return"
     for seed, row in enumerate(report.normalise(found.returns, score)):
         print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
@@ -233,14 +240,15 @@ def _data(argv: list[str]) -> None:
     inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")
     asked = parser.parse_args(argv)
     from segue import data
+    from segue.errors import at_least
     from segue.tasks import task
 
     if asked.command == "inspect":
         score = task(asked.task).score if asked.task else None
         print(data.render(data.inspect(data.load(asked.dataset, clip_actions=asked.clip_actions), score)))
         return
-    if asked.steps < 1:
-        parser.error("--steps must be at least 1")
+    at_least(1, steps=asked.steps)
+    at_least(0, seed=asked.seed)
     from segue.console import Console
 
     console = Console(quiet=False)

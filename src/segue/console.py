@@ -56,9 +56,15 @@ class Console:
         self.score, self.since, self.said = "", time.monotonic(), time.monotonic()
 
     def say(self, text: str) -> None:
+        """A line where there is no terminal."""
         if not self.quiet and not self.live:
             print(text, file=sys.stderr, flush=True)
             self.said = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """What a person should know, terminal or not."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:

@@ -15,6 +15,9 @@ from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.data.replay import Ring
 from segue.data.sources import AbstractSource
 
+_INIT, _UPDATE, _ACT = range(3)
+"""Streams of a phase's key: no two uses share randomness."""
+
 
 class Tally(NamedTuple):
     """Scalars since the last report: their sums (or maxima, for names `max_*`), and over how many updates."""
@@ -41,7 +44,7 @@ def begin(
 
     def one(waist, rows, key):
         ring = Ring(rows, count)
-        learner_key, carry_key, spare = jax.random.split(key, 3)
+        learner_key, carry_key, spare = jax.random.split(jax.random.fold_in(key, _INIT), 3)
         learner = method.init(spec, waist, key=learner_key)
         carry = source.init(spec, offline, ring, key=carry_key)
         zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
@@ -54,7 +57,7 @@ def begin(
 
 
 def _one_update(method, source, learner, carry, offline, ring, key, clock):
-    source_key, method_key = jax.random.split(jax.random.fold_in(key, clock.update))
+    source_key, method_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _UPDATE), clock.update))
     carry, batch, source_info = source.draw(carry, offline, ring, key=source_key, clock=clock)
     learner, info = method.update(learner, batch, key=method_key, clock=clock)
     return learner, carry, info | source_info
@@ -104,11 +107,12 @@ def remember(ring: Ring, row: Transition) -> Ring:
 
 @jax.jit
 def explore(
-    who: Any, learner: Any, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Array, ""]
+    actor: Any, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Array, ""]
 ) -> Float[Array, "seeds act"]:
-    """What every seed does next, to learn from it: `who.actor(learner)` explores."""
-    one = lambda learner, obs, key: who.actor(learner).explore(obs, jax.random.fold_in(key, env_step))
-    return jax.vmap(one)(learner, obs, keys)
+    """What every seed does next, to learn from it. Leaves of `actor` without axes are shared by seeds."""
+    one = lambda actor, obs, key: actor.explore(obs, jax.random.fold_in(jax.random.fold_in(key, _ACT), env_step))
+    axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, actor)
+    return jax.vmap(one, in_axes=(axes, 0, 0))(actor, obs, keys)
 
 
 @jax.jit

@@ -9,7 +9,11 @@ from jaxtyping import Float, Int
 
 from segue import engine
 from segue.core import Spec
+from segue.errors import SegueError
 from segue.worlds import EVALUATE, Make, episode_seed
+
+LONGEST = 100_000
+"""Steps after which an episode counts as one that never ends."""
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +50,10 @@ class Evaluator:
                 returns[index] += float(reward)
                 lengths[index] += 1
                 alive[index] = not (terminated or truncated)
+            if lengths.max() >= LONGEST:
+                raise SegueError(
+                    f"An evaluation episode did not end within {LONGEST:,} steps: wrap the env in a TimeLimit."
+                )
         return Evaluation(returns, lengths)
 
     def close(self) -> None:

@@ -211,7 +211,7 @@ class Checkpoint(_Quiet):
         store.write_checked(
             self.folder / "checkpoints" / name,
             {"waist.safetensors": store.dump(run.waist), "replay.safetensors": store.dump(rows)},
-            {**place, "obs": run.spec.obs, "act": run.spec.act, "rows": int(run.online.count)},
+            {**place, **self.about, "rows": int(run.online.count)},
         )
         if run.waist.actor is not None:
             for seed in range(run.seeds):
@@ -219,14 +219,14 @@ class Checkpoint(_Quiet):
                 policies.save(actor, run.spec, self.folder / f"policy-{seed}", **self.about, **place)
 
 
-def load_checkpoint(source: str, run: Run, like: Pretrained) -> tuple[Run, str]:
+def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:
     """The run as it was when a phase of an earlier run ended: `source` is DIRECTORY:PHASE.
 
     `like` tells the shapes that the phase leaves behind under the present settings. Returns the run, ready for the
-    next phase, and the phase's name.
+    next phase.
 
     Raises:
-        SegueError, DataError: where there is no such checkpoint, it is damaged, or shapes or seeds disagree.
+        SegueError, DataError: where there is no such checkpoint, it is damaged, or env, shapes or seeds disagree.
     """
     directory, _, name = source.rpartition(":")
     folder = Path(directory) / "checkpoints" / name
@@ -242,6 +242,8 @@ def load_checkpoint(source: str, run: Run, like: Pretrained) -> tuple[Run, str]:
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
+    if manifest.get("env_id") != env_id:
+        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
     waist = store.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:
@@ -253,4 +255,4 @@ def load_checkpoint(source: str, run: Run, like: Pretrained) -> tuple[Run, str]:
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
     ring = dataclasses.replace(run.online, rows=filled, count=jnp.asarray(count, jnp.int32))
     place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}
-    return dataclasses.replace(run, waist=jax.tree.map(jnp.asarray, waist), online=ring, **place), name
+    return dataclasses.replace(run, waist=jax.tree.map(jnp.asarray, waist), online=ring, **place)

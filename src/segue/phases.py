@@ -112,7 +112,7 @@ class AbstractPhase(eqx.Module):
 
     def act(self, live: Live, obs: Float[np.ndarray, "seeds obs"]) -> Float[Array, "seeds act"]:
         """Exploring actions in [-1, 1]."""
-        return engine.explore(self, live.learner, obs, live.keys, np.int32(live.env_step))  # pyright: ignore
+        return engine.explore(self.actor(live.learner), obs, live.keys, np.int32(live.env_step))  # pyright: ignore
 
     def observe(self, live: Live, row: Transition) -> Live:
         """One env step of every seed."""

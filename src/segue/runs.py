@@ -6,10 +6,12 @@ policy-S.*        seed S's policy (safetensors and JSON)        checkpoints/   o
 tensorboard/      the same curves, live
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -124,28 +126,31 @@ def run(
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
     at_least(0, seed=seed)
     folder = store.new_folder(Path(out))
-    console = Console(quiet)
-    journal = None
     status = lambda word, **more: store.write_json(
         folder / "status.json", {"format": store.FORMAT, "status": word, **more}
     )
     begun = time.monotonic()
+    opened = contextlib.ExitStack()
+    hold = lambda thing: opened.enter_context(contextlib.closing(thing))
     try:
+        stop, console = opened.enter_context(hooks.stoppable()), hold(Console(quiet))
         status("running")
         data = load_data(task, budget, console)
+        for note in data.notes:
+            console.note(f"{data.name}: {note}")
         env = task.make()
         spec = spec_of(env)
         env.close()
         state = start(spec, rows_for(data, spec, task.reward), phases, seeds=seeds, seed=seed)
         if since is not None:
-            state, phases = go_on(state, phases, since)
+            state, phases = go_on(state, phases, since, task.env_id)
         store.write_json(
             folder / "config.json", describe(phases, task, data, seeds, seed, budget, since, dict(about or {}))
         )
         del data
         numbers = range(seed, seed + seeds)
-        journal = hooks.Journal(folder)
-        evaluator = Evaluator(task.make, spec, numbers, budget.episodes)
+        journal = hold(hooks.Journal(folder))
+        evaluator = hold(Evaluator(task.make, spec, numbers, budget.episodes))
         score = lambda found: report.normalise(report.seed_means(found.returns), task.score)
         console.plan(phases, state)
         watchers = [
@@ -162,9 +167,8 @@ def run(
         ]
         worlds = None
         if any(phase.acts for phase in phases.values()):
-            worlds = Worlds(task.make, spec, numbers, task.reward)
-        with hooks.stoppable() as stop:
-            state = pipeline(state, phases, worlds, [stop, *watchers])
+            worlds = hold(Worlds(task.make, spec, numbers, task.reward))
+        state = pipeline(state, phases, worlds, [stop, *watchers])
         status("finished", seconds=round(time.monotonic() - begun, 1))
     except BaseException as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -174,9 +178,7 @@ def run(
             folder.rmdir()
         raise
     finally:
-        console.close()
-        if journal is not None:
-            journal.close()
+        opened.close()
     return Result(folder, state, report.read(folder))
 
 
@@ -185,7 +187,9 @@ def load_data(task: Task, budget: Budget, console: Console) -> Dataset:
         return task.load(budget.rows, advance)
 
 
-def go_on(state: Run, phases: Mapping[str, AbstractPhase], since: str) -> tuple[Run, dict[str, AbstractPhase]]:
+def go_on(
+    state: Run, phases: Mapping[str, AbstractPhase], since: str, env_id: str
+) -> tuple[Run, dict[str, AbstractPhase]]:
     """Skip what an earlier run has done: the state at its checkpoint, and the phases that are left."""
     name = since.rpartition(":")[2]
     if name not in phases:
@@ -194,7 +198,7 @@ def go_on(state: Run, phases: Mapping[str, AbstractPhase], since: str) -> tuple[
     like = Pretrained()
     for each in done:
         like = phases[each].leaves(state.spec, like, state.keys)
-    state, _ = hooks.load_checkpoint(since, state, like)
+    state = hooks.load_checkpoint(since, state, like, env_id)
     rest = {each: phase for each, phase in phases.items() if each not in done}
     if not rest:
         raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
@@ -202,27 +206,32 @@ def go_on(state: Run, phases: Mapping[str, AbstractPhase], since: str) -> tuple[
 
 
 def evaluate(
-    folder: str | Path, episodes: int = 10, seed: int = 1_000
+    folder: str | Path, episodes: int = 10, seed: int = 1_000, env_id: str | None = None
 ) -> tuple[Evaluation, tuple[float, float] | None]:
     """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the score reference.
 
-    `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations.
+    `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations. `env_id` replaces
+    the one in config.json, which may not name a module to import ("module:Env-v0"): a file is not to run code.
     """
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
-    if not isinstance(config.get("env_id"), str):
-        raise DataError(f"{folder / 'config.json'} names no env_id.")
+    if env_id is None:
+        env_id = str(config.get("env_id"))
+        if not re.fullmatch(r"[\w/.-]+", env_id):
+            raise DataError(
+                f"{folder / 'config.json'} names no plain env but {env_id!r}: if you trust it, pass --env-id."
+            )
     names = sorted(folder.glob("policy-[0-9]*.json"), key=lambda path: (len(path.stem), path.stem))
     if not names:
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policies.load(name) for name in names]
     spec = loaded[0][1]
-    make = Task(config["env_id"]).make
+    make = Task(env_id).make
     env = make()
     theirs = spec_of(env)
     env.close()
     if theirs != spec:
-        raise DataError(f"The policies in {folder} are for {spec}, but {config['env_id']} has {theirs}.")
+        raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {theirs}.")
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}
     if len(shapes) > 1:
         raise DataError(f"The policies in {folder} are not of one shape: they do not belong to one run.")
@@ -268,7 +277,7 @@ def describe(
         "start": since,
         "phases": list(phases),
         "settings": {name: settings(phase) for name, phase in phases.items()},
-        "budget": dataclasses.asdict(budget),
+        "measuring": {key: getattr(budget, key) for key in ("rows", "episodes", "evaluate_updates", "evaluate_steps")},
         "versions": versions(),
         "git": revision(),
         "machine": {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,11 +72,19 @@ class Task:
                 f"{self.name or self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, "
                 "or a Minari id or folder."
             )
-        path = cache_dir() / "datasets" / f"{self.env_id}-random-{rows}.npz"
+        path = cache_dir() / "datasets" / f"{self.env_id}-random-{rows}-{_physics()}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            collect_random(self.env_id, rows, seed=0, path=path, progress=progress)
+            collect_random(self.env_id, rows, seed=0, path=path, overwrite=True, progress=progress)
         return load(str(path))
+
+
+def _physics() -> str:
+    """What a dataset made here depends on: other versions give other trajectories."""
+    try:
+        return f"mujoco-{importlib.metadata.version('mujoco')}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"gymnasium-{gym.__version__}"
 
 
 def cache_dir() -> Path:

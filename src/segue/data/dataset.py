@@ -116,6 +116,9 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
             f"{id_ or 'the environment'} has ({theirs.obs},) and ({theirs.act},): this is another task's data, "
             "or another version's."
         )
+    plain = lambda name: name.rpartition("-v")[0] or name
+    if id_ and data.env_id and plain(id_) != plain(data.env_id):
+        raise DataError(f"{data.name} was made in {data.env_id}, and this is {id_}: it is another task's data.")
     if (
         data.low
         and data.high

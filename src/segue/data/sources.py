@@ -160,6 +160,8 @@ class Balanced(AbstractSource):
     def check(self, offline: int, online: int) -> None:
         if offline == 0:
             raise SegueError("Balanced replay weighs online against offline rows: give a dataset.")
+        if online == 0:
+            raise SegueError("Balanced replay needs online rows: put Collect(...) before this phase.")
         if self.online_fraction is not None and not 0 < self.online_fraction < 1:
             raise SegueError(f"online_fraction must lie strictly between 0 and 1, not be {self.online_fraction}.")
 

@@ -26,7 +26,7 @@ class Direct(AbstractMethod):
             given,
             "Direct fine-tuning",
             actor="put an offline phase before it",
-            critic="put an offline phase before it, or start from a policy alone with PORL",
+            critic="put an offline phase before it",
         )
         agent = self.backbone.init(spec, given, key=key)
         if self.reset_optimizers:

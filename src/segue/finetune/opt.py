@@ -39,7 +39,7 @@ class MetaCritic(AbstractMethod):
     """A new critic, or the offline critic itself (the paper's Figure 7: no Q_on)."""
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        advice = "put an offline phase before it, or start from a policy alone with PORL"
+        advice = "put an offline phase before it"
         require(given, "OPT's online pre-training", actor=advice, critic=advice)
         assert given.actor is not None
         assert given.critic is not None
@@ -93,7 +93,7 @@ class OPT(AbstractMethod):
             given,
             "OPT",
             actor="put an offline phase before it",
-            critic="put an offline phase before it, or start from a policy alone with PORL",
+            critic="put an offline phase before it",
             fresh="put Train(MetaCritic(...), source=Paired()) before it",
         )
         actor, old, new = given.actor, given.critic, given.fresh

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
-class Linear(eqx.Module):
+class Dense(eqx.Module):
     """x W + b with W of shape [in, out], the layout in which a batch's gradient is cheapest on a CPU (by some 5 %)."""
 
     weight: Float[Array, "i o"]
@@ -31,7 +31,7 @@ class MLP(eqx.Module):
     last layer's uniform start where a paper gives one.
     """
 
-    layers: tuple[Linear, ...]
+    layers: tuple[Dense, ...]
     norms: tuple[eqx.nn.LayerNorm, ...]
 
     def __init__(
@@ -45,7 +45,7 @@ class MLP(eqx.Module):
         keys = jax.random.split(key, len(sizes) - 1)
         bounds = (None,) * (len(sizes) - 2) + (head,)
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
-        self.layers = tuple(Linear(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
+        self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
