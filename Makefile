@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format bench demo evidence-walker2d-random clean
+.PHONY: help setup test check format bench bench-peers demo evidence-walker2d-random clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -43,7 +43,10 @@ format: setup  ## rewrite the code as the linter and the formatter want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## measure speed on this machine
+bench-peers:  ## install what `make bench` compares with, in .peers (needs Python 3.11, 2.4 GB)
+	benchmarks/peers/setup.sh
+
+bench: setup  ## measure speed on this machine, beside the peers where they are installed
 	$(BIN)/python benchmarks/run.py
 
 demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and a picture, in minutes
