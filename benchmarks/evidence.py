@@ -23,7 +23,7 @@ TRIALS = {  # name -> recipe and flags; all start from the offline phase's check
         "opt-without-pretraining": ["opt", "--pretrain.steps", "0"],
     }
 }
-HOURS = {"walker2d-random": "4 seeds, 1M offline steps, 300k env steps at 5 updates each: about 36 h on two cores by the rates in speed.json, evaluation left out"}
+HOURS = {"walker2d-random": "about 36 h on two cores (4 seeds; by the rates in speed.json, evaluation left out)"}
 
 
 def finished(folder: Path) -> bool:
