@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from segue import engine, runs
+from segue import runs
 from segue.core import Linear, Spec, Transition
 from segue.data.sources import Balanced, Paired, Uniform
 from segue.finetune.direct import Direct
@@ -88,15 +88,11 @@ def main() -> None:
         def window():
             nonlocal live
             if args.what == "updates":
-                run = live.run
-                learner, carry, tally = engine.learn(
-                    phase.method, phase.source, live.learner, live.carry, live.tally, offline=run.offline,
-                    ring=run.online, keys=live.keys, clock=live.clock, count=np.int32(args.updates),
-                )  # fmt: skip
-                live = live._replace(learner=learner, carry=carry, tally=tally, update=live.update + args.updates)
+                live = Train(phase.method, 10**9, phase.source).learn(live, args.updates)
             else:
                 for _ in range(args.env_steps):
-                    live = phase.observe(live, worlds.step(phase.act(live, worlds.obs)))
+                    action = phase.act(live, worlds.obs)
+                    live = phase.observe(phase.learn(live, 0), worlds.step(action))
             jax.block_until_ready(live.learner)
 
         rate = args.updates if args.what == "updates" else args.env_steps

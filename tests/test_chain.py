@@ -42,7 +42,7 @@ def chain(terminal: bool) -> Transition:
 def begun(terminal: bool, seeds: int = 1):
     """An offline phase on the chain, about to learn."""
     empty = ring_of(jax.tree.map(lambda c: c[:0], chain(terminal)), 1)
-    ring = Ring(jax.tree.map(lambda c: jnp.stack([c] * seeds), empty.rows), empty.count)
+    ring = Ring(jax.tree.map(lambda c: jnp.stack([c] * seeds), empty.rows), empty.written)
     run = Run(SPEC, chain(terminal), ring, jax.random.split(jax.random.key(0), seeds))
     phase = Train(FAST, 10_000, Uniform(32))
     return phase, phase.begin(run)
@@ -58,9 +58,9 @@ def test_the_two_answers_differ():
 def test_q_becomes_the_exact_value(terminal):
     """Within 1e-3, both twins, at every row."""
     phase, live = begun(terminal)
-    for method, steps in ((FAST, 3_000), (FINE, 3_000)):
-        live = changed(phase, method=method).learn(live, steps)
-    q = jax.vmap(seed_of(live.learner.critics[0].net, 0))(live.run.offline.obs, live.run.offline.action)
+    live = phase.learn(live, 3_000)
+    live = phase.learn(live._replace(rule=engine.Packed.of((FINE, phase.source))), 3_000)
+    q = jax.vmap(seed_of(live.learner.tree.critics[0].net, 0))(live.run.offline.obs, live.run.offline.action)
     np.testing.assert_allclose(q, np.repeat(exact(terminal), ACTIONS)[:, None] * np.ones(2), atol=1e-3)
 
 
@@ -83,7 +83,7 @@ class Recorder(AbstractMethod):
 def test_every_update_of_every_seed_has_randomness_of_its_own():
     run = begun(True, seeds=2)[1].run
     phase = Train(Recorder(), 8, Uniform(16))
-    record = np.asarray(phase.learn(phase.begin(run), 8).learner).reshape(16, 17)
+    record = np.asarray(phase.learn(phase.begin(run), 8).learner.tree).reshape(16, 17)
     assert len(np.unique(record[:, :-1], axis=0)) == len(np.unique(record[:, -1])) == 16
 
 

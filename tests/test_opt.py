@@ -207,7 +207,7 @@ def fine_tune(method, given: Pretrained, steps=6, seeds=(0,)) -> Pretrained:
     """The waist after a `Train` phase on the same batches."""
     lead = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * len(seeds)), tree)
     ring = ring_of(rows(30, 5))
-    ring = type(ring)(lead(ring.rows), ring.count)
+    ring = type(ring)(lead(ring.rows), ring.written)
     run = Run(
         SPEC, jax.tree.map(jnp.asarray, rows(40, 4)), ring, jax.vmap(jax.random.key)(jnp.asarray(seeds)), lead(given)
     )

@@ -107,7 +107,7 @@ def test_every_phase_takes_its_steps_on_its_clock(utd):
     clocks = watch.learners["learn"][-2][0]
     assert clocks[:8].tolist() == [*([i, 0, 0] for i in range(7)), [-1, -1, -1]]
     clocks = watch.learners["both"][-2][0]
-    assert clocks[: 7 * utd].tolist() == [[i, 6 + i // utd, 5] for i in range(7 * utd)]
+    assert clocks[: 7 * utd].tolist() == [[i, 5 + i // utd, 5] for i in range(7 * utd)]
     assert (clocks[7 * utd :] == -1).all()
 
 
@@ -129,7 +129,7 @@ def test_a_phase_begins_where_the_last_one_ended_and_may_be_empty():
 def test_collecting_changes_no_weight():
     first, last, _, _ = drive({"collect": Collect(9)})
     assert same(first.waist, last.waist)
-    assert int(last.online.count) == 9
+    assert int(last.online.written) == 9
 
 
 def test_a_run_can_be_continued_twice():
@@ -138,7 +138,7 @@ def test_a_run_can_be_continued_twice():
     _, shared, _, _ = drive({"learn": Train(Diary(), 1)})
     one, two = (pipeline(shared, {"collect": Collect(3)}, world()) for _ in range(2))
     assert same(one.online.rows, two.online.rows)
-    assert int(shared.online.count) == 0
+    assert int(shared.online.written) == 0
 
 
 def test_replay_holds_what_the_worlds_did_in_order():
@@ -211,7 +211,7 @@ def test_what_cannot_work_is_one_sentence(phases, given, words):
 
 def test_online_without_a_dataset():
     _, last, _, _ = drive({"both": Online(Diary(), until=3)}, offline=False)
-    assert int(last.online.count) == 3
+    assert int(last.online.written) == 3
 
 
 def test_a_line_starts_with_its_phase_and_ends_at_its_until():
@@ -222,9 +222,9 @@ def test_a_line_starts_with_its_phase_and_ends_at_its_until():
 
 
 def test_kappa_rises_from_the_start_of_fine_tuning():
-    """As OPT reports it from the loop; updates see the clock after their env step."""
+    """As OPT reports it from the loop; updates run while the world takes the step, and see the clock before it."""
     told = [(entry["env_step"], entry["metrics"]) for entry in lines(finished() / "metrics.jsonl")]
     kappa = {step: metrics["kappa"] for step, metrics in told if "kappa" in metrics}
     assert list(kappa) == list(range(9, 17))
     for step, per_seed in kappa.items():
-        assert per_seed == pytest.approx([0.1 + 0.8 * (step - 8) / 8] * 2, rel=1e-5)
+        assert per_seed == pytest.approx([0.1 + 0.8 * (step - 9) / 8] * 2, rel=1e-5)

@@ -122,7 +122,7 @@ def test_a_ring_holds_the_last_rows(count):
         row = jax.tree.map(lambda c: jnp.asarray(c[0]), numbered(1, index))
         ring, _ = add(ring, row), held.append(float(index))
     assert set(np.asarray(ring.rows.reward[: int(ring.size)]).tolist()) == set(held)
-    assert (int(ring.count), int(ring.slot)) == (count, count % 5)
+    assert (int(ring.written), int(ring.slot)) == (count, count % 5)
 
 
 # --- the sum tree ----------------------------------------------------------------------------------------------------

@@ -94,15 +94,15 @@ ADAM = optax.scale_by_adam()
 
 
 class Trained(eqx.Module):
-    """A network, its slow copy (target network) and its optimiser's moments."""
+    """A network, its slow copy (target network; None where nothing needs one) and its optimiser's moments."""
 
     net: PyTree
     slow: PyTree
     opt: optax.OptState
 
     @classmethod
-    def new(cls, net: PyTree) -> "Trained":
-        return cls(net, net, ADAM.init(net))
+    def new(cls, net: PyTree, *, slow: bool = True) -> "Trained":
+        return cls(net, net if slow else None, ADAM.init(net))
 
     def restart(self) -> "Trained":
         """The same networks with a forgetful optimiser."""

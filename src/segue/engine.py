@@ -1,10 +1,13 @@
 """jit( vmap over seeds( loop over steps ) ). Data is an argument; what changes is donated and updated in place.
 
+Between dispatches a learner and a source's carry are `Packed`.
+
 Learner, source carry and tally have a leading seed axis; the ring's rows too. The dataset, the method, the clock and
 the ring's count have none: seeds share them, so a `cond` on the clock stays a branch.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +29,48 @@ class Tally(NamedTuple):
     count: Int[Any, " seeds"]
 
 
+class _Structure:
+    """A treedef that is compared by identity first: comparing two equal ones walks both."""
+
+    def __init__(self, treedef: Any):
+        self.treedef, self.hash = treedef, hash(treedef)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Structure) and self.treedef == other.treedef)
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """A pytree as one flat tuple of its leaves. Flattening a hundred leaves through Python classes costs more than an
+    env step; this costs nothing, and a dispatch every env step pays it twice."""
+
+    def __init__(self, leaves: Sequence[Any], structure: _Structure):
+        self.leaves, self.structure = leaves, structure
+
+    @classmethod
+    def of(cls, tree: Any) -> "Packed":
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls([jnp.asarray(leaf) for leaf in leaves], _Structure(treedef))
+
+    def like(self, tree: Any) -> "Packed":
+        """`tree`, which must have the structure of this one."""
+        return Packed(jax.tree.leaves(tree), self.structure)
+
+    @property
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.structure.treedef, self.leaves)
+
+    def tree_flatten(self) -> tuple[Sequence[Any], _Structure]:
+        return self.leaves, self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: _Structure, leaves: Sequence[Any]) -> "Packed":
+        return cls(leaves, structure)
+
+
 def _wider(name: str, so_far: Array, new: Array) -> Array:
     return jnp.maximum(so_far, new) if name.startswith("max_") else so_far + new
 
@@ -39,7 +84,7 @@ def begin(
     offline: Transition,
     ring: Ring,
     keys: Keys,
-) -> tuple[Any, Any, Tally]:
+) -> tuple[Packed, Packed, Tally]:
     """A learner, a carry and an empty tally for every seed."""
 
     def one(waist, rows, key):
@@ -52,8 +97,9 @@ def begin(
         tally = Tally({name: jnp.zeros((), jnp.float32) for name in info}, jnp.zeros((), jnp.int32))
         return learner, carry, tally
 
-    count = ring.count
-    return jax.vmap(one)(waist, ring.rows, keys)
+    count = ring.written
+    learner, carry, tally = jax.vmap(one)(waist, ring.rows, keys)
+    return Packed.of(learner), Packed.of(carry), tally
 
 
 def _one_update(method, source, learner, carry, offline, ring, key, clock):
@@ -63,53 +109,66 @@ def _one_update(method, source, learner, carry, offline, ring, key, clock):
     return learner, carry, info | source_info
 
 
-def _updates(method, source, learner, carry, tally, offline, ring, key, clock, count):
-    def body(index, state):
-        learner, carry, tally = state
-        now = clock._replace(update=clock.update + index)
-        learner, carry, info = _one_update(method, source, learner, carry, offline, ring, key, now)
-        values = {name: _wider(name, tally.values[name], value) for name, value in info.items()}
-        return learner, carry, Tally(values, tally.count + 1)
+def _remember(
+    source: AbstractSource, carry: Packed, ring: Ring, row: Transition, offline: Transition
+) -> tuple[Packed, Ring]:
+    def one(carry, rows, row):
+        ring = Ring(rows, so_far).add(row)
+        return source.wrote(carry, offline, ring), ring.rows
 
-    return jax.lax.fori_loop(0, count, body, (learner, carry, tally))
+    so_far = ring.written
+    told, rows = jax.vmap(one)(carry.tree, ring.rows, row)
+    return carry.like(told), Ring(rows, so_far + 1)
 
 
-@functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally"))
-def learn(method, source, learner, carry, tally, *, offline, ring, keys, clock: Clock, count):
-    """`count` updates of every seed; the world sleeps. Returns learner, carry, tally."""
-    one = lambda learner, carry, tally, rows, key: _updates(
-        method, source, learner, carry, tally, offline, Ring(rows, ring.count), key, clock, count
-    )
-    return jax.vmap(one)(learner, carry, tally, ring.rows, keys)
+@functools.partial(jax.jit, donate_argnames=("carry", "ring"))
+def remember(rule: Packed, carry: Packed, ring: Ring, row: Transition, *, offline: Transition) -> tuple[Packed, Ring]:
+    """One online row for every seed; the source is told. Returns carry, ring."""
+    return _remember(rule.tree[1], carry, ring, row, offline)
 
 
 @functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally", "ring"))
-def observe(method, source, learner, carry, tally, ring, row: Transition, *, offline, keys, clock, count):
-    """One online row for every seed, then `count` updates, in one dispatch."""
+def learn(
+    rule: Packed,
+    learner: Packed,
+    carry: Packed,
+    tally: Tally,
+    ring: Ring,
+    news: Transition | None,
+    *,
+    offline: Transition,
+    keys: Keys,
+    clock: Clock,
+    count: Int[Any, ""],
+) -> tuple[Packed, Packed, Tally, Ring]:
+    """Remember `news`, one online row of every seed, where there is one; then `count` updates of every seed by `rule`,
+    a method and a source. Returns learner, carry, tally, ring."""
+    method, source = rule.tree
+    if news is not None:
+        carry, ring = _remember(source, carry, ring, news, offline)
 
-    def one(learner, carry, tally, rows, row, key):
-        ring = Ring(rows, so_far).add(row)
-        carry = source.wrote(carry, offline, ring)
-        learner, carry, tally = _updates(method, source, learner, carry, tally, offline, ring, key, clock, count)
-        return learner, carry, tally, ring.rows
+    def one(learner, carry, tally, rows, key):
+        def body(index, state):
+            learner, carry, tally = state
+            now = clock._replace(update=clock.update + index)
+            learner, carry, info = _one_update(method, source, learner, carry, offline, ring_of(rows), key, now)
+            values = {name: _wider(name, tally.values[name], value) for name, value in info.items()}
+            return learner, carry, Tally(values, tally.count + 1)
 
-    so_far = ring.count
-    learner, carry, tally, rows = jax.vmap(one)(learner, carry, tally, ring.rows, row, keys)
-    return learner, carry, tally, Ring(rows, so_far + 1)
+        return jax.lax.fori_loop(0, count, body, (learner, carry, tally))
 
-
-@functools.partial(jax.jit, donate_argnames="ring")
-def remember(ring: Ring, row: Transition) -> Ring:
-    """One online row for every seed; nothing learns."""
-    rows = jax.vmap(lambda rows, row: Ring(rows, ring.count).add(row).rows)(ring.rows, row)
-    return Ring(rows, ring.count + 1)
+    ring_of = lambda rows: Ring(rows, ring.written)
+    moved, next_carry, tally = jax.vmap(one)(learner.tree, carry.tree, tally, ring.rows, keys)
+    return learner.like(moved), carry.like(next_carry), tally, ring
 
 
 @jax.jit
 def explore(
-    actor: Any, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Array, ""]
+    rule: Packed, learner: Packed, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Any, ""]
 ) -> Float[Array, "seeds act"]:
-    """What every seed does next, to learn from it. Leaves of `actor` without axes are shared by seeds."""
+    """What every seed does next, to learn from it. Leaves of the actor without axes are shared by seeds."""
+    method, _ = rule.tree
+    actor = method.actor(learner.tree)
     one = lambda actor, obs, key: actor.explore(obs, jax.random.fold_in(jax.random.fold_in(key, _ACT), env_step))
     axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, actor)
     return jax.vmap(one, in_axes=(axes, 0, 0))(actor, obs, keys)

@@ -16,6 +16,7 @@ import numpy as np
 
 from segue import policies, store
 from segue.core import Pretrained
+from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
 from segue.evaluate import Evaluation, Evaluator
 from segue.phases import AbstractPhase, Live, Run
@@ -206,12 +207,12 @@ class Checkpoint(_Quiet):
         self.folder, self.about = folder, about
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
-        rows = jax.tree.map(lambda column: column[:, : int(run.online.count)], run.online.rows)
+        rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
         store.write_checked(
             self.folder / "checkpoints" / name,
             {"waist.safetensors": store.dump(run.waist), "replay.safetensors": store.dump(rows)},
-            {**place, **self.about, "rows": int(run.online.count)},
+            {**place, **self.about, "rows": int(run.online.written)},
         )
         if run.waist.actor is not None:
             for seed in range(run.seeds):
@@ -253,6 +254,6 @@ def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run
     )
     rows = store.restore(files["replay.safetensors"], shaped, f"{folder}/replay.safetensors")
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
-    ring = dataclasses.replace(run.online, rows=filled, count=jnp.asarray(count, jnp.int32))
+    ring = Ring(filled, jnp.asarray(count, jnp.int32))
     place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}
     return dataclasses.replace(run, waist=jax.tree.map(jnp.asarray, waist), online=ring, **place)

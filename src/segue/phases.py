@@ -1,14 +1,14 @@
 """Phases, and the only loop.
 
-A phase is an explicit state machine over a `Live` state: `begin`, `wants`, `act`, `observe`, `learn`, `end`. It never
-sees a world or a hook; `pipeline` drives it. Two primitives, `Train` (gradient steps, the world sleeps) and `Collect`
-(act and remember, nothing learns), and one combinator, `Online` (both).
+A phase is an explicit state machine over a `Live` state: `begin`, then `act`, `learn` and `observe` until `done`, then
+`end`. It never sees a world or a hook; `pipeline` drives it. Two primitives, `Train` (gradient steps, the world sleeps)
+and `Collect` (act and remember, nothing learns), and one combinator, `Online` (both).
 """
 
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -23,8 +23,6 @@ from segue.data.sources import AbstractSource, Uniform
 from segue.errors import SegueError, at_least
 from segue.nn.actors import Noisy
 from segue.worlds import Worlds
-
-Want = Literal["act", "learn", "done"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +57,13 @@ class Live(NamedTuple):
     run: Run
     """As it was when the phase began, but for the ring."""
     keys: Keys
-    learner: Any
-    carry: Any
+    rule: engine.Packed
+    """Who acts and learns, and where batches come from: a method and a source."""
+    learner: engine.Packed
+    carry: engine.Packed
     tally: engine.Tally
+    news: Transition | None = None
+    """The row of the last env step [seeds, ...], until the next dispatch writes it to the ring."""
     update: int = 0
     """Gradient steps of this phase."""
     env_step: int = 0
@@ -82,12 +84,19 @@ class Live(NamedTuple):
         mean = lambda name, value: value if name.startswith("max_") else value / np.maximum(count, 1)
         return {name: mean(name, value) for name, value in values.items()} if count.any() else {}
 
+    def settled(self) -> "Live":
+        """The same with every row in the ring."""
+        if self.news is None:
+            return self
+        carry, ring = engine.remember(self.rule, self.carry, self.run.online, self.news, offline=self.run.offline)
+        return self._replace(run=dataclasses.replace(self.run, online=ring), carry=carry, news=None)
+
     def fresh_tally(self) -> "Live":
         return self._replace(tally=jax.tree.map(np.zeros_like, self.tally))
 
 
 class AbstractPhase(eqx.Module):
-    """One stretch of a run. `pipeline` calls `begin` once, obeys `wants` until it says "done", then calls `end`."""
+    """One stretch of a run."""
 
     acts: ClassVar[bool]
     """Whether it takes env steps."""
@@ -96,7 +105,7 @@ class AbstractPhase(eqx.Module):
     def begin(self, run: Run) -> Live: ...
 
     @abc.abstractmethod
-    def wants(self, live: Live) -> Want: ...
+    def done(self, live: Live) -> bool: ...
 
     @abc.abstractmethod
     def length(self, run: Run) -> int:
@@ -110,19 +119,40 @@ class AbstractPhase(eqx.Module):
         """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
         return waist
 
+    @abc.abstractmethod
+    def due(self, live: Live, stride: int) -> int:
+        """Updates to take now: with the next env step, or, where there are none, at most `stride`."""
+
     def act(self, live: Live, obs: Float[np.ndarray, "seeds obs"]) -> Float[Array, "seeds act"]:
         """Exploring actions in [-1, 1]."""
-        return engine.explore(self.actor(live.learner), obs, live.keys, np.int32(live.env_step))  # pyright: ignore
+        return engine.explore(live.rule, live.learner, obs, live.keys, np.int32(live.env_step))  # pyright: ignore
+
+    def learn(self, live: Live, stride: int) -> Live:
+        """The updates that are due."""
+        count = self.due(live, stride)
+        if count == 0:
+            return live
+        learner, carry, tally, ring = engine.learn(
+            live.rule,
+            live.learner,
+            live.carry,
+            live.tally,
+            live.run.online,
+            live.news,
+            offline=live.run.offline,
+            keys=live.keys,
+            clock=live.clock,
+            count=np.int32(count),
+        )
+        run, update = dataclasses.replace(live.run, online=ring), live.update + count
+        return live._replace(run=run, learner=learner, carry=carry, tally=tally, news=None, update=update)
 
     def observe(self, live: Live, row: Transition) -> Live:
-        """One env step of every seed."""
-        raise NotImplementedError
-
-    def learn(self, live: Live, count: int) -> Live:
-        """At most `count` updates."""
-        raise NotImplementedError
+        """Take note of one env step of every seed."""
+        return live.settled()._replace(news=row, env_step=live.env_step + 1)
 
     def end(self, live: Live) -> Run:
+        live = live.settled()
         return dataclasses.replace(
             live.run,
             waist=self.release(live),
@@ -147,37 +177,23 @@ class Train(AbstractPhase):
         at_least(0, steps=self.steps)
 
     def begin(self, run: Run) -> Live:
-        self.source.check(len(run.offline.reward), min(int(run.online.count), run.online.capacity))
+        self.source.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
         return _live(self.method, self.source, run)
 
-    def wants(self, live: Live) -> Want:
-        return "learn" if live.update < self.steps else "done"
+    def done(self, live: Live) -> bool:
+        return live.update >= self.steps
 
     def length(self, run: Run) -> int:
         return self.steps
 
-    def learn(self, live: Live, count: int) -> Live:
-        count = min(count, self.steps - live.update)
-        run = live.run
-        learner, carry, tally = engine.learn(
-            self.method,
-            self.source,
-            live.learner,
-            live.carry,
-            live.tally,
-            offline=run.offline,
-            ring=run.online,
-            keys=live.keys,
-            clock=live.clock,
-            count=np.int32(count),
-        )
-        return live._replace(learner=learner, carry=carry, tally=tally, update=live.update + count)
+    def due(self, live: Live, stride: int) -> int:
+        return min(stride, self.steps - live.update)
 
     def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         return _leaves(self.method, spec, waist, keys)
 
     def release(self, live: Live) -> Pretrained:
-        return self.method.release(live.learner)
+        return self.method.release(live.learner.tree)
 
 
 class Collect(AbstractPhase):
@@ -196,12 +212,12 @@ class Collect(AbstractPhase):
     def begin(self, run: Run) -> Live:
         if run.waist.actor is None:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
-        return Live(
-            run, run.phase_keys(), run.waist, (), engine.Tally({}, np.zeros(run.seeds, np.int32)), 0, run.env_step
-        )
+        pack, nothing = engine.Packed.of, engine.Tally({}, np.zeros(run.seeds, np.int32))
+        rule, learner, carry = pack((self, Uniform())), pack(run.waist), pack(())
+        return Live(run, run.phase_keys(), rule, learner, carry, nothing, env_step=run.env_step)
 
-    def wants(self, live: Live) -> Want:
-        return "act" if live.env_step < self.until else "done"
+    def done(self, live: Live) -> bool:
+        return live.env_step >= self.until
 
     def length(self, run: Run) -> int:
         return max(self.until - run.env_step, 0)
@@ -209,16 +225,15 @@ class Collect(AbstractPhase):
     def actor(self, learner: Pretrained) -> Noisy:
         return Noisy(learner.actor.net, self.noise)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def observe(self, live: Live, row: Transition) -> Live:
-        run = dataclasses.replace(live.run, online=engine.remember(live.run.online, row))
-        return live._replace(run=run, env_step=live.env_step + 1)
+    def due(self, live: Live, stride: int) -> int:
+        return 0
 
     def release(self, live: Live) -> Pretrained:
-        return live.learner
+        return live.learner.tree
 
 
 class Online(AbstractPhase):
-    """Act, remember, learn: `updates_per_step` updates after every env step."""
+    """Act, learn, remember. While the world moves, the updates of the step before run, on the rows that are there."""
 
     acts = True
     method: AbstractMethod
@@ -228,7 +243,7 @@ class Online(AbstractPhase):
     source: AbstractSource = eqx.field(default_factory=Uniform)
     """Where batches come from."""
     updates_per_step: int = eqx.field(static=True, default=1)
-    """Gradient steps after each env step (UTD)."""
+    """Gradient steps for each env step (UTD)."""
 
     def __check_init__(self):
         at_least(0, until=self.until, updates_per_step=self.updates_per_step)
@@ -237,51 +252,27 @@ class Online(AbstractPhase):
         self.source.check(len(run.offline.reward), run.online.capacity)
         return _live(self.method, self.source, run)
 
-    def wants(self, live: Live) -> Want:
-        return "act" if live.env_step < self.until else "done"
+    def done(self, live: Live) -> bool:
+        return live.env_step >= self.until
 
     def length(self, run: Run) -> int:
         return max(self.until - run.env_step, 0)
 
-    def actor(self, learner: Any) -> Any:
-        return self.method.actor(learner)
-
-    def observe(self, live: Live, row: Transition) -> Live:
-        run, clock = live.run, live._replace(env_step=live.env_step + 1).clock
-        learner, carry, tally, ring = engine.observe(
-            self.method,
-            self.source,
-            live.learner,
-            live.carry,
-            live.tally,
-            run.online,
-            row,
-            offline=run.offline,
-            keys=live.keys,
-            clock=clock,
-            count=np.int32(self.updates_per_step),
-        )
-        return Live(
-            dataclasses.replace(run, online=ring),
-            live.keys,
-            learner,
-            carry,
-            tally,
-            live.update + self.updates_per_step,
-            live.env_step + 1,
-        )
+    def due(self, live: Live, stride: int) -> int:
+        return self.updates_per_step if live.env_step else 0  # before the run's first row there may be none to draw
 
     def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         return _leaves(self.method, spec, waist, keys)
 
     def release(self, live: Live) -> Pretrained:
-        return self.method.release(live.learner)
+        return self.method.release(live.learner.tree)
 
 
 def _live(method: AbstractMethod, source: AbstractSource, run: Run) -> Live:
     keys = run.phase_keys()
     learner, carry, tally = engine.begin(method, run.spec, source, run.waist, run.offline, run.online, keys)
-    return Live(run, keys, learner, carry, tally, 0, run.env_step)
+    rule = engine.Packed.of((method, source))
+    return Live(run, keys, rule, learner, carry, tally, env_step=run.env_step)
 
 
 def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
@@ -316,13 +307,15 @@ def pipeline(
         live = phase.begin(run)
         for hook in hooks:
             hook.started(name, phase, live)
-        while (want := phase.wants(live)) != "done":
-            if want == "learn":
+        while not phase.done(live):
+            if not phase.acts:
                 live = phase.learn(live, stride)
             elif worlds is None:
                 raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
             else:
-                live = phase.observe(live, worlds.step(phase.act(live, worlds.obs)))
+                action = phase.act(live, worlds.obs)
+                live = phase.learn(live, stride)  # dispatched, not awaited: the world moves meanwhile
+                live = phase.observe(live, worlds.step(action))
             for hook in hooks:
                 live = hook.ticked(name, phase, live)
         run = phase.end(live)

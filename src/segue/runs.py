@@ -56,7 +56,7 @@ def start(
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
     one = Ring.new(spec, max(capacity, 1))
-    ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.count)
+    ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     return Run(spec, empty(spec) if offline is None else offline, ring, keys)
 

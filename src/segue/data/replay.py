@@ -1,6 +1,7 @@
 """The online replay: an immutable ring of transitions, updated in place when it is donated."""
 
-import equinox as eqx
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -8,11 +9,11 @@ from jaxtyping import Array, Int
 from segue.core import Spec, Transition
 
 
-class Ring(eqx.Module):
-    """The last `capacity` online rows. `count` is the number ever written and is shared by seeds."""
+class Ring(NamedTuple):
+    """The last `capacity` online rows. `written` is the number ever written, shared by seeds."""
 
     rows: Transition
-    count: Int[Array, ""]
+    written: Int[Array, ""]
 
     @classmethod
     def new(cls, spec: Spec, capacity: int) -> "Ring":
@@ -27,13 +28,13 @@ class Ring(eqx.Module):
     @property
     def size(self) -> Int[Array, ""]:
         """Rows that may be sampled."""
-        return jnp.minimum(self.count, self.capacity)
+        return jnp.minimum(self.written, self.capacity)
 
     @property
     def slot(self) -> Int[Array, ""]:
         """Where the next row goes."""
-        return self.count % self.capacity
+        return self.written % self.capacity
 
     def add(self, row: Transition) -> "Ring":
         rows = jax.tree.map(lambda column, new: column.at[self.slot].set(new), self.rows, row)
-        return Ring(rows, self.count + 1)
+        return Ring(rows, self.written + 1)

@@ -170,21 +170,24 @@ class Balanced(AbstractSource):
         if self.output == "relu":
             density = eqx.tree_at(lambda net: net.layers[-1].bias, density, jnp.ones(1))
         size, index = len(offline.reward), jnp.arange(len(offline.reward) + ring.capacity)
-        number = ring.count - 1 - (ring.count - 1 - (index - size)) % ring.capacity  # of a slot's row, since the first
+        number = (
+            ring.written - 1 - (ring.written - 1 - (index - size)) % ring.capacity
+        )  # of a slot's row, since the first
         held = (index < size) | (number >= 0)
         if self.ring_rows is not None:
-            held &= jnp.where(index < size, index, size + number) >= size + ring.count - self.ring_rows
+            held &= jnp.where(index < size, index, size + number) >= size + ring.written - self.ring_rows
         priority = jnp.where(index < size, 1.0, self._newcomer(size, jnp.ones(())))
-        return Balance(Trained.new(density), sumtree.build(jnp.where(held, priority, 0.0)), jnp.ones(()))
+        tree = sumtree.build(jnp.where(held, priority, 0.0))
+        return Balance(Trained.new(density, slow=False), tree, jnp.ones(()))
 
     def wrote(self, carry, offline, ring):
-        size, last = len(offline.reward), (ring.count - 1) % ring.capacity
+        size, last = len(offline.reward), (ring.written - 1) % ring.capacity
         tree = sumtree.write(carry.tree, (size + last)[None], self._newcomer(size, carry.peak)[None])
         if self.ring_rows is not None:
-            oldest = size + ring.count - 1 - self.ring_rows
+            oldest = size + ring.written - 1 - self.ring_rows
             slot = jnp.where(oldest < size, oldest, size + (oldest - size) % ring.capacity)
             kept = tree[jnp.maximum(slot, 0) + len(tree) // 2]
-            there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.count - ring.capacity))
+            there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.written - ring.capacity))
             gone = jnp.where(there, 0.0, kept)
             tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], gone[None])
         return carry._replace(tree=tree)

@@ -42,8 +42,10 @@ def draw(tree: Tree, count: int, key: PRNGKeyArray) -> Int[Array, " count"]:
     Every level tosses a coin of its own: one uniform number for the whole walk has 2^23 values, too few for fair
     shares among a million rows. A child of weight zero is never entered, so a row of priority zero is never drawn.
     """
-    node = jnp.ones(count, jnp.int32)
-    for coin in jax.random.uniform(key, (depth(tree), count)):
+
+    def down(node: Int[Array, " count"], coin: Float[Array, " count"]) -> tuple[Int[Array, " count"], None]:
         left, right = tree[2 * node], tree[2 * node + 1]
-        node = 2 * node + ((right > 0) & (coin * (left + right) >= left))
+        return 2 * node + ((right > 0) & (coin * (left + right) >= left)), None
+
+    node, _ = jax.lax.scan(down, jnp.ones(count, jnp.int32), jax.random.uniform(key, (depth(tree), count)))
     return node - len(tree) // 2
