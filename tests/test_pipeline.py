@@ -16,6 +16,7 @@ from segue.data.sources import Balanced, Paired, Ratio, Uniform
 from segue.errors import SegueError
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
+from segue.hooks import Quiet
 from segue.nn.actors import Deterministic, Noisy
 from segue.nn.mlp import MLP
 from segue.offline.td3bc import TD3BC
@@ -44,7 +45,7 @@ class Diary(AbstractMethod):
         return Noisy(learner[0].actor.net, 0.3)
 
 
-class Watch:
+class Watch(Quiet):
     """Writes into one list what it is told, and keeps every learner and run as its phase ended."""
 
     def __init__(self, told, name="watch"):

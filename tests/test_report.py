@@ -51,7 +51,7 @@ def run(tmp_path):
         (path / "config.json").write_text(json.dumps(CONFIG | changes))
         (path / "returns.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + torn)
         if metrics:
-            (path / "metrics.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in metrics))
+            (path / "times.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in metrics))
         return path
 
     return write

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segue.tasks import Task
 
-INTERRUPTED = 130
+CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback")
 MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps")
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
 
   segue run RECIPE --task NAME --out DIR    train; every setting of every phase is a flag (run RECIPE --help)
+  segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps
   segue report RUN [RUN ...]                a table and learning curves
   segue data collect                        make a dataset from any Gymnasium env with the random policy
@@ -24,11 +25,11 @@ or any env with --env-id ID --dataset FILE."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0, 1 (something to mend), 2 (wrong flags) or 130 (interrupted)."""
+    """The entry point. Exits with 0, 1 (something to mend), 2 (wrong flags) or 128 + a signal's number."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, evaluate, report or data")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, resume, evaluate, report or data")
     known, rest = parser.parse_known_args(argv[:1])
     if known.version:
         import importlib.metadata
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
+        "resume": _resume,
         "evaluate": _evaluate,
         "report": _report,
         "data": _data,
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SegueError as error:
         print(f"segue: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("segue: interrupted; what was written stays readable.", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as stopped:
+        number = getattr(stopped, "number", 2)
+        print("segue: stopped; what was written stays readable, and segue resume RUN goes on.", file=sys.stderr)
+        raise SystemExit(128 + number) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -125,14 +128,30 @@ def _run(argv: list[str]) -> None:
         seed=options["seed"],
         budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in MEASURING}),
         since=options["from_"],
-        log_every=options["log_every"],
+        **{name: options[name] for name in CARE},
         about={"recipe": chosen.recipe, "preset": preset},
         quiet=options["quiet"],
     )
+    _done(done)
+
+
+def _done(done: Any) -> None:
     from segue.report import table
 
     print(table([done.evaluations]))
     print(f"\n{done.folder}: segue report {done.folder}")
+
+
+def _resume(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("segue resume", description="Go on with a run from its newest commit.")
+    parser.add_argument("run", help="a run's directory")
+    parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    asked = parser.parse_args(argv)
+    from segue import runs
+
+    runs.compile_cache()
+    _done(runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet))
 
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") -> tuple[dict[str, Any], Any]:
@@ -173,6 +192,14 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """RUN:PHASE: go on from the checkpoint that an earlier run kept at that phase's end."""
         log_every: int = 1_000
         """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
+        commit_every: int = 10_000
+        """Updates (or env steps) between commits, from which segue resume goes on."""
+        env_limit: float = 60.0
+        """Seconds after which an env that does not answer is made anew."""
+        env_restarts: int = 100
+        """How often an env that fails is made anew before the run stops."""
+        rollback: bool = False
+        """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
         quiet: bool = False
         """No progress display."""
         rows: int = lengths.rows

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from segue.hooks import Quiet
 from segue.phases import AbstractPhase, Live, Run
 
 LINE_EVERY = 30.0
@@ -32,7 +33,7 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
-class Console:
+class Console(Quiet):
     """A hook, and the owner of the screen. Everything goes to standard error; results go to standard output."""
 
     def __init__(self, quiet: bool):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.data.replay import Ring
@@ -160,6 +160,13 @@ def learn(
     ring_of = lambda rows: Ring(rows, ring.written)
     moved, next_carry, tally = jax.vmap(one)(learner.tree, carry.tree, tally, ring.rows, keys)
     return learner.like(moved), carry.like(next_carry), tally, ring
+
+
+@jax.jit
+def keep(chosen: Bool[Any, " seeds"], kept: Packed, now: Packed) -> Packed:
+    """`kept` for the chosen seeds, `now` for the others."""
+    pick = lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    return Packed([pick(a, b) for a, b in zip(kept.leaves, now.leaves, strict=True)], now.structure)
 
 
 @jax.jit

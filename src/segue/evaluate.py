@@ -1,6 +1,7 @@
 """Roll-outs of deterministic policies -> raw returns [seeds, episodes]. Averages are taken in report.py alone."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from segue import engine
 from segue.core import Spec
 from segue.errors import SegueError
-from segue.worlds import EVALUATE, Make, episode_seed
+from segue.worlds import EVALUATE, Make, Watchdog, episode_seed, said, sound
 
 LONGEST = 100_000
 """Steps after which an episode counts as one that never ends."""
@@ -23,30 +24,53 @@ class Evaluation(NamedTuple):
     lengths: Int[np.ndarray, "seeds episodes"]
 
 
+class Unfit(SegueError):
+    """Evaluation envs failed too often for an evaluation."""
+
+
 class Evaluator:
     """`episodes` environments per seed, stepped in lockstep with one dispatch per step; kept between evaluations.
 
     Episode e of seed s starts from the same state at every evaluation, which takes the noise of the starts out of a
-    learning curve's ups and downs.
+    learning curve's ups and downs. An env that fails is made anew and its episode begins again; after `restarts` of
+    these an evaluation is `Unfit`.
     """
 
-    def __init__(self, make: Make, spec: Spec, seeds: Sequence[int], episodes: int):
-        self.spec, self.seeds, self.episodes = spec, tuple(seeds), episodes
+    def __init__(
+        self,
+        make: Make,
+        spec: Spec,
+        seeds: Sequence[int],
+        episodes: int,
+        *,
+        watchdog: Watchdog | None = None,
+        restarts: int = 100,
+        now_and_then: Callable[[], object] = lambda: None,
+    ):
+        """`now_and_then` is called at every step, and may raise to end an evaluation that takes long."""
+        self.make, self.spec, self.seeds, self.episodes = make, spec, tuple(seeds), episodes
+        self.watchdog, self.restarts, self.now_and_then = watchdog or contextlib.nullcontext(), restarts, now_and_then
         self.envs = [[make() for _ in range(episodes)] for _ in seeds]
 
     def __call__(self, actor: Any) -> Evaluation:
-        """Evaluate actors stacked over seeds."""
-        shape = (len(self.seeds), self.episodes)
+        """Evaluate actors stacked over seeds. Raises `Unfit`; SegueError for an episode that never ends."""
+        shape, self.left = (len(self.seeds), self.episodes), self.restarts
         obs = np.zeros((*shape, self.spec.obs), np.float32)
         for index in np.ndindex(shape):
-            seed = episode_seed(self.seeds[index[0]], EVALUATE, index[1])
-            obs[index] = self.envs[index[0]][index[1]].reset(seed=seed)[0]
+            obs[index] = self._start(index)
         returns, lengths, alive = np.zeros(shape), np.zeros(shape, int), np.ones(shape, bool)
         while alive.any():
-            action = self.spec.denormalise(np.asarray(engine.perform(actor, obs)))
+            self.now_and_then()
+            action = self.spec.denormalise(np.nan_to_num(np.asarray(engine.perform(actor, obs))))
             for index in zip(*np.nonzero(alive), strict=True):
-                seen, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
-                obs[index] = seen
+                try:
+                    with self.watchdog:
+                        seen, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
+                    obs[index] = sound(seen, self.spec, reward)
+                except Exception as error:
+                    self._rebuild(index, error)
+                    obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
+                    continue
                 returns[index] += float(reward)
                 lengths[index] += 1
                 alive[index] = not (terminated or truncated)
@@ -55,6 +79,23 @@ class Evaluator:
                     f"An evaluation episode did not end within {LONGEST:,} steps: wrap the env in a TimeLimit."
                 )
         return Evaluation(returns, lengths)
+
+    def _start(self, index: tuple[int, ...]) -> Float[np.ndarray, " obs"]:
+        while True:
+            try:
+                with self.watchdog:
+                    seed = episode_seed(self.seeds[index[0]], EVALUATE, index[1])
+                    return sound(self.envs[index[0]][index[1]].reset(seed=seed)[0], self.spec)
+            except Exception as error:
+                self._rebuild(index, error)
+
+    def _rebuild(self, index: tuple[int, ...], error: Exception) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Unfit(f"An evaluation's envs failed {self.restarts + 1} times, last with: {said(error)}.") from error
+        with contextlib.suppress(Exception), self.watchdog:
+            self.envs[index[0]][index[1]].close()
+        self.envs[index[0]][index[1]] = self.make()
 
     def close(self) -> None:
         for env in jax.tree.leaves(self.envs):

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,20 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import policies, store
-from segue.core import Pretrained
+from segue import engine, policies, store
+from segue.core import Pretrained, Spec
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
-from segue.evaluate import Evaluation, Evaluator
+from segue.evaluate import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
 
 
 class Journal:
-    """Appends to returns.jsonl and metrics.jsonl, and mirrors both to TensorBoard where it is installed."""
+    """Appends to returns.jsonl and metrics.jsonl, and mirrors both to TensorBoard where it is installed.
+
+    Both hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when.
+    """
+
+    NAMES = ("returns", "metrics", "failures", "times")
 
     def __init__(self, folder: Path):
         self.folder, self.begun = folder, time.monotonic()
-        self.files = {name: (folder / f"{name}.jsonl").open("a") for name in ("returns", "metrics")}
+        self.files = {name: (folder / f"{name}.jsonl").open("a") for name in self.NAMES}
         try:
             from tensorboardX import SummaryWriter
 
@@ -38,13 +46,23 @@ class Journal:
     def write(self, file: str, phase: str, live: Live, **entry: Any) -> None:
         place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
         seconds = round(time.monotonic() - self.begun, 3)
-        self.files[file].write(json.dumps({**place, "seconds": seconds, **entry}) + "\n")
-        self.files[file].flush()
+        for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
+            self.files[name].write(json.dumps(line) + "\n")
+            self.files[name].flush()
 
     def plot(self, tag: str, values: np.ndarray, step: int) -> None:
         if self.board is not None:
             for seed, value in enumerate(values):
                 self.board.add_scalar(f"{tag}/seed{seed}", float(value), step)
+
+    def offsets(self) -> dict[str, dict[str, int]]:
+        """How much of each file there is."""
+        return {f"{name}.jsonl": {"size": file.tell()} for name, file in self.files.items()}
+
+    def sync(self) -> None:
+        """Make every line durable."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         for file in self.files.values():
@@ -53,7 +71,7 @@ class Journal:
             self.board.close()
 
 
-class _Quiet:
+class Quiet:
     """A hook that does nothing; the others say only what they do."""
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
@@ -63,6 +81,15 @@ class _Quiet:
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
 
+    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+
+    def state(self) -> Any:
+        """What it must remember when the run is resumed, as JSON."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Remember it."""
+
 
 def passed(phase: AbstractPhase, live: Live, steps: int, updates: int, last: tuple[int, int]) -> bool:
     """Whether an interval has passed: `steps` env steps where the phase acts, `updates` where it only learns."""
@@ -71,7 +98,7 @@ def passed(phase: AbstractPhase, live: Live, steps: int, updates: int, last: tup
     return live.update // updates > last[0] // updates
 
 
-class Evaluate(_Quiet):
+class Evaluate(Quiet):
     """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once."""
 
     def __init__(
@@ -80,12 +107,18 @@ class Evaluate(_Quiet):
         journal: Journal,
         steps: int,
         updates: int,
-        listen: Callable[[str, Evaluation], None],
+        listen: Callable[[str, Live, Any, Evaluation], None],
     ):
         self.evaluator, self.journal, self.listen = evaluator, journal, listen
         self.steps, self.updates = steps, updates
-        self.seen: Any = None
+        self.seen: str | None = None
         self.last = (0, 0)
+
+    def state(self) -> Any:
+        return {"seen": self.seen, "last": self.last}
+
+    def restore(self, state: Any) -> None:
+        self.seen, self.last = state["seen"], tuple(state["last"])
 
     def _look(self, name: str, phase: AbstractPhase, live: Live) -> None:
         self.last = (live.update, live.env_step)
@@ -94,20 +127,23 @@ class Evaluate(_Quiet):
             return
         if not np.asarray(_finite(actor.net)).all():
             return  # `Log` says so, at its next line or at the phase's end
-        found = self.evaluator(actor.net)
+        try:
+            found = self.evaluator(actor.net)
+        except Unfit as error:  # training does not depend on it
+            print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
+            return
         kind = "online" if phase.acts or live.env_step else "offline"
         self.journal.write(
             "returns", name, live, kind=kind, returns=found.returns.tolist(), lengths=found.lengths.tolist()
         )
         axis = live.env_step if kind == "online" else live.updates
         self.journal.plot(f"return/{kind}", found.returns.mean(1), axis)
-        self.listen(name, found)
+        self.listen(name, live, actor.net, found)
 
     def _known(self, net: Any) -> bool:
-        """Whether this is the policy that was evaluated last; if not, remember it (a copy: buffers are donated)."""
-        leaves = [np.array(leaf) for leaf in jax.tree.leaves(net)]
-        same = self.seen is not None and all(map(np.array_equal, leaves, self.seen))
-        self.seen = leaves
+        """Whether this is the policy that was evaluated last; if not, remember it."""
+        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(net))).hexdigest()
+        same, self.seen = digest == self.seen, digest
         return same
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
@@ -125,32 +161,50 @@ class Evaluate(_Quiet):
             self._look(name, phase, live)
 
 
-class _Stop(_Quiet):
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, by signal `number`."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Stop:
+    """Whether the run was asked to stop: Ctrl-C, SIGTERM or SIGUSR1. The second time ends the process at once."""
+
+    PATIENCE = 8
+    """Seconds from the request to the end, wherever the run then is."""
+
     def __init__(self):
-        self.asked = False
+        self.asked: int | None = None
 
     def hear(self, number: int, frame: Any) -> None:
-        self.asked = True
-        raise KeyboardInterrupt
+        if self.asked is not None and number != signal.SIGALRM:
+            os._exit(128 + number)
+        if self.asked is not None:
+            self.now()
+        self.asked = number
+        signal.alarm(self.PATIENCE)
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        if self.asked:
-            raise KeyboardInterrupt
-        return live
+    def now(self) -> None:
+        """End here, if asked to. What cannot wait for the next tick calls this now and then."""
+        if self.asked is not None:
+            raise Stopped(self.asked)
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[_Stop]:
-    """Ctrl-C, and a scheduler's SIGTERM, end a run. An interrupt that strikes inside a callback of the garbage
-    collector (JAX has one) is printed and forgotten by Python, so the hook asks again at every tick."""
-    stop = _Stop()
+def stoppable() -> Iterator[Stop]:
+    """Ctrl-C, and a scheduler's SIGTERM or SIGUSR1, end a run at its next tick, once its state is committed."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)
+    before = {number: signal.signal(number, stop.hear) for number in numbers}
     try:
         yield stop
     finally:
+        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -162,22 +216,42 @@ def _finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in floats]).all(0)
 
 
-class Log(_Quiet):
-    """Writes what the tally says at intervals, and stops a run whose parameters or losses are not finite."""
+class Log(Quiet):
+    """Writes what the tally says at intervals, and halts a seed whose parameters or losses are not finite.
 
-    def __init__(self, journal: Journal, every: int):
-        self.journal, self.every = journal, every
+    A halted seed stays as it last was finite; the others go on, bit for bit as without it. When none is left, the run
+    ends. With `rollback` a seed goes on from where it last was finite, `PATIENCE` times, and is halted after that.
+    """
+
+    PATIENCE = 3
+
+    def __init__(self, journal: Journal, every: int, rollback: bool = False):
+        self.journal, self.every, self.rollback = journal, every, rollback
         self.last = (0, 0)
+        self.patience: dict[str, int] = {}
+        self.sound: tuple[engine.Packed, engine.Packed] | None = None
+
+    def state(self) -> Any:
+        return {"last": self.last, "patience": self.patience}
+
+    def restore(self, state: Any) -> None:
+        self.last, self.patience = tuple(state["last"]), dict(state["patience"])
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
         self.last = (live.update, live.env_step)
+        self._remember(live)
 
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        if self.sound is None:  # resumed
+            self._remember(live)
         return self._log(name, live) if passed(phase, live, self.every, self.every, self.last) else live
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         if self.last != (live.update, live.env_step):
             self._log(name, live)
+
+    def _remember(self, live: Live) -> None:
+        self.sound = jax.tree.map(jnp.copy, (live.learner, live.carry))
 
     def _log(self, name: str, live: Live) -> Live:
         self.last = (live.update, live.env_step)
@@ -188,19 +262,56 @@ class Log(_Quiet):
         self.journal.write("metrics", name, live, metrics=shown)
         for key, values in scalars.items():
             self.journal.plot(f"{name}/{key}", values, live.updates)
-        ruined = {key: values for key, values in scalars.items() if not np.isfinite(values).all()}
-        finite = np.asarray(_finite(live.learner))
-        if ruined or not finite.all():
-            what = f"its {next(iter(ruined))} is" if ruined else "its parameters are"
-            seed = int(np.argmax(~np.isfinite(next(iter(ruined.values()))))) if ruined else int(np.argmin(finite))
-            raise SegueError(
-                f"Phase {name!r} diverged: at update {live.update}, env step {live.env_step}, {what} no longer finite "
-                f"in seed {seed}; try a lower learning rate, and look at max_abs_q in metrics.jsonl."
-            )
+        finite = np.logical_and.reduce(
+            [np.asarray(_finite((live.learner, live.carry))), *map(np.isfinite, scalars.values())]
+        )
+        halted = np.array(live.run.halted or [False] * live.run.seeds)
+        if (ruined := ~finite & ~halted).any():
+            live = self._halt(name, live, ruined, halted, scalars)
+        self._remember(live)
         return live.fresh_tally()
 
+    def _halt(self, name: str, live: Live, ruined: np.ndarray, halted: np.ndarray, scalars: Any) -> Live:
+        assert self.sound is not None
+        why = ""
+        for seed in map(int, np.flatnonzero(ruined)):
+            what = next((f"its {key} is" for key, row in scalars.items() if not np.isfinite(row[seed])), None)
+            why = f"{what or 'its parameters are'} no longer finite in seed {seed}"
+            self.patience[str(seed)] = left = self.patience.get(str(seed), self.PATIENCE if self.rollback else 0) - 1
+            self.journal.write("failures", name, live, seed=seed, why=why, halted=left < 0)
+            halted = halted | (np.arange(len(halted)) == seed) if left < 0 else halted
+        if halted.all():
+            raise SegueError(
+                f"Phase {name!r} diverged: at update {live.update}, env step {live.env_step}, {why}"
+                f"{' and every other seed has halted' if live.run.seeds > 1 else ''}; try a lower learning rate, and "
+                "look at max_abs_q in metrics.jsonl."
+            )
+        learner, carry = (
+            engine.keep(ruined, then, now) for then, now in zip(self.sound, (live.learner, live.carry), strict=True)
+        )
+        live = live._replace(learner=learner, carry=carry)
+        return live.hold(tuple(map(bool, halted))) if halted.any() else live
 
-class Checkpoint(_Quiet):
+
+class Best:
+    """Keeps each seed's best policy so far, the pre-trained one included, as best-S beside the last one."""
+
+    def __init__(self, folder: Path, spec: Spec, about: dict[str, Any]):
+        self.folder, self.spec, self.about = folder, spec, about
+        files = {seed: path for path in folder.glob("best-*.json") if (seed := path.stem[5:]).isdecimal()}
+        self.returns = {int(seed): float(store.read_json(path)["return"]) for seed, path in files.items()}
+
+    def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
+        for seed, mean in enumerate(map(float, found.returns.mean(1))):
+            if mean > self.returns.get(seed, -np.inf):
+                self.returns[seed] = mean
+                place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
+                actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), net)
+                about = {**self.about, **place, "return": mean}
+                policies.save(actor, self.spec, self.folder / f"best-{seed}", **about)
+
+
+class Checkpoint(Quiet):
     """Keeps what a phase leaves behind, and the policy as it is then."""
 
     def __init__(self, folder: Path, about: dict[str, Any]):

@@ -8,7 +8,7 @@ and `Collect` (act and remember, nothing learns), and one combinator, `Online` (
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -40,6 +40,8 @@ class Run:
     """Env steps taken so far, by each seed."""
     updates: int = 0
     """Gradient steps taken so far, by each seed."""
+    halted: tuple[bool, ...] = ()
+    """Which seeds have diverged and learn no more; empty: none."""
     phases: int = 0
     """Phases ended so far: phase k draws its randomness from fold_in(key, k)."""
 
@@ -49,6 +51,18 @@ class Run:
 
     def phase_keys(self) -> Keys:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.phases)
+
+
+class Held(NamedTuple):
+    """Where the seeds that diverged stay: learner and carry as they last were finite."""
+
+    seeds: tuple[bool, ...]
+    learner: engine.Packed
+    carry: engine.Packed
+
+    def __call__(self, learner: engine.Packed, carry: engine.Packed) -> tuple[engine.Packed, engine.Packed]:
+        chosen = np.array(self.seeds)
+        return engine.keep(chosen, self.learner, learner), engine.keep(chosen, self.carry, carry)
 
 
 class Live(NamedTuple):
@@ -64,6 +78,7 @@ class Live(NamedTuple):
     tally: engine.Tally
     news: Transition | None = None
     """The row of the last env step [seeds, ...], until the next dispatch writes it to the ring."""
+    held: Held | None = None
     update: int = 0
     """Gradient steps of this phase."""
     env_step: int = 0
@@ -91,6 +106,11 @@ class Live(NamedTuple):
         carry, ring = engine.remember(self.rule, self.carry, self.run.online, self.news, offline=self.run.offline)
         return self._replace(run=dataclasses.replace(self.run, online=ring), carry=carry, news=None)
 
+    def hold(self, seeds: tuple[bool, ...]) -> "Live":
+        """The same with these seeds staying as they are."""
+        learner, carry = jax.tree.map(jnp.copy, (self.learner, self.carry))  # the originals are donated
+        return self._replace(held=Held(seeds, learner, carry), run=dataclasses.replace(self.run, halted=seeds))
+
     def fresh_tally(self) -> "Live":
         return self._replace(tally=jax.tree.map(np.zeros_like, self.tally))
 
@@ -115,9 +135,23 @@ class AbstractPhase(eqx.Module):
     def release(self, live: Live) -> Pretrained:
         """The waist as it is now."""
 
+    @abc.abstractmethod
+    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+        """Learner, carry and tally as the phase begins. Under `jax.eval_shape`, their shapes: nothing is computed."""
+
     def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
         """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
         return waist
+
+    @property
+    @abc.abstractmethod
+    def rule(self) -> tuple[Any, AbstractSource]:
+        """Who acts and learns, and where batches come from."""
+
+    def live(self, run: Run) -> Live:
+        """The phase about to take its first step."""
+        live = Live(run, run.phase_keys(), engine.Packed.of(self.rule), *self.parts(run), env_step=run.env_step)
+        return live.hold(run.halted) if any(run.halted) else live
 
     @abc.abstractmethod
     def due(self, live: Live, stride: int) -> int:
@@ -144,6 +178,8 @@ class AbstractPhase(eqx.Module):
             clock=live.clock,
             count=np.int32(count),
         )
+        if live.held is not None:  # all seeds run the same program, so that the others' bits do not change
+            learner, carry = live.held(learner, carry)
         run, update = dataclasses.replace(live.run, online=ring), live.update + count
         return live._replace(run=run, learner=learner, carry=carry, tally=tally, news=None, update=update)
 
@@ -178,7 +214,14 @@ class Train(AbstractPhase):
 
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
-        return _live(self.method, self.source, run)
+        return self.live(run)
+
+    @property
+    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
+        return self.method, self.source
+
+    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+        return _parts(self.method, self.source, run)
 
     def done(self, live: Live) -> bool:
         return live.update >= self.steps
@@ -212,9 +255,15 @@ class Collect(AbstractPhase):
     def begin(self, run: Run) -> Live:
         if run.waist.actor is None:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
-        pack, nothing = engine.Packed.of, engine.Tally({}, np.zeros(run.seeds, np.int32))
-        rule, learner, carry = pack((self, Uniform())), pack(run.waist), pack(())
-        return Live(run, run.phase_keys(), rule, learner, carry, nothing, env_step=run.env_step)
+        return self.live(run)
+
+    @property
+    def rule(self) -> tuple[Any, AbstractSource]:
+        return self, Uniform()
+
+    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+        pack = engine.Packed.of
+        return pack(run.waist), pack(()), engine.Tally({}, jnp.zeros(run.seeds, jnp.int32))
 
     def done(self, live: Live) -> bool:
         return live.env_step >= self.until
@@ -250,7 +299,14 @@ class Online(AbstractPhase):
 
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), run.online.capacity)
-        return _live(self.method, self.source, run)
+        return self.live(run)
+
+    @property
+    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
+        return self.method, self.source
+
+    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+        return _parts(self.method, self.source, run)
 
     def done(self, live: Live) -> bool:
         return live.env_step >= self.until
@@ -268,11 +324,8 @@ class Online(AbstractPhase):
         return self.method.release(live.learner.tree)
 
 
-def _live(method: AbstractMethod, source: AbstractSource, run: Run) -> Live:
-    keys = run.phase_keys()
-    learner, carry, tally = engine.begin(method, run.spec, source, run.waist, run.offline, run.online, keys)
-    rule = engine.Packed.of((method, source))
-    return Live(run, keys, rule, learner, carry, tally, env_step=run.env_step)
+def _parts(method: AbstractMethod, source: AbstractSource, run: Run) -> tuple[Any, Any, engine.Tally]:
+    return engine.begin(method, run.spec, source, run.waist, run.offline, run.online, run.phase_keys())
 
 
 def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
@@ -290,6 +343,9 @@ class Hook(Protocol):
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
 
+    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
+        """The world has ended the run in the middle of a step, after its updates."""
+
 
 def pipeline(
     run: Run,
@@ -297,25 +353,37 @@ def pipeline(
     worlds: Worlds | None = None,
     hooks: Sequence[Hook] = (),
     stride: int = 250,
+    resumed: tuple[Live, bool] | None = None,
 ) -> Run:
     """Drive the phases in order and return what they leave behind.
 
-    Hooks tick after every env step, and after every `stride` updates of a phase that only learns.
+    Hooks tick after every env step, and after every `stride` updates of a phase that only learns. `resumed` is the
+    first phase in progress, and whether it has ticked; its hooks hear of that moment again.
     """
     run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # the ring is updated in place
     for name, phase in phases.items():
-        live = phase.begin(run)
-        for hook in hooks:
-            hook.started(name, phase, live)
-        while not phase.done(live):
-            if not phase.acts:
+        live, ticked = resumed or (phase.begin(run), False)
+        resumed = None
+        if not ticked:
+            for hook in hooks:
+                hook.started(name, phase, live)
+        while ticked or not phase.done(live):
+            if ticked:  # the moment that a resumed run had come to
+                ticked = False
+            elif not phase.acts:
                 live = phase.learn(live, stride)
             elif worlds is None:
                 raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
             else:
                 action = phase.act(live, worlds.obs)
                 live = phase.learn(live, stride)  # dispatched, not awaited: the world moves meanwhile
-                live = phase.observe(live, worlds.step(action))
+                try:
+                    row = worlds.step(action)
+                except SegueError:
+                    for hook in hooks:
+                        hook.broken(name, phase, live)
+                    raise
+                live = phase.observe(live, row)
             for hook in hooks:
                 live = hook.ticked(name, phase, live)
         run = phase.end(live)

@@ -57,6 +57,8 @@ class RunRecord:
     evaluations: tuple[Evaluation, ...]
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    failed: tuple[Any, ...] = ()
+    """Seeds that diverged and were halted."""
 
     @property
     def task(self) -> str:
@@ -89,8 +91,17 @@ def read(run_dir: str | Path) -> RunRecord:
     for before, after, (where, _) in zip(evaluations, evaluations[1:], lines[1:], strict=False):
         if after.updates < before.updates or after.env_step < before.env_step:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
-    logs, torn = _lines(path / "metrics.jsonl")
-    return RunRecord(path, config, evaluations, _seconds(logs), (*notes, *torn, *_unfinished(path)))
+    logs, torn = _lines(path / "times.jsonl")
+    failures, _ = _lines(path / "failures.jsonl")
+    failed = {line.get("seed"): line for _, line in failures if line.get("halted")}
+    lost = [
+        f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
+        f"({line.get('why')}); its scores are those of its last finite policy."
+        for seed, line in failed.items()
+    ]
+    return RunRecord(
+        path, config, evaluations, _seconds(logs), (*notes, *torn, *lost, *_unfinished(path)), tuple(failed)
+    )
 
 
 def _unfinished(path: Path) -> list[str]:
@@ -249,6 +260,10 @@ class Summary:
     best: Estimate
     """The evaluation with the highest mean over seeds: chosen on the episodes that score it: optimistic."""
     best_step: int
+    dip: Estimate | None
+    """How far the lowest online evaluation of each seed lies below its `offline` one; 0 where it never does."""
+    recovered: int | None
+    """Env steps after which the mean over seeds, having been at its lowest, is at its `offline` level again."""
     env_steps: int
 
 
@@ -257,12 +272,20 @@ def summarise(record: RunRecord) -> Summary:
     scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
     before, after = scores[steps == 0], scores[steps > 0]
     top = int(scores.mean(axis=1).argmax())
+    dip, recovered = None, None
+    if len(before) and len(after):
+        dip = estimate(np.maximum(before[-1] - after.min(axis=0), 0.0))
+        curve = after.mean(axis=1)
+        back = np.flatnonzero(curve[curve.argmin() :] >= before[-1].mean())
+        recovered = int(steps[steps > 0][curve.argmin() + back[0]]) if len(back) else None
     return Summary(
         offline=estimate(before[-1]) if len(before) else None,
         final=estimate(after[-1]) if len(after) else None,
         gain=estimate(after[-1] - before[-1]) if len(before) and len(after) else None,
         best=estimate(scores[top]),
         best_step=int(steps[top]),
+        dip=dip,
+        recovered=recovered,
         env_steps=int(steps[-1]),
     )
 
@@ -288,6 +311,7 @@ def table(records: Sequence[RunRecord]) -> str:
     small += [
         "`offline` is the last evaluation before the first online env step, `final` the last one of the run.",
         "`best` is chosen on the episodes that score it, so it is optimistic.",
+        "`dip` is how far the lowest online evaluation lies below `offline`, `recovered` the env step that made it up.",
     ]
     if any(_comparable(group) for group in _groups(records)):
         small.append(
@@ -330,17 +354,31 @@ def _comparable(group: Sequence[RunRecord]) -> dict[str, float]:
 
 def _group_table(group: Sequence[RunRecord]) -> str:
     scale = "normalised score" if group[0].reference else "raw return: no reference returns to normalise with"
-    head = ["recipe", "seeds", "offline", "final", "gain", "best", "at env step", "env steps", "wall-clock"]
+    head = [
+        "recipe",
+        "seeds",
+        "offline",
+        "final",
+        "gain",
+        "best",
+        "at env step",
+        "dip",
+        "recovered",
+        "env steps",
+        "wall-clock",
+    ]
     rows: list[list[object]] = []
     for record, label in zip(group, _labels(group), strict=True):
         s = summarise(record)
-        seeds = "1 seed" if s.best.seeds == 1 else s.best.seeds
+        seeds = "1 seed" if s.best.seeds == 1 else str(s.best.seeds)
+        seeds += f" ({len(record.failed)} failed)" if record.failed else ""
         gain = f"+{s.gain}" if s.gain and s.gain.mean >= 0 else s.gain
         where = f"{s.best_step:,}"
         time = _duration(record.seconds)
-        rows.append([label, seeds, s.offline, s.final, gain, s.best, where, f"{s.env_steps:,}", time])
+        back = f"{s.recovered:,}" if s.recovered is not None else "never" if s.dip else None
+        rows.append([label, seeds, s.offline, s.final, gain, s.best, where, s.dip, back, f"{s.env_steps:,}", time])
     for method, score in _comparable(group).items():
-        rows.append([f"{_name(method)} †", None, None, f"{score:.1f}", None, None, None, None, None])
+        rows.append([f"{_name(method)} †", None, None, f"{score:.1f}", *[None] * 7])
     cells = [head, *(["–" if cell is None else str(cell) for cell in row] for row in rows)]
     if all(record.seconds is None for record in group):
         cells = [row[:-1] for row in cells]

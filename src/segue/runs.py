@@ -2,12 +2,15 @@
 
 config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
 returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
-policy-S.*        seed S's policy (safetensors and JSON)        checkpoints/   one folder for each phase's end
+policy-S.*        seed S's policy (safetensors and JSON)        best-S.*       the best policy that was evaluated
+failures.jsonl    seeds that diverged                           checkpoints/   one folder for each phase's end
+commits/          the whole state, to resume from               times.jsonl    when each line of the other two came
 tensorboard/      the same curves, live
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -15,26 +18,26 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import hooks, policies, report, store
+from segue import commits, hooks, policies, report, store
 from segue.console import Console
 from segue.core import Pretrained, Spec, Transition
 from segue.data import Dataset
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError, at_least
 from segue.evaluate import Evaluation, Evaluator
-from segue.phases import AbstractPhase, Run, pipeline
+from segue.phases import AbstractPhase, Live, Run, pipeline
 from segue.recipes import PAPER, Budget
 from segue.tasks import Task, cache_dir
-from segue.worlds import Worlds, spec_of
+from segue.worlds import Reward, Watchdog, Worlds, spec_of
 
 
 def empty(spec: Spec) -> Transition:
@@ -103,6 +106,10 @@ def run(
     budget: Budget = PAPER,
     since: str | None = None,
     log_every: int = 1_000,
+    commit_every: int = 10_000,
+    env_limit: float = 60.0,
+    env_restarts: int = 100,
+    rollback: bool = False,
     about: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Result:
@@ -116,93 +123,259 @@ def run(
         budget: how many rows to make and how often to evaluate; the phases carry their own lengths.
         since: DIRECTORY:PHASE, a checkpoint of an earlier run to go on from, after the phase of the same name here.
         log_every: updates (or env steps, where there are any) from one line of metrics.jsonl to the next.
+        commit_every: updates (or env steps) from one commit to the next; `resume` goes on from the last one.
+        env_limit: seconds after which an env that does not answer is made anew.
+        env_restarts: how often an env may be made anew before the run stops.
+        rollback: a seed that diverges goes on from where it last was finite, three times, before it is halted.
         about: what to note in config.json besides, such as the recipe's name.
         quiet: no progress display.
 
     Raises:
         SegueError: for anything the user can mend, with `out` left readable.
     """
-    at_least(1, seeds=seeds, log_every=log_every, rows=budget.rows, episodes=budget.episodes)
+    at_least(1, seeds=seeds, log_every=log_every, rows=budget.rows, episodes=budget.episodes, commit_every=commit_every)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
     at_least(0, seed=seed)
-    folder = store.new_folder(Path(out))
-    status = lambda word, **more: store.write_json(
-        folder / "status.json", {"format": store.FORMAT, "status": word, **more}
-    )
-    begun = time.monotonic()
-    opened = contextlib.ExitStack()
-    hold = lambda thing: opened.enter_context(contextlib.closing(thing))
+    if not env_limit > 0:
+        raise SegueError(f"env_limit must be more than 0 seconds, not {env_limit}.")
+    at_least(0, env_restarts=env_restarts)
+    care = Care(log_every, commit_every, env_limit, env_restarts, rollback)
+    job = _Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
+    return job.run(dict(about or {}))
+
+
+def resume(
+    folder: str | Path,
+    phases: Mapping[str, AbstractPhase] | None = None,
+    task: Task | None = None,
+    *,
+    env_id: str | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Go on with a run that was stopped, killed or failed, from its newest commit, in whatever phase it was.
+
+    On a CPU, with the versions, cores and machine of before, the result is the one that the uninterrupted run would
+    have had, bit for bit. Where that cannot be had, the commits that follow say `"resume": "statistical"`.
+
+    Args:
+        folder: the run's directory.
+        phases: what `run` was given; None: made from config.json, which serves methods and sources of Segue's own.
+        task: the same; None: made from config.json.
+        env_id: needed where config.json names an env of a module to import: a file is not to run code.
+
+    Raises:
+        SegueError: where the run is finished, in use, or has no commit; DataError: where it is damaged, or the
+            dataset is no longer the one it learned from.
+    """
+    folder = Path(folder)
+    config = store.read_json(folder / "config.json")
+    if store.read_json(folder / "status.json").get("status") == "finished":
+        raise SegueError(f"{folder} is finished: nothing is left to do.")
     try:
-        stop, console = opened.enter_context(hooks.stoppable()), hold(Console(quiet))
-        status("running")
-        data = load_data(task, budget, console)
+        if task is None:
+            task = _task_of(config, folder, env_id)
+        if phases is None:
+            phases = {name: rebuild(value) for name, value in config["settings"].items()}
+        budget = Budget(**config["measuring"])
+        care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
+    job = _Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
+    return job.run({}, config)
+
+
+def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
+    name = str(config["env_id"])
+    if env_id is None and not re.fullmatch(r"[\w/.-]+", name):
+        raise DataError(f"{folder / 'config.json'} names no plain env but {name!r}: if you trust it, pass --env-id.")
+    if env_id is not None and env_id != name:
+        raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
+    data, score = config["dataset"], config["score"]
+    return Task(
+        name,
+        config["task"],
+        data["path"],
+        clip_actions=data["clip_actions"],
+        reward=Reward(**config["reward"]),
+        score=(score["min"], score["max"]) if score else None,
+    )
+
+
+class Care(NamedTuple):
+    """How a run is watched over; the names are `run`'s."""
+
+    log_every: int
+    commit_every: int
+    env_limit: float
+    env_restarts: int
+    rollback: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A run in its directory: what `run` begins and `resume` goes on with."""
+
+    phases: Mapping[str, AbstractPhase]
+    task: Task
+    folder: Path
+    seeds: int
+    seed: int
+    budget: Budget
+    care: Care
+    since: str | None
+    quiet: bool
+
+    def run(self, about: dict[str, Any], config: dict[str, Any] | None = None) -> Result:
+        """From the start, or, with what config.json says, from the newest commit."""
+        begun = time.monotonic()
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(store.locked(self.folder))
+            stop = opened.enter_context(hooks.stoppable())
+            try:
+                self._status("running")
+                state = self._run(opened, stop, about, config)
+                self._status("finished", seconds=round(time.monotonic() - begun, 1))
+            except BaseException as error:
+                word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                self._status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
+                if not (self.folder / "config.json").exists():  # nothing was learnt: leave the name free
+                    for name in ("status.json", ".lock"):
+                        (self.folder / name).unlink(missing_ok=True)
+                    self.folder.rmdir()
+                raise
+        return Result(self.folder, state, report.read(self.folder))
+
+    def _status(self, word: str, **more: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk is reported by what needs the space
+            store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
+
+    def _run(
+        self, opened: contextlib.ExitStack, stop: hooks.Stop, extra: dict[str, Any], config: dict[str, Any] | None
+    ) -> Run:
+        hold = lambda thing: opened.enter_context(contextlib.closing(thing))
+        task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
+        console = hold(Console(self.quiet))
+        data = load_data(task, budget, console, stop)
         for note in data.notes:
             console.note(f"{data.name}: {note}")
         env = task.make()
         spec = spec_of(env)
         env.close()
-        state = start(spec, rows_for(data, spec, task.reward), phases, seeds=seeds, seed=seed)
-        if since is not None:
-            state, phases = go_on(state, phases, since, task.env_id)
-        store.write_json(
-            folder / "config.json", describe(phases, task, data, seeds, seed, budget, since, dict(about or {}))
-        )
+        rows = rows_for(data, spec, task.reward)
+        numbers = range(self.seed, self.seed + self.seeds)
+        state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed)
+        if self.since is not None:
+            done, phases = skip(phases, self.since)
+            if config is None:
+                state = go_on(state, done, self.since, task.env_id)
+        digest = fingerprint(rows)
+        if config is None:
+            described = describe(self.phases, task, data, self.seeds, self.seed, budget, self.since, extra)
+            described["dataset"]["sha256"] = digest
+            described |= {"phases": list(phases), "care": care._asdict()}
+            store.write_json(folder / "config.json", described)
+        elif config["dataset"].get("sha256") != digest:
+            raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
         del data
-        numbers = range(seed, seed + seeds)
+        found = commits.newest(folder) if config else None
+        if found:
+            for damage in found[1]:
+                console.note(f"{damage} Going on from the commit before.")
+            commits.cut(folder, found[0].manifest["logs"])
+            commits.sweep(folder, found[0])
         journal = hold(hooks.Journal(folder))
-        evaluator = hold(Evaluator(task.make, spec, numbers, budget.episodes))
-        score = lambda found: report.normalise(report.seed_means(found.returns), task.score)
+        guard = {"watchdog": hold(Watchdog(care.env_limit)), "restarts": care.env_restarts}
+        evaluator = hold(Evaluator(task.make, spec, numbers, budget.episodes, **guard, now_and_then=stop.now))
+        about = {"env_id": task.env_id, "task": task.name}
+        best = hooks.Best(folder, spec, about)
+
+        def evaluated(name: str, live: Live, net: Any, found: Evaluation) -> None:
+            best.heard(name, live, net, found)
+            scores = report.normalise(report.seed_means(found.returns), task.score)
+            console.scored(name, scores, task.score is not None)
+
         console.plan(phases, state)
-        watchers = [
-            hooks.Log(journal, log_every),
-            hooks.Evaluate(
-                evaluator,
-                journal,
-                budget.evaluate_steps,
-                budget.evaluate_updates,
-                lambda name, found: console.scored(name, score(found), task.score is not None),
-            ),
-            hooks.Checkpoint(folder, {"env_id": task.env_id, "task": task.name}),
-            console,
-        ]
+        log = hooks.Log(journal, care.log_every, care.rollback)
+        evaluate = hooks.Evaluate(evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, evaluated)
+        commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
+        keep = hooks.Checkpoint(folder, about)
         worlds = None
         if any(phase.acts for phase in phases.values()):
-            worlds = hold(Worlds(task.make, spec, numbers, task.reward))
-        state = pipeline(state, phases, worlds, [stop, *watchers])
-        status("finished", seconds=round(time.monotonic() - begun, 1))
-    except BaseException as error:
-        word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
-        if not (folder / "config.json").exists():  # nothing was learnt: leave the name free for the next attempt
-            (folder / "status.json").unlink(missing_ok=True)
-            folder.rmdir()
-        raise
-    finally:
-        opened.close()
-    return Result(folder, state, report.read(folder))
+            worlds = commit.worlds = hold(
+                Worlds(
+                    task.make,
+                    spec,
+                    numbers,
+                    task.reward,
+                    **guard,
+                    tell=lambda text: print(f"segue: {text}", file=sys.stderr, flush=True),
+                )
+            )
+        resumed = None
+        if found and config:
+            state, live = commits.restore(found[0], folder, state, self.phases)
+            why = changes(config)
+            if worlds and not worlds.restore(*commits.worlds(found[0], folder, worlds)):
+                why.append("an env did not come back to where it was")
+            commit.goes_on(found[0], not why)
+            if why:
+                console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
+            for name, hook in commit.hooks.items():
+                hook.restore(found[0].manifest["hooks"][name])
+            resumed, name = (live, found[0].manifest["ticked"]), found[0].manifest["phase"]
+            phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
+        return pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
 
 
-def load_data(task: Task, budget: Budget, console: Console) -> Dataset:
+def load_data(task: Task, budget: Budget, console: Console, stop: hooks.Stop) -> Dataset:
     with console.counting(f"making {budget.rows:,} random rows of {task.env_id}", budget.rows) as advance:
-        return task.load(budget.rows, advance)
+
+        def heard(done: int, total: int) -> None:
+            stop.now()
+            advance(done, total)
+
+        return task.load(budget.rows, heard)
 
 
-def go_on(
-    state: Run, phases: Mapping[str, AbstractPhase], since: str, env_id: str
-) -> tuple[Run, dict[str, AbstractPhase]]:
-    """Skip what an earlier run has done: the state at its checkpoint, and the phases that are left."""
+def fingerprint(rows: Transition) -> str:
+    """SHA-256 of the rows that a run learns from."""
+    digest = hashlib.sha256()
+    for column in rows:
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()
+
+
+def changes(config: dict[str, Any]) -> list[str]:
+    """Why a resumed run cannot be bit for bit what it would have been: what is no longer as config.json has it."""
+    now = {"versions": versions(), "machine": machine()}
+    found = []
+    for part, values in now.items():
+        before = config.get(part) or {}
+        found += [
+            f"{key} was {before.get(key)} and is {value}" for key, value in values.items() if before.get(key) != value
+        ]
+    if jax.default_backend() != "cpu":
+        found.append(f"the {jax.default_backend()} backend is not held to give the same bits twice")
+    return found
+
+
+def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, AbstractPhase], dict[str, AbstractPhase]]:
+    """The phases that an earlier run has done, and those that are left."""
     name = since.rpartition(":")[2]
     if name not in phases:
         raise SegueError(f"--from names phase {name!r}, but this recipe's phases are {', '.join(phases)}.")
-    done = list(phases)[: list(phases).index(name) + 1]
-    like = Pretrained()
-    for each in done:
-        like = phases[each].leaves(state.spec, like, state.keys)
-    state = hooks.load_checkpoint(since, state, like, env_id)
-    rest = {each: phase for each, phase in phases.items() if each not in done}
-    if not rest:
+    last = list(phases).index(name) + 1
+    if last == len(phases):
         raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
-    return dataclasses.replace(state, phases=len(done)), rest
+    return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
+
+
+def go_on(state: Run, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> Run:
+    """The state at an earlier run's checkpoint, after the phases that are done."""
+    like = Pretrained()
+    for phase in done.values():
+        like = phase.leaves(state.spec, like, state.keys)
+    return dataclasses.replace(hooks.load_checkpoint(since, state, like, env_id), phases=len(done))
 
 
 def evaluate(
@@ -245,6 +418,23 @@ def evaluate(
     return found, (score["min"], score["max"]) if score else None
 
 
+def rebuild(value: Any) -> Any:
+    """What `settings` made JSON of. Only classes of Segue's own are built, and nothing is imported by name."""
+    if not isinstance(value, dict):
+        return value
+    known = {cls.__name__: cls for cls in _modules(eqx.Module) if cls.__module__.startswith("segue.")}
+    cls = known.get(value.get("is", ""))
+    if cls is None:
+        raise SegueError(f"The run has a {value.get('is')!r}, not a class of Segue's: resume from Python, with phases.")
+    return cls(**{name: rebuild(inner) for name, inner in value.items() if name != "is"})
+
+
+def _modules(cls: type) -> Iterator[type]:
+    for below in cls.__subclasses__():
+        yield below
+        yield from _modules(below)
+
+
 def settings(value: Any) -> Any:
     """Settings as plain JSON: a module becomes its fields and its class's name."""
     if isinstance(value, eqx.Module):
@@ -269,7 +459,13 @@ def describe(
         "recipe": about.pop("recipe", "custom"),
         "task": task.name,
         "env_id": task.env_id,
-        "dataset": {"name": data.name, "path": data.path, "rows": len(data), "notes": list(data.notes)},
+        "dataset": {
+            "name": data.name,
+            "path": data.path,
+            "rows": len(data),
+            "clip_actions": task.clip_actions,
+            "notes": list(data.notes),
+        },
         "reward": task.reward._asdict(),
         "score": {"min": task.score[0], "max": task.score[1]} if task.score else None,
         "seed": seed,
@@ -280,16 +476,33 @@ def describe(
         "measuring": {key: getattr(budget, key) for key in ("rows", "episodes", "evaluate_updates", "evaluate_steps")},
         "versions": versions(),
         "git": revision(),
-        "machine": {
-            "system": platform.platform(),
-            "cores": len(jax.devices()) if jax.default_backend() != "cpu" else _cores(),
-            "backend": jax.default_backend(),
-            "device": jax.devices()[0].device_kind,
-        },
+        "machine": machine(),
         "command": sys.argv,
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **about,
     }
+
+
+def machine() -> dict[str, Any]:
+    """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
+    return {
+        "system": platform.platform(),
+        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else _cores(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "instructions": _instructions(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _instructions() -> str | None:
+    """The processor's instruction sets, as far as they decide what XLA compiles; None where nothing tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return " ".join(sorted(word for word in words if word.startswith(("avx", "fma", "amx", "sve", "neon", "asimd"))))
 
 
 def _cores() -> int:

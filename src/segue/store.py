@@ -1,8 +1,11 @@
 """Arrays and JSON on disk: atomic to write, checked to read, and nothing in them is ever executed."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Make a folder's entries durable: without it a rename may be lost with the power."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,16 +71,21 @@ def dump(tree: PyTree) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()})
 
 
+def arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
+    """A safetensors file's arrays by name."""
+    try:
+        return safetensors.numpy.load(content)
+    except Exception as error:  # the reader's own exceptions are of several kinds
+        raise DataError(f"{where} is damaged or not a safetensors file: {error}.") from None
+
+
 def restore(content: bytes, like: PyTree, where: str) -> PyTree:
     """Arrays back into the structure of `like`, whose leaves tell shapes and dtypes.
 
     Raises:
         DataError: where a name, a shape or a dtype differs, naming it.
     """
-    try:
-        found = safetensors.numpy.load(content)
-    except Exception as error:  # the reader's own exceptions are of several kinds
-        raise DataError(f"{where} is damaged or not a safetensors file: {error}.") from None
+    found = arrays(content, where)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
     if odd := sorted(set(names) ^ found.keys()):
@@ -80,35 +100,83 @@ def restore(content: bytes, like: PyTree, where: str) -> PyTree:
 
 def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
     """A folder of files with a manifest of their sizes and SHA-256, put in place whole."""
-    listed = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
-    }
+    listed = {name: seal(content) for name, content in files.items()}
     part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     part.mkdir(parents=True)
     for name, content in files.items():
         write_bytes(part / name, content)
-    write_json(part / "manifest.json", {"format": FORMAT, **manifest, "files": listed})
+    write_json(part / "manifest.json", signed({"format": FORMAT, **manifest, "files": listed}))
+    if folder.exists():  # of a resumed run, which does the same again
+        remove(folder)
     part.replace(folder)
+    sync(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checked folder, manifest first: whatever stops this, the rest does not look whole."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the SHA-256 of its own content."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def seal(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_sealed(path: Path, expected: Any) -> bytes:
+    """A file that is as its seal says. Raises `DataError` where it is not, before more than its size is read."""
+    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+        raise DataError(f"{path} has no size and SHA-256 in its manifest: the manifest is damaged.")
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != expected["size"]:
+            raise DataError(f"{path} is missing or not of its recorded size: the checkpoint is damaged.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
+    return content
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process off a run. The lock dies with its process, however that ends.
+
+    Raises:
+        SegueError: where another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SegueError(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
+        yield
 
 
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files of such a folder, verified, and its manifest."""
     manifest = read_json(folder / "manifest.json")
-    listed, files = manifest.get("files"), {}
-    if not isinstance(listed, dict) or not all(
-        isinstance(e, dict) and {"size", "sha256"} <= e.keys() for e in listed.values()
-    ):
-        raise DataError(f"{folder / 'manifest.json'} does not list its files with sizes and SHA-256: it is damaged.")
-    for name, expected in listed.items():
-        path = folder / name
+    if manifest != signed(manifest):
+        raise DataError(f"{folder / 'manifest.json'} does not match its own SHA-256: it is damaged.")
+    listed = manifest.get("files")
+    if not isinstance(listed, dict):
+        raise DataError(f"{folder / 'manifest.json'} does not list its files: it is damaged.")
+    for name in listed:
         if Path(name).name != name:
             raise DataError(f"{folder / 'manifest.json'} names a file outside its folder: {name!r}.")
-        if not path.is_file() or path.stat().st_size != expected["size"]:
-            raise DataError(f"{path} is missing or not of its recorded size: the checkpoint is damaged.")
-        files[name] = path.read_bytes()
-        if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
-            raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
-    return files, manifest
+    return {name: read_sealed(folder / name, expected) for name, expected in listed.items()}, manifest
 
 
 def new_folder(path: Path) -> Path:

@@ -5,10 +5,13 @@ nothing can put the next episode's first observation into a transition. An episo
 without `terminal`, and bootstraps.
 """
 
+import contextlib
 import difflib
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -57,7 +60,7 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
     return env
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_mujoco() -> Iterator[None]:
     """MuJoCo 4.0 warns from C, on stdout and into MUJOCO_LOG.TXT, that `settotalmass` is deprecated, at every
     HalfCheetah that Gymnasium makes. Its warning callback drops that one and passes every other on."""
@@ -113,37 +116,175 @@ TRAIN, EVALUATE = 0, 1
 """What a world is for: keeps training and evaluation episodes apart in `episode_seed`."""
 
 
+class Broken(Exception):
+    """What an env did that no env may do."""
+
+
+def sound(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
+    """The observation as an array. Raises `Broken` for a wrong shape, and for what is not finite."""
+    obs = np.asarray(obs, np.float32)
+    if obs.shape != (spec.obs,):
+        raise Broken(f"gave an observation of shape {obs.shape} instead of ({spec.obs},)")
+    if not np.isfinite(obs).all():
+        raise Broken("gave an observation that is not finite")
+    if not np.isfinite(float(reward)):
+        raise Broken(f"gave the reward {reward}")
+    return obs
+
+
+def said(error: Exception) -> str:
+    return str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
+
+
+class Watchdog:
+    """Interrupts what takes longer than `limit` seconds, with `Broken`; costs nothing while all is well.
+
+    A thread of its own sends the main thread a signal, so it serves code that runs there and lets Python or the
+    system take the signal; it does nothing elsewhere. An env that spins inside C is beyond it.
+    """
+
+    def __init__(self, limit: float):
+        self.limit, self.since, self.over = limit, None, threading.Event()
+        self.able = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill")
+        if self.able:
+            self.before = signal.signal(signal.SIGUSR2, self._hear)
+            threading.Thread(target=self._watch, daemon=True, name="segue-watchdog").start()
+
+    def _watch(self) -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        while not self.over.wait(min(self.limit / 4, 1.0)):
+            since = self.since
+            if since is not None and time.monotonic() - since > self.limit:
+                signal.pthread_kill(main, signal.SIGUSR2)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.since is not None:
+            self.since = None
+            raise Broken(f"took longer than {self.limit:g} s")
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.since = None
+
+    def close(self) -> None:
+        self.over.set()
+        if self.able:
+            signal.signal(signal.SIGUSR2, self.before)
+
+
 class Worlds:
     """One environment for each seed.
 
     `obs` [seeds, obs] is what the next action answers. `step` takes actions in [-1, 1] and gives one row per seed.
+
+    An env that raises, is interrupted by `watchdog`, or returns a wrong shape or a number that is not finite is closed
+    and made anew, and the action is taken at the start of its next episode instead, so that every row is one that the
+    env gave whole. More than `restarts` of these end the run.
     """
 
-    def __init__(self, make: Make, spec: Spec, seeds: Sequence[int], reward: Reward = Reward()):
-        self.spec, self.seeds, self.reward = spec, tuple(seeds), reward
+    def __init__(
+        self,
+        make: Make,
+        spec: Spec,
+        seeds: Sequence[int],
+        reward: Reward = Reward(),
+        *,
+        watchdog: "Watchdog | None" = None,
+        restarts: int = 100,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.make, self.spec, self.seeds, self.reward = make, spec, tuple(seeds), reward
+        self.watchdog, self.restarts, self.faults, self.tell = watchdog or contextlib.nullcontext(), restarts, 0, tell
         self.envs = [make() for _ in seeds]
         self.episodes = [0] * len(self.envs)
-        self.obs: Float[np.ndarray, "seeds obs"] = np.stack([self._reset(i) for i in range(len(self.envs))])
+        self.actions: list[list[np.ndarray]] = [[] for _ in self.envs]
+        self.obs: Float[np.ndarray, "seeds obs"] = np.stack([self._start(i) for i in range(len(self.envs))])
 
     def _reset(self, index: int) -> Float[np.ndarray, " obs"]:
         seed = episode_seed(self.seeds[index], TRAIN, self.episodes[index])
         self.episodes[index] += 1
-        obs, _ = self.envs[index].reset(seed=seed)
-        return np.asarray(obs, np.float32)
+        self.actions[index] = []
+        with self.watchdog:
+            obs, _ = self.envs[index].reset(seed=seed)
+        return sound(obs, self.spec)
+
+    def _start(self, index: int) -> Float[np.ndarray, " obs"]:
+        """The next episode that starts without a fault."""
+        while True:
+            try:
+                return self._reset(index)
+            except Exception as error:
+                self._rebuild(index, error)
+
+    def _move(self, index: int, action: Float[np.ndarray, " act"]) -> tuple[Any, float, bool, bool]:
+        with self.watchdog:
+            obs, reward, terminated, truncated, _ = self.envs[index].step(self.spec.denormalise(action))
+        self.actions[index].append(action)
+        return sound(obs, self.spec, reward), float(reward), bool(terminated), bool(truncated)
+
+    def _rebuild(self, index: int, error: Exception) -> None:
+        self.faults += 1
+        what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: "
+        what += said(error)
+        if self.faults > self.restarts:
+            raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
+        self.tell(f"{what}; it was made anew ({self.faults} of {self.restarts} times).")
+        with contextlib.suppress(Exception), self.watchdog:
+            self.envs[index].close()
+        self.envs[index] = self.make()
 
     def step(self, actions: Float[Any, "seeds act"]) -> Transition:
-        actions = np.asarray(actions)
-        next_obs = np.empty_like(self.obs)
+        actions = np.nan_to_num(np.asarray(actions))  # a seed that diverged is found by its log, not by its env
+        obs, next_obs, following = self.obs.copy(), np.empty_like(self.obs), np.empty_like(self.obs)
         reward, terminal = np.empty(len(self.envs), np.float32), np.empty(len(self.envs), bool)
-        following = np.empty_like(self.obs)
-        for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
-            next_obs[index], r, terminal[index], truncated, _ = env.step(self.spec.denormalise(action))
+        for index, action in enumerate(actions):
+            while True:
+                try:
+                    next_obs[index], r, terminal[index], truncated = self._move(index, action)
+                    break
+                except Exception as error:
+                    self._rebuild(index, error)
+                    obs[index] = self._start(index)
             reward[index] = self.reward(r)
             over = terminal[index] or truncated
-            following[index] = self._reset(index) if over else next_obs[index]
-        row = Transition(self.obs, actions, reward, next_obs, terminal)
+            following[index] = self._start(index) if over else next_obs[index]
+        row = Transition(obs, actions, reward, next_obs, terminal)
         self.obs = following
         return row
+
+    def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
+        """What it takes to come back here: the actions of the present episodes, what is seen, and episode numbers."""
+        empty = np.zeros((0, self.spec.act), np.float32)
+        actions = {f"actions.{i}": np.stack(taken) if taken else empty for i, taken in enumerate(self.actions)}
+        return {"obs": self.obs.copy(), **actions}, list(self.episodes)
+
+    def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
+        """Come back: reset to the same starts and take the same actions. (Copies of MuJoCo's state bend it.)
+
+        Returns whether every env shows, bit for bit, what it showed then. One that does not begins a new episode: the
+        old one then counts as cut.
+        """
+        exact = True
+        for index, episode in enumerate(episodes):
+            self.episodes[index] = episode - 1
+            over = False
+            try:
+                seen = self._reset(index)
+                for action in state[f"actions.{index}"]:
+                    if over:
+                        break
+                    seen, _, terminated, truncated = self._move(index, action)
+                    over = terminated or truncated
+            except Exception as error:
+                self._rebuild(index, error)
+                over, seen = True, state["obs"][index]
+            if over or seen.tobytes() != state["obs"][index].tobytes():
+                exact, seen = False, self._start(index)
+            self.obs[index] = seen
+        return exact
 
     def close(self) -> None:
         for env in self.envs:

@@ -1,0 +1,539 @@
+"""Nothing is lost: a run goes on after any end as if there had been none, and damage is found and named."""
+
+import errno
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+from helpers import edit, flags, lines, new
+
+from segue import cli, commits, runs, store
+from segue.errors import DataError, SegueError
+from segue.hooks import Journal, Stop, Stopped
+from segue.tasks import task
+from segue.worlds import Watchdog, Worlds, spec_of
+
+PHASES = ["offline", "collect", "pretrain", "finetune"]
+NUMBERS = ("metrics.jsonl", "returns.jsonl", "failures.jsonl")
+
+
+class Still(gym.Env):
+    """Restorable: obs = (t, a number of the seed, sum of actions); episodes of 5 steps, cut by time."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-2.0, 3.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.start, self.sum = 0, float(self.np_random.random()), 0.0
+        return self._seen(), {}
+
+    def _seen(self):
+        return np.array([self.t, self.start, self.sum], np.float32)
+
+    def step(self, action):
+        self.t, self.sum = self.t + 1, 0.9 * self.sum + float(np.sum(action))
+        return self._seen(), self.sum, False, self.t == 5, {}
+
+
+gym.register("Still-v0", entry_point=Still)
+STILL = f"{__name__}:Still-v0"
+
+
+@functools.cache
+def rows() -> Path:
+    """60 random rows of Still, which say nothing of where they are from."""
+    made, path = new("made.npz"), new("still.npz")
+    cli.main(["data", "collect", "--env-id", STILL, "--steps", "60", "--out", str(made)])
+    with np.load(made) as file:
+        names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+        np.savez(path, **{name: file[name] for name in names if name in file})
+    return path
+
+
+def still(**changes):
+    words = flags("opt", "balanced", finetune__kappa__until=16, commit_every=3, **changes)
+    words[words.index("--env-id") + 1], words[words.index("--dataset") + 1] = STILL, str(rows())
+    return words
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Whatever a run computed: journals, policies, checkpoints with parameters, optimiser and replay."""
+    kept = [path for path in folder.rglob("*.safetensors") if "commits" not in path.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in [*kept, *(folder / n for n in NUMBERS)]}
+
+
+def whole() -> Path:
+    """A run that nothing interrupted."""
+    if not hasattr(whole, "folder"):
+        whole.folder = new("whole")
+        cli.main(["run", *still(), "--out", str(whole.folder)])
+    return whole.folder
+
+
+class Killed(BaseException):
+    """What no handler catches, as a kill does not ask either."""
+
+
+def interrupted(monkeypatch, moment: int, how=Killed, **changes) -> Path:
+    """A run that ends at its `moment`-th tick, having written what it had written."""
+    told, folder = [], new("cut")
+    ticked = commits.Commit.ticked
+
+    def heard(self, *args):
+        told.append(args)
+        if len(told) == moment:
+            if how is Killed:
+                self.wait()
+                raise Killed
+            self.stop.asked = how
+        return ticked(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commits.Commit, "ticked", heard)
+        with pytest.raises((Killed, SystemExit)) as end:
+            cli.main(["run", *still(**changes), "--out", str(folder)])
+    if how is not Killed:
+        assert end.value.code == 128 + how
+    return folder
+
+
+def resumed(folder: Path) -> Path:
+    cli.main(["resume", str(folder), "--env-id", STILL, "--quiet"])
+    return folder
+
+
+# Ticks: 1 offline (20 updates at once), 8 of collect, 1 of pretrain, 8 of finetune.
+@pytest.mark.parametrize("moment", [1, 2, 6, 9, 10, 11, 14, 18])
+@pytest.mark.parametrize("how", [Killed, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(monkeypatch, moment, how):
+    folder = interrupted(monkeypatch, moment, how)
+    if how is not Killed:
+        manifest = commits.newest(folder)[0].manifest
+        ticks = manifest["update"] if manifest["phase"] in ("offline", "pretrain") else manifest["env_step"]
+        assert ticks == [20, *range(1, 9), 10, *range(9, 17)][moment - 1]  # no step is lost
+    assert everything(resumed(folder)) == everything(whole())
+    assert store.read_json(folder / "status.json")["status"] == "finished"
+    assert commits.newest(folder)[0].manifest["resume"] == "exact"
+
+
+def test_interrupted_again_and_again(monkeypatch):
+    folder = interrupted(monkeypatch, 3)
+    for moment in (4, 1, 5):
+        ticked, told = commits.Commit.ticked, []
+
+        def heard(self, *args, moment=moment, told=told, ticked=ticked):
+            told.append(args)
+            if len(told) == moment:
+                self.stop.asked = signal.SIGINT
+            return ticked(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(commits.Commit, "ticked", heard)
+            with pytest.raises(SystemExit, match="130"):
+                resumed(folder)
+    assert everything(resumed(folder)) == everything(whole())
+
+
+def test_commits_change_nothing():
+    folder = new("rarely")
+    cli.main(["run", *still()[:-2], "--commit-every", "1000", "--out", str(folder)])
+    assert everything(folder) == everything(whole())
+
+
+def test_a_process_that_is_killed(tmp_path):
+    """For real: SIGKILL at a moment of its own, from outside."""
+    command = [sys.executable, "-m", "segue.cli"]
+    given = ["--env-id", "Pendulum-v1", "--dataset", str(tmp_path / "p.npz"), "--quiet", "--offline.steps", "3000"]
+    given += ["--offline.width", "8", "--commit-every", "250", "--log-every", "250", "--episodes", "1"]
+    subprocess.run(
+        [*command, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", given[3]], check=True
+    )
+    subprocess.run([*command, "run", "td3bc", *given, "--out", str(tmp_path / "whole")], check=True)
+    process = subprocess.Popen([*command, "run", "td3bc", *given, "--out", str(tmp_path / "cut")])
+    metrics, deadline = tmp_path / "cut" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes()) > 300) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    if process.returncode == 0:
+        pytest.skip("it was done before it could be killed")
+    subprocess.run([*command, "resume", str(tmp_path / "cut"), "--quiet"], check=True)
+    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+
+
+def test_what_cannot_go_on(monkeypatch, capsys):
+    def refused(*words):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["resume", *words, "--quiet"])
+        return capsys.readouterr().err
+
+    assert "finished" in refused(str(whole()), "--env-id", STILL)
+    assert "does not exist" in refused("/nowhere")
+    folder = interrupted(monkeypatch, 6)
+    assert "--env-id" in refused(str(folder))
+    assert "cannot go on on" in refused(str(folder), "--env-id", "Pendulum-v1")
+    with store.locked(folder):
+        assert "Another process" in refused(str(folder), "--env-id", STILL)
+    shutil.rmtree(folder / "commits")
+    assert "no commit" in refused(str(folder), "--env-id", STILL)
+
+
+def test_a_changed_dataset_is_refused_by_name(monkeypatch):
+    folder = interrupted(monkeypatch, 6)
+    other = new("other.npz")
+    with np.load(rows()) as file:
+        np.savez(other, **{**file, "rewards": file["rewards"] + 1})
+    config = store.read_json(folder / "config.json")
+    edit(folder / "config.json", dataset={**config["dataset"], "path": str(other)})
+    with pytest.raises(DataError, match=other.name):
+        runs.resume(folder, env_id=STILL)
+
+
+def test_other_versions_make_the_resume_statistical(monkeypatch, capsys):
+    folder = interrupted(monkeypatch, 6)
+    config = store.read_json(folder / "config.json")
+    edit(folder / "config.json", versions={**config["versions"], "jaxlib": "0.0.1"})
+    runs.resume(folder, env_id=STILL, quiet=False)
+    assert "jaxlib was 0.0.1" in capsys.readouterr().err
+    assert commits.newest(folder)[0].manifest["resume"] == "statistical"
+
+
+def test_an_env_that_does_not_come_back_ends_its_episode(monkeypatch):
+    """Ragged counts its resets, so a new one never looks like the old."""
+    folder, ticked, told = new("ragged"), commits.Commit.ticked, []
+
+    def heard(self, *args):
+        told.append(args)
+        self.stop.asked = signal.SIGTERM if len(told) == 17 else None
+        return ticked(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commits.Commit, "ticked", heard)
+        with pytest.raises(SystemExit, match="143"):
+            cli.main(["run", *flags("opt"), "--out", str(folder)])
+    runs.resume(folder, env_id="helpers:Ragged-v0")
+    assert commits.newest(folder)[0].manifest["resume"] == "statistical"
+    rows = store.arrays((folder / "checkpoints" / "finetune" / "replay.safetensors").read_bytes(), "replay")
+    assert rows["obs"].shape[1] == 16
+    assert (rows["obs"][..., 2] == rows["next_obs"][..., 2]).all()  # no row crosses a reset
+
+
+# --- the disk -----------------------------------------------------------------------------------------------
+
+
+def saves(folder: Path, count: int = 2):
+    """A Commit hook's writer with nothing to compute."""
+
+    class Nothing(Journal):
+        def __init__(self): ...
+
+        def sync(self): ...
+
+    (folder / "commits").mkdir(parents=True)
+    writer = commits.Commit(folder, Nothing(), {}, Stop(), 1)
+    for number in range(count):
+        writer._write(*content(number))
+    return writer
+
+
+def content(number: int):
+    rows = {"x": np.full((1, 2), number, np.float32)}
+    manifest = {
+        "phase": "offline", "phases": 0, "ticked": True, "news": False, "update": number, "env_step": 0, "halted": [],
+        "begun": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [], "resume": "exact",
+        "rows": [2 * number, 2 * number + 2],
+    }  # fmt: skip
+    return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest
+
+
+CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "write", "close")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=["full disk", "EIO", "read-only"])
+def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch, error):
+    """At every system call of a save in turn: the state that loads is the one before or the one after, never a mix."""
+    seen = set()
+    for stop_at in range(200):
+        folder = new("disk")
+        writer = saves(folder)
+        made = 0
+
+        def failing(real, made_by, stop_at=stop_at):
+            def call(*args, **kwargs):
+                nonlocal made
+                made += 1
+                if made > stop_at:
+                    raise OSError(error, os.strerror(error))
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, failing(getattr(os, name), name))
+            patch.setattr("io.open", failing(open, "open"))
+            patch.setattr(Path, "open", failing(Path.open, "open"))
+            try:
+                writer._write(*content(2))
+                failed = False
+            except OSError:
+                failed = True
+        found, _ = commits.newest(folder)
+        state = store.arrays(found.state, "state")["a"][0]
+        assert state in (1, 2)
+        assert len(found.segments) == state + 1
+        seen.add((failed, int(state)))
+        if not failed:
+            break
+    else:
+        pytest.fail("the save never succeeded")
+    assert (True, 1) in seen
+    assert (False, 2) in seen
+
+
+def test_a_run_goes_on_when_a_save_fails_and_stops_after_three(monkeypatch, capsys):
+    real, calls = commits.Commit._write, []
+
+    def full(self, *args):
+        calls.append(args)
+        if len(calls) in (2, 3, 5, 6, 7):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *args)
+
+    monkeypatch.setattr(commits.Commit, "_write", full)
+    folder = new("full")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["run", *still(), "--out", str(folder)])
+    assert len(calls) == 7
+    assert "3 saves failed in a row" in capsys.readouterr().err
+    monkeypatch.setattr(commits.Commit, "_write", real)
+    assert everything(resumed(folder)) == everything(whole())
+
+
+def test_every_flipped_bit_and_every_cut_is_found_and_named():
+    folder = new("bits")
+    saves(folder)
+    files = [p for p in (folder / "commits").rglob("*") if p.is_file() and ("000002" in str(p) or "rows-" in p.name)]
+    rng, found = random.Random(0), 0
+    for case in range(1_200):
+        path = rng.choice(files)
+        before = path.read_bytes()
+        if case % 6 == 0:
+            harmed = before[: rng.randrange(len(before))]
+        else:
+            place = rng.randrange(len(before))
+            harmed = before[:place] + bytes([before[place] ^ 1 << rng.randrange(8)]) + before[place + 1 :]
+        path.write_bytes(harmed)
+        try:
+            good, damage = commits.newest(folder)
+            if good.number == 2:  # a flipped bit in the manifest may hit what changes nothing, such as a blank
+                assert path.name == "manifest.json"
+                assert good.manifest == store.read_json(path)
+            else:
+                found += 1
+                assert good.number == 1
+                assert path.name in damage[0]
+        except DataError as error:
+            found += 1
+            said = str(error)
+            assert path.name == "rows-000001.safetensors"  # both commits stand on it
+            assert path.name in said
+        path.write_bytes(before)
+    assert found > 1_000
+    assert commits.newest(folder)[0].number == 2
+
+
+def test_a_damaged_commit_falls_back_to_the_one_before(monkeypatch, capsys):
+    folder = interrupted(monkeypatch, 14)
+    last = folder / "commits" / f"{max(commits.numbers(folder)):06}" / "state.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    runs.resume(folder, env_id=STILL, quiet=False)
+    assert str(last) in capsys.readouterr().err
+    assert everything(folder) == everything(whole())
+
+
+# --- envs that fail -----------------------------------------------------------------------------------------
+
+
+class Faulty(Still):
+    """Fails in the given way at every seventh step, counted over all of them."""
+
+    steps = 0
+    way = "raises"
+
+    def step(self, action):
+        Faulty.steps += 1
+        obs, reward, terminated, truncated, info = super().step(action)
+        if Faulty.steps % 7 == 0:
+            if self.way == "raises":
+                raise RuntimeError("the arm is stuck")
+            if self.way == "hangs":
+                time.sleep(30)
+            obs = {"shape": np.zeros(4, np.float32), "nan": obs * np.nan}.get(self.way, obs)
+            reward = np.inf if self.way == "reward" else reward
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("way", ["raises", "shape", "nan", "reward", "hangs"])
+def test_an_env_that_fails_is_made_anew_and_no_broken_row_is_stored(way, monkeypatch):
+    monkeypatch.setattr(Faulty, "way", way)
+    monkeypatch.setattr(Faulty, "steps", 0)
+    spec, told = spec_of(Still()), []
+    watchdog = Watchdog(0.2)
+    worlds = Worlds(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
+    rng = np.random.default_rng(0)
+    rows = [worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32)) for _ in range(8 if way == "hangs" else 60)]
+    worlds.close()
+    watchdog.close()
+    rows = jax.tree.map(lambda *column: np.stack(column), *rows)
+    assert len(told) == worlds.faults >= 2
+    assert all(np.isfinite(column).all() for column in rows)
+    assert (rows.obs[..., 1] == rows.next_obs[..., 1]).all()  # the number that a reset draws
+    assert (rows.next_obs[..., 0] == rows.obs[..., 0] + 1).all()
+    assert not rows.terminal.any()
+    units = spec.denormalise(rows.action).sum(-1)
+    np.testing.assert_allclose(rows.next_obs[..., 2], 0.9 * rows.obs[..., 2] + units, rtol=1e-5)
+
+
+def test_too_many_faults_stop_the_run_with_its_steps_committed(monkeypatch, capsys):
+    monkeypatch.setattr(Faulty, "steps", 0)
+    gym.register("Faulty-v0", entry_point=Faulty) if "Faulty-v0" not in gym.registry else None
+    words, folder = still(env_restarts=1), new("faulty")
+    words[words.index("--env-id") + 1] = f"{__name__}:Faulty-v0"
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["run", *words, "--out", str(folder)])
+    assert "1 are allowed" in capsys.readouterr().err
+    manifest = commits.newest(folder)[0].manifest
+    rows = sum(seal["last"] - seal["first"] for seal in manifest["segments"].values()) + manifest["news"]
+    assert rows == manifest["env_step"] > 0
+    assert manifest["resume"] == "statistical"
+
+
+# --- stopping -----------------------------------------------------------------------------------------------
+
+
+def test_the_second_signal_ends_at_once(monkeypatch):
+    stop, ended = Stop(), []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(signal, "alarm", lambda seconds: None)
+    stop.now()
+    stop.hear(signal.SIGTERM, None)
+    with pytest.raises(Stopped):
+        stop.now()
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(Killed(code)))
+    with pytest.raises(Killed, match="143"):
+        stop.hear(signal.SIGTERM, None)
+    with pytest.raises(Stopped):  # its patience is over: wherever the run is
+        stop.hear(signal.SIGALRM, None)
+
+
+# --- seeds that diverge -------------------------------------------------------------------------------------
+
+
+def ruin(monkeypatch, seed: int, update: int, times: int = 1):
+    """The learner of one seed becomes NaN once `update` updates of fine-tuning are done."""
+    from segue.phases import Online
+
+    learn, done = Online.learn, []
+
+    def poisoned(self, live, stride):
+        live = learn(self, live, stride)
+        if live.update >= update and len(done) < times:
+            done.append(live.update)
+            bad = [leaf.at[seed].set(np.nan) if leaf.dtype.kind == "f" else leaf for leaf in live.learner.leaves]
+            live = live._replace(learner=type(live.learner)(bad, live.learner.structure))
+        return live
+
+    monkeypatch.setattr(Online, "learn", poisoned)
+    return done
+
+
+def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
+    waist = (folder / "checkpoints" / "finetune" / "waist.safetensors").read_bytes()
+    return {name: array[seed] for name, array in store.arrays(waist, "waist").items()}
+
+
+def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch, capsys):
+    ruin(monkeypatch, 1, 6)
+    folder = new("halted")
+    cli.main(["run", *still(), "--out", str(folder)])
+    (failure,) = lines(folder / "failures.jsonl")
+    assert (failure["seed"], failure["phase"], failure["halted"]) == (1, "finetune", True)
+    assert failure["update"] <= 8  # within one logging interval
+    ours, theirs = of_seed(folder, 0), of_seed(whole(), 0)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    fallen = of_seed(folder, 1)
+    assert all(np.isfinite(array).all() for array in fallen.values())
+    out = capsys.readouterr().out
+    assert "2 (1 failed)" in out
+    assert "seed 1 failed in phase 'finetune'" in " ".join(out.split())
+    for number in commits.numbers(folder):
+        state = store.arrays((folder / "commits" / f"{number:06}" / "state.safetensors").read_bytes(), "state")
+        assert all(np.isfinite(a).all() for a in state.values() if a.dtype.kind == "f")
+
+
+def test_a_halted_seed_stays_halted_when_resumed(monkeypatch):
+    whole_of_it, cut = new("whole"), None
+    with monkeypatch.context() as patch:
+        ruin(patch, 1, 6)
+        cli.main(["run", *still(), "--out", str(whole_of_it)])
+    with monkeypatch.context() as patch:
+        ruin(patch, 1, 6)
+        cut = interrupted(patch, 16, signal.SIGTERM)
+    assert commits.newest(cut)[0].manifest["halted"] == [1]
+    assert everything(resumed(cut)) == everything(whole_of_it)
+
+
+def test_rollback_goes_on_from_where_the_seed_was_finite(monkeypatch):
+    ruin(monkeypatch, 1, 6)
+    folder = new("rollback")
+    cli.main(["run", *still(), "--rollback", "--out", str(folder)])
+    (failure,) = lines(folder / "failures.jsonl")
+    assert not failure["halted"]
+    assert all((of_seed(folder, 0)[name] == array).all() for name, array in of_seed(whole(), 0).items())
+    assert all(np.isfinite(array).all() for array in of_seed(folder, 1).values())
+
+
+def test_when_every_seed_has_diverged_the_run_stops(monkeypatch, capsys):
+    ruin(monkeypatch, slice(None), 6)
+    folder = new("all")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["run", *still(), "--out", str(folder)])
+    assert "diverged" in capsys.readouterr().err
+    assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [0, 1]
+
+
+# --- do no harm ---------------------------------------------------------------------------------------------
+
+
+def test_the_best_policy_is_kept_beside_the_last():
+    folder = whole()
+    for seed in (0, 1):
+        means = [np.mean(entry["returns"][seed]) for entry in lines(folder / "returns.jsonl")]
+        assert store.read_json(folder / f"best-{seed}.json")["return"] == pytest.approx(max(means))
+        last = (folder / f"policy-{seed}.safetensors").read_bytes()
+        same = (folder / f"best-{seed}.safetensors").read_bytes() == last
+        assert same == (np.argmax(means) == len(means) - 1)
+
+
+def test_settings_are_rebuilt_from_json_and_nothing_else_is():
+    from segue.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        for phase in recipe(task("walker2d-random")).values():
+            again = runs.rebuild(runs.settings(phase))
+            assert jax.tree.structure(again) == jax.tree.structure(phase)
+            assert jax.tree.leaves(again) == jax.tree.leaves(phase)
+    with pytest.raises(SegueError, match="not a class of Segue's"):
+        runs.rebuild({"is": "Popen", "args": "true"})
