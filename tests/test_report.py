@@ -97,10 +97,22 @@ def test_summary_by_hand(run):
     assert (s.best.mean, s.best_step, s.env_steps) == (25.0, 60, 100)
 
 
+def test_the_dip_by_hand(run):
+    """Offline 5 and 15; online seed 0 falls to 1 and seed 1 never below 15: dips of 4 and 0, made up at step 30."""
+    online = [(10, [[1.0], [15.0]]), (20, [[4.0], [15.0]]), (30, [[6.0], [15.0]]), (40, [[2.0], [16.0]])]
+    lines = [line("offline", 1, 0, [[5.0], [15.0]]), *(line("online", 1 + k, k, r) for k, r in online)]
+    s = r.summarise(r.read(run(score=None, lines=lines)))
+    assert (s.dip.mean, s.dip.seeds, s.recovered, s.never) == (2.0, 2, 30, False)
+    s = r.summarise(r.read(run("b", score=None, lines=lines[:3])))
+    assert (s.recovered, s.never) == (None, True)
+    s = r.summarise(r.read(run("c", score=None, lines=[lines[0], lines[3]])))
+    assert (s.dip.mean, s.recovered, s.never) == (0.0, None, False)
+
+
 def test_table_by_hand(run):
     text = r.table([r.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
-        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
+        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "0.0 ± 0.0", "–", "100", "1 h 01 min",
     ]  # fmt: skip
     assert row(text, "td3+opt †")[3] == "88.0"
     assert "mujoco 4.0.0" in text

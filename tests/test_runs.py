@@ -169,7 +169,7 @@ def reseal(folder, arrays=None, **manifest):
     said = json.loads((folder / CHECKPOINT / "manifest.json").read_text())
     content = file.read_bytes()
     said["files"][file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / CHECKPOINT / "manifest.json").write_text(json.dumps(said | manifest))
+    store.write_json(folder / CHECKPOINT / "manifest.json", store.signed(said | manifest))
 
 
 def without(key, **more):
@@ -400,7 +400,7 @@ def test_ctrl_c_leaves_a_readable_directory():
     finally:
         child.kill()
     assert child.returncode == 130
-    one_sentence(told.decode().strip(), "segue: interrupted")
+    one_sentence(told.decode().strip(), "segue: stopped")
     assert status(out)["status"] == "interrupted"
     assert len(report.read(out).evaluations) >= 2
 

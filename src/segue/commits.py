@@ -59,7 +59,7 @@ class Commit(Quiet):
         self.segments: dict[str, Any] = {}
         self.rows = 0
         self.last = (0, 0)
-        self.failed = 0
+        self.failed, self.again = 0, False
         self.writer = ThreadPoolExecutor(1, "segue-commit")
         self.writing: Future | None = None
 
@@ -67,7 +67,7 @@ class Commit(Quiet):
         self._commit(name, live, False)
 
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        if self.stop.asked or passed(phase, live, self.every, self.every, self.last):
+        if self.again or self.stop.asked or passed(phase, live, self.every, self.every, self.last):
             self._commit(name, live, True)
         if self.stop.asked:
             self.stop.now()
@@ -80,7 +80,7 @@ class Commit(Quiet):
         self.wait()
 
     def _commit(self, name: str, live: Live, ticked: bool) -> None:
-        self.last = (live.update, live.env_step)
+        self.last, self.again = (live.update, live.env_step), False
         self.wait()
         files, manifest = self._state(name, live, ticked)
         floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
@@ -139,6 +139,7 @@ class Commit(Quiet):
         self.number, self.segments, self.rows = found.number, dict(manifest["segments"]), manifest["rows"]
         self.exact = exact and manifest["resume"] == "exact"
         self.last = (manifest["update"], manifest["env_step"])
+        self.again = True  # with the label that holds from here on
 
     def wait(self) -> None:
         """Until the save under way is on the disk, or has failed."""

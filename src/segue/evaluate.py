@@ -80,7 +80,7 @@ class Evaluator:
                 )
         return Evaluation(returns, lengths)
 
-    def _start(self, index: tuple[int, ...]) -> Float[np.ndarray, " obs"]:
+    def _start(self, index: tuple[Any, ...]) -> Float[np.ndarray, " obs"]:
         while True:
             try:
                 with self.watchdog:
@@ -89,7 +89,7 @@ class Evaluator:
             except Exception as error:
                 self._rebuild(index, error)
 
-    def _rebuild(self, index: tuple[int, ...], error: Exception) -> None:
+    def _rebuild(self, index: tuple[Any, ...], error: Exception) -> None:
         self.left -= 1
         if self.left < 0:
             raise Unfit(f"An evaluation's envs failed {self.restarts + 1} times, last with: {said(error)}.") from error

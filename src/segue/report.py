@@ -263,7 +263,9 @@ class Summary:
     dip: Estimate | None
     """How far the lowest online evaluation of each seed lies below its `offline` one; 0 where it never does."""
     recovered: int | None
-    """Env steps after which the mean over seeds, having been at its lowest, is at its `offline` level again."""
+    """The env step at which the mean over seeds is back at its `offline` level from its lowest, if it was below."""
+    never: bool
+    """It was below, and did not come back."""
     env_steps: int
 
 
@@ -272,12 +274,14 @@ def summarise(record: RunRecord) -> Summary:
     scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
     before, after = scores[steps == 0], scores[steps > 0]
     top = int(scores.mean(axis=1).argmax())
-    dip, recovered = None, None
+    dip, recovered, never = None, None, False
     if len(before) and len(after):
         dip = estimate(np.maximum(before[-1] - after.min(axis=0), 0.0))
         curve = after.mean(axis=1)
-        back = np.flatnonzero(curve[curve.argmin() :] >= before[-1].mean())
-        recovered = int(steps[steps > 0][curve.argmin() + back[0]]) if len(back) else None
+        low, base = curve.argmin(), before[-1].mean()
+        back = np.flatnonzero(curve[low:] >= base)
+        recovered = int(steps[steps > 0][low + back[0]]) if curve[low] < base and len(back) else None
+        never = bool(curve[low] < base and not len(back))
     return Summary(
         offline=estimate(before[-1]) if len(before) else None,
         final=estimate(after[-1]) if len(after) else None,
@@ -286,6 +290,7 @@ def summarise(record: RunRecord) -> Summary:
         best_step=int(steps[top]),
         dip=dip,
         recovered=recovered,
+        never=never,
         env_steps=int(steps[-1]),
     )
 
@@ -375,7 +380,7 @@ def _group_table(group: Sequence[RunRecord]) -> str:
         gain = f"+{s.gain}" if s.gain and s.gain.mean >= 0 else s.gain
         where = f"{s.best_step:,}"
         time = _duration(record.seconds)
-        back = f"{s.recovered:,}" if s.recovered is not None else "never" if s.dip else None
+        back = f"{s.recovered:,}" if s.recovered is not None else "never" if s.never else None
         rows.append([label, seeds, s.offline, s.final, gain, s.best, where, s.dip, back, f"{s.env_steps:,}", time])
     for method, score in _comparable(group).items():
         rows.append([f"{_name(method)} †", None, None, f"{score:.1f}", *[None] * 7])

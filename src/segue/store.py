@@ -133,7 +133,7 @@ def seal(content: bytes) -> dict[str, Any]:
 def read_sealed(path: Path, expected: Any) -> bytes:
     """A file that is as its seal says. Raises `DataError` where it is not, before more than its size is read."""
     if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
-        raise DataError(f"{path} has no size and SHA-256 in its manifest: the manifest is damaged.")
+        raise DataError(f"{path} has no size and SHA-256 in its manifest.json, which is damaged.")
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size != expected["size"]:
             raise DataError(f"{path} is missing or not of its recorded size: the checkpoint is damaged.")
