@@ -19,7 +19,7 @@ from helpers import edit, flags, lines, new
 
 from segue import cli, commits, runs, store
 from segue.errors import DataError, SegueError
-from segue.hooks import Journal, Stop, Stopped
+from segue.hooks import Journal, Stop, Stopped, Tracker
 from segue.tasks import task
 from segue.worlds import Watchdog, Worlds, spec_of
 
@@ -512,6 +512,73 @@ def test_when_every_seed_has_diverged_the_run_stops(monkeypatch, capsys):
         cli.main(["run", *still(), "--out", str(folder)])
     assert "diverged" in capsys.readouterr().err
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [0, 1]
+
+
+def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch, capsys):
+    """Rewards are at most 20 or so, so no return of discount 0.99 reaches 1e6."""
+    from segue.phases import Online
+
+    learn = Online.learn
+
+    def exploding(self, live, stride):
+        live = learn(self, live, stride)
+        values = dict(live.tally.values)
+        values["max_abs_q/off"] = values["max_abs_q/off"].at[1].set(1e6)
+        return live._replace(tally=live.tally._replace(values=values))
+
+    monkeypatch.setattr(Online, "learn", exploding)
+    folder = new("exploded")
+    cli.main(["run", *still(), "--out", str(folder)])
+    (said,) = lines(folder / "failures.jsonl")
+    assert (said["seed"], said["phase"], said["halted"]) == (1, "finetune", False)
+    assert said["env_step"] == 9  # within one logging interval
+    assert "above any reachable return" in capsys.readouterr().err
+    assert of_seed(folder, 1).keys() == of_seed(whole(), 1).keys()
+    assert all((of_seed(folder, 1)[name] == array).all() for name, array in of_seed(whole(), 1).items())
+    folder = new("halted")
+    cli.main(["run", *still(), "--halt-on-explosion", "--out", str(folder)])
+    assert [entry["halted"] for entry in lines(folder / "failures.jsonl")] == [False, True]
+
+
+def test_a_seed_that_diverges_in_the_last_interval_leaves_what_is_finite(monkeypatch):
+    ruin(monkeypatch, 1, 14)
+    folder = new("late")
+    words = still()
+    words[words.index("--log-every") + 1] = "1000"
+    cli.main(["run", *words, "--out", str(folder)])
+    assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [1]
+    assert all(np.isfinite(array).all() for array in of_seed(folder, 1).values())
+
+
+# --- trackers -----------------------------------------------------------------------------------------------
+
+
+class Board:
+    def __init__(self, how):
+        self.how, self.heard = how, []
+
+    def add_scalar(self, *item):
+        if self.how == "dead":
+            raise ConnectionError("no route to host")
+        if self.how == "slow":
+            time.sleep(60)
+        self.heard.append(item)
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize("how", ["well", "dead", "slow"])
+def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
+    monkeypatch.setattr(Tracker, "PATIENCE", 0.3)
+    board = Board(how)
+    tracker, begun = Tracker(lambda: board), time.monotonic()
+    for step in range(30_000):
+        tracker.add("x", 1.0, step)
+    tracker.close()
+    assert time.monotonic() - begun < 10
+    assert tracker.waiting.qsize() <= Tracker.LONGEST
+    assert len(board.heard) == 0 or how == "well"
+    assert ("live curves have stopped" in capsys.readouterr().err) == (how == "dead")
 
 
 # --- do no harm ---------------------------------------------------------------------------------------------

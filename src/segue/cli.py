@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segue.tasks import Task
 
-CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback")
+CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
 MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps")
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
@@ -200,6 +200,8 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """How often an env that fails is made anew before the run stops."""
         rollback: bool = False
         """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
+        halt_on_explosion: bool = False
+        """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount); it is said in any case."""
         quiet: bool = False
         """No progress display."""
         rows: int = lengths.rows

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -25,6 +26,50 @@ from segue.evaluate import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
 
 
+def _tensorboard(folder: Path) -> Any:
+    """TensorBoard's writer where tensorboardX is installed, else None."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+
+
+class Tracker:
+    """A view of the journals, fed by a thread of its own through a bounded queue: dead, slow or full, it neither stops
+    nor slows a run. What it cannot take is left out; the journals have it."""
+
+    LONGEST, PATIENCE = 10_000, 2.0
+    """Scalars that may wait; seconds that closing may take."""
+
+    def __init__(self, open_board: Callable[[], Any]):
+        self.waiting: queue.Queue = queue.Queue(self.LONGEST)
+        self.thread = threading.Thread(target=self._feed, args=(open_board,), daemon=True, name="segue-tracker")
+        self.thread.start()
+
+    def _feed(self, open_board: Callable[[], Any]) -> None:
+        try:
+            board = open_board()
+            while (item := self.waiting.get()) is not None:
+                if board is not None:
+                    board.add_scalar(*item)
+            if board is not None:
+                board.close()
+        except Exception as error:  # whatever a tracker raises
+            print(
+                f"segue: live curves have stopped ({type(error).__name__}: {error}); the run goes on.", file=sys.stderr
+            )
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        with contextlib.suppress(queue.Full):
+            self.waiting.put_nowait((tag, value, step))
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Full):
+            self.waiting.put(None, timeout=self.PATIENCE)
+        self.thread.join(self.PATIENCE)
+
+
 class Journal:
     """Appends to returns.jsonl and metrics.jsonl, and mirrors both to TensorBoard where it is installed.
 
@@ -36,12 +81,7 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder, self.begun = folder, time.monotonic()
         self.files = {name: (folder / f"{name}.jsonl").open("a") for name in self.NAMES}
-        try:
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
-        except ImportError:
-            self.board = None
+        self.tracker = Tracker(lambda: _tensorboard(folder))
 
     def write(self, file: str, phase: str, live: Live, **entry: Any) -> None:
         place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
@@ -51,9 +91,8 @@ class Journal:
             self.files[name].flush()
 
     def plot(self, tag: str, values: np.ndarray, step: int) -> None:
-        if self.board is not None:
-            for seed, value in enumerate(values):
-                self.board.add_scalar(f"{tag}/seed{seed}", float(value), step)
+        for seed, value in enumerate(values):
+            self.tracker.add(f"{tag}/seed{seed}", float(value), step)
 
     def offsets(self) -> dict[str, dict[str, int]]:
         """How much of each file there is."""
@@ -67,8 +106,7 @@ class Journal:
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        if self.board is not None:
-            self.board.close()
+        self.tracker.close()
 
 
 class Quiet:
@@ -225,17 +263,20 @@ class Log(Quiet):
 
     PATIENCE = 3
 
-    def __init__(self, journal: Journal, every: int, rollback: bool = False):
-        self.journal, self.every, self.rollback = journal, every, rollback
+    def __init__(self, journal: Journal, every: int, rollback: bool = False, halt_on_explosion: bool = False):
+        self.journal, self.every = journal, every
+        self.rollback, self.halt_on_explosion = rollback, halt_on_explosion
         self.last = (0, 0)
         self.patience: dict[str, int] = {}
+        self.exploded: list[str] = []
         self.sound: tuple[engine.Packed, engine.Packed] | None = None
 
     def state(self) -> Any:
-        return {"last": self.last, "patience": self.patience}
+        return {"last": self.last, "patience": self.patience, "exploded": self.exploded}
 
     def restore(self, state: Any) -> None:
         self.last, self.patience = tuple(state["last"]), dict(state["patience"])
+        self.exploded = list(state["exploded"])
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
         self.last = (live.update, live.env_step)
@@ -244,11 +285,8 @@ class Log(Quiet):
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
         if self.sound is None:  # resumed
             self._remember(live)
-        return self._log(name, live) if passed(phase, live, self.every, self.every, self.last) else live
-
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
-        if self.last != (live.update, live.env_step):
-            self._log(name, live)
+        due = passed(phase, live, self.every, self.every, self.last) or phase.done(live)
+        return self._log(name, live) if due else live
 
     def _remember(self, live: Live) -> None:
         self.sound = jax.tree.map(jnp.copy, (live.learner, live.carry))
@@ -266,17 +304,47 @@ class Log(Quiet):
             [np.asarray(_finite((live.learner, live.carry))), *map(np.isfinite, scalars.values())]
         )
         halted = np.array(live.run.halted or [False] * live.run.seeds)
+        exploded = self._explosions(name, live, scalars)
+        if self.halt_on_explosion:
+            finite &= ~exploded
         if (ruined := ~finite & ~halted).any():
             live = self._halt(name, live, ruined, halted, scalars)
         self._remember(live)
         return live.fresh_tally()
+
+    def _explosions(self, name: str, live: Live, scalars: Any) -> np.ndarray:
+        """Which seeds [seeds] have a critic above any return that the rewards so far allow; each is said once.
+
+        max |r| / (1 - gamma) bounds every return. A ruined critic is no end: OPT exists because Q_off can be one.
+        """
+        found = np.zeros(live.run.seeds, bool)
+        fields = jax.tree_util.tree_flatten_with_path(live.rule.tree)[0]
+        discount = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
+        if not discount or discount[0] >= 1:
+            return found
+        reward = jnp.abs(live.run.online.rows.reward).max()
+        reward = jnp.maximum(reward, jnp.abs(live.run.offline.reward).max(initial=0.0))
+        bound = float(reward) / (1 - discount[0])
+        for key, row in scalars.items():
+            above = key.startswith("max_abs_q") & (row > bound)
+            found |= above
+            for seed in map(int, np.flatnonzero(above)):
+                if (once := f"{name} {key} {seed}") in self.exploded:
+                    continue
+                self.exploded.append(once)
+                why = f"its {key} of {row[seed]:,.0f} is above any reachable return ({bound:,.0f})"
+                self.journal.write("failures", name, live, seed=seed, why=why, halted=False)
+                print(f"segue: phase {name!r}, seed {seed}, update {live.update}: {why}.", file=sys.stderr, flush=True)
+        return found
 
     def _halt(self, name: str, live: Live, ruined: np.ndarray, halted: np.ndarray, scalars: Any) -> Live:
         assert self.sound is not None
         why = ""
         for seed in map(int, np.flatnonzero(ruined)):
             what = next((f"its {key} is" for key, row in scalars.items() if not np.isfinite(row[seed])), None)
-            why = f"{what or 'its parameters are'} no longer finite in seed {seed}"
+            lost = not bool(_finite((live.learner, live.carry))[seed])
+            why = f"{what or ('its parameters are' if lost else 'its critic is')} no longer "
+            why += f"{'finite' if what or lost else 'below a reachable return'} in seed {seed}"
             self.patience[str(seed)] = left = self.patience.get(str(seed), self.PATIENCE if self.rollback else 0) - 1
             self.journal.write("failures", name, live, seed=seed, why=why, halted=left < 0)
             halted = halted | (np.arange(len(halted)) == seed) if left < 0 else halted

@@ -99,6 +99,11 @@ def read(run_dir: str | Path) -> RunRecord:
         f"({line.get('why')}); its scores are those of its last finite policy."
         for seed, line in failed.items()
     ]
+    lost += [
+        f"{path}: seed {line.get('seed')}, phase {line.get('phase')!r}, update {line.get('update')}: {line.get('why')}."
+        for _, line in failures
+        if not line.get("halted")
+    ]
     return RunRecord(
         path, config, evaluations, _seconds(logs), (*notes, *torn, *lost, *_unfinished(path)), tuple(failed)
     )

@@ -110,6 +110,7 @@ def run(
     env_limit: float = 60.0,
     env_restarts: int = 100,
     rollback: bool = False,
+    halt_on_explosion: bool = False,
     about: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Result:
@@ -127,6 +128,7 @@ def run(
         env_limit: seconds after which an env that does not answer is made anew.
         env_restarts: how often an env may be made anew before the run stops.
         rollback: a seed that diverges goes on from where it last was finite, three times, before it is halted.
+        halt_on_explosion: treat a critic above any reachable return like one that is not finite.
         about: what to note in config.json besides, such as the recipe's name.
         quiet: no progress display.
 
@@ -139,7 +141,7 @@ def run(
     if not env_limit > 0:
         raise SegueError(f"env_limit must be more than 0 seconds, not {env_limit}.")
     at_least(0, env_restarts=env_restarts)
-    care = Care(log_every, commit_every, env_limit, env_restarts, rollback)
+    care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     job = _Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
     return job.run(dict(about or {}))
 
@@ -209,6 +211,7 @@ class Care(NamedTuple):
     env_limit: float
     env_restarts: int
     rollback: bool
+    halt_on_explosion: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +298,7 @@ class _Job:
             console.scored(name, scores, task.score is not None)
 
         console.plan(phases, state)
-        log = hooks.Log(journal, care.log_every, care.rollback)
+        log = hooks.Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
         evaluate = hooks.Evaluate(evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, evaluated)
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
         keep = hooks.Checkpoint(folder, about)
