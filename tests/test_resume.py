@@ -604,3 +604,118 @@ def test_settings_are_rebuilt_from_json_and_nothing_else_is():
             assert jax.tree.leaves(again) == jax.tree.leaves(phase)
     with pytest.raises(SegueError, match="not a class of Segue's"):
         runs.rebuild({"is": "Popen", "args": "true"})
+
+
+# --- files that mean harm -----------------------------------------------------------------------------------
+
+
+def resign(folder: Path, **changes) -> None:
+    """Change the newest commit's manifest and sign it again, as whoever means harm would."""
+    path = folder / "commits" / f"{max(commits.numbers(folder)):06}" / "manifest.json"
+    store.write_json(path, store.signed(store.read_json(path) | changes))
+
+
+def first(manifest: dict) -> str:
+    return next(iter(manifest["segments"]))
+
+
+def with_segment(manifest: dict, **changes) -> dict:
+    return {"segments": manifest["segments"] | {first(manifest): manifest["segments"][first(manifest)] | changes}}
+
+
+HARM = {
+    "a phase that is not there": lambda m: {"phase": "../../etc"},
+    "a count that is text": lambda m: {"update": "1"},
+    "a count beyond any": lambda m: {"env_step": 2**40},
+    "a negative count": lambda m: {"rows": -1},
+    "other seeds": lambda m: {"seeds": 1},
+    "halted seeds of another kind": lambda m: {"halted": "all"},
+    "a log outside": lambda m: {"logs": {"../../x.jsonl": {"size": 0}}},
+    "a log of negative size": lambda m: {"logs": m["logs"] | {"metrics.jsonl": {"size": -1}}},
+    "a log longer than it is": lambda m: {"logs": m["logs"] | {"metrics.jsonl": {"size": 2**30}}},
+    "hooks without state": lambda m: {"hooks": {}},
+    "hooks with another's state": lambda m: {"hooks": {"log": [1], "evaluate": None}},
+    "episodes of nobody": lambda m: {"episodes": [1]},
+    "episodes that never began": lambda m: {"episodes": [0, 0]},
+    "a segment outside": lambda m: {"segments": {"../rows-000001.safetensors": m["segments"][first(m)]}},
+    "a segment that ends before it begins": lambda m: with_segment(m, first=5, last=3),
+    "a segment of a terabyte": lambda m: with_segment(m, last=2**30),
+    "a segment of no size": lambda m: with_segment(m, size=None),
+    "files that are a list": lambda m: {"files": []},
+    "a file outside": lambda m: {"files": {**m["files"], "../../config.json": {"size": 1, "sha256": ""}}},
+    "nothing begun": lambda m: {"begun": None},
+}
+
+
+@functools.cache
+def stopped() -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        return interrupted(patch, 14, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_commit_that_means_harm_is_refused(harm):
+    folder = Path(shutil.copytree(stopped(), new()))
+    for number in sorted(commits.numbers(folder))[:-1]:
+        store.remove(folder / "commits" / f"{number:06}")
+    resign(folder, **HARM[harm](commits.newest(folder)[0].manifest))
+    before = {p: p.read_bytes() for p in folder.rglob("*.jsonl")}
+    with pytest.raises(SegueError) as told:
+        runs.resume(folder, env_id=STILL)
+    assert str(told.value).count("\n") == 0
+    assert all(p.read_bytes() == content for p, content in before.items() if "log" in harm)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"format": 1, "format": 1}', '{"format": 1e999}', "\x00", '{"format": "1"}', '["format"]', ""],
+    ids=["deep", "twice", "infinite", "null", "text", "list", "empty"],
+)
+@pytest.mark.parametrize("name", ["config.json", "status.json", "manifest.json"])
+def test_json_that_means_harm_is_refused(text, name):
+    folder = Path(shutil.copytree(stopped(), new()))
+    for path in folder.rglob(name):
+        path.write_text(text)
+    with pytest.raises(SegueError, match=name):
+        runs.resume(folder, env_id=STILL)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("settings", {"offline": {"is": "os.system", "command": "true"}}, "not a class of Segue's"),
+        ("settings", {"offline": {"is": "Train", "steps": -1, "method": None, "source": None}}, "steps"),
+        ("measuring", {"rows": 1, "unknown": 2}, "config.json"),
+        ("care", {}, "config.json"),
+        ("seeds", 10**9, "GiB"),
+        ("dataset", {"path": "/nowhere", "clip_actions": False}, "nowhere"),
+    ],
+)
+def test_a_config_that_means_harm_is_refused(part, changes, words):
+    folder = Path(shutil.copytree(stopped(), new()))
+    edit(folder / "config.json", **{part: changes})
+    with pytest.raises(SegueError, match=words):
+        runs.resume(folder, env_id=STILL)
+
+
+def test_loading_a_commit_executes_nothing_and_opens_nothing_outside():
+    """Under an audit hook that fails on exec, import by name, sockets, processes, and files outside the run."""
+    script = f"""
+import sys
+from pathlib import Path
+from segue import commits, store
+folder = Path({str(stopped())!r})
+commits.newest(folder)
+def audit(event, args):
+    if event in ("exec", "compile", "import") or event.split(".")[0] in ("socket", "subprocess", "ctypes", "pickle"):
+        raise SystemExit(f"{{event}} {{args}}")
+    if event == "open" and not str(args[0]).startswith(str(folder)):
+        raise SystemExit(f"opened {{args[0]}}")
+sys.addaudithook(audit)
+found, damage = commits.newest(folder)
+for content in (found.state, found.worlds, *found.segments.values()):
+    store.arrays(content, "it")
+print("read", found.number, len(damage))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith("read"), done.stdout + done.stderr

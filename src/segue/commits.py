@@ -204,7 +204,7 @@ def _read(folder: Path, number: int) -> Found:
     root = folder / "commits"
     where = root / f"{number:06}" / "manifest.json"
     files, manifest = store.read_checked(where.parent)
-    whole = lambda value: type(value) is int and 0 <= value < 2**62
+    whole = lambda value: type(value) is int and 0 <= value < 2**31
     begun, segments = manifest.get("begun"), manifest.get("segments")
     sound = (
         all(whole(manifest.get(key)) for key in _COUNTS)
@@ -312,15 +312,29 @@ def worlds(found: Found, folder: Path, worlds: Worlds) -> tuple[dict[str, np.nda
 
 def cut(folder: Path, logs: Mapping[str, Any]) -> None:
     """Cut the journals back to a commit: what was written after it will be written again."""
-    for name, seal in logs.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file() or path.is_symlink():
+    for name in (f"{name}.jsonl" for name in Journal.NAMES):
+        path, seal = folder / name, logs.get(name)
+        size = seal.get("size") if isinstance(seal, dict) else None
+        if type(size) is not int or size < 0:
+            raise DataError(f"The commit does not say how long {path} was: it is damaged.")
+        if path.is_symlink() or not path.is_file():
             raise DataError(f"{path} is missing: the run cannot go on without a gap.")
         with path.open("r+b") as file:
-            if len(file.read(seal["size"])) < seal["size"]:
+            if os.fstat(file.fileno()).st_size < size:
                 raise DataError(f"{path} is shorter than it was at the last commit: was it edited?")
-            file.truncate(seal["size"])
+            file.truncate(size)
             os.fsync(file.fileno())
+
+
+def recall(found: Found, folder: Path, hooks: Mapping[str, Quiet]) -> None:
+    """Give the hooks back what they knew."""
+    for name, hook in hooks.items():
+        try:
+            hook.restore(found.manifest["hooks"][name])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise DataError(
+                f"{folder / 'commits' / f'{found.number:06}'}/manifest.json has no usable state of {name!r}: {error!r}."
+            ) from None
 
 
 def sweep(folder: Path, found: Found) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segue import strict
 from segue.errors import DataError, SegueError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _unfinished(path: Path) -> list[str]:
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = json.loads(file.read_bytes())
+        config = strict.parse(file.read_bytes())
     except OSError as error:
         raise SegueError(f"{path} is not a run: it has no readable config.json.") from error
     except (ValueError, RecursionError) as error:
@@ -163,7 +164,7 @@ def _lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     for number, text in enumerate([*whole, last] if last.strip() else whole, start=1):
         where = f"{file}, line {number},"
         try:
-            value = json.loads(text)
+            value = strict.parse(text)
         except (ValueError, RecursionError) as error:
             if number > len(whole):
                 notes.append(f"{file}: the last line was cut short (the process was killed) and is left out.")

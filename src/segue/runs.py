@@ -58,10 +58,24 @@ def start(
         seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
+    needs = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
+    if needs > memory():
+        raise SegueError(
+            f"The online replay of {seeds} x {capacity:,} rows takes {needs / 2**30:,.0f} GiB, more than this machine "
+            "has: fewer seeds, or a lower `until`."
+        )
     one = Ring.new(spec, max(capacity, 1))
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     return Run(spec, empty(spec) if offline is None else offline, ring, keys)
+
+
+def memory() -> int:
+    """Bytes of this machine's memory; where nothing tells, 64 GiB."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not POSIX
+        return 64 * 2**30
 
 
 def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
@@ -323,8 +337,7 @@ class _Job:
             commit.goes_on(found[0], not why)
             if why:
                 console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
-            for name, hook in commit.hooks.items():
-                hook.restore(found[0].manifest["hooks"][name])
+            commits.recall(found[0], folder, commit.hooks)
             resumed, name = (live, found[0].manifest["ticked"]), found[0].manifest["phase"]
             phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         return pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import PyTree
 
+from segue import strict
 from segue.errors import DataError, SegueError
 
 FORMAT = 1
@@ -51,7 +52,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises `DataError` where the file is missing or is no JSON object of this format."""
     try:
-        value = json.loads(path.read_text())
+        value = strict.parse(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -95,6 +96,8 @@ def restore(content: bytes, like: PyTree, where: str) -> PyTree:
         ours, theirs = (leaf.shape, leaf.dtype), (found[name].shape, found[name].dtype)
         if ours != theirs:
             raise DataError(f"{where} has {name} of {theirs[1]}{theirs[0]}, where {ours[1]}{ours[0]} belongs.")
+        if theirs[1].kind == "f" and not np.isfinite(found[name]).all():
+            raise DataError(f"{where} holds numbers in {name} that are not finite.")
     return jax.tree_util.tree_unflatten(structure, [found[name] for name in names])
 
 
