@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format bench bench-peers demo evidence-walker2d-random clean
+.PHONY: help setup test check format bench bench-peers demo evidence-walker2d-random faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and 
 
 evidence-walker2d-random: setup  ## repeat the measured evidence on walker2d-random (hours)
 	$(BIN)/python benchmarks/evidence.py walker2d-random
+
+faults: setup  ## kill runs at random moments and compare; stalls of commits; a soak (an hour or more)
+	$(BIN)/python benchmarks/faults.py kills
+	$(BIN)/python benchmarks/faults.py stalls
+	$(BIN)/python benchmarks/faults.py soak
 
 clean:  ## remove .venv and tool caches; runs and datasets stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -96,7 +96,9 @@ class Commit(Quiet):
         written = int(live.run.online.written)
         first = max(self.rows, written - live.run.online.capacity)
         slots = np.arange(first, written) % live.run.online.capacity
-        rows = jax.tree.map(lambda column: np.asarray(column[:, slots]), live.run.online.rows) if len(slots) else None
+        near = jax.default_backend() == "cpu"  # then an array is only looked at; elsewhere only its new rows come over
+        new = lambda column: np.asarray(column)[:, slots] if near else np.asarray(column[:, slots])
+        rows = jax.tree.map(new, live.run.online.rows) if len(slots) else None
         worlds, episodes = self.worlds.state() if self.worlds else ({}, [])
         manifest = {
             "phase": name,

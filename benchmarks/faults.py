@@ -1,0 +1,171 @@
+"""`make faults`: what the promise "nothing is lost" says, tried on real processes. Takes its time.
+
+python benchmarks/faults.py kills --count 50     SIGKILL at random moments, resumed, compared bit for bit
+python benchmarks/faults.py stalls               how long a commit holds up the loop beside 1,000,000 online rows
+python benchmarks/faults.py soak                 memory, threads, files and compilations over many env steps
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+SEGUE = [sys.executable, "-m", "segue.cli"]
+SMALL = ["--offline.steps", "2000", "--collect.until", "600", "--pretrain.steps", "1000", "--finetune.until", "1500"]
+SMALL += [f"--{part}.width=32" for part in ("offline", "pretrain.backbone", "finetune.backbone", "finetune.source")]
+SMALL += ["--episodes", "2", "--evaluate-steps", "500", "--evaluate-updates", "1000", "--log-every", "300"]
+SMALL += ["--commit-every", "50", "--seeds", "2", "--quiet"]
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of whatever a run computed."""
+    files = [path for path in folder.rglob("*.safetensors") if "commits" not in path.parts]
+    files += [folder / f"{name}.jsonl" for name in ("metrics", "returns", "failures")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kills(root: Path, count: int, seed: int) -> None:
+    data = str(root / "pendulum.npz")
+    subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "3000", "--out", data], check=True)
+    begin = [*SEGUE, "run", "opt", "--env-id", "Pendulum-v1", "--dataset", data, *SMALL]
+    for name in ("warm", "whole"):
+        begun = time.monotonic()
+        subprocess.run([*begin, "--out", str(root / name)], check=True, stdout=subprocess.DEVNULL)
+        lasts = time.monotonic() - begun
+    expected, rng, killed, saving, trial = sums(root / "whole"), random.Random(seed), 0, 0, 0
+    phases: dict[str, int] = {}
+    while killed < count:
+        trial += 1
+        folder, command = root / f"trial{trial}", [*begin, "--out", str(root / f"trial{trial}")]
+        while True:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+            end = time.monotonic() + rng.uniform(0.2, 0.8) * lasts
+            in_a_save = killed % 3 == 0  # wait for one, and strike inside it
+            while process.poll() is None and (
+                time.monotonic() < end or (in_a_save and not list((folder / "commits").glob(".*")))
+            ):
+                time.sleep(0.0005 if time.monotonic() >= end else 0.02)
+            if process.poll() is None:
+                saving += bool(list((folder / "commits").glob(".*")))
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+                logs = folder / "metrics.jsonl"
+                phase = logs.read_text().rpartition('"phase": "')[2].split('"')[0] if logs.exists() else ""
+                phases[phase or "before the first line"] = phases.get(phase or "before the first line", 0) + 1
+            process.wait()
+            if process.returncode == 0:
+                break
+            if process.returncode != -signal.SIGKILL:
+                raise SystemExit(f"{folder} ended with {process.returncode} and not by a kill")
+            if (folder / "commits").exists():
+                command = [*SEGUE, "resume", str(folder), "--quiet"]
+            else:  # killed before anything was learned
+                subprocess.run(["rm", "-rf", str(folder)], check=True)
+        if (found := sums(folder)) != expected:
+            raise SystemExit(f"{folder} differs in {[k for k in expected if found.get(k) != expected[k]]}")
+        print(f"{killed} kills, {saving} of them inside a save, {trial} runs, all as the whole one", flush=True)
+    print(f"by the phase of the last line logged: {phases}")
+
+
+def commit_times(rows: int, new: int) -> None:
+    """The longest stall of the loop by commits of `new` new rows each, beside a ring of `rows`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from segue import runs
+    from segue.commits import Commit
+    from segue.core import Linear, Pretrained, Spec, Trained, Transition
+    from segue.data.sources import Balanced
+    from segue.finetune.opt import OPT
+    from segue.hooks import Journal, Stop
+    from segue.offline.td3 import TD3
+    from segue.phases import Online
+
+    rng, spec, backbone = np.random.default_rng(0), Spec(17, 6, (-1.0,) * 6, (1.0,) * 6), TD3()
+    some = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
+    offline = Transition(some(rows, 17), some(rows, 6), some(rows), some(rows, 17), jnp.zeros(rows, bool))
+    phase = Online(OPT(backbone, Linear(0.0, 1.0, 10)), rows, Balanced())
+    run = runs.start(spec, offline, {"finetune": phase})
+    critic = lambda key: Trained.new(backbone.new_critic(spec, key=key))
+    waist = lambda key: Pretrained(Trained.new(backbone.new_actor(spec, key=key)), critic(key), critic(key))
+    run.__dict__["waist"] = jax.vmap(waist)(run.keys)
+    live = phase.begin(run)
+    with tempfile.TemporaryDirectory() as name:
+        journal, stalls, saves = Journal(Path(name)), [], []
+        commit = Commit(Path(name), journal, {}, Stop(), new)
+        for k in range(1, 9):
+            ring = live.run.online._replace(written=jnp.asarray(rows - 8 * new + k * new, jnp.int32))
+            commit.rows = rows - 9 * new + k * new
+            live.run.__dict__["online"] = ring
+            live = jax.block_until_ready(live._replace(env_step=k * new))
+            begun = time.perf_counter()
+            commit._commit("finetune", live, True)
+            stalls.append(time.perf_counter() - begun)
+            commit.wait()
+            saves.append(time.perf_counter() - begun)
+        commit.close()
+        journal.close()
+    print(f"a commit of {new:,} new rows beside {rows:,}: stalls of {1e3 * np.median(stalls):.0f} ms (median) and "
+          f"{1e3 * max(stalls):.0f} ms (longest), on the disk after {1e3 * np.median(saves):.0f} ms")  # fmt: skip
+
+
+def soak(steps: int) -> None:
+    """A tiny net fine-tuned for `steps` env steps: what grows?"""
+    import jax
+
+    from segue import engine, runs
+    from segue.offline.td3 import TD3
+    from segue.phases import Online
+    from segue.worlds import Worlds, make_env, spec_of
+
+    def now() -> tuple[int, int, int, int]:
+        status = Path("/proc/self/status").read_text()
+        resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        return resident, len(os.listdir("/proc/self/fd")), threading.active_count(), engine.learn._cache_size()
+
+    make = lambda: make_env("Pendulum-v1")
+    env = make()
+    spec, phase = spec_of(env), Online(TD3(width=8), steps)
+    worlds = Worlds(make, spec, [0])
+    live = phase.begin(runs.start(spec, None, {"online": phase}))
+    for step in range(steps):
+        action = phase.act(live, worlds.obs)
+        live = phase.observe(phase.learn(live, 0), worlds.step(action))
+        if step == steps // 10:
+            first = now()
+    jax.block_until_ready(live.learner)
+    last = now()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{steps:,} env steps, from the first tenth on: memory {100 * (last[0] / first[0] - 1):+.1f} %, "
+          f"file descriptors {first[1]} to {last[1]}, threads {first[2]} to {last[2]}, "
+          f"programs {first[3]} to {last[3]}; peak {peak} MB")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["kills", "stalls", "soak"])
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    args = parser.parse_args()
+    if args.what == "kills":
+        with tempfile.TemporaryDirectory() as name:
+            kills(Path(name), args.count, args.seed)
+    elif args.what == "stalls":
+        commit_times(args.rows, 10_000)
+    else:
+        soak(args.steps)
+
+
+if __name__ == "__main__":
+    main()
