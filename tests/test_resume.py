@@ -174,7 +174,7 @@ def test_a_process_that_is_killed(tmp_path):
 
 def test_what_cannot_go_on(monkeypatch, capsys):
     def refused(*words):
-        with pytest.raises(SystemExit, match="1"):
+        with pytest.raises(SystemExit, match=r"^1$"):
             cli.main(["resume", *words, "--quiet"])
         return capsys.readouterr().err
 
@@ -313,7 +313,7 @@ def test_a_run_goes_on_when_a_save_fails_and_stops_after_three(monkeypatch, caps
 
     monkeypatch.setattr(commits.Commit, "_write", full)
     folder = new("full")
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match=r"^1$"):
         cli.main(["run", *still(), "--out", str(folder)])
     assert len(calls) == 7
     assert "3 saves failed in a row" in capsys.readouterr().err
@@ -411,7 +411,7 @@ def test_too_many_faults_stop_the_run_with_its_steps_committed(monkeypatch, caps
     gym.register("Faulty-v0", entry_point=Faulty) if "Faulty-v0" not in gym.registry else None
     words, folder = still(env_restarts=1), new("faulty")
     words[words.index("--env-id") + 1] = f"{__name__}:Faulty-v0"
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match=r"^1$"):
         cli.main(["run", *words, "--out", str(folder)])
     assert "1 are allowed" in capsys.readouterr().err
     manifest = commits.newest(folder)[0].manifest
@@ -508,7 +508,7 @@ def test_rollback_goes_on_from_where_the_seed_was_finite(monkeypatch):
 def test_when_every_seed_has_diverged_the_run_stops(monkeypatch, capsys):
     ruin(monkeypatch, slice(None), 6)
     folder = new("all")
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match=r"^1$"):
         cli.main(["run", *still(), "--out", str(folder)])
     assert "diverged" in capsys.readouterr().err
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [0, 1]

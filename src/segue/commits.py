@@ -8,10 +8,12 @@ holds the state before the hooks of its moment were told of it, and a resumed ru
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +46,16 @@ class State(NamedTuple):
     news: Transition | None
 
 
+class Moment(NamedTuple):
+    """A run between two steps, before the hooks have heard of it."""
+
+    name: str
+    live: Live
+    ticked: bool
+    sizes: dict[str, int]
+    hooks: dict[str, Any]
+
+
 class Commit(Quiet):
     """Commits at each phase's start, at intervals, and when the run is asked to stop. The first of the hooks.
 
@@ -60,38 +72,60 @@ class Commit(Quiet):
         self.rows = 0
         self.last = (0, 0)
         self.failed, self.again = 0, False
+        self.moment: Moment | None = None
         self.writer = ThreadPoolExecutor(1, "segue-commit")
         self.writing: Future | None = None
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
-        self._commit(name, live, False)
+        self._see(name, live, False)
+        self._commit()
 
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        if self.again or self.stop.asked or passed(phase, live, self.every, self.every, self.last):
-            self._commit(name, live, True)
-        if self.stop.asked:
+        self._see(name, live, True)
+        asked = self.stop.asked
+        if self.again or asked or passed(phase, live, self.every, self.every, self.last):
+            self._commit()
+        if asked:
+            self.wait()
             self.stop.now()
         return live
+
+    def rescue(self) -> None:
+        """Commit the last moment after all: the run was stopped while the hooks were hearing of it."""
+        if self.moment and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.moment.live.learner)):
+            self._commit()
+        self.wait()
+
+    def _see(self, name: str, live: Live, ticked: bool) -> None:
+        hooks = {key: hook.state() for key, hook in self.hooks.items()}
+        self.moment = Moment(name, live, ticked, self.journal.sizes(), hooks)
 
     def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
         """The updates of this step are done, its row never came: going on repeats the updates."""
         self.exact = False
-        self._commit(name, live, True)
+        self._see(name, live, True)
+        self._commit()
         self.wait()
 
-    def _commit(self, name: str, live: Live, ticked: bool) -> None:
-        self.last, self.again = (live.update, live.env_step), False
+    def inexact(self) -> None:
+        """From here on the run is not the one that it would have been."""
+        self.exact, self.again = False, True
+
+    def _commit(self) -> None:
+        moment, self.moment = self.moment, None
+        assert moment is not None
+        self.last, self.again = (moment.live.update, moment.live.env_step), False
         self.wait()
-        files, manifest = self._state(name, live, ticked)
+        files, manifest = self._state(moment)
         floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
-        if not all(np.isfinite(leaf).all() for leaf in floats):
-            return  # a seed has diverged: its log will say so, and the next commit is without it
-        self.writing = self.writer.submit(self._write, files, manifest)
-        if self.stop.asked:
-            self.wait()
+        if all(np.isfinite(leaf).all() for leaf in floats):
+            self.writing = self.writer.submit(self._write, files, json.loads(json.dumps(manifest)))
+        else:
+            self.again = True  # a seed has diverged: its log will say so and put it right
 
-    def _state(self, name: str, live: Live, ticked: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _state(self, moment: "Moment") -> tuple[dict[str, Any], dict[str, Any]]:
         """Copies: the next dispatch writes over the arrays."""
+        live = moment.live
         copied = lambda tree: {key: np.array(leaf) for key, leaf in store.flatten(tree).items()}
         written = int(live.run.online.written)
         first = max(self.rows, written - live.run.online.capacity)
@@ -101,9 +135,9 @@ class Commit(Quiet):
         rows = jax.tree.map(new, live.run.online.rows) if len(slots) else None
         worlds, episodes = self.worlds.state() if self.worlds else ({}, [])
         manifest = {
-            "phase": name,
+            "phase": moment.name,
             "phases": live.run.phases,
-            "ticked": ticked,
+            "ticked": moment.ticked,
             "news": live.news is not None,
             "update": live.update,
             "env_step": live.env_step,
@@ -111,8 +145,8 @@ class Commit(Quiet):
             "seeds": live.run.seeds,
             "halted": [seed for seed, halted in enumerate(live.run.halted) if halted],
             "rows": [first, written],
-            "logs": self.journal.offsets(),
-            "hooks": {key: hook.state() for key, hook in self.hooks.items()},
+            "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},
+            "hooks": moment.hooks,
             "episodes": episodes,
             "resume": "exact" if self.exact else "statistical",
         }
@@ -122,6 +156,7 @@ class Commit(Quiet):
     def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
         root, number = self.folder / "commits", self.number + 1
         root.mkdir(exist_ok=True)
+        store.sync(self.folder)
         self.journal.sync()
         first, written = manifest.pop("rows")
         segments = dict(self.segments)
@@ -205,6 +240,9 @@ _COUNTS = ("phases", "update", "env_step", "seeds", "rows")
 def _read(folder: Path, number: int) -> Found:
     root = folder / "commits"
     where = root / f"{number:06}" / "manifest.json"
+    for path in (root, where.parent):
+        if path.is_symlink() or not path.is_dir():
+            raise DataError(f"{path} is not a folder of this run's own: it is damaged.")
     files, manifest = store.read_checked(where.parent)
     whole = lambda value: type(value) is int and 0 <= value < 2**31
     begun, segments = manifest.get("begun"), manifest.get("segments")
@@ -224,6 +262,7 @@ def _read(folder: Path, number: int) -> Found:
             for name, seal in segments.items()
         )
         and all(isinstance(manifest.get(key), dict) for key in ("logs", "hooks"))
+        and manifest.get("resume") in ("exact", "statistical")
         and isinstance(manifest.get("episodes"), list)
         and all(whole(episode) for episode in manifest["episodes"])
         and isinstance(manifest.get("halted"), list)
@@ -253,7 +292,7 @@ def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractP
         like = phases[each].leaves(run.spec, like, run.keys)
     ring = _ring(found, where, run)
     run = dataclasses.replace(
-        run, online=ring, phases=manifest["phases"], env_step=manifest["begun"]["env_step"],
+        run, waist=like, online=ring, phases=manifest["phases"], env_step=manifest["begun"]["env_step"],
         updates=manifest["begun"]["updates"],
     )  # fmt: skip
     phase = phases[name]
@@ -340,11 +379,13 @@ def recall(found: Found, folder: Path, hooks: Mapping[str, Quiet]) -> None:
 
 
 def sweep(folder: Path, found: Found) -> None:
-    """Remove commits that are newer than the one to go on from (they are damaged), and what no commit uses."""
+    """Set aside the commits that are newer than the one to go on from (they are damaged); remove unfinished ones."""
     root = folder / "commits"
     for path in root.iterdir():
         if re.fullmatch(r"\d{6,}", path.name) and int(path.name) > found.number:
-            store.remove(path)
+            path.rename(root / f".damaged-{path.name}-{time.time_ns()}")
         elif path.name.endswith(".part"):
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from segue import engine
 from segue.core import Spec
 from segue.errors import SegueError
-from segue.worlds import EVALUATE, Make, Watchdog, episode_seed, said, sound
+from segue.worlds import EVALUATE, Make, Watchdog, episode_seed, renewed, said, sound
 
 LONGEST = 100_000
 """Steps after which an episode counts as one that never ends."""
@@ -90,12 +90,16 @@ class Evaluator:
                 self._rebuild(index, error)
 
     def _rebuild(self, index: tuple[Any, ...], error: Exception) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Unfit(f"An evaluation's envs failed {self.restarts + 1} times, last with: {said(error)}.") from error
-        with contextlib.suppress(Exception), self.watchdog:
-            self.envs[index[0]][index[1]].close()
-        self.envs[index[0]][index[1]] = self.make()
+        while True:
+            self.left -= 1
+            if self.left < 0:
+                times = self.restarts + 1
+                raise Unfit(f"An evaluation's envs failed {times} times, last with: {said(error)}.") from error
+            try:
+                self.envs[index[0]][index[1]] = renewed(self.envs[index[0]][index[1]], self.make, self.watchdog)
+                return
+            except Exception as again:
+                error = again
 
     def close(self) -> None:
         for env in jax.tree.leaves(self.envs):

@@ -80,31 +80,53 @@ class Journal:
 
     def __init__(self, folder: Path):
         self.folder, self.begun = folder, time.monotonic()
-        self.files = {name: (folder / f"{name}.jsonl").open("a") for name in self.NAMES}
+        self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
+        self.written = {name: file.tell() for name, file in self.files.items()}
+        self.waiting: dict[str, bytes] = dict.fromkeys(self.NAMES, b"")
+        self.lock = threading.Lock()  # the thread that saves commits makes the files durable
         self.tracker = Tracker(lambda: _tensorboard(folder))
 
     def write(self, file: str, phase: str, live: Live, **entry: Any) -> None:
         place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
         seconds = round(time.monotonic() - self.begun, 3)
         for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
-            self.files[name].write(json.dumps(line) + "\n")
-            self.files[name].flush()
+            with self.lock, contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` says so
+                self.waiting[name] += (json.dumps(line) + "\n").encode()
+                self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        """Write what waits, whole lines or nothing."""
+        file, text = self.files[name], self.waiting[name]
+        try:
+            done = 0
+            while done < len(text):
+                done += file.write(text[done:]) or 0
+        except OSError:
+            file.truncate(self.written[name])
+            raise
+        self.written[name] += len(text)
+        self.waiting[name] = b""
 
     def plot(self, tag: str, values: np.ndarray, step: int) -> None:
         for seed, value in enumerate(values):
             self.tracker.add(f"{tag}/seed{seed}", float(value), step)
 
-    def offsets(self) -> dict[str, dict[str, int]]:
-        """How much of each file there is."""
-        return {f"{name}.jsonl": {"size": file.tell()} for name, file in self.files.items()}
+    def sizes(self) -> dict[str, int]:
+        """How long each file is, lines that wait included."""
+        with self.lock:
+            return {name: size + len(self.waiting[name]) for name, size in self.written.items()}
 
     def sync(self) -> None:
-        """Make every line durable."""
-        for file in self.files.values():
+        """Make every line durable. Raises OSError where a line still waits for room."""
+        for name, file in self.files.items():
+            with self.lock:
+                self._flush(name)
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        for file in self.files.values():
+        for name, file in self.files.items():
+            with contextlib.suppress(OSError):
+                self._flush(name)
             file.close()
         self.tracker.close()
 
@@ -136,6 +158,12 @@ def passed(phase: AbstractPhase, live: Live, steps: int, updates: int, last: tup
     return live.update // updates > last[0] // updates
 
 
+def _place(value: Any) -> tuple[int, int]:
+    """(update, env_step) from JSON. Raises ValueError."""
+    update, env_step = map(int, value)
+    return update, env_step
+
+
 class Evaluate(Quiet):
     """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once."""
 
@@ -156,7 +184,7 @@ class Evaluate(Quiet):
         return {"seen": self.seen, "last": self.last}
 
     def restore(self, state: Any) -> None:
-        self.seen, self.last = state["seen"], tuple(state["last"])
+        self.seen, self.last = state["seen"], _place(state["last"])
 
     def _look(self, name: str, phase: AbstractPhase, live: Live) -> None:
         self.last = (live.update, live.env_step)
@@ -251,6 +279,8 @@ def stoppable() -> Iterator[Stop]:
 def _finite(tree: Any) -> jax.Array:
     """Which seeds [seeds] have only finite numbers."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not floats:
+        return jnp.ones((), bool)
     return jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in floats]).all(0)
 
 
@@ -269,14 +299,16 @@ class Log(Quiet):
         self.last = (0, 0)
         self.patience: dict[str, int] = {}
         self.exploded: list[str] = []
+        self.resumed, self.inexact = False, lambda: None
         self.sound: tuple[engine.Packed, engine.Packed] | None = None
 
     def state(self) -> Any:
-        return {"last": self.last, "patience": self.patience, "exploded": self.exploded}
+        return {"last": self.last, "patience": dict(self.patience), "exploded": list(self.exploded)}
 
     def restore(self, state: Any) -> None:
-        self.last, self.patience = tuple(state["last"]), dict(state["patience"])
-        self.exploded = list(state["exploded"])
+        self.last, self.exploded = _place(state["last"]), list(map(str, state["exploded"]))
+        self.patience = {str(seed): int(left) for seed, left in state["patience"].items()}
+        self.resumed = True
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
         self.last = (live.update, live.env_step)
@@ -310,6 +342,7 @@ class Log(Quiet):
         if (ruined := ~finite & ~halted).any():
             live = self._halt(name, live, ruined, halted, scalars)
         self._remember(live)
+        self.resumed = False
         return live.fresh_tally()
 
     def _explosions(self, name: str, live: Live, scalars: Any) -> np.ndarray:
@@ -325,6 +358,8 @@ class Log(Quiet):
         reward = jnp.abs(live.run.online.rows.reward).max()
         reward = jnp.maximum(reward, jnp.abs(live.run.offline.reward).max(initial=0.0))
         bound = float(reward) / (1 - discount[0])
+        if bound == 0:  # no reward yet: it says nothing of those to come
+            return found
         for key, row in scalars.items():
             above = key.startswith("max_abs_q") & (row > bound)
             found |= above
@@ -339,6 +374,8 @@ class Log(Quiet):
 
     def _halt(self, name: str, live: Live, ruined: np.ndarray, halted: np.ndarray, scalars: Any) -> Live:
         assert self.sound is not None
+        if self.resumed:  # `sound` is where the run was resumed; it would have been the log's last line
+            self.inexact()
         why = ""
         for seed in map(int, np.flatnonzero(ruined)):
             what = next((f"its {key} is" for key, row in scalars.items() if not np.isfinite(row[seed])), None)
@@ -354,9 +391,9 @@ class Log(Quiet):
                 f"{' and every other seed has halted' if live.run.seeds > 1 else ''}; try a lower learning rate, and "
                 "look at max_abs_q in metrics.jsonl."
             )
-        learner, carry = (
-            engine.keep(ruined, then, now) for then, now in zip(self.sound, (live.learner, live.carry), strict=True)
-        )
+        learner = engine.keep(ruined, self.sound[0], live.learner)
+        broken = ruined & ~np.asarray(_finite(live.carry))  # a carry that is sound knows the rows since then
+        carry = engine.keep(broken, self.sound[1], live.carry)
         live = live._replace(learner=learner, carry=carry)
         return live.hold(tuple(map(bool, halted))) if halted.any() else live
 
@@ -367,7 +404,12 @@ class Best:
     def __init__(self, folder: Path, spec: Spec, about: dict[str, Any]):
         self.folder, self.spec, self.about = folder, spec, about
         files = {seed: path for path in folder.glob("best-*.json") if (seed := path.stem[5:]).isdecimal()}
-        self.returns = {int(seed): float(store.read_json(path)["return"]) for seed, path in files.items()}
+        self.returns: dict[int, float] = {}
+        for seed, path in files.items():
+            value = store.read_json(path).get("return")
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise DataError(f"{path} does not say what its policy returned: it is damaged.")
+            self.returns[int(seed)] = float(value)
 
     def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
         for seed, mean in enumerate(map(float, found.returns.mean(1))):
@@ -376,7 +418,11 @@ class Best:
                 place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
                 actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), net)
                 about = {**self.about, **place, "return": mean}
-                policies.save(actor, self.spec, self.folder / f"best-{seed}", **about)
+                try:
+                    policies.save(actor, self.spec, self.folder / f"best-{seed}", **about)
+                except OSError as error:
+                    print(f"segue: the best policy could not be saved ({error}).", file=sys.stderr, flush=True)
+                    del self.returns[seed]  # to be saved when there is room
 
 
 class Checkpoint(Quiet):

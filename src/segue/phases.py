@@ -180,6 +180,8 @@ class AbstractPhase(eqx.Module):
         )
         if live.held is not None:  # all seeds run the same program, so that the others' bits do not change
             learner, carry = live.held(learner, carry)
+            still = {name: jnp.where(np.array(live.held.seeds), 0.0, value) for name, value in tally.values.items()}
+            tally = tally._replace(values=still)
         run, update = dataclasses.replace(live.run, online=ring), live.update + count
         return live._replace(run=run, learner=learner, carry=carry, tally=tally, news=None, update=update)
 
@@ -379,7 +381,7 @@ def pipeline(
                 live = phase.learn(live, stride)  # dispatched, not awaited: the world moves meanwhile
                 try:
                     row = worlds.step(action)
-                except SegueError:
+                except Exception:
                     for hook in hooks:
                         hook.broken(name, phase, live)
                     raise

@@ -149,15 +149,20 @@ def run(
     Raises:
         SegueError: for anything the user can mend, with `out` left readable.
     """
-    at_least(1, seeds=seeds, log_every=log_every, rows=budget.rows, episodes=budget.episodes, commit_every=commit_every)
-    at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
-    at_least(0, seed=seed)
-    if not env_limit > 0:
-        raise SegueError(f"env_limit must be more than 0 seconds, not {env_limit}.")
-    at_least(0, env_restarts=env_restarts)
     care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
+    _checked(care, budget, seeds, seed)
     job = _Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
     return job.run(dict(about or {}))
+
+
+def _checked(care: "Care", budget: Budget, seeds: int, seed: int) -> None:
+    """Refuse numbers that cannot be. Raises SegueError; TypeError for what is no number."""
+    at_least(1, seeds=seeds, log_every=care.log_every, commit_every=care.commit_every)
+    at_least(1, rows=budget.rows, episodes=budget.episodes)
+    at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
+    at_least(0, seed=seed, env_restarts=care.env_restarts)
+    if not care.env_limit > 0:
+        raise SegueError(f"env_limit must be more than 0 seconds, not {care.env_limit}.")
 
 
 def resume(
@@ -194,7 +199,8 @@ def resume(
             phases = {name: rebuild(value) for name, value in config["settings"].items()}
         budget = Budget(**config["measuring"])
         care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        _checked(care, budget, **numbers)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     job = _Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
     return job.run({}, config)
@@ -315,6 +321,7 @@ class _Job:
         log = hooks.Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
         evaluate = hooks.Evaluate(evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, evaluated)
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
+        log.inexact = commit.inexact
         keep = hooks.Checkpoint(folder, about)
         worlds = None
         if any(phase.acts for phase in phases.values()):
@@ -339,8 +346,14 @@ class _Job:
                 console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
             commits.recall(found[0], folder, commit.hooks)
             resumed, name = (live, found[0].manifest["ticked"]), found[0].manifest["phase"]
+            if name not in phases:
+                raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
             phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
-        return pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+        try:
+            return pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+        except hooks.Stopped:
+            commit.rescue()
+            raise
 
 
 def load_data(task: Task, budget: Budget, console: Console, stop: hooks.Stop) -> Dataset:

@@ -52,10 +52,14 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises `DataError` where the file is missing or is no JSON object of this format."""
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file: was the directory written by Segue?")
         value = strict.parse(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:  # the file may be well: nothing may be concluded of it
+        raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise DataError(f"{path} is not a file of Segue's format {FORMAT}.")
@@ -141,8 +145,10 @@ def read_sealed(path: Path, expected: Any) -> bytes:
         if path.is_symlink() or not path.is_file() or path.stat().st_size != expected["size"]:
             raise DataError(f"{path} is missing or not of its recorded size: the checkpoint is damaged.")
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except OSError as error:  # as in `read_json`
+        raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except MemoryError:
+        raise DataError(f"{path} is larger than this machine's memory: the checkpoint is damaged.") from None
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
     return content

@@ -136,6 +136,14 @@ def said(error: Exception) -> str:
     return str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
 
 
+def renewed(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
+    """Another env in place of one that failed."""
+    with contextlib.suppress(Exception), watchdog:
+        env.close()
+    with watchdog:
+        return make()
+
+
 class Watchdog:
     """Interrupts what takes longer than `limit` seconds, with `Broken`; costs nothing while all is well.
 
@@ -148,19 +156,22 @@ class Watchdog:
         self.able = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill")
         if self.able:
             self.before = signal.signal(signal.SIGUSR2, self._hear)
-            threading.Thread(target=self._watch, daemon=True, name="segue-watchdog").start()
+            self.thread = threading.Thread(target=self._watch, daemon=True, name="segue-watchdog")
+            self.thread.start()
 
     def _watch(self) -> None:
         main = threading.main_thread().ident
         assert main is not None
         while not self.over.wait(min(self.limit / 4, 1.0)):
-            since = self.since
-            if since is not None and time.monotonic() - since > self.limit:
+            if self._late():
                 signal.pthread_kill(main, signal.SIGUSR2)
 
+    def _late(self) -> bool:
+        since = self.since
+        return since is not None and time.monotonic() - since > self.limit
+
     def _hear(self, number: int, frame: Any) -> None:
-        if self.since is not None:
-            self.since = None
+        if self._late():  # still the call that was late, and again and again if an env swallows this
             raise Broken(f"took longer than {self.limit:g} s")
 
     def __enter__(self) -> None:
@@ -172,6 +183,7 @@ class Watchdog:
     def close(self) -> None:
         self.over.set()
         if self.able:
+            self.thread.join()
             signal.signal(signal.SIGUSR2, self.before)
 
 
@@ -226,15 +238,17 @@ class Worlds:
         return sound(obs, self.spec, reward), float(reward), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
-        self.faults += 1
-        what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: "
-        what += said(error)
-        if self.faults > self.restarts:
-            raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
-        self.tell(f"{what}; it was made anew ({self.faults} of {self.restarts} times).")
-        with contextlib.suppress(Exception), self.watchdog:
-            self.envs[index].close()
-        self.envs[index] = self.make()
+        while True:
+            self.faults += 1
+            what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: {said(error)}"
+            if self.faults > self.restarts:
+                raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
+            self.tell(f"{what}; it is made anew ({self.faults} of {self.restarts} times).")
+            try:
+                self.envs[index] = renewed(self.envs[index], self.make, self.watchdog)
+                return
+            except Exception as again:
+                error = again
 
     def step(self, actions: Float[Any, "seeds act"]) -> Transition:
         actions = np.nan_to_num(np.asarray(actions))  # a seed that diverged is found by its log, not by its env
