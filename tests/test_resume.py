@@ -19,6 +19,7 @@ from helpers import edit, flags, lines, new
 
 from segue import cli, commits, runs, store
 from segue.errors import DataError, SegueError
+from segue.evaluate import Evaluator
 from segue.hooks import Journal, Stop, Stopped, Tracker
 from segue.tasks import task
 from segue.worlds import Watchdog, Worlds, spec_of
@@ -143,6 +144,62 @@ def test_interrupted_again_and_again(monkeypatch):
             with pytest.raises(SystemExit, match="130"):
                 resumed(folder)
     assert everything(resumed(folder)) == everything(whole())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, phase):
+    started, folder = commits.Commit.started, new("begun")
+
+    def heard(self, name, *args):
+        started(self, name, *args)
+        if name == phase:
+            self.wait()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commits.Commit, "started", heard)
+        with pytest.raises(Killed):
+            cli.main(["run", *still(), "--out", str(folder)])
+    assert everything(resumed(folder)) == everything(whole())
+
+
+@pytest.mark.parametrize("evaluation", range(1, 4))
+def test_stopped_in_the_middle_of_an_evaluation(monkeypatch, evaluation):
+    call, told, folder = Evaluator.__call__, [], new("evaluating")
+
+    def heard(self, actor):
+        told.append(actor)
+        if len(told) == evaluation:
+            self.now_and_then.__self__.asked = signal.SIGTERM
+        return call(self, actor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", heard)
+        with pytest.raises(SystemExit, match="143"):
+            cli.main(["run", *still(), "--commit-every", "1000", "--out", str(folder)])
+    assert commits.newest(folder)[0].manifest["ticked"]  # not the start of a phase: where it was
+    assert everything(resumed(folder)) == everything(whole())
+
+
+def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch):
+    """Killed at the tick after the one at which the log first saw it and a commit was made."""
+    from segue.phases import Online
+
+    learn = Online.learn
+
+    def exploding(self, live, stride):
+        live = learn(self, live, stride)
+        values = dict(live.tally.values)
+        if live.update >= 8:  # env step 12, where a commit is due
+            values["max_abs_q/off"] = values["max_abs_q/off"].at[1].set(1e6)
+        return live._replace(tally=live.tally._replace(values=values))
+
+    monkeypatch.setattr(Online, "learn", exploding)
+    one = new("one")
+    cli.main(["run", *still(), "--out", str(one)])
+    assert len(lines(one / "failures.jsonl")) == 1
+    cut = interrupted(monkeypatch, 15)
+    assert everything(resumed(cut)) == everything(one)
 
 
 def test_commits_change_nothing():
