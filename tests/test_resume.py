@@ -314,33 +314,55 @@ def content(number: int):
     return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest
 
 
-CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "write", "close")
+CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "scandir")
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=["full disk", "EIO", "read-only"])
 def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch, error):
     """At every system call of a save in turn: the state that loads is the one before or the one after, never a mix."""
-    seen = set()
+    seen, real_open = set(), Path.open
     for stop_at in range(200):
         folder = new("disk")
         writer = saves(folder)
         made = 0
 
-        def failing(real, made_by, stop_at=stop_at):
+        def count(stop_at=stop_at):
+            nonlocal made
+            made += 1
+            if made > stop_at:
+                raise OSError(error, os.strerror(error))
+
+        def failing(real):
             def call(*args, **kwargs):
-                nonlocal made
-                made += 1
-                if made > stop_at:
-                    raise OSError(error, os.strerror(error))
+                count()
                 return real(*args, **kwargs)
 
             return call
 
+        class Leaky:
+            """A file whose write may stop half way."""
+
+            def __init__(self, file):
+                self.file = file
+
+            def write(self, content):
+                self.file.write(content[: len(content) // 2])
+                count()
+                self.file.write(content[len(content) // 2 :])
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                self.file.close()
+
         with monkeypatch.context() as patch:
             for name in CALLS:
-                patch.setattr(os, name, failing(getattr(os, name), name))
-            patch.setattr("io.open", failing(open, "open"))
-            patch.setattr(Path, "open", failing(Path.open, "open"))
+                patch.setattr(os, name, failing(getattr(os, name)))
+            patch.setattr(Path, "open", lambda *args, f=failing(real_open), **kwargs: Leaky(f(*args, **kwargs)))
             try:
                 writer._write(*content(2))
                 failed = False
@@ -349,10 +371,13 @@ def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch,
         found, _ = commits.newest(folder)
         state = store.arrays(found.state, "state")["a"][0]
         assert state in (1, 2)
+        assert failed or state == 2
         assert len(found.segments) == state + 1
         seen.add((failed, int(state)))
         if not failed:
             break
+        writer._write(*content(2))  # the next save, once there is room
+        assert store.arrays(commits.newest(folder)[0].state, "state")["a"][0] == 2
     else:
         pytest.fail("the save never succeeded")
     assert (True, 1) in seen

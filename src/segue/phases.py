@@ -284,7 +284,11 @@ class Collect(AbstractPhase):
 
 
 class Online(AbstractPhase):
-    """Act, learn, remember. While the world moves, the updates of the step before run, on the rows that are there."""
+    """Act, learn, remember. The updates of a step run while the world takes it, on the rows of the steps before.
+
+    So a row is first drawn with the next step's updates, the last one only by a later phase; and the run's very first
+    env step, before which there may be no row at all, has no updates.
+    """
 
     acts = True
     method: AbstractMethod
