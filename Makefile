@@ -59,6 +59,7 @@ faults: setup  ## kill runs at random moments and compare; stalls of commits; a 
 	$(BIN)/python benchmarks/faults.py kills
 	$(BIN)/python benchmarks/faults.py stalls
 	$(BIN)/python benchmarks/faults.py soak
+	$(BIN)/python benchmarks/faults.py fuzz --count 10000
 
 clean:  ## remove .venv and tool caches; runs and datasets stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -150,17 +150,90 @@ def soak(steps: int) -> None:
           f"programs {first[3]} to {last[3]}; peak {peak} MB")  # fmt: skip
 
 
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, bytes set to extremes, pieces cut out, doubled or put in."""
+    found = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        here, there = sorted((rng.randrange(len(found) + 1), rng.randrange(len(found) + 1)))
+        there = min(there, here + 64)
+        way = rng.randrange(6)
+        if way == 0 and here < len(found):
+            found[here] ^= 1 << rng.randrange(8)
+        elif way == 1:
+            found[here:there] = rng.choice([b"\x00", b"\xff", b"\x7f", b"9"]) * (there - here)
+        elif way == 2:
+            del found[here:there]
+        elif way == 3:
+            found[here:here] = found[here:there]
+        elif way == 4:
+            found[here:here] = rng.randbytes(rng.randrange(1, 16))
+        elif len(found) > 1:
+            del found[rng.randrange(1, len(found)) :]
+    return bytes(found)
+
+
+def fuzz(root: Path, count: int, seed: int) -> None:
+    import faulthandler
+
+    import h5py
+    import numpy as np
+
+    from segue import commits, policies, report, store
+    from segue.data import load
+    from segue.errors import SegueError
+
+    faulthandler.enable()
+    quiet = {"stdout": subprocess.DEVNULL, "check": True}
+    npz, folder = root / "p.npz", root / "run"
+    subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(npz)], **quiet)
+    given = ["--env-id", "Pendulum-v1", "--dataset", str(npz), "--offline.steps", "300", "--offline.width", "8"]
+    subprocess.run([*SEGUE, "run", "td3bc", *given, "--episodes", "1", "--quiet", "--out", str(folder)], **quiet)
+    with np.load(npz) as file, h5py.File(root / "p.hdf5", "w") as made:
+        for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts"):
+            if name in file:
+                made[name] = file[name]
+    newest = folder / "commits" / f"{max(commits.numbers(folder)):06}"
+    formats = {
+        "npz": (npz, lambda: load(npz)),
+        "hdf5": (root / "p.hdf5", lambda: load(root / "p.hdf5")),
+        "policy weights": (folder / "policy-0.safetensors", lambda: policies.load(folder / "policy-0.json")),
+        "policy json": (folder / "policy-0.json", lambda: policies.load(folder / "policy-0.json")),
+        "config": (folder / "config.json", lambda: report.read(folder)),
+        "returns": (folder / "returns.jsonl", lambda: report.read(folder)),
+        "commit manifest": (newest / "manifest.json", lambda: commits.newest(folder)),
+        "commit state": (
+            newest / "state.safetensors",
+            lambda: store.arrays((newest / "state.safetensors").read_bytes(), "state"),
+        ),
+    }
+    for name, (path, read) in formats.items():
+        content, rng, refused = path.read_bytes(), random.Random(f"{name} {seed}"), 0
+        read()
+        for _ in range(count):
+            path.write_bytes(mutated(content, rng))
+            try:
+                read()
+            except SegueError:
+                refused += 1
+            except BaseException:
+                print(f"{name}: {path} holds what was read when this came:", flush=True)
+                (Path.cwd() / f"fuzz-{path.name}").write_bytes(path.read_bytes())
+                raise
+        path.write_bytes(content)
+        print(f"{name}: {count} mutated files, {refused} refused, no other exception", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills", "stalls", "soak"])
+    parser.add_argument("what", choices=["kills", "stalls", "soak", "fuzz"])
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=1_000_000)
     args = parser.parse_args()
-    if args.what == "kills":
+    if args.what in ("kills", "fuzz"):
         with tempfile.TemporaryDirectory() as name:
-            kills(Path(name), args.count, args.seed)
+            {"kills": kills, "fuzz": fuzz}[args.what](Path(name), args.count, args.seed)
     elif args.what == "stalls":
         commit_times(args.rows, 10_000)
     else:

@@ -801,3 +801,13 @@ print("read", found.number, len(damage))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.startswith("read"), done.stdout + done.stderr
+
+
+def test_mutated_files_of_every_format_are_read_or_refused(tmp_path):
+    """A short form of `make faults`: nothing but our own exceptions, no signal."""
+    script = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+    done = subprocess.run(
+        [sys.executable, script, "fuzz", "--count", "60"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("no other exception") == 8
