@@ -3,8 +3,8 @@
     python benchmarks/evidence.py walker2d-random                   OPT's budgets, 4 of its 10 seeds
     python benchmarks/evidence.py walker2d-random --seeds 1 --offline 200000 --online 60000   a reduced one
 
-Every trial is a run directory under --runs. A trial that finished is never done again: start the same command again and
-it goes on with the ones that are left, all from one shared offline phase per seed.
+Every trial is a run directory under --runs. Start the same command again and it goes on where it was: finished trials
+are left as they are, a trial in progress is resumed, and all start from one shared offline phase per seed.
 """
 
 import argparse
@@ -37,8 +37,12 @@ def trial(folder: Path, *flags: str) -> Path:
     if finished(folder):
         print(f"{folder} is done", flush=True)
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of ours
-        command = [sys.executable, "-m", "segue.cli", "run", *flags, "--out", str(folder)]
+        words = ["run", *flags, "--out", str(folder)]
+        if list((folder / "commits").glob("[0-9]*")):
+            words = ["resume", str(folder)]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # one of ours that had not begun to learn
+        command = [sys.executable, "-m", "segue.cli", *words]
         print("$ segue", *command[3:], flush=True)
         if subprocess.run(command).returncode:  # a diverged arm is a result: the others go on, the report says so
             print(f"{folder} did not finish", flush=True)

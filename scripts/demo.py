@@ -5,8 +5,7 @@ python scripts/demo.py [--task NAME] [--seed N] [--out DIR]
 Everything goes through Segue's command line, and each command is shown before it runs. The default task needs no
 download: its dataset is made here with the random policy. This is a look at the tool and not a comparison of methods:
 one seed, and a small part of the paper's budget (20k of 1M offline updates, 20k of 300k env steps, 1 update per env
-step in place of 5, a kappa of its own, chosen
-on this task and seed: see segue.recipes.QUICK).
+step in place of 5, a kappa of its own, chosen on this task and seed: see segue.recipes.QUICK).
 """
 
 import argparse

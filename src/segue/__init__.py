@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from segue.core import Spec as Spec
     from segue.core import Transition as Transition
     from segue.data import load as load
+    from segue.data.sources import Balanced as Balanced
+    from segue.data.sources import Paired as Paired
+    from segue.data.sources import Ratio as Ratio
+    from segue.data.sources import Uniform as Uniform
     from segue.errors import DataError as DataError
     from segue.errors import SegueError as SegueError
     from segue.finetune.direct import Direct as Direct
@@ -33,8 +37,10 @@ if TYPE_CHECKING:
     from segue.recipes import QUICK as QUICK
     from segue.recipes import direct as direct
     from segue.recipes import opt as opt
+    from segue.recipes import opt_single as opt_single
     from segue.recipes import td3bc as td3bc
     from segue.runs import evaluate as evaluate
+    from segue.runs import resume as resume
     from segue.runs import run as run
     from segue.tasks import task as task
 
@@ -42,14 +48,15 @@ _HOME = {
     "segue.backbone": ["AbstractBackbone"],
     "segue.core": ["AbstractMethod", "Linear", "Pretrained", "Spec", "Transition"],
     "segue.data": ["load"],
+    "segue.data.sources": ["Balanced", "Paired", "Ratio", "Uniform"],
     "segue.errors": ["DataError", "SegueError"],
     "segue.finetune.direct": ["Direct"],
     "segue.finetune.opt": ["OPT", "MetaCritic"],
     "segue.offline.td3": ["TD3"],
     "segue.offline.td3bc": ["TD3BC"],
     "segue.phases": ["Collect", "Online", "Train", "pipeline"],
-    "segue.recipes": ["PAPER", "QUICK", "direct", "opt", "td3bc"],
-    "segue.runs": ["evaluate", "run"],
+    "segue.recipes": ["PAPER", "QUICK", "direct", "opt", "opt_single", "td3bc"],
+    "segue.runs": ["evaluate", "resume", "run"],
     "segue.tasks": ["task"],
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}

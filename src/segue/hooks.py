@@ -361,7 +361,7 @@ class Log(Quiet):
         if bound == 0:  # no reward yet: it says nothing of those to come
             return found
         for key, row in scalars.items():
-            above = key.startswith("max_abs_q") & (row > bound)
+            above = key.startswith("max_abs_q") & (row > bound) & np.isfinite(row)
             found |= above
             for seed in map(int, np.flatnonzero(above)):
                 if (once := f"{name} {key} {seed}") in self.exploded:

@@ -161,6 +161,8 @@ def _checked(care: "Care", budget: Budget, seeds: int, seed: int) -> None:
     at_least(1, rows=budget.rows, episodes=budget.episodes)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
     at_least(0, seed=seed, env_restarts=care.env_restarts)
+    if seed + seeds > 2**31:
+        raise SegueError(f"Seeds are numbered below 2^31, and {seed:,} is not.")
     if not care.env_limit > 0:
         raise SegueError(f"env_limit must be more than 0 seconds, not {care.env_limit}.")
 

@@ -49,8 +49,8 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
         raise SegueError(f"No environment is registered as {env_id!r}: {hint}?") from wrong
     except ImportError as wrong:
         raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong
-    except (gym.error.Error, TypeError) as wrong:
-        reason = " ".join(str(wrong).split())
+    except Exception as wrong:  # an env's constructor may raise anything
+        reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
         raise SegueError(f"Environment {env_id!r} cannot be made: {reason}") from wrong
     try:
         spec_of(env)

@@ -133,7 +133,7 @@ def _vacant(target: Path, format: str, overwrite: bool) -> None:
     if format not in ("npz", "minari"):
         raise SegueError(f"Format {format!r} is unknown: choose 'npz' or 'minari'.")
     if target.exists() and not overwrite:
-        raise SegueError(f"{target} exists: pass overwrite=True or choose another path.")
+        raise SegueError(f"{target} exists: choose another path (from Python, overwrite=True replaces it).")
     if target.exists() and target.is_dir() != (format == "minari"):
         raise SegueError(f"{target} is a {'folder' if target.is_dir() else 'file'}: choose another path.")
 
