@@ -200,7 +200,28 @@ class AbstractPhase(eqx.Module):
         )
 
 
-class Train(AbstractPhase):
+class AbstractLearning(AbstractPhase):
+    """A phase with a method that learns from a source."""
+
+    method: eqx.AbstractVar[AbstractMethod]
+    source: eqx.AbstractVar[AbstractSource]
+
+    @property
+    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
+        return self.method, self.source
+
+    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+        return engine.begin(self.method, run.spec, self.source, run.waist, run.offline, run.online, run.phase_keys())
+
+    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
+        one = lambda waist, key: self.method.release(self.method.init(spec, waist, key=key))
+        return jax.eval_shape(jax.vmap(one), waist, keys)
+
+    def release(self, live: Live) -> Pretrained:
+        return self.method.release(live.learner.tree)
+
+
+class Train(AbstractLearning):
     """Gradient steps alone."""
 
     acts = False
@@ -218,13 +239,6 @@ class Train(AbstractPhase):
         self.source.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
         return self.live(run)
 
-    @property
-    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
-        return self.method, self.source
-
-    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
-        return _parts(self.method, self.source, run)
-
     def done(self, live: Live) -> bool:
         return live.update >= self.steps
 
@@ -233,12 +247,6 @@ class Train(AbstractPhase):
 
     def due(self, live: Live, stride: int) -> int:
         return min(stride, self.steps - live.update)
-
-    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
-        return _leaves(self.method, spec, waist, keys)
-
-    def release(self, live: Live) -> Pretrained:
-        return self.method.release(live.learner.tree)
 
 
 class Collect(AbstractPhase):
@@ -283,7 +291,7 @@ class Collect(AbstractPhase):
         return live.learner.tree
 
 
-class Online(AbstractPhase):
+class Online(AbstractLearning):
     """Act, learn, remember. The updates of a step run while the world takes it, on the rows of the steps before.
 
     So a row is first drawn with the next step's updates, the last one only by a later phase; and the run's very first
@@ -307,13 +315,6 @@ class Online(AbstractPhase):
         self.source.check(len(run.offline.reward), run.online.capacity)
         return self.live(run)
 
-    @property
-    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
-        return self.method, self.source
-
-    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
-        return _parts(self.method, self.source, run)
-
     def done(self, live: Live) -> bool:
         return live.env_step >= self.until
 
@@ -322,21 +323,6 @@ class Online(AbstractPhase):
 
     def due(self, live: Live, stride: int) -> int:
         return self.updates_per_step if live.env_step else 0  # before the run's first row there may be none to draw
-
-    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
-        return _leaves(self.method, spec, waist, keys)
-
-    def release(self, live: Live) -> Pretrained:
-        return self.method.release(live.learner.tree)
-
-
-def _parts(method: AbstractMethod, source: AbstractSource, run: Run) -> tuple[Any, Any, engine.Tally]:
-    return engine.begin(method, run.spec, source, run.waist, run.offline, run.online, run.phase_keys())
-
-
-def _leaves(method: AbstractMethod, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
-    one = lambda waist, key: method.release(method.init(spec, waist, key=key))
-    return jax.eval_shape(jax.vmap(one), waist, keys)
 
 
 @runtime_checkable
