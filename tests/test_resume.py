@@ -557,6 +557,8 @@ def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch
     assert all((ours[name] == theirs[name]).all() for name in ours)
     fallen = of_seed(folder, 1)
     assert all(np.isfinite(array).all() for array in fallen.values())
+    steps = "critic.opt.count"
+    assert (fallen[steps], ours[steps]) == (4, 16)  # as it was at the log's last line before, and stayed
     out = capsys.readouterr().out
     assert "2 (1 failed)" in out
     assert "seed 1 failed in phase 'finetune'" in " ".join(out.split())

@@ -201,24 +201,20 @@ class AbstractPhase(eqx.Module):
 
 
 class AbstractLearning(AbstractPhase):
-    """A phase with a method that learns from a source."""
-
-    method: eqx.AbstractVar[AbstractMethod]
-    source: eqx.AbstractVar[AbstractSource]
-
-    @property
-    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
-        return self.method, self.source
+    """A phase whose `rule` is a method that learns from a source."""
 
     def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
-        return engine.begin(self.method, run.spec, self.source, run.waist, run.offline, run.online, run.phase_keys())
+        method, source = self.rule
+        return engine.begin(method, run.spec, source, run.waist, run.offline, run.online, run.phase_keys())
 
     def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
-        one = lambda waist, key: self.method.release(self.method.init(spec, waist, key=key))
+        method, _ = self.rule
+        one = lambda waist, key: method.release(method.init(spec, waist, key=key))
         return jax.eval_shape(jax.vmap(one), waist, keys)
 
     def release(self, live: Live) -> Pretrained:
-        return self.method.release(live.learner.tree)
+        method, _ = self.rule
+        return method.release(live.learner.tree)
 
 
 class Train(AbstractLearning):
@@ -238,6 +234,10 @@ class Train(AbstractLearning):
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
         return self.live(run)
+
+    @property
+    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
+        return self.method, self.source
 
     def done(self, live: Live) -> bool:
         return live.update >= self.steps
@@ -314,6 +314,10 @@ class Online(AbstractLearning):
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), run.online.capacity)
         return self.live(run)
+
+    @property
+    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
+        return self.method, self.source
 
     def done(self, live: Live) -> bool:
         return live.env_step >= self.until
