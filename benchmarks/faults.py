@@ -32,6 +32,18 @@ def sums(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def survivors(group: int) -> list[str]:
+    """Processes of a group (each run has its own) that are still there after 5 s."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        stats = (path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists())
+        left = [stat for stat in stats if stat.rpartition(") ")[2].split()[2] == str(group)]
+        if not left:
+            return []
+        time.sleep(0.1)
+    return left
+
+
 def kills(root: Path, count: int, seed: int) -> None:
     data = str(root / "pendulum.npz")
     subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "3000", "--out", data], check=True)
@@ -61,6 +73,8 @@ def kills(root: Path, count: int, seed: int) -> None:
                 phase = logs.read_text().rpartition('"phase": "')[2].split('"')[0] if logs.exists() else ""
                 phases[phase or "before the first line"] = phases.get(phase or "before the first line", 0) + 1
             process.wait()
+            if left := survivors(process.pid):
+                raise SystemExit(f"{left} outlived {folder} by 5 s")
             if process.returncode == 0:
                 break
             if process.returncode != -signal.SIGKILL:
@@ -71,7 +85,10 @@ def kills(root: Path, count: int, seed: int) -> None:
                 subprocess.run(["rm", "-rf", str(folder)], check=True)
         if (found := sums(folder)) != expected:
             raise SystemExit(f"{folder} differs in {[k for k in expected if found.get(k) != expected[k]]}")
-        print(f"{killed} kills, {saving} of them inside a save, {trial} runs, all as the whole one", flush=True)
+        print(
+            f"{killed} kills, {saving} of them inside a save, {trial} runs, all as the whole one, no process left",
+            flush=True,
+        )
     print(f"by the phase of the last line logged: {phases}")
 
 
@@ -196,8 +213,7 @@ def fuzz(root: Path, count: int, seed: int) -> None:
     formats = {
         "npz": (npz, lambda: load(npz)),
         "hdf5": (root / "p.hdf5", lambda: load(root / "p.hdf5")),
-        "policy weights": (folder / "policy-0.safetensors", lambda: policies.load(folder / "policy-0.json")),
-        "policy json": (folder / "policy-0.json", lambda: policies.load(folder / "policy-0.json")),
+        "policy": (folder / "policy-0.safetensors", lambda: policies.load(folder / "policy-0")),
         "config": (folder / "config.json", lambda: report.read(folder)),
         "returns": (folder / "returns.jsonl", lambda: report.read(folder)),
         "commit manifest": (newest / "manifest.json", lambda: commits.newest(folder)),

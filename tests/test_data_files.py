@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import gymnasium as gym
 import h5py
+import jax
 import numpy as np
 import pytest
 
@@ -444,6 +447,106 @@ def test_of_an_env_description_only_a_plain_id_is_kept(pendulum, tmp_path, said,
     spec = json.dumps({"id": said, "entry_point": "os:abort"})
     file.write_text(json.dumps({**json.loads(file.read_text()), "env_spec": spec}))
     assert load(tmp_path / "x-v0").env_id == kept
+
+
+WATCH = """
+import resource, sys, time
+from pathlib import Path
+from segue import policies
+from segue.data import load
+from segue.errors import SegueError
+
+folder = Path(sys.argv[1])
+reads = {".safetensors": policies.load}
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for good in sorted(folder.glob("good*")):  # what is imported and opened once
+    reads.get(good.suffix, load)(good)
+
+
+def audit(event, args):
+    if event in ("exec", "import", "os.system", "pickle.find_class") or event.split(".")[0] in ("socket", "subprocess"):
+        raise SystemExit(f"{event} {args}")
+    if event == "open" and isinstance(args[0], str) and not args[0].startswith(str(folder)):
+        raise SystemExit(f"opened {args[0]}")
+
+
+sys.addaudithook(audit)
+for path in sorted(folder.glob("bad*")):
+    size = sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
+    begun, before = time.monotonic(), peak()
+    try:
+        reads.get(path.suffix, load)(path)
+        raise SystemExit(f"{path} was read")
+    except SegueError as error:
+        assert "\\n" not in str(error), error
+    assert time.monotonic() - begun < 5, f"{path} took too long"
+    assert peak() - before < 2 * size + (256 << 20), f"{path} took {peak() - before} bytes"
+    print(path.name)
+"""
+
+
+def tensors(header, body=b""):
+    """A safetensors file whatever its header says."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+F4 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+TENSORS = {
+    "overlapping": tensors({"a": F4, "b": F4}, bytes(8)),
+    "68 GB": tensors({"a": {"dtype": "F32", "shape": [10**9, 17], "data_offsets": [0, 68 * 10**9]}}, bytes(8)),
+    "huge header": (10**15).to_bytes(8, "little") + b"{}",
+    "deep header": tensors(b'{"a":' * 100_000),
+    "twice": tensors(b'{"a":' + json.dumps(F4).encode() + b',"a":' + json.dumps(F4).encode() + b"}", bytes(8)),
+    "outside": tensors({"a": {**F4, "data_offsets": [-8, 0]}}, bytes(8)),
+    "empty": b"",
+}
+
+
+def test_hostile_files_run_nothing_open_nothing_and_take_no_room(pendulum, tmp_path):
+    """All of them in one process under an audit hook: no exec, no import by name, no socket, no process, no file
+    outside the folder; under 5 s each, and under twice its size plus 256 MB."""
+    from segue import policies
+    from segue.core import Spec
+    from segue.nn.actors import Deterministic
+    from segue.nn.mlp import MLP
+
+    write_hdf5(tmp_path / "other.h5", columns(pendulum))
+    (tmp_path / "secret").write_bytes(bytes(STEPS * 4))
+    write_hdf5(tmp_path / "good.h5", columns(pendulum), compression="gzip")
+    np.savez_compressed(tmp_path / "good.npz", **columns(pendulum))
+    save(pendulum, tmp_path / "good-v0", format="minari")
+    actor = Deterministic(MLP((3, 4, 1), key=jax.random.key(0)))
+    policies.save(actor, Spec(3, 1, (-1.0,), (1.0,)), tmp_path / "good-policy")
+    names = []
+    for case, (damage, _) in HOSTILE.items():
+        path = write_hdf5(tmp_path / f"bad {case}.h5", columns(pendulum))
+        with h5py.File(path, "a") as file:
+            damage(file, tmp_path)
+        names.append(path.name)
+    trap = b"cos\nsystem\n(S'touch sprung'\ntR."
+    members = {
+        "zip bomb": {"observations.npy": npy((10**9,), body=bytes(300_000_000))},
+        "pickle": {"observations.npy": npy((STEPS,), "|O", trap)},
+        "outside": {"../../observations.npy": npy((2,), body=bytes(8)), "/etc/x.npy": npy((2,), body=bytes(8))},
+        "petabytes": {"observations.npy": npy((10**15, 17))},
+        "many": {f"{k}.npy": b"" for k in range(20_000)},
+    }
+    for case, files in members.items():
+        with zipfile.ZipFile(tmp_path / f"bad {case}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        names.append(f"bad {case}.npz")
+    for case, content in TENSORS.items():
+        (tmp_path / f"bad {case}.safetensors").write_bytes(content)
+        names.append(f"bad {case}.safetensors")
+    for case, text in (("deep", '{"a":' * 100_000), ("twice", '{"action_space": 1, "action_space": 2}')):
+        save(pendulum, tmp_path / f"bad{case}-v0", format="minari")
+        (tmp_path / f"bad{case}-v0" / "data" / "metadata.json").write_text(text)
+        names.append(f"bad{case}-v0")
+    done = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == sorted(names)
 
 
 # ---- real data ---------------------------------------------------------------------------------------------------

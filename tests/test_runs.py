@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import Ragged, copy, dataset, edit, finished, flags, lines, new, run
+from helpers import Ragged, copy, dataset, finished, flags, lines, new, run
 
 from segue import policies, report, runs, store
 from segue.cli import main
@@ -22,7 +22,7 @@ from segue.core import Linear, Spec
 from segue.data.sources import Uniform
 from segue.errors import DataError, SegueError
 from segue.finetune.direct import Direct
-from segue.nn.actors import Deterministic
+from segue.nn.actors import Deterministic, Gaussian, Standardised, TanhGaussian
 from segue.nn.mlp import MLP
 from segue.offline.td3bc import TD3BC
 from segue.phases import Collect, Online, Train
@@ -54,16 +54,15 @@ def test_every_file_is_there_and_parses():
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {"config.json", "status.json", ".lock"}
     expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "failures", "times")}
-    expected |= {
-        f"{which}-{s}.{end}" for which in ("policy", "best") for s in (0, 1) for end in ("json", "safetensors")
-    }
+    expected |= {f"{which}-{s}.safetensors" for which in ("policy", "best") for s in (0, 1)}
     kept = ("manifest.json", "waist.safetensors", "replay.safetensors")
     expected |= {f"checkpoints/{phase}/{name}" for phase in PHASES for name in kept}
     assert {name for name in names if not name.startswith(("tensorboard", "commits"))} == expected
     for name in expected:
         if name.endswith(".json"):
             assert json.loads((folder / name).read_text())["format"] == 1
-    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["resume"]) == ("finished", "exact")
 
 
 def test_returns_are_raw_whole_and_placed():
@@ -106,7 +105,7 @@ def test_the_configuration_holds_every_setting_and_version():
 
 def test_policies_are_the_last_phase_s_actor():
     for seed in (0, 1):
-        actor, spec = policies.load(finished() / f"policy-{seed}.json")
+        actor, spec = policies.load(finished() / f"policy-{seed}.safetensors")
         assert spec == runs.spec_of(Ragged())
         last = {name[10:]: leaf[seed] for name, leaf in weights(finished(), "finetune").items() if "actor.net" in name}
         mine = store.flatten(actor)
@@ -261,16 +260,34 @@ ACTOR = Deterministic(MLP((3, 8, 2), layer_norm=True, key=jax.random.key(1)))
 SPEC = Spec(3, 2, (-2.0, -1.0), (3.0, 1.0))
 
 
-def saved():
-    policies.save(ACTOR, SPEC, path := new("policy"), task="mine")
-    return path.with_suffix(".json")
+ACTORS = {
+    "deterministic": ACTOR,
+    "gaussian": Gaussian(MLP((3, 8, 2), activation="tanh", key=jax.random.key(1)), jnp.array([-1.0, 0.5]), "clip"),
+    "tanh-gaussian": TanhGaussian(MLP((3, 8, 4), key=jax.random.key(1))),
+    "standardised": Standardised(ACTOR, jnp.array([1.0, 2, 3]), jnp.array([0.5, 1, 2]), jnp.asarray(10.0)),
+}
 
 
-def test_a_policy_comes_back():
-    actor, spec = policies.load(saved())
-    obs = jnp.linspace(-1, 1, 3)
-    assert (actor.act(obs) == ACTOR.act(obs)).all()
+def saved(actor=ACTOR):
+    policies.save(actor, SPEC, path := new("policy"), task="mine")
+    return path.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize("kind", ACTORS)
+def test_a_policy_comes_back(kind):
+    mine = ACTORS[kind]
+    actor, spec = policies.load(saved(mine))
+    obs, key = jnp.linspace(-1, 1, 3), jax.random.key(2)
+    assert (actor.act(obs) == mine.act(obs)).all()
+    assert (actor.explore(obs, key) == mine.explore(obs, key)).all()
     assert spec == SPEC
+
+
+def described(path, **changes):
+    """The same file with another description, sealed anew."""
+    found, about = store.described(path)
+    del about["arrays"]
+    path.write_bytes(store.dump(found, about | changes))
 
 
 @pytest.mark.parametrize(
@@ -278,6 +295,11 @@ def test_a_policy_comes_back():
     [
         {"format": 2},
         {"kind": "pickle"},
+        {"kind": "tanh-gaussian"},
+        {"kind": ["deterministic"]},
+        {"activation": "os.system"},
+        {"output": "exec"},
+        {"standardised": True},
         {"layers": []},
         {"layers": [3]},
         {"layers": [3, 9, 2]},
@@ -296,12 +318,13 @@ def test_a_policy_comes_back():
         {"low": [0.0] * 5},
         {"low": [5.0, 5.0]},
         {"low": [float("nan"), 0.0]},
+        {"low": [float("-inf"), 0.0]},
     ],
     ids=lambda changes: str(changes)[:40],
 )
 def test_a_policy_s_description_is_not_trusted(changes):
     path, begun = saved(), time.monotonic()
-    edit(path, **changes)
+    described(path, **changes)
     with pytest.raises(DataError) as caught:
         policies.load(path)
     one_sentence(caught.value, str(path.parent))
@@ -309,26 +332,41 @@ def test_a_policy_s_description_is_not_trusted(changes):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "1", "[" * 99_999, '{"a":' * 99_999, '{"format": 1}', "\0\xff"]
+    "text", ["", "{", "[]", "null", "1", "[" * 99_999, '{"a":' * 99_999, '{"format": 1}', '{"format":1,"format":1}']
 )
 def test_a_policy_s_description_may_be_no_description(text):
     path = saved()
-    path.write_bytes(text.encode("latin1"))
+    safetensors.numpy.save_file(store.described(path)[0], path, {"segue": text})
     with pytest.raises(DataError) as caught:
         policies.load(path)
     one_sentence(caught.value, path.name)
 
 
+def test_every_flipped_bit_of_a_policy_is_found():
+    path, rng = saved(), np.random.default_rng(0)
+    content = path.read_bytes()
+    for place in rng.integers(0, 8 * len(content), 300):
+        harmed = bytearray(content)
+        harmed[place // 8] ^= 1 << place % 8
+        path.write_bytes(harmed)
+        with pytest.raises(DataError) as caught:
+            policies.load(path)
+        one_sentence(caught.value, path.name)
+
+
 def test_weights_that_are_damaged_or_not_finite_are_refused():
+    resealed = lambda w, arrays: w.write_bytes(store.dump(arrays, {k: v for k, v in store.described(w)[1].items()
+                                                                   if k != "arrays"}))  # fmt: skip
     for harm, word in (
         (lambda w: w.unlink(), "does not exist"),
         (lambda w: w.write_bytes(b"\xff" * 64), "damaged"),
         (lambda w: os.truncate(w, w.stat().st_size - 4), "damaged"),
-        (lambda w: safetensors.numpy.save_file(safetensors.numpy.load_file(w) | {"x": np.ones(1)}, w), "unknown"),
-        (lambda w: safetensors.numpy.save_file({k: v * np.nan for k, v in store.flatten(ACTOR).items()}, w), "finite"),
+        (lambda w: safetensors.numpy.save_file(store.described(w)[0], w), "does not say"),
+        (lambda w: resealed(w, store.described(w)[0] | {"x": np.ones(1)}), "unknown"),
+        (lambda w: resealed(w, {k: v * np.nan for k, v in store.described(w)[0].items()}), "finite"),
     ):
         path = saved()
-        harm(path.with_suffix(".safetensors"))
+        harm(path)
         with pytest.raises(DataError) as caught:
             policies.load(path)
         one_sentence(caught.value, "policy.safetensors", word)

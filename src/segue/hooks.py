@@ -403,10 +403,10 @@ class Best:
 
     def __init__(self, folder: Path, spec: Spec, about: dict[str, Any]):
         self.folder, self.spec, self.about = folder, spec, about
-        files = {seed: path for path in folder.glob("best-*.json") if (seed := path.stem[5:]).isdecimal()}
+        files = {seed: path for path in folder.glob("best-*.safetensors") if (seed := path.stem[5:]).isdecimal()}
         self.returns: dict[int, float] = {}
         for seed, path in files.items():
-            value = store.read_json(path).get("return")
+            value = store.described(path)[1].get("return")
             if not isinstance(value, int | float) or not np.isfinite(value):
                 raise DataError(f"{path} does not say what its policy returned: it is damaged.")
             self.returns[int(seed)] = float(value)
@@ -426,23 +426,34 @@ class Best:
 
 
 class Checkpoint(Quiet):
-    """Keeps what a phase leaves behind, and the policy as it is then."""
+    """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
 
     def __init__(self, folder: Path, about: dict[str, Any]):
         self.folder, self.about = folder, about
+        self.owed: dict[Path, Callable[[Path], None]] = {}
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
-        store.write_checked(
-            self.folder / "checkpoints" / name,
-            {"waist.safetensors": store.dump(run.waist), "replay.safetensors": store.dump(rows)},
-            {**place, **self.about, "rows": int(run.online.written)},
-        )
+        files = {"waist.safetensors": store.dump(run.waist), "replay.safetensors": store.dump(rows)}
+        manifest = {**place, **self.about, "rows": int(run.online.written)}
+        self.owed[self.folder / "checkpoints" / name] = lambda path: store.write_checked(path, files, manifest)
         if run.waist.actor is not None:
             for seed in range(run.seeds):
                 actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), run.waist.actor.net)
-                policies.save(actor, run.spec, self.folder / f"policy-{seed}", **self.about, **place)
+                keep = lambda path, actor=actor: policies.save(actor, run.spec, path, **self.about, **place)
+                self.owed[self.folder / f"policy-{seed}"] = keep
+        try:
+            self.settle()
+        except OSError as error:
+            print(f"segue: the end of phase {name!r} could not be kept yet ({error}).", file=sys.stderr, flush=True)
+
+    def settle(self) -> None:
+        """Write what is owed. Raises OSError where there is no room."""
+        while self.owed:
+            path = next(iter(self.owed))
+            self.owed[path](path)
+            del self.owed[path]
 
 
 def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:

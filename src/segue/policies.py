@@ -1,57 +1,80 @@
-"""Policies as files: `NAME.safetensors` with the weights, `NAME.json` with what they mean."""
+"""Policies as files: one safetensors file, whose header says what the arrays mean and seals them by SHA-256."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from segue import store
 from segue.core import Spec
 from segue.errors import DataError
-from segue.nn.actors import AbstractActor, Deterministic
-from segue.nn.mlp import MLP
+from segue.nn.actors import AbstractActor, Deterministic, Gaussian, Standardised, TanhGaussian
+from segue.nn.mlp import ACTIVATIONS, MLP
+
+KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
+
+
+def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
+    """What `build` makes an actor of this shape from."""
+    inner = actor.inner if isinstance(actor, Standardised) else actor
+    kind = next((kind for kind, cls in KINDS.items() if type(inner) is cls), None)
+    if kind is None:
+        raise TypeError(f"there is no file format yet for {type(inner).__name__}")
+    mlp: MLP = inner.mlp  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "kind": kind,
+        "layers": [mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in mlp.layers)],
+        "activation": mlp.activation,
+        "output": getattr(inner, "output", "tanh"),
+        "layer_norm": bool(mlp.norms),
+        "standardised": isinstance(actor, Standardised),
+        "low": spec.low,
+        "high": spec.high,
+    }
+
+
+def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
+    """The outline of an actor (leaves are shapes) from its description, which is not trusted, and its spec."""
+    try:
+        sizes = tuple(int(size) for size in meaning["layers"])
+        low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
+        kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
+        norm, standardised = (bool(meaning[key]) for key in ("layer_norm", "standardised"))
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise DataError(f"{where} does not describe a policy: {error!r}.") from None
+    if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
+        raise DataError(f"{where} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
+    if activation not in ACTIVATIONS or output not in ("tanh", "clip"):
+        raise DataError(f"{where} describes a policy of {activation} and {output}, which Segue cannot build.")
+    act = sizes[-1] // 2 if kind == "tanh-gaussian" else sizes[-1]
+    if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
+        raise DataError(f"{where} has no action box of {act} sides that are low < high.")
+    if kind == "tanh-gaussian" and sizes[-1] != 2 * act:
+        raise DataError(f"{where} describes a tanh-gaussian policy with {sizes[-1]} outputs: mean and log_std differ.")
+
+    def outline() -> AbstractActor:
+        mlp = MLP(sizes, layer_norm=norm, activation=activation, key=jax.random.key(0))
+        inner = {
+            "deterministic": lambda: Deterministic(mlp, output),
+            "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output),
+            "tanh-gaussian": lambda: TanhGaussian(mlp),
+        }[kind]()
+        wide = jnp.zeros(sizes[0])
+        return Standardised(inner, wide, wide, jnp.zeros(())) if standardised else inner
+
+    return jax.eval_shape(outline), Spec(sizes[0], act, low, high)
 
 
 def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
-    """Write one seed's actor to `path` (without a suffix)."""
-    if not isinstance(actor, Deterministic):
-        raise TypeError(f"there is no file format yet for {type(actor).__name__}")
-    sizes = [actor.mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in actor.mlp.layers)]
-    meaning = {
-        "format": store.FORMAT,
-        "kind": "deterministic",
-        "layers": sizes,
-        "activation": "relu",
-        "output": "tanh",
-        "layer_norm": bool(actor.mlp.norms),
-        "low": spec.low,
-        "high": spec.high,
-        **about,
-    }
-    store.write_bytes(path.with_suffix(".safetensors"), store.dump(actor))
-    store.write_json(path.with_suffix(".json"), meaning)
+    """Write one seed's actor to `path`, whole or not at all."""
+    store.write_bytes(path.with_suffix(".safetensors"), store.dump(actor, {**about, **describe(actor, spec)}))
 
 
 def load(path: Path) -> tuple[AbstractActor, Spec]:
-    """Read an actor back. Raises `DataError` where the files are missing, damaged or disagree."""
-    path = path.with_suffix(".json")
-    meaning = store.read_json(path)
-    try:
-        sizes = tuple(int(size) for size in meaning["layers"])
-        spec = Spec(sizes[0], sizes[-1], tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"])))
-        kind, norm = meaning["kind"], bool(meaning["layer_norm"])
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise DataError(f"{path} does not describe a policy: {error!r}.") from None
-    if kind != "deterministic" or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
-        raise DataError(f"{path} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
-    if len(spec.low) != spec.act or len(spec.high) != spec.act or not np.all(np.less(spec.low, spec.high)):
-        raise DataError(f"{path} has no action box of {spec.act} sides that are low < high.")
-    build = lambda: Deterministic(MLP(sizes, layer_norm=norm, key=jax.random.key(0)))
-    weights = path.with_suffix(".safetensors")
-    if not weights.is_file():
-        raise DataError(f"{weights} does not exist, but {path} describes it.")
-    actor = store.restore(weights.read_bytes(), jax.eval_shape(build), str(weights))
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(actor)):
-        raise DataError(f"{weights} holds weights that are not finite.")
-    return actor, spec
+    """Read an actor back. Raises `DataError` where the file is missing, damaged or not a policy."""
+    path = path.with_suffix(".safetensors")
+    found, meaning = store.described(path)
+    outline, spec = build(meaning, str(path))
+    return store.fitted(found, outline, str(path)), spec

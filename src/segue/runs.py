@@ -2,7 +2,7 @@
 
 config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
 returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
-policy-S.*        seed S's policy (safetensors and JSON)        best-S.*       the best policy that was evaluated
+policy-S.*        seed S's policy (safetensors)                 best-S.*       the best policy that was evaluated
 failures.jsonl    seeds that diverged                           checkpoints/   one folder for each phase's end
 commits/          the whole state, to resume from               times.jsonl    when each line of the other two came
 tensorboard/      the same curves, live
@@ -258,8 +258,9 @@ class _Job:
             stop = opened.enter_context(hooks.stoppable())
             try:
                 self._status("running")
-                state = self._run(opened, stop, about, config)
-                self._status("finished", seconds=round(time.monotonic() - begun, 1))
+                state, exact = self._run(opened, stop, about, config)
+                label = "exact" if exact else "statistical"
+                self._status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
             except BaseException as error:
                 word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 self._status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
@@ -276,7 +277,8 @@ class _Job:
 
     def _run(
         self, opened: contextlib.ExitStack, stop: hooks.Stop, extra: dict[str, Any], config: dict[str, Any] | None
-    ) -> Run:
+    ) -> tuple[Run, bool]:
+        """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
         task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
         console = hold(Console(self.quiet))
@@ -352,7 +354,9 @@ class _Job:
                 raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
             phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         try:
-            return pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+            state = pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+            keep.settle()
+            return state, commit.exact
         except hooks.Stopped:
             commit.rescue()
             raise
@@ -425,7 +429,7 @@ def evaluate(
             raise DataError(
                 f"{folder / 'config.json'} names no plain env but {env_id!r}: if you trust it, pass --env-id."
             )
-    names = sorted(folder.glob("policy-[0-9]*.json"), key=lambda path: (len(path.stem), path.stem))
+    names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
     if not names:
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policies.load(name) for name in names]

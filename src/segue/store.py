@@ -72,8 +72,49 @@ def flatten(tree: PyTree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
 
-def dump(tree: PyTree) -> bytes:
-    return safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()})
+def dump(tree: PyTree, about: dict[str, Any] | None = None) -> bytes:
+    """A safetensors file's bytes; `about` goes into its header, sealed together with the arrays (`described`)."""
+    found = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
+    if about is None:
+        return safetensors.numpy.save(found)
+    meaning = signed({"format": FORMAT, **about, "arrays": _digest(found)})
+    return safetensors.numpy.save(found, {"segue": json.dumps(meaning)})
+
+
+def _digest(found: dict[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(found.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the description of a file that `dump` made with one.
+
+    Raises:
+        DataError: where the file is missing, damaged, or not of that kind; SegueError where it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: was the directory written by Segue?")
+        content = path.read_bytes()
+    except OSError as error:
+        raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
+    found = arrays(content, str(path))
+    try:
+        header = strict.parse(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = strict.parse(header["__metadata__"]["segue"])
+    except (KeyError, TypeError):
+        raise DataError(f"{path} does not say what its arrays mean: it is not a file of Segue's own.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} has a header that cannot be read as JSON: {error}.") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise DataError(f"{path} is not a file of Segue's format {FORMAT}.")
+    if about != signed(about) or about.get("arrays") != _digest(found):
+        raise DataError(f"{path} does not match its own SHA-256: it is damaged.")
+    return found, about
 
 
 def arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
@@ -90,7 +131,11 @@ def restore(content: bytes, like: PyTree, where: str) -> PyTree:
     Raises:
         DataError: where a name, a shape or a dtype differs, naming it.
     """
-    found = arrays(content, where)
+    return fitted(arrays(content, where), like, where)
+
+
+def fitted(found: dict[str, np.ndarray], like: PyTree, where: str) -> PyTree:
+    """The same for arrays by name."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
     if odd := sorted(set(names) ^ found.keys()):

@@ -5,10 +5,10 @@ Columns are read one by one, straight to float32 and into place, so that loading
 """
 
 import difflib
-import json
 import math
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import h5py
 import numpy as np
 
+from segue import strict
 from segue.core import Transition
 from segue.data import hdf5
 from segue.data.dataset import Dataset, blocks, box, differ, locate, room, validate
@@ -482,7 +483,7 @@ def _npz(path: Path) -> Iterator[_Npz]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield _Npz(archive, path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as wrong:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as wrong:
         raise DataError(f"{path} cannot be read as .npz ({wrong}): it is damaged.") from wrong
 
 
@@ -670,7 +671,7 @@ def _env_id(said: object) -> str | None:
 
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = strict.parse(text)
     except (ValueError, RecursionError) as wrong:
         raise DataError(f"{where}: its description is not valid JSON ({wrong}): it is damaged.") from wrong
     if not isinstance(found, dict):

@@ -24,8 +24,12 @@ class Dense(eqx.Module):
         return x @ self.weight + self.bias
 
 
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}
+
+
 class MLP(eqx.Module):
-    """ReLU layers, with LayerNorm before each ReLU on request; the last layer is linear. One sample, no batch axis.
+    """Hidden layers, with LayerNorm before each activation on request; the last layer is linear. One sample, no batch
+    axis.
 
     Weights and biases start at U(+-1/sqrt(fan_in)), the usual framework default; `head` is the half-width of the
     last layer's uniform start where a paper gives one.
@@ -33,6 +37,7 @@ class MLP(eqx.Module):
 
     layers: tuple[Dense, ...]
     norms: tuple[eqx.nn.LayerNorm, ...]
+    activation: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class MLP(eqx.Module):
         *,
         layer_norm: bool = False,
         head: float | None = None,
+        activation: str = "relu",
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, len(sizes) - 1)
@@ -47,12 +53,13 @@ class MLP(eqx.Module):
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
         self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
+        self.activation = activation
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
         x = jnp.concatenate(inputs)
         for index, layer in enumerate(self.layers[:-1]):
             x = layer(x)
-            x = jax.nn.relu(self.norms[index](x) if self.norms else x)
+            x = ACTIVATIONS[self.activation](self.norms[index](x) if self.norms else x)
         return self.layers[-1](x)
 
 
