@@ -75,7 +75,8 @@ def kills(root: Path, count: int, seed: int) -> None:
             process.wait()
             if left := survivors(process.pid):
                 raise SystemExit(f"{left} outlived {folder} by 5 s")
-            if process.returncode == 0:
+            ended = (folder / "status.json").exists() and "finished" in (folder / "status.json").read_text()
+            if process.returncode == 0 or ended:  # it may be killed after its last line
                 break
             if process.returncode != -signal.SIGKILL:
                 raise SystemExit(f"{folder} ended with {process.returncode} and not by a kill")

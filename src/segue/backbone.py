@@ -6,7 +6,7 @@ losses to the cadence, is the backbone's. Nobody here knows anybody by name.
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import SegueError
-from segue.nn.actors import AbstractActor
+from segue.nn.actors import AbstractActor, Noisy
 
 Opinion = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
 """What a policy maximises: a value for one observation and one action."""
@@ -42,6 +42,11 @@ class AbstractBackbone(AbstractMethod):
     actor_lr: eqx.AbstractVar[float]
     critic_lr: eqx.AbstractVar[float]
     polyak: eqx.AbstractVar[float]
+    explore_noise: eqx.AbstractVar[float]
+    """Standard deviation of the noise on exploring actions, clipped to +-0.5."""
+
+    policy: ClassVar[type[AbstractActor]] = AbstractActor
+    """The kind of policy that `policy_loss` can train."""
 
     @abc.abstractmethod
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
@@ -71,25 +76,47 @@ class AbstractBackbone(AbstractMethod):
     def due(self, clock: Clock) -> Bool[Array, ""]:
         """Whether this update moves the policy and the slow copies."""
 
-    @abc.abstractmethod
-    def explorer(self, actor: Any) -> AbstractActor:
+    def explorer(self, actor: AbstractActor) -> AbstractActor:
         """The policy as it acts online while it learns."""
+        return Noisy(actor, self.explore_noise)
+
+    def actor_rate(self, clock: Clock) -> float | Float[Array, ""]:
+        """The policy's learning rate now."""
+        return self.actor_lr
 
     @abc.abstractmethod
     def online(self) -> "AbstractBackbone":
         """This backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
 
-    def step_aux(self, aux: Pretrained, q: Opinion, batch: Transition, *, key: PRNGKeyArray) -> Pretrained:
-        """Move whatever else the backbone learns; nothing by default."""
-        return aux
+    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+        """`given` with whatever else the backbone needs and nobody has made; nothing by default."""
+        return given
+
+    def step_aux(
+        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Transition, *, key: PRNGKeyArray
+    ) -> tuple[Pretrained, Info]:
+        """Move whatever else the backbone learns, for any opinion `q`; nothing by default."""
+        return aux, {}
+
+    def adopt(self, actor: Trained | None, *, spec: Spec, key: PRNGKeyArray) -> Trained:
+        """A policy that this backbone can train, the given one if there is one. Raises SegueError."""
+        if actor is None:
+            return Trained.new(self.new_actor(spec, key=key))
+        if not isinstance(actor.net, self.policy):
+            raise SegueError(
+                f"{type(self).__name__} trains a {self.policy.__name__} policy, and was given a "
+                f"{type(actor.net).__name__}: put an offline phase of its own kind before it."
+            )
+        return actor
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         actor_key, critic_key = jax.random.split(key)
-        actor = given.actor or Trained.new(self.new_actor(spec, key=actor_key))
+        actor = self.adopt(given.actor, spec=spec, key=actor_key)
         critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
-        return Agent(actor, (critic,), given._replace(actor=None, critic=None))
+        aux = self.new_aux(spec, given._replace(actor=None, critic=None), key=jax.random.fold_in(key, 1))
+        return Agent(actor, (critic,), aux)
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self, learner, lambda q: q, batch, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:
@@ -110,7 +137,7 @@ def step(
     backbone: AbstractBackbone,
     agent: Agent,
     mix: Callable[..., Opinion],
-    batch: Transition,
+    batch: Any,
     *,
     names: tuple[str, ...] = ("",),
     key: PRNGKeyArray,
@@ -131,11 +158,12 @@ def step(
         critics += (moved,)
         info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
     q = mix(*(backbone.opinion(critic) for critic in critics))
-    aux = backbone.step_aux(agent.aux, q, batch, key=aux_key)
+    aux, its_info = backbone.step_aux(agent.aux, agent.actor, q, batch, key=aux_key)
+    info |= its_info
 
     def improve(actor: Trained) -> tuple[Trained, list[Any], Info]:
         loss = lambda pi: backbone.policy_loss(pi, q, aux, batch, key=policy_key, clock=clock)
-        actor, info = actor.descend(loss, backbone.actor_lr)
+        actor, info = actor.descend(loss, backbone.actor_rate(clock))
         return actor.drift(backbone.polyak), [critic.drift(backbone.polyak).slow for critic in critics], info
 
     def rest(actor: Trained) -> tuple[Trained, list[Any], Info]:

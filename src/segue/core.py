@@ -131,6 +131,8 @@ class Pretrained(NamedTuple):
     """A state value (IQL)."""
     prior: Trained | None = None
     """A behaviour density (SPOT)."""
+    temperature: Trained | None = None
+    """The logarithm of SAC's temperature."""
 
 
 class AbstractMethod(eqx.Module):

@@ -50,3 +50,21 @@ def density_ratio(w_off: Float[Array, " batch"], w_on: Float[Array, " batch"]) -
     """Jensen-Shannon dual of d_on/d_off (Off2OnRL): -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))."""
     tiny = 1e-10
     return -jnp.log(2 / (w_off + 1) + tiny).mean() - jnp.log(2 * w_on / (w_on + 1) + tiny).mean()
+
+
+def expectile(difference: Float[Array, " batch"], tau: float | Float[Array, ""]) -> Float[Array, ""]:
+    """mean |tau - 1(u < 0)| u^2 for u = Q - V (Kostrikov et al. 2021, Eq. 4). At 0.5 half the mean square."""
+    weight = jnp.where(difference < 0, 1 - tau, tau)
+    return (weight * jnp.square(difference)).mean()
+
+
+def advantage_weights(
+    advantage: Float[Array, " batch"], beta: float | Float[Array, ""], most: float | Float[Array, ""]
+) -> Float[Array, " batch"]:
+    """min(exp(beta A), most), a constant of the policy's loss; an overflow is `most`."""
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(beta * advantage), most))
+
+
+def kl_to_normal(mean: Float[Array, "batch latent"], log_std: Float[Array, "batch latent"]) -> Float[Array, " batch"]:
+    """KL( N(mean, exp(log_std)) || N(0, 1) ), the mean over latent dimensions (SPOT's code), not their sum."""
+    return -0.5 * (1 + 2 * log_std - jnp.square(mean) - jnp.exp(2 * log_std)).mean(-1)

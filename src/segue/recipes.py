@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 
+from segue.backbone import AbstractBackbone
 from segue.core import Linear
-from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Uniform
+from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Successive, Uniform
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
+from segue.offline.spot import Prior
 from segue.phases import AbstractPhase, Collect, Online, Train
 from segue.tasks import Task
 
@@ -26,6 +28,8 @@ class Budget:
     """Rows of a dataset that is made here."""
     offline: int = 1_000_000
     """Gradient steps on the dataset."""
+    prior: int = 100_000
+    """Gradient steps on SPOT's VAE before them."""
     collect: int = 25_000
     """Env steps with the frozen policy."""
     pretrain: int = 50_000
@@ -45,7 +49,7 @@ class Budget:
 
 
 PAPER = Budget()
-QUICK = Budget(100_000, 20_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5)
+QUICK = Budget(100_000, 20_000, 5_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5)
 PRESETS = {"paper": PAPER, "quick": QUICK}
 
 
@@ -62,39 +66,71 @@ REPLAYS: dict[str, Callable[[], AbstractSource]] = {
 """Where fine-tuning batches come from, by name: an ablation of OPT's."""
 
 
-def td3bc(task: Task, budget: Budget = PAPER) -> Phases:
-    """The offline phase alone."""
-    return {"offline": Train(task.constants.backbone, budget.offline)}
+def _offline(task: Task, budget: Budget) -> Phases:
+    backbone = task.constants.backbones[task.backbone]
+    return {"offline": Train(backbone, budget.offline, Uniform(task.constants.batch(task.backbone)))}
+
+
+def _spot(task: Task, budget: Budget) -> Phases:
+    return {"prior": Train(Prior(), budget.prior), **_offline(task, budget)}
+
+
+def _iql(task: Task, budget: Budget) -> Phases:
+    backbone = dataclasses.replace(task.constants.backbones["iql"], decay=max(budget.offline, 1))
+    return {"offline": Train(backbone, budget.offline)}
+
+
+def _rebrac(task: Task, budget: Budget) -> Phases:
+    backbone = task.constants.backbones["rebrac"]
+    return {"offline": Train(backbone, budget.offline, Successive(task.constants.batch("rebrac")))}
+
+
+BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
+    "td3bc": _offline,
+    "spot": _spot,
+    "iql": _iql,
+    "rebrac": _rebrac,
+    "bc": _offline,
+}
+"""How each backbone is trained on a dataset, by name."""
+
+
+def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
+    """The offline phases of the task's backbone alone."""
+    return BACKBONES[task.backbone](task, budget)
+
+
+def _begun(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
+    """The offline phases and the collection after them, and the backbone in the form it takes online."""
+    offline = offline_only(task, budget)
+    backbone = offline["offline"].method.online()  # pyright: ignore[reportAttributeAccessIssue]
+    return {**offline, "collect": Collect(budget.collect, backbone.explore_noise)}, backbone
 
 
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
-    backbone, utd = task.constants.backbone, _utd(task, budget)
-    return {
-        "offline": Train(backbone, budget.offline),
-        "collect": Collect(budget.collect),
-        "finetune": Online(Direct(backbone.online()), budget.online, replay or Uniform(), utd),
-    }
+    begun, backbone = _begun(task, budget)
+    return {**begun, "finetune": Online(Direct(backbone), budget.online, replay or Uniform(), _utd(task, budget))}
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)."""
-    backbone, kappa, utd = task.constants.backbone, _kappa(task, budget), _utd(task, budget)
+    begun, backbone = _begun(task, budget)
+    learn = OPT(backbone, _kappa(task, budget))
     return {
-        "offline": Train(backbone, budget.offline),
-        "collect": Collect(budget.collect),
-        "pretrain": Train(MetaCritic(backbone.online()), budget.pretrain, Paired()),
-        "finetune": Online(OPT(backbone.online(), kappa), budget.online, replay or Balanced(), utd),
+        **begun,
+        "pretrain": Train(MetaCritic(backbone), budget.pretrain, Paired()),
+        "finetune": Online(learn, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
 
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which is then used alone (Figure 7)."""
-    backbone, utd = task.constants.backbone.online(), _utd(task, budget)
+    begun, backbone = _begun(task, budget)
     return {
-        **opt(task, budget, replay),
+        **begun,
         "pretrain": Train(MetaCritic(backbone, trainee="critic"), budget.pretrain, Paired()),
-        "finetune": Online(Direct(backbone), budget.online, replay or Balanced(), utd),
+        "finetune": Online(Direct(backbone), budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
 
@@ -102,7 +138,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "opt": opt,
     "opt-single": opt_single,
     "direct": direct,
-    "td3bc": td3bc,
+    **dict.fromkeys(BACKBONES, offline_only),
 }
 
 

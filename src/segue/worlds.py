@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float
 
+from segue import domains
 from segue.core import Spec, Transition
 from segue.errors import SegueError
 
@@ -37,12 +38,18 @@ class Reward(NamedTuple):
 def make_env(env_id: str, **options: Any) -> gym.Env:
     """`gymnasium.make(env_id, **options)`, without MuJoCo's `settotalmass` notice and with errors in one sentence.
 
+    Ids that begin with "segue/" are ours (`domains`), those of gymnasium-robotics are known where it is installed. A
+    dictionary of boxes is flattened in the order of its keys.
+
     Raises:
         SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
     """
     try:
         with _quiet_mujoco():
+            _known(env_id)
             env = gym.make(env_id, **options)
+            if isinstance(env.observation_space, gym.spaces.Dict):
+                env = gym.wrappers.FlattenObservation(env)
     except gym.error.UnregisteredEnv as wrong:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
         hint = f"did you mean {' or '.join(near)}" if near else "import the package that registers it first"
@@ -58,6 +65,17 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
         env.close()
         raise
     return env
+
+
+def _known(env_id: str) -> None:
+    """Register what brings the id, unless somebody has."""
+    if env_id in gym.registry:
+        return
+    if env_id.startswith("segue/"):
+        domains.register()
+    elif ":" not in env_id:
+        with contextlib.suppress(ImportError):
+            domains.know_robotics()
 
 
 @contextlib.contextmanager

@@ -384,7 +384,7 @@ class _Hdf5:
         self.file, self.where = file, path
 
     def names(self) -> list[str]:
-        return list(self.file.keys())
+        return list(map(str, self.file.keys()))  # h5py gives bytes for a name that is no text
 
     def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
         found = hdf5.column(self.file, name, self.where)

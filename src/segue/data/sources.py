@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from segue import losses
 from segue.core import Clock, Linear, Spec, Trained, Transition
@@ -70,6 +70,40 @@ class Uniform(AbstractSource):
     def draw(self, carry, offline, ring, *, key, clock):
         rows = len(offline.reward) + ring.size
         return carry, pick(offline, ring, jax.random.randint(key, (self.batch,), 0, rows)), {}
+
+
+class Followed(NamedTuple):
+    """A batch of transitions with the action that the data took next."""
+
+    obs: Float[Array, "batch obs"]
+    action: Float[Array, "batch act"]
+    reward: Float[Array, " batch"]
+    next_obs: Float[Array, "batch obs"]
+    terminal: Bool[Array, " batch"]
+    next_action: Float[Array, "batch act"]
+    followed: Bool[Array, " batch"]
+    """Whether there is one: the last row of an episode has none."""
+
+
+class Successive(AbstractSource):
+    """Uniform over offline rows, each with its next action (ReBRAC).
+
+    A row is followed by the next one where that begins, bit for bit, at its `next_obs`; nothing else is remembered.
+    """
+
+    batch: int = eqx.field(static=True, default=256)
+    """Rows in a batch."""
+
+    def check(self, offline: int, online: int) -> None:
+        if offline == 0:
+            raise SegueError("Next actions are read from a dataset: give one.")
+
+    def draw(self, carry, offline, ring, *, key, clock):
+        size = len(offline.reward)
+        index = jax.random.randint(key, (self.batch,), 0, size)
+        here, there = _rows(offline, index), _rows(offline, jnp.minimum(index + 1, size - 1))
+        follows = (there.obs == here.next_obs).all(-1) & (index + 1 < size) & ~here.terminal
+        return carry, Followed(*here, there.action, follows), {}
 
 
 class Ratio(AbstractSource):

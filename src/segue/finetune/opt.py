@@ -7,12 +7,17 @@ L_off and L_on are the backbone's critic loss (Eq. 2) on a batch of offline data
 frozen policy collected. Both critics then learn from the same batches, each against its own slow copy, while the
 policy listens to Q_on more and more. \alpha = 3e-4 and the weight w are known from public code that follows the
 authors' release, not from the paper, whose equation has w = 1 (`cap_online_loss`).
+
+On IQL no source gives the equations. Inferred, and no more than what IQL offers every fine-tuner: Q_on is trained by
+Eq. 3 with IQL's critic loss, V by expectile regression to the \kappa-mix of the slow critics, and the policy's weight
+is exp(\beta (Q_\kappa - V)).
 """
 
 from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
@@ -35,6 +40,9 @@ class MetaCritic(AbstractMethod):
     """w = min(L_off, L_on) / L_on instead of the paper's w = 1 (from public code)."""
     learn_from: Literal["both", "offline", "online"] = eqx.field(static=True, default="both")
     """Eq. 3, or the paper's ablations: the plain TD loss on one of its two batches alone."""
+    fit_aux: bool = eqx.field(static=True, default=False)
+    """Let what else the backbone learns (IQL's V) learn along from both batches; off, it stays frozen. No source says
+    which (inferred): a frozen V hands its bias to Q_on."""
     trainee: Literal["fresh", "critic"] = eqx.field(static=True, default="fresh")
     """A new critic, or the offline critic itself (the paper's Figure 7: no Q_on)."""
 
@@ -44,7 +52,8 @@ class MetaCritic(AbstractMethod):
         assert given.actor is not None
         assert given.critic is not None
         critic = given.critic if self.trainee == "critic" else Trained.new(self.backbone.new_critic(spec, key=key))
-        return Agent(given.actor, (critic,), given._replace(actor=None))
+        aux = self.backbone.new_aux(spec, given._replace(actor=None), key=jax.random.fold_in(key, 1))
+        return Agent(given.actor, (critic,), aux)
 
     def update(
         self, learner: Agent, batch: tuple[Transition, Transition], *, key: PRNGKeyArray, clock: Clock
@@ -69,7 +78,12 @@ class MetaCritic(AbstractMethod):
         moved, info = critic.descend(objective, self.backbone.critic_lr)
         due = self.backbone.due(clock)
         slow = jax.lax.cond(due, lambda: moved.drift(self.backbone.polyak).slow, lambda: moved.slow)
-        return Agent(learner.actor, (Trained(moved.net, slow, moved.opt),), learner.aux), info
+        aux = learner.aux
+        if self.fit_aux:
+            q, both = self.backbone.opinion(moved), jax.tree.map(lambda *rows: jnp.concatenate(rows), offline, online)
+            aux, its_info = self.backbone.step_aux(aux, learner.actor, q, both, key=jax.random.fold_in(key, 1))
+            info |= its_info
+        return Agent(learner.actor, (Trained(moved.net, slow, moved.opt),), aux), info
 
     def release(self, learner: Agent) -> Pretrained:
         return learner.aux._replace(actor=learner.actor, **{self.trainee: learner.critics[0]})
@@ -102,7 +116,9 @@ class OPT(AbstractMethod):
         assert new is not None
         if self.reset_optimizers:
             actor, old = actor.restart(), old.restart()
-        return Agent(actor, (old, new), given._replace(actor=None, critic=None, fresh=None))
+        actor = self.backbone.adopt(actor, spec=spec, key=key)
+        aux = self.backbone.new_aux(spec, given._replace(actor=None, critic=None, fresh=None), key=key)
+        return Agent(actor, (old, new), aux)
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         kappa = self.kappa(clock)

@@ -8,6 +8,8 @@ TD3 is how the TD3+BC backbone is fine-tuned: the "TD3" rows of OPT's tables dro
 normalise Q. Constants: OPT's (arXiv 2507.08387); exploration noise is known from public code.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from segue.backbone import AbstractBackbone, Info, Opinion
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import at_least
 from segue.losses import td_loss, td_target
-from segue.nn.actors import AbstractActor, Deterministic, Noisy
+from segue.nn.actors import AbstractActor, Deterministic
 from segue.nn.mlp import MLP, Ensemble
 
 
@@ -44,8 +46,10 @@ class AbstractTD3(AbstractBackbone):
     """Units in a hidden layer."""
     depth: int = eqx.field(static=True, default=2)
     """Hidden layers."""
-    layer_norm: bool = eqx.field(static=True, default=False)
-    """LayerNorm after each hidden layer, in policy and critics (the papers: Adroit only)."""
+    actor_norm: bool = eqx.field(static=True, default=False)
+    """LayerNorm after each hidden layer of the policy (OPT: Adroit only)."""
+    critic_norm: bool = eqx.field(static=True, default=False)
+    """The same in critics (OPT: Adroit only; ReBRAC: everywhere)."""
     actor_head: float | None = eqx.field(static=True, default=None)
     """Half-width of the policy head's uniform start; None: the framework's default (the papers: 1e-3 off MuJoCo)."""
     critic_head: float | None = eqx.field(static=True, default=None)
@@ -55,13 +59,13 @@ class AbstractTD3(AbstractBackbone):
         at_least(1, delay=self.delay, width=self.width)
         at_least(0, depth=self.depth)
 
-    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
         sizes = (spec.obs, *(self.width,) * self.depth, spec.act)
-        return Deterministic(MLP(sizes, layer_norm=self.layer_norm, head=self.actor_head, key=key))
+        return Deterministic(MLP(sizes, layer_norm=self.actor_norm, head=self.actor_head, key=key))
 
     def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
         sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
-        return Ensemble(2, sizes, layer_norm=self.layer_norm, head=self.critic_head, key=key)
+        return Ensemble(2, sizes, layer_norm=self.critic_norm, head=self.critic_head, key=key)
 
     def critic_loss(
         self,
@@ -73,23 +77,26 @@ class AbstractTD3(AbstractBackbone):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Info]:
-        noise = self.target_noise * jax.random.normal(key, batch.action.shape)
-        noise = jnp.clip(noise, -self.target_clip, self.target_clip)
-        next_action = jnp.clip(jax.vmap(actor.slow.act)(batch.next_obs) + noise, -1.0, 1.0)
-        next_q = jax.vmap(slow)(batch.next_obs, next_action).min(-1)
+        _, next_q = self.next_values(slow, actor, batch, key)
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)
         values = jax.vmap(q)(batch.obs, batch.action)
         loss = td_loss(values, y)
         return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+
+    def next_values(
+        self, slow: Ensemble, actor: Trained, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "batch act"], Float[Array, " batch"]]:
+        """The smoothed next action a' and min_j Q'_j(s', a')."""
+        noise = self.target_noise * jax.random.normal(key, batch.action.shape)
+        noise = jnp.clip(noise, -self.target_clip, self.target_clip)
+        next_action = jnp.clip(jax.vmap(actor.slow.act)(batch.next_obs) + noise, -1.0, 1.0)
+        return next_action, jax.vmap(slow)(batch.next_obs, next_action).min(-1)
 
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.net.first(obs, action)
 
     def due(self, clock: Clock) -> Bool[Array, ""]:
         return (clock.update + 1) % self.delay == 0
-
-    def explorer(self, actor: AbstractActor) -> Noisy:
-        return Noisy(actor, self.explore_noise)
 
     def weighted(self, info: Info) -> Info:
         """Policy scalars, weighted for being reported at every `delay`-th update only."""
