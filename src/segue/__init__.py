@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from segue.data.sources import Balanced as Balanced
     from segue.data.sources import Paired as Paired
     from segue.data.sources import Ratio as Ratio
+    from segue.data.sources import Successive as Successive
     from segue.data.sources import Uniform as Uniform
     from segue.errors import DataError as DataError
     from segue.errors import SegueError as SegueError
     from segue.finetune.direct import Direct as Direct
     from segue.finetune.opt import OPT as OPT
     from segue.finetune.opt import MetaCritic as MetaCritic
+    from segue.offline.bc import BC as BC
+    from segue.offline.iql import IQL as IQL
+    from segue.offline.rebrac import ReBRAC as ReBRAC
+    from segue.offline.sac import SAC as SAC
+    from segue.offline.spot import SPOT as SPOT
+    from segue.offline.spot import Prior as Prior
     from segue.offline.td3 import TD3 as TD3
     from segue.offline.td3bc import TD3BC as TD3BC
     from segue.phases import Collect as Collect
@@ -36,9 +43,9 @@ if TYPE_CHECKING:
     from segue.recipes import PAPER as PAPER
     from segue.recipes import QUICK as QUICK
     from segue.recipes import direct as direct
+    from segue.recipes import offline_only as offline_only
     from segue.recipes import opt as opt
     from segue.recipes import opt_single as opt_single
-    from segue.recipes import td3bc as td3bc
     from segue.runs import evaluate as evaluate
     from segue.runs import resume as resume
     from segue.runs import run as run
@@ -48,14 +55,19 @@ _HOME = {
     "segue.backbone": ["AbstractBackbone"],
     "segue.core": ["AbstractMethod", "Linear", "Pretrained", "Spec", "Transition"],
     "segue.data": ["load"],
-    "segue.data.sources": ["Balanced", "Paired", "Ratio", "Uniform"],
+    "segue.data.sources": ["Balanced", "Paired", "Ratio", "Successive", "Uniform"],
     "segue.errors": ["DataError", "SegueError"],
     "segue.finetune.direct": ["Direct"],
     "segue.finetune.opt": ["OPT", "MetaCritic"],
+    "segue.offline.bc": ["BC"],
+    "segue.offline.iql": ["IQL"],
+    "segue.offline.rebrac": ["ReBRAC"],
+    "segue.offline.sac": ["SAC"],
+    "segue.offline.spot": ["SPOT", "Prior"],
     "segue.offline.td3": ["TD3"],
     "segue.offline.td3bc": ["TD3BC"],
     "segue.phases": ["Collect", "Online", "Train", "pipeline"],
-    "segue.recipes": ["PAPER", "QUICK", "direct", "opt", "opt_single", "td3bc"],
+    "segue.recipes": ["PAPER", "QUICK", "direct", "offline_only", "opt", "opt_single"],
     "segue.runs": ["evaluate", "resume", "run"],
     "segue.tasks": ["task"],
 }

@@ -20,8 +20,9 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data collect                        make a dataset from any Gymnasium env with the random policy
   segue data inspect                        what a dataset holds
 
-Recipes: opt, opt-single, direct, td3bc.  Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay},
-or any env with --env-id ID --dataset FILE."""
+Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac or bc; each backbone alone.
+Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
+{pen,door,hammer,relocate}-{human,cloned,expert}; or any env with --env-id ID --dataset FILE."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +80,7 @@ def _run(argv: list[str]) -> None:
     import inspect
 
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
-    for flag in ("--task", "--env-id", "--dataset", "--preset", "--replay"):
+    for flag in ("--task", "--env-id", "--dataset", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
     first.add_argument("--clip-actions", action="store_true")
     chosen, _ = first.parse_known_args(argv)
@@ -87,7 +88,7 @@ def _run(argv: list[str]) -> None:
     chosen.recipe = next(iter(argv), None)
 
     from segue.errors import SegueError
-    from segue.recipes import PRESETS, RECIPES, REPLAYS
+    from segue.recipes import BACKBONES, PRESETS, RECIPES, REPLAYS
     from segue.tasks import nearest, task
 
     if chosen.recipe is None or chosen.recipe.startswith("-"):
@@ -98,7 +99,7 @@ def _run(argv: list[str]) -> None:
         raise SegueError(f"segue run needs a recipe: {', '.join(RECIPES)}.")
     if chosen.recipe not in RECIPES:
         raise SegueError(f"There is no recipe {chosen.recipe!r}; did you mean {nearest(chosen.recipe, list(RECIPES))}?")
-    for name, table in (("preset", PRESETS), ("replay", REPLAYS)):
+    for name, table in (("preset", PRESETS), ("replay", REPLAYS), ("backbone", BACKBONES)):
         value = getattr(chosen, name)
         if value is not None and value not in table:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
@@ -106,7 +107,11 @@ def _run(argv: list[str]) -> None:
         if not wants_help:
             raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE.")
         chosen.task = "walker2d-random"
-    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, clip_actions=chosen.clip_actions)
+    if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
+        raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
+    backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
+    changes = {"backbone": backbone} if backbone else {}
+    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, clip_actions=chosen.clip_actions, **changes)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
@@ -162,7 +167,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
     import tyro
 
     from segue.phases import Online, Train
-    from segue.recipes import PRESETS, REPLAYS
+    from segue.recipes import BACKBONES, PRESETS, REPLAYS
 
     lengths = PRESETS[preset]
 
@@ -178,6 +183,8 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
         clip_actions: bool = False
         """Clip dataset actions that lie outside the box instead of refusing them."""
+        backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+        """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
         """The budget: the paper's, or a quick first look."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]

@@ -2,9 +2,9 @@
 
 Where gymnasium-robotics differs from the envs that D4RL's data come from, these put it right:
 
-- **AntMaze**: 0.1 s and a torque of 30 a step (there 0.05 s and 150); observations of 29 numbers, the position first and
-  the goal not among them; the start cell at (0, 0) with rows growing upwards in y; goals drawn anew in each episode; an
-  episode ends within 0.5 of the goal (there 0.45, and by default never).
+- **AntMaze**: 0.1 s and a torque of 30 a step (there 0.05 s and 150); observations of 29 numbers, the position first
+  and the goal not among them; the start cell at (0, 0) with rows growing upwards in y; goals drawn anew in each
+  episode; an episode ends within 0.5 of the goal (there 0.45, and by default never).
 - **Adroit**: the dense reward of door, hammer and relocate takes 0.1 times the hand's distance off (there it adds it);
   pen ends when the pen is dropped, after 100 steps at most (there never, 200).
 - **PointMaze**: observations are position, velocity and goal; an episode ends at the goal. It is not D4RL's maze2d.
@@ -35,7 +35,11 @@ MAZES = {
 }  # fmt: skip
 """D4RL's mazes: walls #, start S, goal G; the first row is the one of the smallest y."""
 
-PLAY_GOALS = {"umaze": ((3, 1),), "medium": ((2, 6), (5, 1), (6, 5)), "large": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9))}  # fmt: skip
+PLAY_GOALS = {
+    "umaze": ((3, 1),),
+    "medium": ((2, 6), (5, 1), (6, 5)),
+    "large": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
+}
 """Cells (row, column) that D4RL's generator of *-play data walks to."""
 
 CELL = 4.0
@@ -57,7 +61,7 @@ def centre(maze: str, cell: tuple[int, int]) -> np.ndarray:
     return CELL * np.array([cell[1] - column, cell[0] - row], float)
 
 
-def _upwards(maze: str) -> list[list[int]]:
+def _upwards(maze: str) -> list[list[int | str]]:
     """The maze as gymnasium-robotics takes it, whose y falls from row to row."""
     return [[int(mark == "#") for mark in line] for line in reversed(MAZES[maze])]
 
@@ -178,7 +182,7 @@ REACH: dict[str, Callable[[np.ndarray], float] | None] = {
 }
 
 
-def _adroit(hand: str, **options: Any) -> gym.Env:
+def adroit(hand: str, **options: Any) -> gym.Env:
     return Adroit(f"AdroitHand{hand.capitalize()}-v1", REACH[hand], **options)
 
 
@@ -187,10 +191,9 @@ def register() -> None:
     if "segue/pen-v0" in gym.registry:
         return
     for maze in MAZES:
-        limit = 700 if maze == "umaze" else 1000
-        gym.register(f"segue/antmaze-{maze}-v0", AntMaze, max_episode_steps=limit, kwargs={"maze": maze})
-        limit = {"umaze": 300, "medium": 600, "large": 800}[maze]
-        gym.register(f"segue/pointmaze-{maze}-v0", PointMaze, max_episode_steps=limit, kwargs={"maze": maze})
+        for name, cls, limits in (("antmaze", AntMaze, (700, 1000, 1000)), ("pointmaze", PointMaze, (300, 600, 800))):
+            limit, where = limits[list(MAZES).index(maze)], f"segue.domains:{cls.__name__}"
+            gym.register(f"segue/{name}-{maze}-v0", where, max_episode_steps=limit, kwargs={"maze": maze})
     for hand in REACH:
         limit = 100 if hand == "pen" else 200
-        gym.register(f"segue/{hand}-v0", _adroit, max_episode_steps=limit, kwargs={"hand": hand})
+        gym.register(f"segue/{hand}-v0", "segue.domains:adroit", max_episode_steps=limit, kwargs={"hand": hand})

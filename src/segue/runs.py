@@ -288,7 +288,8 @@ class _Job:
         env = task.make()
         spec = spec_of(env)
         env.close()
-        rows = rows_for(data, spec, task.reward)
+        reward = task.reward.fitted(data.returns())
+        rows = rows_for(data, spec, reward)
         numbers = range(self.seed, self.seed + self.seeds)
         state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed)
         if self.since is not None:
@@ -334,7 +335,7 @@ class _Job:
                     task.make,
                     spec,
                     numbers,
-                    task.reward,
+                    reward,
                     **guard,
                     tell=lambda text: print(f"segue: {text}", file=sys.stderr, flush=True),
                 )
@@ -501,6 +502,7 @@ def describe(
             "clip_actions": task.clip_actions,
             "notes": list(data.notes),
         },
+        "backbone": task.backbone,
         "reward": task.reward._asdict(),
         "score": {"min": task.score[0], "max": task.score[1]} if task.score else None,
         "seed": seed,

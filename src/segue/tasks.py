@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import importlib.metadata
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from segue.backbone import AbstractBackbone
 from segue.core import Linear
 from segue.data import Dataset, check_against, collect_random, load
 from segue.errors import SegueError
+from segue.offline.bc import BC
+from segue.offline.iql import IQL
+from segue.offline.rebrac import ReBRAC
+from segue.offline.spot import SPOT
 from segue.offline.td3bc import TD3BC
 from segue.worlds import Reward, make_env
 
@@ -23,10 +28,32 @@ from segue.worlds import Reward, make_env
 class Constants:
     """What the papers set by domain or by task. The defaults serve an env that no paper speaks of."""
 
-    backbone: AbstractBackbone = dataclasses.field(default_factory=TD3BC)
+    backbones: Mapping[str, AbstractBackbone] = dataclasses.field(default_factory=lambda: _backbones())
+    """Each backbone with the task's settings."""
+    rewards: Mapping[str, Reward] = dataclasses.field(default_factory=dict)
+    """What training sees, for backbones with a rule of their own."""
+    batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Offline batches that are not 256."""
     kappa: Linear = dataclasses.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """OPT's weight on Q_on over 300k env steps."""
     updates_per_step: int = 5
+
+    def batch(self, backbone: str) -> int:
+        return self.batches.get(backbone, 256)
+
+
+def _backbones(
+    spot: SPOT = SPOT(), iql: IQL = IQL(), rebrac: ReBRAC = ReBRAC(), **shared: Any
+) -> dict[str, AbstractBackbone]:
+    """All backbones by name; `shared` settings are those of the ones that descend from TD3."""
+    nets = {key: value for key, value in shared.items() if key in ("actor_norm", "critic_norm")}
+    return {
+        "td3bc": TD3BC(**shared),
+        "spot": dataclasses.replace(spot, **shared),
+        "iql": dataclasses.replace(iql, **nets),
+        "rebrac": rebrac,
+        "bc": BC(**shared),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +66,8 @@ class Task:
     """A name of `TASKS`, or None for an env of the user's own."""
     dataset: str | None = None
     """A file, a folder or a Minari id; None: made with the random policy if the task is a *-random one."""
+    backbone: str = "td3bc"
+    """The offline algorithm, by name."""
     makes_random: bool = False
     """Whether the dataset can be made here with D4RL's random protocol."""
     clip_actions: bool = False
@@ -92,12 +121,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SEGUE_CACHE") or platformdirs.user_cache_dir("segue"))
 
 
-# Returns of D4RL's random and expert policies (its infos.py; `ant` from the same file). Ours are v5 envs.
+# Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.
 _SCORES = {
     "halfcheetah": (-280.178953, 12135.0),
     "hopper": (-20.272305, 3234.3),
     "walker2d": (1.629008, 4592.3),
     "ant": (-325.6, 3879.7),
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "relocate": (-6.425911, 4233.877797728884),
+    "door": (-56.512833, 2880.5693087298737),
 }
 _ENVS = {
     "halfcheetah": "HalfCheetah-v5",
@@ -106,24 +139,92 @@ _ENVS = {
     "ant": "Ant-v5",
 }
 # OPT (arXiv 2507.08387): kappa by dataset kind, 5 updates per env step on MuJoCo. Random to "random" only: a
-# constant 1 leaves Q_off out of the policy's loss.
+# constant 1 leaves Q_off out of the policy's loss. No paper has expert sets: theirs is medium's (inferred).
 _KAPPA = {
     "random": Linear(1.0, 1.0, 150_000),
     "medium": Linear(0.3, 0.9, 150_000),
     "medium-replay": Linear(0.1, 0.9, 150_000),
+    "medium-expert": Linear(0.3, 0.9, 150_000),
+    "expert": Linear(0.3, 0.9, 150_000),
 }
+# SPOT's lambda and ReBRAC's betas by task; what no source gives has the defaults (lambda 0.1, beta 0.01 and 0.01).
+_SUPPORT = {
+    "halfcheetah-medium": 0.05, "halfcheetah-medium-replay": 0.05, "hopper-medium": 0.1, "hopper-medium-replay": 0.1,
+    "walker2d-medium": 0.2, "walker2d-medium-replay": 0.2, "antmaze-umaze": 0.25, "antmaze-umaze-diverse": 0.25,
+    "antmaze-medium-play": 0.05, "antmaze-medium-diverse": 0.025, "antmaze-large-play": 0.025,
+    "antmaze-large-diverse": 0.025,
+}  # fmt: skip
+_BETAS = {
+    "halfcheetah-random": (0.001, 0.1), "halfcheetah-medium": (0.001, 0.01), "halfcheetah-medium-replay": (0.01, 0.001),
+    "hopper-random": (0.001, 0.01), "hopper-medium": (0.01, 0.01), "hopper-medium-replay": (0.05, 0.5),
+    "walker2d-random": (0.01, 0.0), "walker2d-medium": (0.05, 0.1), "walker2d-medium-replay": (0.05, 0.01),
+    "antmaze-umaze": (0.003, 0.002), "antmaze-umaze-diverse": (0.003, 0.001), "antmaze-medium-play": (0.001, 0.0005),
+    "antmaze-medium-diverse": (0.001, 0.0), "antmaze-large-play": (0.002, 0.001),
+    "antmaze-large-diverse": (0.002, 0.002), "pen-cloned": (0.05, 0.5), "door-cloned": (0.01, 0.1),
+    "hammer-cloned": (0.1, 0.5), "relocate-cloned": (0.1, 0.01),
+}  # fmt: skip
 
-TASKS = {
-    f"{env}-{kind}": Task(
-        env_id,
-        name=f"{env}-{kind}",
-        makes_random=kind == "random",
-        score=_SCORES[env],
-        constants=Constants(kappa=kappa, updates_per_step=5),
+
+def _rebrac(name: str, **settings: Any) -> ReBRAC:
+    actor, critic = _BETAS.get(name, (0.01, 0.01))
+    return ReBRAC(beta_actor=actor, beta_critic=critic, **settings)
+
+
+def _mujoco(env: str, kind: str) -> Task:
+    name = f"{env}-{kind}"
+    backbones = _backbones(SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3))
+    constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
+    return Task(_ENVS[env], name, makes_random=kind == "random", score=_SCORES[env], constants=constants)
+
+
+def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
+    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r; the score is the share of goals reached."""
+    backbones = _backbones(
+        SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
+        IQL(expectile=0.9, beta=10.0),
+        _rebrac(name, discount=0.999, critic_lr=5e-5),
+        actor_lr=1e-4,
+        actor_head=1e-3,
+        critic_head=3e-3,
     )
-    for env, env_id in _ENVS.items()
-    for kind, kappa in _KAPPA.items()
-}
+    rewards = {"rebrac": Reward(100.0)}
+    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
+    return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
+
+
+def _adroit(hand: str, kind: str) -> Task:
+    """OPT's settings; IQL's are those of CORL's fine-tuning."""
+    backbones = _backbones(
+        SPOT(support=1.0, support_end=0.5),
+        IQL(expectile=0.8, beta=3.0),
+        _rebrac(f"{hand}-cloned"),
+        actor_lr=1e-4,
+        actor_head=1e-3,
+        critic_head=3e-3,
+        actor_norm=True,
+        critic_norm=True,
+    )
+    constants = Constants(backbones, kappa=Linear(0.1, 0.9, 250_000), updates_per_step=1)
+    return Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+
+
+def _all() -> Iterator[Task]:
+    for env, kind in itertools.product(_ENVS, _KAPPA):
+        yield _mujoco(env, kind)
+    for maze, kind in (
+        ("umaze", ""),
+        ("umaze", "-diverse"),
+        *itertools.product(("medium", "large"), ("-play", "-diverse")),
+    ):
+        late = 200_000 if (maze, kind) == ("large", "-diverse") else 100_000
+        yield _maze(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
+    for maze in ("umaze", "medium", "large"):
+        yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
+    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert")):
+        yield _adroit(hand, kind)
+
+
+TASKS = {str(found.name): found for found in _all()}
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -134,6 +235,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
     """A task by name, or by the id of a Gymnasium env; `dataset` and other fields of `Task` replace the task's.
+
+    With `backbone` ("td3bc", "spot", "iql", "rebrac", "bc") comes what training with it sees as the reward.
 
     Raises:
         SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
@@ -148,4 +251,9 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
         found = Task(str(env_id))
     if dataset is not None:
         changes["dataset"] = dataset
+    if "backbone" in changes:
+        known, asked = found.constants.backbones, changes["backbone"]
+        if asked not in known:
+            raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
+        changes.setdefault("reward", found.constants.rewards.get(asked, found.reward))
     return dataclasses.replace(found, **changes)

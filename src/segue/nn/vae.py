@@ -11,7 +11,7 @@ from segue.nn.mlp import MLP
 
 
 class VAE(eqx.Module):
-    """Encoder (s, a) -> N(mean, std), decoder (s, z) -> tanh; two hidden ReLU layers each. One sample, no batch axis."""
+    """Encoder (s, a) -> N(mean, std), decoder (s, z) -> tanh; two hidden ReLU layers each. One sample, no batch."""
 
     encoder: MLP
     decoder: MLP
