@@ -5,10 +5,10 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format bench bench-peers demo evidence-walker2d-random faults clean
+.PHONY: help setup test check format bench bench-peers demo faults clean
 
 help:  ## list these targets (the default)
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv and install Segue there with pinned versions; does nothing when up to date
 	@:
@@ -52,8 +52,8 @@ bench: setup  ## measure speed on this machine, beside the peers where they are 
 demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and a picture, in minutes
 	$(BIN)/python scripts/demo.py
 
-evidence-walker2d-random: setup  ## repeat the measured evidence on walker2d-random (hours)
-	$(BIN)/python benchmarks/evidence.py walker2d-random
+evidence-%: setup  ## TASK or TASK:BACKBONE: OPT beside direct fine-tuning, the paper's budget (hours), resumable
+	$(BIN)/python benchmarks/evidence.py $*
 
 faults: setup  ## kill runs at random moments and compare; stalls of commits; a soak (an hour or more)
 	$(BIN)/python benchmarks/faults.py kills

@@ -169,7 +169,7 @@ _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
     (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
     (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
 ]
-"""Stable-Baselines3's SAC; its TD3 and DDPG; its PPO and A2C; its ARS; rlkit's; plain tables, as TRPO's and DAPG's here."""
+"""Stable-Baselines3's SAC; its TD3 and DDPG; its PPO and A2C; its ARS; rlkit's; plain tables (TRPO's, DAPG's)."""
 
 
 def _layers(found: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:

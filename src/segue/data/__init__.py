@@ -1,5 +1,6 @@
 """Logged data: reading, checking, making and describing it."""
 
+from segue.data.collect import collect as collect
 from segue.data.collect import collect_random as collect_random
 from segue.data.collect import save as save
 from segue.data.dataset import Dataset as Dataset

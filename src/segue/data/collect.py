@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from segue.core import Transition
+from segue.data.behaviours import AbstractBehaviour, Chance
 from segue.data.dataset import Dataset, validate
 from segue.errors import SegueError
 from segue.worlds import make_env, spec_of
@@ -22,21 +23,32 @@ Format = Literal["npz", "minari"]
 
 
 def collect_random(
+    env: str | Callable[[], gym.Env], steps: int, seed: int, path: Any = None, **options: Any
+) -> Dataset:
+    """`collect` with uniformly random actions: D4RL's `*-random` sets."""
+    return collect(env, steps, seed, path, **options)
+
+
+def collect(
     env: str | Callable[[], gym.Env],
     steps: int,
     seed: int,
     path: str | os.PathLike[str] | None = None,
     *,
+    behaviours: Sequence[AbstractBehaviour] = (),
+    name: str = "random",
     format: Format = "npz",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """`steps` steps of uniformly random actions (D4RL's `*-random` sets), saved under `path` if one is given.
+    """`steps` steps of whoever acts, saved under `path` if one is given.
 
     The env's own time limit holds; a termination and a cut stay apart. The episode that the last step interrupts is
     marked as an end that is neither. The same seed gives the same data.
 
-    **Arguments:** `env`, an id or a function that makes one; `progress(done, steps)`, called about a hundred times.
+    **Arguments:** `env`, an id or a function that makes one; `behaviours`, who act in turn, each for an equal share of
+    the steps and from one episode's start to the next one's (none: chance); `name`, what the set is called after the
+    env; `progress(done, steps)`, called about a hundred times.
 
     **Raises:** `SegueError` for an env that cannot be made or has other spaces than boxes, or for an existing `path`.
     """
@@ -47,7 +59,7 @@ def collect_random(
     world = make_env(env) if isinstance(env, str) else env()
     try:
         spec_of(world)
-        data = _roll(world, steps, seed, progress)
+        data = _roll(world, steps, seed, behaviours or (Chance(),), name, progress)
         spec = world.spec
     finally:
         world.close()
@@ -56,7 +68,14 @@ def collect_random(
     return data
 
 
-def _roll(world: gym.Env, steps: int, seed: int, progress: Callable[[int, int], None] | None) -> Dataset:
+def _roll(
+    world: gym.Env,
+    steps: int,
+    seed: int,
+    behaviours: Sequence[AbstractBehaviour],
+    name: str,
+    progress: Callable[[int, int], None] | None,
+) -> Dataset:
     space, seen = world.action_space, world.observation_space
     assert isinstance(space, gym.spaces.Box)
     assert isinstance(seen, gym.spaces.Box)
@@ -64,23 +83,27 @@ def _roll(world: gym.Env, steps: int, seed: int, progress: Callable[[int, int], 
     action, reward = np.empty((steps, *space.shape), np.float32), np.empty(steps, np.float32)
     terminal, timeout = np.zeros(steps, bool), np.zeros(steps, bool)
     space.seed(seed)
-    now, _ = world.reset(seed=seed)
+    rng, actor = np.random.default_rng(seed), behaviours[0]
+    now, _ = world.reset(seed=seed, options=actor.begin(world, rng))
     every = max(1, steps // 100)
     for i in range(steps):
-        a = space.sample()
+        a = actor.act(world, now, rng)
         obs[i], action[i] = now, a
         now, reward[i], terminated, truncated, _ = world.step(a)
         nxt[i], terminal[i], timeout[i] = now, terminated, truncated and not terminated
         if (terminated or truncated) and i + 1 < steps:
-            now, _ = world.reset()
+            actor = behaviours[(i + 1) * len(behaviours) // steps]
+            now, _ = world.reset(options=actor.begin(world, rng))
         if progress is not None and ((i + 1) % every == 0 or i + 1 == steps):
             progress(i + 1, steps)
     ends = terminal | timeout
     ends[-1] = True
     id_ = world.spec.id if world.spec else None
     low, high = (tuple(np.asarray(side, np.float64).tolist()) for side in (space.low, space.high))
-    name = f"{id_ or type(world.unwrapped).__name__}-random"
-    return validate(Dataset(Transition(obs, action, reward, nxt, terminal), ends, low, high, id_, name, None, timeout))
+    called = f"{id_ or type(world.unwrapped).__name__}-{name}"
+    return validate(
+        Dataset(Transition(obs, action, reward, nxt, terminal), ends, low, high, id_, called, None, timeout)
+    )
 
 
 def save(

@@ -1,0 +1,132 @@
+"""Who acts when data is collected: chance, a policy, or a navigator that walks a policy through a maze."""
+
+import abc
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import jax
+import numpy as np
+
+from segue.core import Spec
+from segue.domains import MAZES, PLAY_GOALS, AntMaze, cell_of, centre, free_cells
+from segue.nn.actors import AbstractActor
+
+Cell = tuple[int, int]
+
+
+class AbstractBehaviour(abc.ABC):
+    """Acts in an env's own units."""
+
+    def begin(self, env: gym.Env, rng: np.random.Generator) -> dict[str, Any] | None:
+        """Options for the reset of the next episode."""
+        return None
+
+    @abc.abstractmethod
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The next action."""
+
+
+class Chance(AbstractBehaviour):
+    """`env.action_space.sample()`: D4RL's "random"."""
+
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return env.action_space.sample()
+
+
+class Policy(AbstractBehaviour):
+    """An actor, as it samples or at its mode, with Gaussian noise of standard deviation `noise` in [-1, 1]'s units."""
+
+    def __init__(self, actor: AbstractActor, spec: Spec, *, deterministic: bool = False, noise: float = 0.0):
+        self.spec, self.noise = spec, noise
+        self.actor = jax.tree.map(jax.numpy.asarray, actor)
+        self._act = jax.jit(lambda actor, obs, key: actor.act(obs) if deterministic else actor.explore(obs, key))
+
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        key = jax.random.wrap_key_data(rng.integers(0, 2**32, 2, np.uint32))
+        action = np.asarray(self._act(self.actor, np.asarray(obs, np.float32), key))
+        if self.noise:
+            action = action + self.noise * rng.standard_normal(action.shape)
+        return np.asarray(self.spec.denormalise(np.clip(action, -1.0, 1.0)), np.float32)
+
+
+def towards(free: Iterable[Cell], here: Cell, goal: Cell) -> Cell:
+    """The next cell on a shortest way from `here` to `goal` (breadth first), or `goal` where there is none."""
+    cells, after, waiting = set(free), {goal: goal}, deque([goal])
+    while waiting and here not in after:
+        row, column = cell = waiting.popleft()
+        for near in ((row, column - 1), (row, column + 1), (row + 1, column), (row - 1, column)):
+            if near in cells and near not in after:
+                after[near] = cell
+                waiting.append(near)
+    return after.get(here, goal)
+
+
+class AntNavigator(AbstractBehaviour):
+    """D4RL's AntMaze generator: breadth-first waypoints for an ant that walks in a given direction.
+
+    The actor sees the ant's 27 numbers and ten times the unit vector to the waypoint, [29]; Gaussian noise of 0.2 is
+    added. `starts` and `goals` are cells to draw from, or None for the maze's own.
+    """
+
+    SPEC = Spec(29, 8, (-1.0,) * 8, (1.0,) * 8)
+
+    def __init__(self, actor: AbstractActor, maze: str, kind: str = "", noise: float = 0.2):
+        self.policy, self.maze = Policy(actor, self.SPEC, deterministic=True, noise=noise), maze
+        anywhere = free_cells(maze)
+        diverse = kind == "diverse"
+        self.starts = anywhere if diverse or kind == "play" else None
+        self.goals = anywhere if diverse else list(PLAY_GOALS[maze]) if kind == "play" else None
+
+    def begin(self, env: gym.Env, rng: np.random.Generator) -> dict[str, Any] | None:
+        pick = lambda cells: cells[rng.integers(len(cells))]
+        options: dict[str, Any] = {}
+        if self.goals is not None:
+            options["goal"] = pick(self.goals)
+        if self.starts is not None:
+            options["start"] = pick([cell for cell in self.starts if cell != options.get("goal")])
+        return options
+
+    def cell(self, xy: np.ndarray) -> Cell:
+        row, column = cell_of(self.maze, "S")
+        near = np.round(xy / 4.0).astype(int)
+        here = (row + int(near[1]), column + int(near[0]))
+        return here if MAZES[self.maze][here[0]][here[1]] != "#" else self._nearest(xy)
+
+    def _nearest(self, xy: np.ndarray) -> Cell:
+        return min(free_cells(self.maze), key=lambda cell: float(np.linalg.norm(centre(self.maze, cell) - xy)))
+
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        goal = env.unwrapped.goal  # pyright: ignore[reportAttributeAccessIssue]
+        here, there = self.cell(obs[:2]), self.cell(goal)
+        step = towards(free_cells(self.maze), here, there)
+        aim = goal if step == there else centre(self.maze, step) + rng.uniform(0, 1, 2)
+        way = aim - obs[:2]
+        way = 10 * way / max(float(np.linalg.norm(way)), 1e-6)
+        return self.policy.act(env, np.concatenate([obs[2:], way]), rng)
+
+
+class PointNavigator(AbstractBehaviour):
+    """Breadth-first waypoints for PointMaze's ball under a proportional-derivative controller, with noise."""
+
+    def __init__(self, noise: float = 0.5):
+        self.noise = noise
+
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        maze: Any = env.unwrapped.maze  # pyright: ignore[reportAttributeAccessIssue]
+        cells = [(i, j) for i, row in enumerate(maze.maze_map) for j, mark in enumerate(row) if mark != 1]
+        cell = lambda xy: (int((found := maze.cell_xy_to_rowcol(xy))[0]), int(found[1]))
+        here, there = cell(obs[:2]), cell(obs[4:])
+        step = towards(cells, here, there)
+        aim = obs[4:] if step == there else maze.cell_rowcol_to_xy(np.array(step))
+        action = 10.0 * (aim - obs[:2]) - obs[2:4] + self.noise * rng.standard_normal(2)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+def navigator(env: gym.Env, actor: AbstractActor | None, kind: str = "") -> AbstractBehaviour | None:
+    """The navigator of a maze of ours, or None where the env is no maze (or an ant has no actor)."""
+    inner = env.unwrapped
+    if isinstance(inner, AntMaze):
+        return AntNavigator(actor, inner.maze, kind) if actor is not None else None
+    return PointNavigator() if env.spec and env.spec.id.startswith("segue/pointmaze") else None
