@@ -109,9 +109,9 @@ def main() -> None:
     peaks = "\n".join(f"- {folder.name}: {largest(folder)}" for folder in [base, *folders])
     command = shlex.join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)])
     cut = (
-        f"Against the paper: {args.seeds} seeds (10), {args.offline:,} offline updates (1,000,000), {args.online:,} env "
-        f"steps (300,000), {args.collect:,} of them collection (25,000), {utd} updates per env step, {args.pretrain:,} "
-        f"pre-training updates (50,000), kappa's ramp to {until:,}; data made here in today's env, not D4RL's file."
+        f"Against the paper: {args.seeds} seeds (10), {args.offline:,} offline updates (1,000,000), {args.online:,} env"
+        f" steps (300,000), {args.collect:,} of them collection (25,000), {utd} updates per env step, {args.pretrain:,}"
+        f" pre-training updates (50,000), kappa's ramp to {until:,}; data made here in today's env, not D4RL's file."
     )
     peaks = f"Largest |Q| in any batch, by phase:\n\n{peaks}"
     (out / "table.md").write_text(f"    {command}\n\n{cut}\n\n{report.stdout}\n{peaks}\n")

@@ -26,6 +26,8 @@ import pytest
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
 from segue.data.replay import Ring
 from segue.nn.mlp import MLP
+from segue.nn.vae import VAE
+from segue.offline.sac import LogAlpha
 from segue.offline.td3 import TD3
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -73,13 +75,16 @@ def trained(build, rng: np.random.Generator) -> Trained:
     return Trained(fill(), fill(), moments)
 
 
-def waist(seed: int = 0) -> Pretrained:
-    """A full waist, every part of it different."""
-    rng, backbone = np.random.default_rng(seed), TD3(width=WIDTH)
+def waist(seed: int = 0, backbone=TD3(width=WIDTH)) -> Pretrained:
+    """A full waist, every part of it different, with the actor and the critics of a backbone."""
+    rng = np.random.default_rng(seed)
     critic = lambda: trained(lambda key: backbone.new_critic(SPEC, key=key), rng)
-    other = lambda: trained(lambda key: MLP((SPEC.obs, 4, 1), key=key), rng)
     actor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
-    return Pretrained(actor, critic(), critic(), other(), other())
+    value = trained(lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key), rng)
+    prior = trained(lambda key: VAE(SPEC, WIDTH, key=key), rng)
+    temperature = trained(lambda key: LogAlpha(jnp.zeros(())), rng)
+    plain = lambda part: Trained(part.net, None, part.opt)  # nothing needs their slow copies
+    return Pretrained(actor, critic(), critic(), plain(value), plain(prior), plain(temperature))
 
 
 def stack(*trees):

@@ -93,7 +93,7 @@ class AbstractBackbone(AbstractMethod):
         return given
 
     def step_aux(
-        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Transition, *, key: PRNGKeyArray
+        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Pretrained, Info]:
         """Move whatever else the backbone learns, for any opinion `q`; nothing by default."""
         return aux, {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from segue.core import Spec
@@ -40,11 +41,11 @@ class Policy(AbstractBehaviour):
 
     def __init__(self, actor: AbstractActor, spec: Spec, *, deterministic: bool = False, noise: float = 0.0):
         self.spec, self.noise = spec, noise
-        self.actor = jax.tree.map(jax.numpy.asarray, actor)
+        self.actor = jax.tree.map(jnp.asarray, actor)
         self._act = jax.jit(lambda actor, obs, key: actor.act(obs) if deterministic else actor.explore(obs, key))
 
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        key = jax.random.wrap_key_data(rng.integers(0, 2**32, 2, np.uint32))
+        key = jax.random.wrap_key_data(jnp.asarray(rng.integers(0, 2**32, 2, np.uint32)))
         action = np.asarray(self._act(self.actor, np.asarray(obs, np.float32), key))
         if self.noise:
             action = action + self.noise * rng.standard_normal(action.shape)
