@@ -91,6 +91,8 @@ def kills(root: Path, count: int, seed: int) -> None:
             flush=True,
         )
     print(f"by the phase of the last line logged: {phases}")
+    if saving < 0.3 * count or not {"offline", "pretrain", "finetune"} <= phases.keys():
+        raise SystemExit("too few kills inside a save, or a phase without one: run it again with another --seed")
 
 
 def commit_times(rows: int, new: int) -> None:
@@ -126,7 +128,8 @@ def commit_times(rows: int, new: int) -> None:
             live.run.__dict__["online"] = ring
             live = jax.block_until_ready(live._replace(env_step=k * new))
             begun = time.perf_counter()
-            commit._commit("finetune", live, True)
+            commit._see("finetune", live, True)
+            commit._commit()
             stalls.append(time.perf_counter() - begun)
             commit.wait()
             saves.append(time.perf_counter() - begun)

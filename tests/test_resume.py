@@ -1,7 +1,9 @@
 """Nothing is lost: a run goes on after any end as if there had been none, and damage is found and named."""
 
+import dataclasses
 import errno
 import functools
+import json
 import os
 import random
 import resource
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import jax
@@ -18,10 +21,14 @@ import numpy as np
 import pytest
 from helpers import edit, flags, lines, new
 
-from segue import cli, commits, runs, store
+from segue import cli, commits, policies, runs, store
+from segue.core import Spec
 from segue.errors import DataError, SegueError
-from segue.evaluate import Evaluator
-from segue.hooks import Journal, Stop, Stopped, Tracker
+from segue.evaluate import Evaluation, Evaluator
+from segue.hooks import Best, Journal, Stop, Stopped, Tracker
+from segue.nn.actors import Deterministic
+from segue.nn.mlp import MLP
+from segue.phases import Live
 from segue.tasks import task
 from segue.worlds import Watchdog, Worlds, spec_of
 
@@ -243,8 +250,95 @@ def test_what_cannot_go_on(monkeypatch, capsys):
     assert "cannot go on on" in refused(str(folder), "--env-id", "Pendulum-v1")
     with store.locked(folder):
         assert "Another process" in refused(str(folder), "--env-id", STILL)
+
+
+def test_a_run_that_ended_before_its_first_commit_begins_again(monkeypatch):
+    folder = interrupted(monkeypatch, 6)
     shutil.rmtree(folder / "commits")
-    assert "no commit" in refused(str(folder), "--env-id", STILL)
+    (folder / "commits" / ".000001.part").mkdir(parents=True)
+    assert everything(resumed(folder)) == everything(whole())
+
+
+@pytest.mark.parametrize("change", ["discount", "phases", "reward", "seed"])
+def test_other_settings_than_those_of_the_commits_are_refused(monkeypatch, change):
+    """From an edited config.json, and from Python."""
+    folder = interrupted(monkeypatch, 6)
+    config = store.read_json(folder / "config.json")
+    if change == "phases":
+        phases = {name: runs.rebuild(value) for name, value in config["settings"].items()}
+        phases["offline"] = dataclasses.replace(phases["offline"], steps=phases["offline"].steps + 1)
+        with pytest.raises(DataError, match="other settings"):
+            runs.resume(folder, phases, env_id=STILL)
+        return
+    settings = json.dumps(config["settings"]).replace('"discount": 0.99', '"discount": 0.98')
+    changed = {
+        "discount": {"settings": json.loads(settings)},
+        "reward": {"reward": {**config["reward"], "shift": 1.0}},
+        "seed": {"seed": 3},
+    }
+    edit(folder / "config.json", **changed[change])
+    with pytest.raises(DataError, match=r"edited|not the one"):
+        runs.resume(folder, env_id=STILL)
+
+
+def test_other_flags_of_jax_make_the_resume_statistical(monkeypatch):
+    folder = interrupted(monkeypatch, 6)
+    config = store.read_json(folder / "config.json")
+    assert runs.changes(config) == []
+    with jax.default_matmul_precision("float32"):
+        assert "jax_flags" in runs.changes(config)[0]
+    assert "revision" in runs.changes({**config, "git": "another"})[0]
+
+
+def test_a_run_directory_leads_nowhere_else(monkeypatch, tmp_path):
+    """Links that somebody put into it are not followed."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = interrupted(monkeypatch, 6)
+    (folder / ".status.json.part").symlink_to(victim)
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(SegueError, match="lock"):
+        runs.resume(folder, env_id=STILL)
+    (folder / ".lock").unlink()
+    for name in ("checkpoints", "tensorboard"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name).rename(folder / "aside")
+        (folder / name).symlink_to(tmp_path, target_is_directory=True)
+        with pytest.raises(DataError, match="leads elsewhere"):
+            runs.resume(folder, env_id=STILL)
+        (folder / name).unlink()
+        (folder / "aside").rename(folder / name)
+    assert everything(resumed(folder)) == everything(whole())
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_lock_dies_with_its_process_whatever_that_has_forked():
+    folder = new("held").parent
+    script = f"""
+import os, time
+from pathlib import Path
+from segue import store
+with store.locked(Path({str(folder)!r})):
+    if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(30)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            with pytest.raises(SegueError, match="Another process"), store.locked(folder):
+                pass
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            with store.locked(folder):
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_changed_dataset_is_refused_by_name(monkeypatch):
@@ -310,6 +404,7 @@ def content(number: int):
     manifest = {
         "phase": "offline", "phases": 0, "ticked": True, "news": False, "update": number, "env_step": 0, "halted": [],
         "begun": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [], "resume": "exact",
+        "config": "",
         "rows": [2 * number, 2 * number + 2],
     }  # fmt: skip
     return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest
@@ -420,7 +515,8 @@ def test_a_phases_end_that_cannot_be_kept_is_kept_later(monkeypatch, capsys):
     monkeypatch.setattr(store, "write_checked", full)
     folder = new("full")
     cli.main(["run", *still(), "--out", str(folder)])
-    assert calls == ["offline", "offline", "offline", "offline", "collect", "pretrain", "finetune"]
+    assert calls[:4] == ["offline"] * 4
+    assert calls[4:] == ["collect", "pretrain", "finetune"]
     assert "could not be kept" in capsys.readouterr().err
     assert everything(folder) == everything(whole())
 
@@ -731,6 +827,33 @@ def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
 
 
 # --- do no harm ---------------------------------------------------------------------------------------------
+
+
+def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
+    """Not even when a better one found no room: that one is written later."""
+    real, folder = policies.save, new("best").parent
+    best = Best(folder, Spec(3, 2, (-1.0,) * 2, (1.0,) * 2), {})
+    net = jax.vmap(lambda key: Deterministic(MLP((3, 4, 2), key=key)))(jax.random.split(jax.random.key(0), 1))
+
+    def heard(value, room=True):
+        def save(*args, **more):
+            if not room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, **more)
+
+        monkeypatch.setattr(policies, "save", save)
+        live = Live(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
+        best.heard("x", live, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
+        return store.described(folder / "best-0.safetensors")[1]["return"]
+
+    assert heard(10.0) == 10
+    assert heard(12.0, room=False) == 10
+    assert heard(5.0, room=False) == 10
+    assert heard(5.0) == 12
+    assert "could not be saved yet" in capsys.readouterr().err
+    (folder / "best-0.safetensors").write_bytes(b"damaged")
+    assert Best(folder, best.spec, {}).returns == {}
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_the_best_policy_is_kept_beside_the_last():

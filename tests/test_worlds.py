@@ -80,6 +80,30 @@ def test_the_env_gets_its_own_units_and_the_row_keeps_ours():
     assert SPEC.normalise(SPEC.denormalise(np.float32(0.3))) == pytest.approx(0.3, abs=1e-6)
 
 
+def test_an_env_that_writes_into_its_action_changes_no_row():
+    class Greedy(Ragged):
+        action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+        def step(self, action):
+            action *= 0.5
+            return super().step(action)
+
+    worlds = Worlds(Greedy, spec_of(Greedy()), [0])
+    row = worlds.step(np.full((1, 2), 0.8, np.float32))
+    assert (row.action == np.float32(0.8)).all()
+
+
+def test_a_reward_that_no_row_can_hold_is_a_fault():
+    class Huge(Ragged):
+        def step(self, action):
+            obs, _, *rest = super().step(action)
+            return obs, 1e39, *rest
+
+    worlds = Worlds(Huge, spec_of(Huge()), [0], restarts=3)
+    with pytest.raises(SegueError, match="reward inf"):
+        worlds.step(np.zeros((1, 2), np.float32))
+
+
 def test_the_reward_rule_is_for_training_rows_alone():
     worlds, rows = roll(reward=Reward(scale=2.0, shift=-1.0))
     raw = np.array([[reward for _, _, reward, *_ in env.log] for env in worlds.envs]).T

@@ -60,13 +60,15 @@ class Commit(Quiet):
     """Commits at each phase's start, at intervals, and when the run is asked to stop. The first of the hooks.
 
     The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
-    before, and stops after `FAILURES` in a row.
+    before, and stops after `FAILURES` in a row. `settle` writes what else must be on the disk before a commit, and
+    `config` seals the settings that the run goes by.
     """
 
     def __init__(self, folder: Path, journal: Journal, hooks: Mapping[str, Any], stop: Stop, every: int):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
         self.worlds: Worlds | None = None
         self.exact = True
+        self.config, self.settle = "", lambda: None
         self.number = max(numbers(folder), default=0)
         self.segments: dict[str, Any] = {}
         self.rows = 0
@@ -92,8 +94,11 @@ class Commit(Quiet):
 
     def rescue(self) -> None:
         """Commit the last moment after all: the run was stopped while the hooks were hearing of it."""
-        if self.moment and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.moment.live.learner)):
-            self._commit()
+        if self.moment:
+            live = self.moment.live
+            kept = (live.learner, live.carry, live.tally, live.run.online)  # a dispatch since then has taken them over
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept) if isinstance(leaf, jax.Array)):
+                self._commit()
         self.wait()
 
     def _see(self, name: str, live: Live, ticked: bool) -> None:
@@ -149,11 +154,13 @@ class Commit(Quiet):
             "hooks": moment.hooks,
             "episodes": episodes,
             "resume": "exact" if self.exact else "statistical",
+            "config": self.config,
         }
         state = copied(State(live.learner.tree, live.carry.tree, live.tally, live.news))
         return {"state": state, "worlds": worlds, "rows": rows}, manifest
 
     def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
+        self.settle()  # what earlier phases left comes first: a resumed run does not write it again
         root, number = self.folder / "commits", self.number + 1
         root.mkdir(exist_ok=True)
         store.sync(self.folder)
@@ -263,6 +270,7 @@ def _read(folder: Path, number: int) -> Found:
         )
         and all(isinstance(manifest.get(key), dict) for key in ("logs", "hooks"))
         and manifest.get("resume") in ("exact", "statistical")
+        and isinstance(manifest.get("config"), str)
         and isinstance(manifest.get("episodes"), list)
         and all(whole(episode) for episode in manifest["episodes"])
         and isinstance(manifest.get("halted"), list)

@@ -103,4 +103,5 @@ class Evaluator:
 
     def close(self) -> None:
         for env in jax.tree.leaves(self.envs):
-            env.close()
+            with contextlib.suppress(Exception):  # nothing depends on it any more
+                env.close()

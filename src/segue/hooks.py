@@ -243,8 +243,11 @@ class Stop:
 
     def __init__(self):
         self.asked: int | None = None
+        self.process = os.getpid()
 
     def hear(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.process:  # a child that an env forked
+            os._exit(128 + number)
         if self.asked is not None and number != signal.SIGALRM:
             os._exit(128 + number)
         if self.asked is not None:
@@ -405,11 +408,15 @@ class Best:
         self.folder, self.spec, self.about = folder, spec, about
         files = {seed: path for path in folder.glob("best-*.safetensors") if (seed := path.stem[5:]).isdecimal()}
         self.returns: dict[int, float] = {}
+        self.owed: dict[int, Callable[[], None]] = {}
         for seed, path in files.items():
-            value = store.described(path)[1].get("return")
-            if not isinstance(value, int | float) or not np.isfinite(value):
-                raise DataError(f"{path} does not say what its policy returned: it is damaged.")
-            self.returns[int(seed)] = float(value)
+            try:
+                value = store.described(path)[1].get("return")
+                if not isinstance(value, int | float) or not np.isfinite(value):
+                    raise DataError(f"{path} does not say what its policy returned: it is damaged.")
+                self.returns[int(seed)] = float(value)
+            except DataError as error:
+                print(f"segue: {error} The next evaluation's policy takes its place.", file=sys.stderr, flush=True)
 
     def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
         for seed, mean in enumerate(map(float, found.returns.mean(1))):
@@ -418,11 +425,16 @@ class Best:
                 place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
                 actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), net)
                 about = {**self.about, **place, "return": mean}
-                try:
-                    policies.save(actor, self.spec, self.folder / f"best-{seed}", **about)
-                except OSError as error:
-                    print(f"segue: the best policy could not be saved ({error}).", file=sys.stderr, flush=True)
-                    del self.returns[seed]  # to be saved when there is room
+                keep = lambda a=actor, path=self.folder / f"best-{seed}", more=about: policies.save(
+                    a, self.spec, path, **more
+                )
+                self.owed[seed] = keep
+        try:
+            for seed in list(self.owed):
+                self.owed[seed]()
+                del self.owed[seed]
+        except OSError as error:  # to be saved when there is room
+            print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
 
 class Checkpoint(Quiet):

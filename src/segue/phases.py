@@ -246,7 +246,7 @@ class Train(AbstractLearning):
         return self.steps
 
     def due(self, live: Live, stride: int) -> int:
-        return min(stride, self.steps - live.update)
+        return min(stride - live.update % stride, self.steps - live.update)
 
 
 class Collect(AbstractPhase):
@@ -348,15 +348,18 @@ def pipeline(
     phases: Mapping[str, AbstractPhase],
     worlds: Worlds | None = None,
     hooks: Sequence[Hook] = (),
-    stride: int = 250,
+    stride: int | None = None,
     resumed: tuple[Live, bool] | None = None,
 ) -> Run:
     """Drive the phases in order and return what they leave behind.
 
-    Hooks tick after every env step, and after every `stride` updates of a phase that only learns. `resumed` is the
-    first phase in progress, and whether it has ticked; its hooks hear of that moment again.
+    Hooks tick after every env step, and after every `stride` updates of a phase that only learns (None: a hundred,
+    shared by the seeds), of which no more than two such lots are ever under way: a run can be stopped within seconds.
+    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again.
     """
+    stride = stride or max(1, 100 // run.seeds)
     run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # the ring is updated in place
+    under_way = None
     for name, phase in phases.items():
         live, ticked = resumed or (phase.begin(run), False)
         resumed = None
@@ -367,7 +370,9 @@ def pipeline(
             if ticked:  # the moment that a resumed run had come to
                 ticked = False
             elif not phase.acts:
-                live = phase.learn(live, stride)
+                live, before = phase.learn(live, stride), under_way
+                under_way = jnp.asarray(live.tally.count) + 0  # a copy, there when these updates are
+                jax.block_until_ready(before)
             elif worlds is None:
                 raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
             else:

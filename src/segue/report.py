@@ -94,7 +94,7 @@ def read(run_dir: str | Path) -> RunRecord:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
     logs, torn = _lines(path / "times.jsonl")
     failures, _ = _lines(path / "failures.jsonl")
-    failed = {line.get("seed"): line for _, line in failures if line.get("halted")}
+    failed = {line["seed"]: line for _, line in failures if line.get("halted") and _count(line.get("seed"))}
     lost = [
         f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
         f"({line.get('why')}); its scores are those of its last finite policy."

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -194,15 +195,25 @@ def resume(
     config = store.read_json(folder / "config.json")
     if store.read_json(folder / "status.json").get("status") == "finished":
         raise SegueError(f"{folder} is finished: nothing is left to do.")
+    for name in ("commits", "checkpoints", "tensorboard"):
+        if (folder / name).is_symlink():
+            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
     try:
         if task is None:
             task = _task_of(config, folder, env_id)
         if phases is None:
             phases = {name: rebuild(value) for name, value in config["settings"].items()}
+        elif json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()})) != config["settings"]:
+            raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
         budget = Budget(**config["measuring"])
         care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
         _checked(care, budget, **numbers)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        pinned(config)
+        if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
+            raise TypeError("versions, machine and dataset are objects")
+        if not isinstance(config.get("start"), str | None) or not isinstance(config["dataset"].get("path"), str | None):
+            raise TypeError("start and the dataset's path are texts")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     job = _Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
     return job.run({}, config)
@@ -214,15 +225,22 @@ def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         raise DataError(f"{folder / 'config.json'} names no plain env but {name!r}: if you trust it, pass --env-id.")
     if env_id is not None and env_id != name:
         raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
-    data, score = config["dataset"], config["score"]
+    data, score, reward = config["dataset"], config["score"], config["reward"]
     return Task(
         name,
         config["task"],
         data["path"],
         clip_actions=data["clip_actions"],
-        reward=Reward(**config["reward"]),
-        score=(score["min"], score["max"]) if score else None,
+        reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
+        score=(float(score["min"]), float(score["max"])) if score else None,
     )
+
+
+def pinned(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run goes by, as far as it decides what it computes."""
+    keys = ("settings", "care", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
+    part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
 
 
 class Care(NamedTuple):
@@ -294,9 +312,9 @@ class _Job:
         state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed)
         if self.since is not None:
             done, phases = skip(phases, self.since)
-            if config is None:
+            if config is None or not commits.numbers(folder):
                 state = go_on(state, done, self.since, task.env_id)
-        digest = fingerprint(rows)
+        digest, described = fingerprint(rows), config or {}
         if config is None:
             described = describe(self.phases, task, data, self.seeds, self.seed, budget, self.since, extra)
             described["dataset"]["sha256"] = digest
@@ -305,8 +323,15 @@ class _Job:
         elif config["dataset"].get("sha256") != digest:
             raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
         del data
-        found = commits.newest(folder) if config else None
+        seal = pinned(json.loads(json.dumps(described)))
+        found = commits.newest(folder) if config and commits.numbers(folder) else None
+        if config and not found:  # it ended before its first commit: from the start
+            commits.cut(folder, {f"{name}.jsonl": {"size": 0} for name in hooks.Journal.NAMES})
         if found:
+            if found[0].manifest["config"] != seal:
+                raise DataError(
+                    f"{folder / 'config.json'} is not the one that its commits were made by: was it edited?"
+                )
             for damage in found[1]:
                 console.note(f"{damage} Going on from the commit before.")
             commits.cut(folder, found[0].manifest["logs"])
@@ -328,6 +353,7 @@ class _Job:
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
         log.inexact = commit.inexact
         keep = hooks.Checkpoint(folder, about)
+        commit.config, commit.settle = seal, keep.settle
         worlds = None
         if any(phase.acts for phase in phases.values()):
             worlds = commit.worlds = hold(
@@ -356,7 +382,9 @@ class _Job:
             phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         try:
             state = pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+            commit.wait()
             keep.settle()
+            journal.sync()
             return state, commit.exact
         except hooks.Stopped:
             commit.rescue()
@@ -383,7 +411,8 @@ def fingerprint(rows: Transition) -> str:
 
 def changes(config: dict[str, Any]) -> list[str]:
     """Why a resumed run cannot be bit for bit what it would have been: what is no longer as config.json has it."""
-    now = {"versions": versions(), "machine": machine()}
+    now = {"versions": versions(), "machine": machine(), "code": {"revision": revision()}}
+    config = {**config, "code": {"revision": config.get("git")}}
     found = []
     for part, values in now.items():
         before = config.get(part) or {}
@@ -497,7 +526,7 @@ def describe(
         "env_id": task.env_id,
         "dataset": {
             "name": data.name,
-            "path": data.path,
+            "path": str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path,
             "rows": len(data),
             "clip_actions": task.clip_actions,
             "notes": list(data.notes),
@@ -520,6 +549,10 @@ def describe(
     }
 
 
+JAX_FLAGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
+"""Settings of JAX that change bits."""
+
+
 def machine() -> dict[str, Any]:
     """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
     return {
@@ -529,6 +562,7 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "instructions": _instructions(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "jax_flags": {key: getattr(jax.config, key) for key in JAX_FLAGS},
     }
 
 

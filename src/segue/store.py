@@ -18,13 +18,16 @@ from segue import strict
 from segue.errors import DataError, SegueError
 
 FORMAT = 1
+LARGEST_JSON, LARGEST_POLICY = 64 << 20, 1 << 30
+"""Bytes beyond which such a file is not even opened."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a process that was killed; whatever lies there, a link too, is not written to
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -52,8 +55,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises `DataError` where the file is missing or is no JSON object of this format."""
     try:
-        if path.exists() and not path.is_file():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DataError(f"{path} is not a file: was the directory written by Segue?")
+        if path.stat().st_size > LARGEST_JSON:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is not of Segue's making.")
         value = strict.parse(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
@@ -86,7 +91,7 @@ def _digest(found: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(found.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -99,6 +104,8 @@ def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         if not path.is_file():
             raise DataError(f"{path} does not exist: was the directory written by Segue?")
+        if path.stat().st_size > LARGEST_POLICY:
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is no policy.")
         content = path.read_bytes()
     except OSError as error:
         raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -154,6 +161,8 @@ def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any
     """A folder of files with a manifest of their sizes and SHA-256, put in place whole."""
     listed = {name: seal(content) for name, content in files.items()}
     part = folder.with_name(f".{folder.name}.part")
+    if folder.parent.is_symlink() or part.is_symlink():
+        raise DataError(f"{folder.parent} leads elsewhere: is {folder.parent.parent} a directory that Segue made?")
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     part.mkdir(parents=True)
     for name, content in files.items():
@@ -211,12 +220,25 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # not POSIX
         yield
         return
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SegueError(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
+    try:
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise SegueError(f"{folder / '.lock'} cannot be opened: {error.strerror or error}.") from None
+    _held.add(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise SegueError(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
+    finally:
+        _held.discard(file)
+        os.close(file)
+
+
+_held: set[int] = set()
+"""Locks of this process: a child that an env forks lets go of them, so that it cannot outlive the run with one."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [os.close(file) for file in _held])
 
 
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

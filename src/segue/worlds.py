@@ -262,9 +262,12 @@ class Worlds:
 
     def _move(self, index: int, action: Float[np.ndarray, " act"]) -> tuple[Any, float, bool, bool]:
         with self.watchdog:
-            obs, reward, terminated, truncated, _ = self.envs[index].step(self.spec.denormalise(action))
+            taken = np.array(self.spec.denormalise(action))  # an env may write into what it is given
+            obs, reward, terminated, truncated, _ = self.envs[index].step(taken)
         self.actions[index].append(action)
-        return sound(obs, self.spec, reward), float(reward), bool(terminated), bool(truncated)
+        with np.errstate(over="ignore"):
+            worth = np.float32(self.reward(float(reward)))  # as it is stored
+        return sound(obs, self.spec, worth), float(worth), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
         while True:
@@ -286,12 +289,11 @@ class Worlds:
         for index, action in enumerate(actions):
             while True:
                 try:
-                    next_obs[index], r, terminal[index], truncated = self._move(index, action)
+                    next_obs[index], reward[index], terminal[index], truncated = self._move(index, action)
                     break
                 except Exception as error:
                     self._rebuild(index, error)
                     obs[index] = self._start(index)
-            reward[index] = self.reward(r)
             over = terminal[index] or truncated
             following[index] = self._start(index) if over else next_obs[index]
         row = Transition(obs, actions, reward, next_obs, terminal)
@@ -331,4 +333,5 @@ class Worlds:
 
     def close(self) -> None:
         for env in self.envs:
-            env.close()
+            with contextlib.suppress(Exception):  # nothing depends on it any more
+                env.close()

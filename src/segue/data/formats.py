@@ -29,6 +29,9 @@ from segue.errors import DataError
 Both = Literal["refuse", "terminal", "timeout"]
 """What a row marked both terminal and cut by time is taken for."""
 
+ROOM = 192 << 20
+"""Bytes that any file's columns may have in all; beyond, twenty times the file's own size is the most."""
+
 ENV_ID = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 MINARI_ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+", re.ASCII)
 ENDS = ("episode_ends", "episode_terminals")
@@ -465,7 +468,7 @@ class _Npz:
                 version = np.lib.format.read_magic(stream)
                 header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 shape, fortran, dtype = header[version](stream)
-            except (ValueError, KeyError, EOFError) as wrong:
+            except Exception as wrong:  # numpy parses headers as Python, and its parser raises anything
                 raise refuse("has no header that numpy understands: save it with np.savez") from wrong
             if dtype.kind not in kinds or dtype.hasobject:
                 raise refuse(f"is of type {dtype}, not numbers: objects are never unpickled, convert it first")
@@ -482,6 +485,9 @@ class _Npz:
 def _npz(path: Path) -> Iterator[_Npz]:
     try:
         with zipfile.ZipFile(path) as archive:
+            size, declared = path.stat().st_size, sum(info.file_size for info in archive.infolist())
+            if declared > ROOM + 20 * size:
+                raise DataError(f"{path} declares {declared:,} bytes and has {size:,}: it is damaged, or a trap.")
             yield _Npz(archive, path)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as wrong:
         raise DataError(f"{path} cannot be read as .npz ({wrong}): it is damaged.") from wrong
@@ -659,7 +665,7 @@ def _box(options: _Options, low: Any, high: Any, act: int, where: str) -> tuple[
     try:
         if not np.isfinite(np.asarray([low, high], np.float64)).all():
             return None, None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         pass
     return box(low, high, act, where)
 

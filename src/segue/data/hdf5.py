@@ -30,7 +30,7 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
-    except (OSError, RuntimeError, KeyError, ValueError) as wrong:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as wrong:
         reason = " ".join(str(wrong).split())[:200]
         raise DataError(f"{path} cannot be read as HDF5 ({reason}): it is damaged, or not what it claims.") from wrong
 
@@ -79,6 +79,8 @@ def column(parent: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     elif stored != declared:
         raise refuse(f"declares {declared} bytes and holds {stored}")
     packed = any(f in (1, 32000) for f in filters)
+    if declared > (192 << 20) + 20 * size:
+        raise refuse(f"declares {declared} bytes in a file of {size}, as a trap would")
     if stored > size or declared > (RATIO * min(stored, size) if packed else size):
         raise refuse(f"declares {declared} bytes in a file of {size}")
     return found

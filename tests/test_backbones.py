@@ -1,0 +1,472 @@
+"""SPOT, IQL, ReBRAC, BC and SAC against a second implementation in float64, and the limits of their settings.
+
+Values agree to 1e-9; gradients by central differences along random directions (`Oracle.agree`). Random numbers are
+handed to both sides.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, rows, same, waist
+
+from segue import losses
+from segue.core import Pretrained, Trained
+from segue.data.replay import Ring
+from segue.data.sources import Followed, Successive
+from segue.errors import SegueError
+from segue.finetune.direct import Direct
+from segue.finetune.opt import OPT, MetaCritic
+from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.offline.bc import BC
+from segue.offline.iql import IQL
+from segue.offline.rebrac import ReBRAC
+from segue.offline.sac import SAC
+from segue.offline.spot import SPOT, Prior
+from segue.offline.td3 import TD3
+from segue.offline.td3bc import TD3BC
+from segue.phases import Collect
+
+KEY, DUE = jax.random.key(3), at(1)
+OFFLINE = jax.tree.map(jnp.asarray, rows(BATCH, 1))
+ONLINE = jax.tree.map(jnp.asarray, rows(BATCH, 2))
+f64 = lambda x: np.asarray(x, np.float64)
+
+
+_update = jax.jit(lambda method, learner, batch, clock: method.update(learner, batch, key=KEY, clock=clock))
+
+
+def update(method, learner, batch):
+    return _update(method, learner, batch, DUE)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield lambda tree: jax.tree.map(lambda x: jnp.asarray(x, x.dtype if x.dtype.kind in "bi" else "float64"), tree)
+
+
+def policy_loss(backbone, given, batch, q=None, clock=DUE):
+    """value, info and gradient of the policy's loss, for the offline critic's opinion or for `q`."""
+    opinion = q or backbone.opinion(given.critic)
+    loss = lambda pi: backbone.policy_loss(pi, opinion, given, batch, key=KEY, clock=clock)
+    (value, info), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(given.actor.net)
+    return value, info, slope
+
+
+def net(params, *inputs):
+    return Oracle.layers(params, Oracle.inputs(*inputs))[-1]
+
+
+# --- SPOT ------------------------------------------------------------------------------------------------------------
+
+
+def noises(count, latent):
+    """The latent noise that `elbo` draws with KEY."""
+    return np.stack([f64(jax.random.normal(k, (latent,))) for k in jax.random.split(KEY, count)])
+
+
+def price(encoder, decoder, obs, action, eps):
+    """Squared reconstruction error and KL, each averaged over its dimensions, written out."""
+    mean, log_std = np.split(net(encoder, obs, action), 2, -1)
+    log_std = np.clip(log_std, -4, 15)
+    found = np.tanh(net(decoder, obs, mean + np.exp(log_std) * eps))
+    kl = np.log(1 / np.exp(log_std)) + (np.exp(log_std) ** 2 + mean**2) / 2 - 0.5
+    return ((found - action) ** 2).mean(-1), kl.mean(-1)
+
+
+def test_the_prior_s_loss_and_its_gradient(x64):
+    given, batch = x64(waist()), x64(OFFLINE)
+    vae, eps = given.prior.net, noises(BATCH, 4)
+    method = Prior(width=WIDTH, kl_weight=0.7)
+    learner = Pretrained(prior=given.prior.restart())
+    moved, info = method.update(learner, batch, key=KEY, clock=DUE)
+    slope = jax.tree.map(lambda mu: mu / 0.1, moved.prior.opt.mu)
+    decoder, encoder = Oracle.params(vae.decoder), Oracle.params(vae.encoder)
+    error, kl = price(encoder, decoder, f64(batch.obs), f64(batch.action), eps)
+    close([info["recon"], info["kl"]], [error.mean(), kl.mean()], rtol=1e-9)
+    total = lambda e, k: e.mean() + 0.7 * k.mean()
+    Oracle.agree(
+        lambda p: total(*price(p, decoder, f64(batch.obs), f64(batch.action), eps)), vae.encoder, slope.encoder
+    )
+    Oracle.agree(
+        lambda p: total(*price(encoder, p, f64(batch.obs), f64(batch.action), eps)), vae.decoder, slope.decoder
+    )
+
+
+@pytest.mark.parametrize(
+    ("cools", "update", "left"), [(False, 700, 1.0), (True, 0, 1.0), (True, 700, 0.3), (True, 5_000, 0.2)]
+)
+def test_spot_s_policy_loss_and_its_gradient(x64, cools, update, left):
+    given, batch = x64(waist()), x64(OFFLINE)
+    backbone = SPOT(width=WIDTH, support=2.5, support_end=0.2, support_steps=1_000, kl_weight=0.5, cools=cools)
+    value, _, slope = policy_loss(backbone, given, batch, clock=at(update))
+    vae, critic = given.prior.net, Oracle.params(given.critic.net)
+    eps, encoder, decoder = noises(BATCH, 4), Oracle.params(vae.encoder), Oracle.params(vae.decoder)
+    scale = np.abs(Oracle.q(critic, batch.obs, Oracle.pi(Oracle.params(given.actor.net), batch.obs))[0]).mean()
+
+    def loss(params):
+        action = Oracle.pi(params, batch.obs)
+        error, kl = price(encoder, decoder, f64(batch.obs), action, eps)
+        return 2.5 * left * (error + 0.5 * kl).mean() - Oracle.q(critic, batch.obs, action)[0].mean() / scale
+
+    np.testing.assert_allclose(value, loss(Oracle.params(given.actor.net)), rtol=1e-9)
+    Oracle.agree(loss, given.actor.net, slope, rtol=2e-6)
+
+
+def test_spot_without_its_price_is_td3_on_normalised_q():
+    """lambda 0, through TD3+BC's own path: with a dataset that holds what the policy does, its cloning term is 0."""
+    given = waist()
+    batch = OFFLINE._replace(action=jax.vmap(given.actor.net.act)(OFFLINE.obs))
+    ours = policy_loss(SPOT(width=WIDTH, support=0.0), given, batch)
+    theirs = policy_loss(TD3BC(width=WIDTH, alpha=1.0), given, batch)
+    close(ours[2], theirs[2], rtol=1e-4, atol=1e-6)
+
+
+def test_spot_s_critic_is_td3_s_at_its_own_discount():
+    given = waist()
+    online = SPOT(width=WIDTH, online_discount=0.7).online()
+    args = (given.critic.net, given.critic.slow, given.actor, given, OFFLINE)
+    assert same(online.critic_loss(*args, key=KEY), TD3(width=WIDTH, discount=0.7).critic_loss(*args, key=KEY))
+    assert online.cools
+
+
+def test_spot_says_what_it_lacks():
+    with pytest.raises(SegueError, match="prior"):
+        SPOT(width=WIDTH).init(SPEC, waist()._replace(prior=None), key=KEY)
+
+
+# --- IQL -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("u", "tau", "loss"), [([2.0, -2.0], 0.9, 2.0), ([1.0], 0.7, 0.7), ([-1.0], 0.7, 0.3), ([-3.0, 3.0], 0.5, 4.5)]
+)
+def test_expectile(u, tau, loss):
+    np.testing.assert_allclose(losses.expectile(jnp.asarray(u), tau), loss, rtol=1e-6)
+
+
+def test_the_expectile_of_a_half_is_the_mean():
+    """Its minimiser over a constant V is the mean of Q, and that of 0.9 lies above it, where a root finder puts it."""
+    q = np.random.default_rng(0).gamma(2.0, size=200)
+    slope = lambda v, tau: float(jax.grad(lambda v: losses.expectile(jnp.asarray(q) - v, tau))(v))
+    assert abs(slope(q.mean(), 0.5)) < 1e-5
+    lo, hi = 0.0, q.max()
+    for _ in range(60):  # the definition: tau-weighted excess above equals (1-tau)-weighted excess below
+        v = (lo + hi) / 2
+        more = 0.9 * np.maximum(q - v, 0).sum() > 0.1 * np.maximum(v - q, 0).sum()
+        lo, hi = (v, hi) if more else (lo, v)
+    assert abs(slope(v, 0.9)) < 1e-4
+    assert v > q.mean()
+
+
+def test_advantage_weights():
+    weights = losses.advantage_weights(jnp.asarray([0.0, 1.0, 2.0, 1e9, -1e9]), 3.0, 100.0)
+    np.testing.assert_allclose(weights, [1.0, np.exp(3.0), 100.0, 100.0, 0.0], rtol=1e-6)
+
+
+def test_iql_s_three_losses_and_their_gradients(x64):
+    backbone = IQL(width=WIDTH, expectile=0.8, beta=2.0, discount=0.9)
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    value, critic = Oracle.params(given.value.net), Oracle.params(given.critic.net)
+    next_v, v = net(value, batch.next_obs)[:, 0], net(value, batch.obs)[:, 0]
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, next_v)
+
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    found, slope = jax.value_and_grad(loss)(given.critic.net)
+    np.testing.assert_allclose(found, Oracle.td(critic, batch, y), rtol=1e-9)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
+
+    low = Oracle.q(Oracle.params(given.critic.slow), batch.obs, batch.action).min(0)
+    start = given._replace(value=given.value.restart())
+    moved, info = backbone.step_aux(start, given.actor, backbone.opinion(given.critic), batch, key=KEY)
+
+    def expectile(params):
+        u = low - net(params, batch.obs)[:, 0]
+        return np.mean(np.where(u < 0, 0.2, 0.8) * u**2)
+
+    np.testing.assert_allclose(info["value_loss"], expectile(value), rtol=1e-9)
+    Oracle.agree(expectile, given.value.net, jax.tree.map(lambda mu: mu / 0.1, moved.value.opt.mu))
+
+    found, info, slope = policy_loss(backbone, given, batch)
+    weight = np.minimum(np.exp(2.0 * (low - v)), 100)
+    log_std = np.clip(f64(given.actor.net.log_std), -5, 2)
+
+    def awr(params, log_std=log_std):
+        z = (f64(batch.action) - Oracle.pi(params, batch.obs)) / np.exp(log_std)
+        return -(weight * (-0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi)).sum(-1)).mean()
+
+    actor = Oracle.params(given.actor.net)
+    np.testing.assert_allclose(found, awr(actor), rtol=1e-9)
+    Oracle.agree(awr, given.actor.net, slope)
+    numeric = [(awr(actor, log_std + e) - awr(actor, log_std - e)) / 2e-6 for e in 1e-6 * np.eye(2)]
+    np.testing.assert_allclose(slope.log_std, numeric, rtol=1e-6)
+
+
+def test_iql_at_beta_0_is_behaviour_cloning():
+    """Through BC's own path: the same policy, the density of the data."""
+    backbone = IQL(width=WIDTH, beta=0.0)
+    given = waist(0, backbone)
+    ours, theirs = policy_loss(backbone, given, OFFLINE), policy_loss(BC(width=WIDTH), given, OFFLINE)
+    close(ours[0], theirs[0], rtol=1e-6)
+    close(ours[2], theirs[2], rtol=1e-6)
+
+
+def test_iql_under_opt_listens_to_the_mixture_and_fits_v_to_it(x64):
+    """Inferred: V's target and the advantage are both of (1 - kappa) Q_off + kappa Q_on, from slow critics."""
+    from segue.core import Linear
+
+    backbone = IQL(width=WIDTH, expectile=0.8).online()
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    method = OPT(backbone, Linear(0.3, 0.3, 0))
+    learner = method.init(SPEC, given._replace(value=given.value.restart()), key=KEY)
+    after, info = update(method, learner, batch)
+    slow = [Oracle.q(Oracle.params(part.slow), batch.obs, batch.action).min(0) for part in (given.critic, given.fresh)]
+    mix = 0.7 * slow[0] + 0.3 * slow[1]
+    u = mix - net(Oracle.params(given.value.net), batch.obs)[:, 0]
+    np.testing.assert_allclose(info["value_loss"], np.mean(np.where(u < 0, 0.2, 0.8) * u**2), rtol=1e-9)
+    v = net(Oracle.params(after.aux.value.net), batch.obs)[:, 0]
+    np.testing.assert_allclose(info["advantage"], (mix - v).mean(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("update", "share"), [(0, 1.0), (500, 0.5), (250, 0.5 + np.sqrt(0.125)), (1_000, 0.0), (9_999, 0.0)]
+)
+def test_iql_s_actor_rate_is_a_cosine_offline_and_constant_online(update, share):
+    backbone = IQL(actor_lr=0.1, decay=1_000)
+    np.testing.assert_allclose(backbone.actor_rate(at(update)), 0.1 * share, atol=1e-7)
+    assert backbone.online().actor_rate(at(update)) == 0.1
+
+
+def test_iql_refuses_a_policy_without_a_density():
+    with pytest.raises(SegueError, match="offline phase of its own kind"):
+        Direct(IQL(width=WIDTH)).init(SPEC, waist(), key=KEY)
+
+
+# --- ReBRAC ----------------------------------------------------------------------------------------------------------
+
+
+def followed():
+    return Followed(*OFFLINE, jnp.asarray(rows(BATCH, 9).action), jnp.arange(BATCH) % 3 > 0)
+
+
+def test_rebrac_s_losses_and_their_gradients(x64):
+    backbone = ReBRAC(width=WIDTH, depth=2, critic_norm=False, beta_actor=0.3, beta_critic=0.7, target_noise=0.0)
+    given, batch = x64(waist(0, backbone)), x64(followed())
+    next_action = Oracle.pi(Oracle.params(given.actor.slow), batch.next_obs)
+    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, next_action).min(0)
+    far = np.where(batch.followed, ((next_action - f64(batch.next_action)) ** 2).sum(-1), 0)
+    y = f64(batch.reward) + 0.99 * np.where(batch.terminal, 0, low - 0.7 * far)
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    value, slope = jax.value_and_grad(loss)(given.critic.net)
+    critic = Oracle.params(given.critic.net)
+    np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-9)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
+    q = lambda action: Oracle.q(critic, batch.obs, action).min(0)
+    scale = np.abs(q(Oracle.pi(Oracle.params(given.actor.net), batch.obs))).mean()
+
+    def loss_of(params, left=1.0):
+        action = Oracle.pi(params, batch.obs)
+        return 0.3 * left * ((action - f64(batch.action)) ** 2).sum(-1).mean() - q(action).mean() / scale
+
+    value, _, slope = policy_loss(backbone, given, batch)
+    np.testing.assert_allclose(value, loss_of(Oracle.params(given.actor.net)), rtol=1e-9)
+    Oracle.agree(loss_of, given.actor.net, slope, rtol=1e-5)
+    online = backbone.online()
+    for env_step, left in ((250_000, 0.75), (900_000, 0.5)):
+        value, _, _ = policy_loss(online, given, OFFLINE, clock=at(1, env_step))
+        np.testing.assert_allclose(value, loss_of(Oracle.params(given.actor.net), left), rtol=1e-9)
+
+
+def test_rebrac_without_penalties_has_td3_s_critic():
+    given = waist()
+    args = (given.critic.net, given.critic.slow, given.actor, given)
+    plain = TD3(width=WIDTH).critic_loss(*args, OFFLINE, key=KEY)
+    for backbone, batch in ((ReBRAC(beta_critic=0.0), followed()), (ReBRAC().online(), OFFLINE)):
+        batch = batch._replace(**OFFLINE._asdict())
+        close(backbone.critic_loss(*args, batch, key=KEY), plain, rtol=1e-6)
+
+
+def test_rebrac_says_where_next_actions_come_from():
+    given = waist()
+    with pytest.raises(SegueError, match="Successive"):
+        ReBRAC().critic_loss(given.critic.net, given.critic.slow, given.actor, given, OFFLINE, key=KEY)
+
+
+def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
+    """Three episodes of 4, 1 and 5 rows: one ends by itself, one by a limit, one with the record."""
+    obs = np.arange(10.0)[:, None] * np.ones(3)
+    after = obs + 1.0
+    after[3], after[4] = -1.0, -2.0  # the last rows of the first two episodes
+    terminal = np.arange(10) == 3
+    actions = np.tanh(np.arange(10.0))[:, None] * np.ones(2)
+    table = OFFLINE._replace(
+        obs=jnp.asarray(obs, jnp.float32), action=jnp.asarray(actions, jnp.float32), reward=jnp.arange(10.0),
+        next_obs=jnp.asarray(after, jnp.float32), terminal=jnp.asarray(terminal),
+    )  # fmt: skip
+    _, batch, _ = Successive(batch=400).draw((), table, Ring.new(SPEC, 1), key=KEY, clock=DUE)
+    index = np.asarray(batch.reward).astype(int)
+    assert set(index) == set(range(10))
+    np.testing.assert_array_equal(batch.followed, ~np.isin(index, (3, 4, 9)))
+    np.testing.assert_array_equal(
+        batch.next_action[batch.followed], table.action[index[np.asarray(batch.followed)] + 1]
+    )
+    looped = table._replace(obs=table.obs.at[4].set(table.next_obs[3]))  # a start that looks like a terminal's end
+    _, batch, _ = Successive(batch=400).draw((), looped, Ring.new(SPEC, 1), key=KEY, clock=DUE)
+    assert not batch.followed[np.asarray(batch.reward) == 3].any()
+
+
+# --- BC and SAC ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["deterministic", "tanh-gaussian"])
+def test_bc_s_loss_is_written_out_and_ignores_the_critic(x64, head):
+    backbone = BC(width=WIDTH, head=head)
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    value, _, slope = policy_loss(backbone, given, batch)
+
+    def squashed(params):
+        mean, log_std = np.split(net(params, batch.obs), 2, -1)
+        log_std, raw = np.clip(log_std, -20, 2), np.arctanh(f64(batch.action))
+        density = -0.5 * ((raw - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+        return -(density - np.log(1 - f64(batch.action) ** 2)).sum(-1).mean()
+
+    mse = lambda params: ((Oracle.pi(params, batch.obs) - f64(batch.action)) ** 2).mean()
+    loss = mse if head == "deterministic" else squashed
+    np.testing.assert_allclose(value, loss(Oracle.params(given.actor.net)), rtol=1e-9)
+    Oracle.agree(loss, given.actor.net, slope)
+    assert same(value, policy_loss(backbone, given, batch, q=lambda obs, action: jnp.nan)[0])
+
+
+def test_td3bc_at_alpha_0_is_bc():
+    given = waist()
+    close(
+        policy_loss(TD3BC(width=WIDTH, alpha=0.0), given, OFFLINE)[2], policy_loss(BC(width=WIDTH), given, OFFLINE)[2]
+    )
+
+
+def test_a_density_at_the_border_is_finite():
+    actor = BC(head="tanh-gaussian", width=8).new_actor(SPEC, key=KEY)
+    value, slope = jax.value_and_grad(lambda a: a.log_prob(jnp.ones(3), jnp.array([1.0, -1.0])))(actor)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, slope)))
+
+
+def test_densities_integrate_to_one():
+    """Of one action dimension, by the trapezoid over the box; the Gaussian's over the line."""
+    from segue.core import Spec
+
+    one = Spec(3, 1, (-1.0,), (1.0,))
+    squashed = BC(head="tanh-gaussian", width=8).new_actor(one, key=KEY)
+    plain = IQL(width=8).new_actor(one, key=KEY)
+    for actor, grid in ((squashed, np.linspace(-0.99999, 0.99999, 40_001)), (plain, np.linspace(-9, 9, 20_001))):
+        density = jnp.exp(jax.vmap(lambda a, actor=actor: actor.log_prob(jnp.ones(3), a[None]))(jnp.asarray(grid)))
+        np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, atol=5e-3)
+
+
+def test_sac_s_losses_and_their_gradients(x64):
+    backbone = SAC(width=WIDTH, discount=0.9)
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    eps = np.stack([f64(jax.random.normal(k, (2,))) for k in jax.random.split(KEY, BATCH)])
+
+    def sample(params, obs):
+        mean, log_std = np.split(net(params, obs), 2, -1)
+        log_std = np.clip(log_std, -20, 2)
+        raw = mean + np.exp(log_std) * eps
+        density = -0.5 * eps**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(raw) ** 2)
+        return np.tanh(raw), density.sum(-1)
+
+    actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
+    action, log_prob = sample(actor, batch.next_obs)
+    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, action).min(0)
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low - alpha * log_prob)
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    value, slope = jax.value_and_grad(loss)(given.critic.net)
+    np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-8)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
+
+    def improve(params):
+        action, log_prob = sample(params, batch.obs)
+        return (alpha * log_prob - Oracle.q(critic, batch.obs, action).min(0)).mean()
+
+    value, _, slope = policy_loss(backbone, given, batch)
+    np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
+    Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
+    start = given._replace(temperature=given.temperature.restart())
+    moved, _ = backbone.step_aux(start, given.actor, backbone.opinion(given.critic), batch, key=KEY)
+    log_prob = sample(actor, batch.obs)[1]
+    np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
+
+
+# --- what they share -------------------------------------------------------------------------------------------------
+
+ALL = {
+    "td3bc": TD3BC(width=WIDTH), "spot": SPOT(width=WIDTH), "iql": IQL(width=WIDTH), "rebrac": ReBRAC(width=WIDTH),
+    "bc": BC(width=WIDTH), "bc-squashed": BC(width=WIDTH, head="tanh-gaussian"), "sac": SAC(width=WIDTH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_opt_at_kappa_0_moves_the_policy_as_the_old_critic_alone(name):
+    """The second critic, ruined, is never looked at; and the first, ruined, is not at kappa 1."""
+    from segue.core import Linear
+
+    online = ALL[name].online()
+    given = waist(0, online)
+    ruined = lambda part: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if x.dtype.kind == "f" else x, part)
+    alone = Direct(online, reset_optimizers=False)
+    agent, _ = update(alone, alone.init(SPEC, given, key=KEY), OFFLINE)
+    for kappa, bad in ((0.0, "fresh"), (1.0, "critic")):
+        method = OPT(online, Linear(kappa, kappa, 0), reset_optimizers=False)
+        learner = method.init(SPEC, given._replace(**{bad: ruined(getattr(given, bad))}), key=KEY)
+        after, _ = update(method, learner, OFFLINE)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.actor, after.aux.value)))
+        if kappa == 0 and name not in ("sac", "bc-squashed", "spot"):  # those draw noise by another key
+            close(after.actor, agent.actor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_policy_explores_as_the_backbone_says(name):
+    online = ALL[name].online()
+    actor, obs = waist(0, online).actor.net, jnp.ones(3)
+    action = online.explorer(actor).explore(obs, KEY)
+    assert (jnp.abs(action) <= 1).all()
+    still = isinstance(actor, Deterministic) and online.explore_noise == 0
+    assert same(action, actor.act(obs)) == still
+    frozen = Collect(noise=online.explore_noise).actor(Pretrained(Trained.new(actor)))
+    assert same(frozen.explore(obs, KEY), action)
+
+
+def test_kinds_of_policies():
+    kinds = {name: type(backbone.new_actor(SPEC, key=KEY)) for name, backbone in ALL.items()}
+    assert kinds["iql"] is Gaussian
+    assert kinds["sac"] is kinds["bc-squashed"] is TanhGaussian
+    assert isinstance(BC(head="tanh-gaussian", width=7, polyak=0.1).online(), SAC)
+    assert BC(head="tanh-gaussian", width=7, polyak=0.1).online().polyak == 0.1
+    assert changed(BC(width=7), discount=0.5).online() == TD3(width=7, discount=0.5)
+
+
+def test_a_critic_of_the_meta_step_may_bring_v_along():
+    """`fit_aux`: V moves towards the trained critic; off, it stays, bit for bit."""
+    online = IQL(width=WIDTH).online()
+    given = waist(0, online)
+    for fit in (False, True):
+        method = MetaCritic(online, fit_aux=fit)
+        learner = method.init(SPEC, given, key=KEY)
+        after, info = update(method, learner, (OFFLINE, ONLINE))
+        assert same(after.aux.value, given.value) != fit
+        assert ("value_loss" in info) == fit
+
+
+def test_fields_are_documented():
+    """Every flag says what it is: the string under the field, which the command line shows."""
+    import inspect
+
+    for backbone in ALL.values():
+        for cls in type(backbone).__mro__[:2]:
+            source = inspect.getsource(cls)
+            for field in dataclasses.fields(cls):
+                if f"    {field.name}:" in source:
+                    assert '"""' in source.split(f"    {field.name}:")[1].split("\n")[1], field.name
