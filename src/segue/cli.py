@@ -17,7 +17,8 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps
   segue report RUN [RUN ...]                a table and learning curves
-  segue data collect                        make a dataset from any Gymnasium env with the random policy
+  segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
+  segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
 
 Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac or bc; each backbone alone.
@@ -265,36 +266,80 @@ def _report(argv: list[str]) -> None:
 def _data(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("segue data", description="Make a dataset, or look into one.")
     commands = parser.add_subparsers(dest="command", required=True)
-    collect = commands.add_parser("collect", help="act with env.action_space.sample() and keep every step")
+    collect = commands.add_parser("collect", help="act in an env, by chance or by a policy, and keep every step")
     collect.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")
     collect.add_argument("--steps", type=int, default=1_000_000, help="env steps (1,000,000)")
     collect.add_argument("--seed", type=int, default=0)
     collect.add_argument("--out", required=True, help="FILE.npz, or a new folder for the Minari layout")
+    collect.add_argument(
+        "--policy", nargs="+", default=[], metavar="FILE", help="policies that act in turn, each an equal share: a "
+        "run's policy-S.safetensors, SB3's .zip, .pt, .safetensors or .npz; FILE:2-5 are snapshots of a ladder",
+    )  # fmt: skip
+    collect.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on a policy's actions")
+    collect.add_argument("--deterministic", action="store_true", help="a policy's most likely actions, not samples")
+    make = commands.add_parser("make", help="a task's dataset by its recipe, where `segue run --task` finds it")
+    make.add_argument("task", help="a task's name")
+    make.add_argument("--policy", nargs="+", default=[], metavar="FILE", help="policies that the recipe asks for")
+    make.add_argument("--rows", type=int, default=1_000_000, help="rows (1,000,000)")
+    make.add_argument("--out", help="FILE.npz instead")
     inspect = commands.add_parser("inspect", help="rows, episodes, returns, action range, ends, scores")
     inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
     inspect.add_argument("--task", help="normalise returns with this task's reference scores")
     inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")
     asked = parser.parse_args(argv)
     from segue import data
-    from segue.errors import at_least
+    from segue.errors import SegueError, at_least
     from segue.tasks import task
 
     if asked.command == "inspect":
         score = task(asked.task).score if asked.task else None
         print(data.render(data.inspect(data.load(asked.dataset, clip_actions=asked.clip_actions), score)))
         return
-    at_least(1, steps=asked.steps)
-    at_least(0, seed=asked.seed)
     from segue.console import Console
 
     console = Console(quiet=False)
     try:
-        with console.counting(f"random rows of {asked.env_id}", asked.steps) as advance:
-            made = data.collect_random(
+        if asked.command == "make":
+            at_least(1, rows=asked.rows)
+            from pathlib import Path
+
+            from segue import making, runs
+
+            runs.compile_cache()
+            job = task(asked.task)
+            out = Path(asked.out) if asked.out else making.cached(job, asked.rows)
+            if out.exists():
+                raise SegueError(f"{out} exists: remove it, or choose another --out.")
+            with console.counting(f"rows of {asked.task}", asked.rows) as advance:
+                made = making.make(job, asked.rows, asked.policy, advance)
+            data.save(made, out)
+            print(data.render(data.inspect(made, job.score)))
+            print(f"{making.beside_original(made, asked.task)}\n{out}")
+            return
+        at_least(1, steps=asked.steps)
+        at_least(0, seed=asked.seed)
+        if not asked.noise >= 0 or ((asked.noise or asked.deterministic) and not asked.policy):
+            raise SegueError("--noise (0 or more) and --deterministic are about a policy: name one with --policy.")
+        who, name = [], "random"
+        if asked.policy:
+            from segue import foreign, runs
+            from segue.data.behaviours import Policy
+            from segue.worlds import make_env, spec_of
+
+            runs.compile_cache()
+            env = make_env(asked.env_id)
+            spec, options = spec_of(env), {"deterministic": asked.deterministic, "noise": asked.noise}
+            env.close()
+            who = [Policy(actor, spec, **options) for file in asked.policy for actor in foreign.read(file, spec)]
+            name = "policy"
+        with console.counting(f"{name} rows of {asked.env_id}", asked.steps) as advance:
+            made = data.collect(
                 asked.env_id,
                 asked.steps,
                 seed=asked.seed,
                 path=asked.out,
+                behaviours=who,
+                name=name,
                 format="npz" if asked.out.endswith(".npz") else "minari",
                 progress=advance,
             )

@@ -22,6 +22,10 @@ class Evaluation(NamedTuple):
 
     returns: Float[np.ndarray, "seeds episodes"]
     lengths: Int[np.ndarray, "seeds episodes"]
+    discounted: Float[np.ndarray, "seeds episodes"] | None = None
+    """Discounted returns in the rewards that training sees: what a critic means to know. A time limit cuts them."""
+    starts: Float[np.ndarray, "seeds episodes obs"] | None = None
+    """First observations."""
 
 
 class Unfit(SegueError):
@@ -46,19 +50,27 @@ class Evaluator:
         watchdog: Watchdog | None = None,
         restarts: int = 100,
         now_and_then: Callable[[], object] = lambda: None,
+        reward: Callable[[float], float] = float,
     ):
-        """`now_and_then` is called at every step, and may raise to end an evaluation that takes long."""
+        """`now_and_then` is called at every step, and may raise to end an evaluation that takes long; `reward` is what
+        training sees of one."""
         self.make, self.spec, self.seeds, self.episodes = make, spec, tuple(seeds), episodes
         self.watchdog, self.restarts, self.now_and_then = watchdog or contextlib.nullcontext(), restarts, now_and_then
+        self.reward = reward
         self.envs = [[make() for _ in range(episodes)] for _ in seeds]
 
-    def __call__(self, actor: Any) -> Evaluation:
-        """Evaluate actors stacked over seeds. Raises `Unfit`; SegueError for an episode that never ends."""
+    def __call__(self, actor: Any, discount: float = 1.0) -> Evaluation:
+        """Evaluate actors stacked over seeds; `discount` is for `discounted`.
+
+        Raises:
+            Unfit: where envs fail too often; SegueError for an episode that never ends.
+        """
         shape, self.left = (len(self.seeds), self.episodes), self.restarts
         obs = np.zeros((*shape, self.spec.obs), np.float32)
         for index in np.ndindex(shape):
             obs[index] = self._start(index)
         returns, lengths, alive = np.zeros(shape), np.zeros(shape, int), np.ones(shape, bool)
+        starts, discounted = obs.copy(), np.zeros(shape)
         while alive.any():
             self.now_and_then()
             action = self.spec.denormalise(np.nan_to_num(np.asarray(engine.perform(actor, obs))))
@@ -70,15 +82,17 @@ class Evaluator:
                 except Exception as error:
                     self._rebuild(index, error)
                     obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
+                    starts[index], discounted[index] = obs[index], 0.0
                     continue
                 returns[index] += float(reward)
+                discounted[index] += discount ** lengths[index] * float(self.reward(float(reward)))
                 lengths[index] += 1
                 alive[index] = not (terminated or truncated)
             if lengths.max() >= LONGEST:
                 raise SegueError(
                     f"An evaluation episode did not end within {LONGEST:,} steps: wrap the env in a TimeLimit."
                 )
-        return Evaluation(returns, lengths)
+        return Evaluation(returns, lengths, discounted, starts)
 
     def _start(self, index: tuple[Any, ...]) -> Float[np.ndarray, " obs"]:
         while True:

@@ -243,10 +243,10 @@ def _actor(
     if len(spread) == 2:
         actor: AbstractActor = TanhGaussian(mlp)
     elif spread:
-        log_std = np.asarray(spread[0], np.float64) + np.log(unit)
+        log_std = np.asarray(spread[0], np.float64)
         if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
-        actor = Gaussian(mlp, jnp.asarray(log_std, jnp.float32), squash)
+        actor = Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash)
     else:
         actor = Deterministic(mlp, squash)
     return _standardised(actor, found, about, spec, where)
@@ -260,7 +260,9 @@ def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.n
 def _standardised(actor: AbstractActor, found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> AbstractActor:
     def said(key: str) -> Any:
         value = about.get(key)
-        return found.get(value) if isinstance(value, str) else value
+        if isinstance(value, str) and value not in found:
+            raise DataError(f"{where} has no {value!r} for {key}.")
+        return found[value] if isinstance(value, str) else value
 
     mean, std = said("obs_mean"), said("obs_std")
     limit = about.get("obs_clip", np.inf)

@@ -194,17 +194,27 @@ class Evaluate(Quiet):
         if not np.asarray(_finite(actor.net)).all():
             return  # `Log` says so, at its next line or at the phase's end
         try:
-            found = self.evaluator(actor.net)
+            discount = _discount(live)
+            found = self.evaluator(actor.net, 1.0 if discount is None else discount)
         except Unfit as error:  # training does not depend on it
             print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
             return
         kind = "online" if phase.acts or live.env_step else "offline"
+        more = {} if discount is None else {"values": self._values(phase.release(live), actor.net, found)}
         self.journal.write(
-            "returns", name, live, kind=kind, returns=found.returns.tolist(), lengths=found.lengths.tolist()
+            "returns", name, live, kind=kind, returns=found.returns.tolist(), lengths=found.lengths.tolist(), **more
         )
         axis = live.env_step if kind == "online" else live.updates
         self.journal.plot(f"return/{kind}", found.returns.mean(1), axis)
         self.listen(name, live, actor.net, found)
+
+    @staticmethod
+    def _values(waist: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
+        """What each critic says of the episodes' first steps and what they brought, both means over episodes."""
+        critics = {"off": waist.critic, "on": waist.fresh}
+        said = {name: _worth(critic.net, actor, found.starts) for name, critic in critics.items() if critic}
+        said["return"] = np.asarray(found.discounted).mean(1)
+        return {name: [round(float(v), 6) if np.isfinite(v) else None for v in row] for name, row in said.items()}
 
     def _known(self, net: Any) -> bool:
         """Whether this is the policy that was evaluated last; if not, remember it."""
@@ -276,6 +286,20 @@ def stoppable() -> Iterator[Stop]:
         signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@jax.jit
+def _worth(critics: Any, actors: Any, obs: jax.Array) -> jax.Array:
+    """mean Q(s, pi(s)) of every seed, over critics and observations [seeds, episodes, obs]."""
+    one = lambda critic, actor, obs: jax.vmap(lambda s: critic(s, actor.act(s)).mean())(obs).mean()
+    return jax.vmap(one)(critics, actors, obs)
+
+
+def _discount(live: Live) -> float | None:
+    """Of the method that learns; None where none does."""
+    fields = jax.tree_util.tree_flatten_with_path(live.rule.tree)[0]
+    found = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
+    return found[0] if found else None
 
 
 @jax.jit
@@ -354,13 +378,12 @@ class Log(Quiet):
         max |r| / (1 - gamma) bounds every return. A ruined critic is no end: OPT exists because Q_off can be one.
         """
         found = np.zeros(live.run.seeds, bool)
-        fields = jax.tree_util.tree_flatten_with_path(live.rule.tree)[0]
-        discount = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
-        if not discount or discount[0] >= 1:
+        discount = _discount(live)
+        if discount is None or discount >= 1:
             return found
         reward = jnp.abs(live.run.online.rows.reward).max()
         reward = jnp.maximum(reward, jnp.abs(live.run.offline.reward).max(initial=0.0))
-        bound = float(reward) / (1 - discount[0])
+        bound = float(reward) / (1 - discount)
         if bound == 0:  # no reward yet: it says nothing of those to come
             return found
         for key, row in scalars.items():

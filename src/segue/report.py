@@ -691,6 +691,10 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> str
     print(text := table(records))
     try:
         last = f"Curves: {curves(records, path)}"
+        if len(records) == 1:
+            from segue import shift
+
+            last += f"\n{shift.draw(records[0], path.with_name(f'{path.stem}-shift.png'))}"
     except _NoPicture as error:
         last = str(error)
     print(f"\n{last}")

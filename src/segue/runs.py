@@ -338,7 +338,9 @@ class _Job:
             commits.sweep(folder, found[0])
         journal = hold(hooks.Journal(folder))
         guard = {"watchdog": hold(Watchdog(care.env_limit)), "restarts": care.env_restarts}
-        evaluator = hold(Evaluator(task.make, spec, numbers, budget.episodes, **guard, now_and_then=stop.now))
+        evaluator = hold(
+            Evaluator(task.make, spec, numbers, budget.episodes, **guard, now_and_then=stop.now, reward=reward)
+        )
         about = {"env_id": task.env_id, "task": task.name}
         best = hooks.Best(folder, spec, about)
 

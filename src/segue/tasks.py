@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.metadata
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import platformdirs
 
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
-from segue.data import Dataset, check_against, collect_random, load
+from segue.data import Dataset, check_against, load, save
 from segue.errors import SegueError
 from segue.offline.bc import BC
 from segue.offline.iql import IQL
@@ -65,11 +64,9 @@ class Task:
     name: str | None = None
     """A name of `TASKS`, or None for an env of the user's own."""
     dataset: str | None = None
-    """A file, a folder or a Minari id; None: made with the random policy if the task is a *-random one."""
+    """A file, a folder or a Minari id; None: made here by the recipe of its name (`making`)."""
     backbone: str = "td3bc"
     """The offline algorithm, by name."""
-    makes_random: bool = False
-    """Whether the dataset can be made here with D4RL's random protocol."""
     clip_actions: bool = False
     """Clip actions of the dataset that lie outside the box instead of refusing them."""
     reward: Reward = Reward()  # noqa: RUF009 (immutable)
@@ -82,9 +79,9 @@ class Task:
         return make_env(self.env_id)
 
     def load(self, rows: int, progress: Callable[[int, int], None] | None = None) -> Dataset:
-        """The dataset, checked against the env. Made and cached on first use where `makes_random`.
+        """The dataset, checked against the env. Without one of the user's it is made and cached on first use.
 
-        `rows` is the number of random rows to make; a given dataset is taken whole. `progress` hears
+        `rows` is the number of rows to make; a given dataset is taken whole. `progress` hears
         of rows made, and of how many there will be.
         """
         env = self.make()
@@ -96,24 +93,18 @@ class Task:
     def _load(self, rows: int, progress: Callable[[int, int], None] | None) -> Dataset:
         if self.dataset is not None:
             return load(self.dataset, clip_actions=self.clip_actions)
-        if not self.makes_random:
+        if self.name is None:
             raise SegueError(
-                f"{self.name or self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, "
-                "or a Minari id or folder."
+                f"{self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, or a Minari id "
+                "or folder."
             )
-        path = cache_dir() / "datasets" / f"{self.env_id}-random-{rows}-{_physics()}.npz"
+        from segue import making  # what it makes datasets with is not needed by who brings one
+
+        path = making.cached(self, rows)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            collect_random(self.env_id, rows, seed=0, path=path, overwrite=True, progress=progress)
+            made = making.make(self, rows, progress=progress)
+            save(made, path, overwrite=True)
         return load(str(path))
-
-
-def _physics() -> str:
-    """What a dataset made here depends on: other versions give other trajectories."""
-    try:
-        return f"mujoco-{importlib.metadata.version('mujoco')}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"gymnasium-{gym.__version__}"
 
 
 def cache_dir() -> Path:
@@ -174,7 +165,7 @@ def _mujoco(env: str, kind: str) -> Task:
     name = f"{env}-{kind}"
     backbones = _backbones(SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3))
     constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
-    return Task(_ENVS[env], name, makes_random=kind == "random", score=_SCORES[env], constants=constants)
+    return Task(_ENVS[env], name, score=_SCORES[env], constants=constants)
 
 
 def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:

@@ -1,0 +1,257 @@
+"""Datasets that are made here, by recipe, where the originals cannot be had. What each is, and is not, it says.
+
+| task | made from |
+|---|---|
+| `*-random` | chance, by D4RL's protocol |
+| `*-medium`, `*-expert` | a policy: the user's (`--policy`), or SAC trained here from scratch up to a score |
+| `*-medium-expert` | both, half each |
+| `*-medium-replay` | a ladder of the user's snapshots, equal shares; or the replay of that SAC until its score |
+| `antmaze-*` | a walking ant of the user's (`--policy`) under a waypoint navigator |
+| `pointmaze-*` | a waypoint navigator with a proportional-derivative controller |
+| `{door,relocate,pen,hammer}-human` | Minari's D4RL set, from disk or by download, its rewards turned into D4RL's |
+| `*-cloned` | half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe) |
+| `*-expert` of a hand | the user's expert with noise |
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue import domains, foreign, runs
+from segue.core import Transition
+from segue.data import Dataset, check_against, collect, load, validate
+from segue.data.behaviours import AbstractBehaviour, AntNavigator, PointNavigator, Policy
+from segue.data.collect import versions
+from segue.errors import SegueError
+from segue.evaluate import Evaluator
+from segue.nn.actors import AbstractActor
+from segue.offline.bc import BC
+from segue.offline.sac import SAC
+from segue.phases import Online, Train, pipeline
+from segue.tasks import Task, cache_dir
+from segue.worlds import Reward, Worlds, spec_of
+
+Progress = Callable[[int, int], None]
+
+ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
+    # trajectories, rows, mean return, its standard deviation: D4RL's files
+    "halfcheetah-random": (None, 1_000_000, -289.0, 80.0),
+    "halfcheetah-medium": (1000, 1_000_000, 4770.0, 356.0),
+    "halfcheetah-medium-replay": (202, 202_000, 3093.0, 1681.0),
+    "halfcheetah-expert": (None, 1_000_000, 10656.0, 442.0),
+    "hopper-random": (None, 1_000_000, 18.4, 17.5),
+    "hopper-medium": (2186, 999_906, 1422.0, 379.0),
+    "hopper-medium-replay": (2041, 402_000, 467.0, 511.0),
+    "hopper-expert": (None, 999_494, 3511.0, 329.0),
+    "walker2d-random": (None, 1_000_000, 1.9, 5.8),
+    "walker2d-medium": (1190, 999_995, 2852.0, 1095.0),
+    "walker2d-medium-replay": (1093, 302_000, 683.0, 896.0),
+    "walker2d-expert": (None, 999_214, 4921.0, 136.0),
+}
+
+NOISE = 0.1
+"""Standard deviation of the noise on a hand's expert (ours; D4RL does not say)."""
+CLONE_STEPS = 20_000
+"""Gradient steps of the clone (ours)."""
+PATIENCE = 3_000_000
+"""Env steps after which SAC has not reached its score."""
+
+
+def beside_original(data: Dataset, name: str) -> str:
+    """One line: this set's episodes, rows and returns beside those of D4RL's."""
+    returns = data.returns()
+    ours = f"{len(returns):,} episodes, {len(data):,} rows, return {returns.mean():,.1f} +- {returns.std():,.1f}"
+    if name not in ORIGINALS:
+        return f"made here: {ours}"
+    episodes, rows, mean, std = ORIGINALS[name]
+    count = f"{episodes:,} episodes" if episodes else "episodes not known"
+    return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows, return {mean:,.1f} +- {std:,.1f}"
+
+
+def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
+    """A named task's dataset by its recipe.
+
+    Args:
+        task: of `TASKS`.
+        rows: how many; ignored where the recipe has its own number (human sets, SAC's replay).
+        policies: the user's policy files (`foreign.read`), in the order that the table above needs them.
+
+    Raises:
+        SegueError: where the recipe needs a policy and none is given, with what to do.
+    """
+    name = str(task.name)
+    kind = name.rpartition("-")[2] if name.startswith("antmaze") else name.partition("-")[2]
+    family = name.partition("-")[0]
+    if family in domains.REACH:
+        return _hand(task, kind, rows, policies, progress)
+    world = task.make()
+    spec = spec_of(world)
+    world.close()
+    if family == "antmaze":
+        if not policies:
+            raise SegueError(
+                f"{name} is walked by an ant of yours: segue data make {name} --policy FILE, a policy that reads 27 "
+                "numbers and ten times the unit vector to walk along; or bring the rows with --dataset."
+            )
+        ant, maze = foreign.read(policies[0], AntNavigator.SPEC)[0], name.split("-")[1]
+        who: list[AbstractBehaviour] = [AntNavigator(ant, maze, kind if kind in ("play", "diverse") else "")]
+    elif family == "pointmaze":
+        who = [PointNavigator()]
+    elif kind == "random":
+        who = []
+    elif policies:
+        who = [Policy(actor, spec) for file in policies for actor in foreign.read(file, spec)]
+    else:
+        return _levels(task, kind, rows, progress)
+    return collect(task.env_id, rows, 0, behaviours=who, name=kind or "navigated", progress=progress)
+
+
+def _levels(task: Task, kind: str, rows: int, progress: Progress | None) -> Dataset:
+    """Rows of SAC at a level, by D4RL's names."""
+    assert task.score is not None
+    medium = ORIGINALS.get(f"{str(task.name).partition('-')[0]}-medium", (0, 0, task.score[1] / 3, 0))[2]
+    goals = {"medium": [medium], "medium-replay": [medium], "expert": [0.95 * task.score[1]]}
+    goals["medium-expert"] = goals["medium"] + goals["expert"]
+    reached = [train_sac(task, goal, progress=progress) for goal in goals[kind]]
+    if kind == "medium-replay":
+        return reached[0][1]
+    world = task.make()
+    spec = spec_of(world)
+    world.close()
+    who = [Policy(actor, spec) for actor, _ in reached]
+    return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
+
+
+def train_sac(
+    task: Task, score: float, *, seed: int = 0, limit: int = PATIENCE, every: int = 5_000, width: int = 256,
+    progress: Progress | None = None,
+) -> tuple[AbstractActor, Dataset]:  # fmt: skip
+    """SAC from scratch until ten episodes return `score` on average: its policy, and all rows it has seen.
+
+    Raises:
+        SegueError: where it has not after `limit` env steps.
+    """
+    world = task.make()
+    spec, id_ = spec_of(world), task.env_id
+    world.close()
+    phase = Online(SAC(width=width), limit)
+    run = runs.start(spec, None, {"online": phase}, seed=seed)
+    live = phase.begin(run)
+    worlds = Worlds(task.make, spec, [seed])
+    evaluator = Evaluator(task.make, spec, [seed], 10)
+    best = -np.inf
+    try:
+        for step in range(1, limit + 1):
+            action = phase.act(live, worlds.obs)
+            live = phase.observe(phase.learn(live, 0), worlds.step(action))
+            if progress is not None and step % 1_000 == 0:
+                progress(step, limit)
+            if step % every == 0:
+                trained = phase.release(live).actor
+                assert trained is not None
+                best = max(best, float(evaluator(trained.net).returns.mean()))
+                if best >= score:
+                    break
+        else:
+            raise SegueError(f"SAC reached {best:,.0f} on {id_} in {limit:,} env steps, and not {score:,.0f}.")
+    finally:
+        worlds.close()
+        evaluator.close()
+    live = live.settled()
+    seen = jax.tree.map(lambda column: np.asarray(column[0, :step]), live.run.online.rows)
+    follows = (seen.obs[1:] == seen.next_obs[:-1]).all(-1)
+    ends = np.append(~follows | seen.terminal[:-1], True)
+    rows = seen._replace(action=np.asarray(spec.denormalise(seen.action), np.float32))
+    cut = ends & ~seen.terminal
+    cut[-1] = False
+    data = Dataset(rows, ends, spec.low, spec.high, id_, f"{id_}-medium-replay", None, cut)
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), trained.net), validate(data)
+
+
+def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+    name, hand = str(task.name), str(task.name).partition("-")[0]
+    if kind == "expert":
+        if not policies:
+            raise SegueError(f"{name} needs an expert of yours: segue data make {name} --policy FILE; or --dataset.")
+        world = task.make()
+        spec = spec_of(world)
+        world.close()
+        who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in foreign.read(policies[0], spec)]
+        return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
+    human = _human(task, hand)
+    if kind == "human":
+        return human
+    clone = _clone(task, human)
+    world = task.make()
+    spec = spec_of(world)
+    world.close()
+    rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(clone, spec)], name="clone", progress=progress)
+    half = rows - rows // 2
+    repeated = _joined([human] * -(-half // len(human)))
+    stops = np.flatnonzero(repeated.ends) + 1  # whole demonstrations, as near to a half as they come
+    kept = int(stops[np.abs(stops - half).argmin()])
+    cut = lambda column: None if column is None else column[:kept]
+    shown = dataclasses.replace(
+        repeated,
+        transitions=jax.tree.map(cut, repeated.transitions),
+        ends=cut(repeated.ends),
+        timeouts=cut(repeated.timeouts),
+    )
+    return dataclasses.replace(_joined([shown, rolled]), name=f"{name} (made here)", env_id=task.env_id)
+
+
+def _human(task: Task, hand: str) -> Dataset:
+    """Minari's D4RL/HAND/human-v2, with D4RL's reward in place of that of gymnasium-robotics' v1."""
+    id_ = f"D4RL/{hand}/human-v2"
+    try:
+        data = load(id_, clip_actions=True)
+    except SegueError as missing:
+        try:
+            import minari
+
+            minari.download_dataset(id_)
+        except ImportError:
+            raise SegueError(f"{missing} It can be downloaded by the package minari, which is not installed.") from None
+        except Exception as why:  # a download raises anything
+            raise SegueError(f"{id_} is not on this disk ({missing}) and cannot be downloaded ({why}).") from None
+        data = load(id_, clip_actions=True)
+    reach = domains.REACH[hand]
+    if reach is not None:
+        t = data.transitions
+        away = np.array([reach(obs) for obs in np.asarray(t.next_obs)], np.float32)
+        data = dataclasses.replace(data, transitions=t._replace(reward=np.asarray(t.reward) - 0.2 * away))
+        data = dataclasses.replace(data, notes=(*data.notes, "rewards have D4RL's sign of the hand's distance"))
+    world = task.make()
+    try:
+        return check_against(dataclasses.replace(data, env_id=task.env_id), world, clip_actions=True)
+    finally:
+        world.close()
+
+
+def _clone(task: Task, human: Dataset) -> AbstractActor:
+    spec = human.spec()
+    phases = {"offline": Train(BC(), CLONE_STEPS)}
+    run = runs.start(spec, runs.rows_for(human, spec, Reward()), phases)
+    actor = pipeline(run, phases).waist.actor
+    assert actor is not None
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), actor.net)
+
+
+def _joined(parts: Sequence[Dataset]) -> Dataset:
+    """One set after another; every part's last row is an end."""
+    column = lambda index: np.concatenate([np.asarray(part.transitions[index]) for part in parts])
+    ends = np.concatenate([part.ends for part in parts])
+    rows = Transition(*map(column, range(5)))
+    cut = ends & ~rows.terminal
+    first = parts[0]
+    return validate(Dataset(rows, ends, first.low, first.high, first.env_id, first.name, None, cut))
+
+
+def cached(task: Task, rows: int) -> Path:
+    """Where a task's made dataset is kept."""
+    physics = "-".join(f"{key}-{value}" for key, value in versions().items() if key in ("mujoco", "gymnasium-robotics"))
+    return cache_dir() / "datasets" / f"{task.name}-{rows}-{physics}.npz"

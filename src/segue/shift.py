@@ -1,0 +1,144 @@
+"""Distribution shift made visible, for one run: where online data lies beside offline data, and what critics say.
+
+Three panels. How well a learned density ratio tells the two apart, over env steps (balanced replay's own network).
+Offline and online rows (s, a) in the plane of their two main components. What each critic says of the evaluations'
+first steps, against the discounted returns that followed: the paper's argument (its Figure 6) on one's own run.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue import store
+from segue.errors import SegueError
+from segue.report import RunRecord, _frame, _lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROWS = 2_000
+"""Rows of either side in the plane."""
+
+
+def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Env steps [n], and the share of divergence [n, seeds] that the density ratio attains: 0 to 1."""
+    lines, _ = _lines(path / "metrics.jsonl")
+    found = [(line["env_step"], line["metrics"]["shift"]) for _, line in lines if "shift" in line.get("metrics", {})]
+    steps = np.array([step for step, _ in found], float)
+    return steps, np.array([[float(v) for v in row] for _, row in found], float).reshape(len(found), -1)
+
+
+def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Env steps [n], and by name ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations; NaN where
+    there was no such critic."""
+    lines, _ = _lines(path / "returns.jsonl")
+    held = [line for _, line in lines if line.get("kind") == "online" and isinstance(line.get("values"), dict)]
+    steps = np.array([line["env_step"] for line in held], float)
+    number = lambda row: np.array([np.nan if v is None else float(v) for v in row])
+    seeds = len(held[0]["values"]["return"]) if held else 0
+    errors = {}
+    for name in ("off", "on"):
+        rows = [
+            number(line["values"][name]) - number(line["values"]["return"])
+            if name in line["values"]
+            else np.full(seeds, np.nan)
+            for line in held
+        ]
+        if any(np.isfinite(row).any() for row in rows):
+            errors[name] = np.stack(rows)
+    return steps, errors
+
+
+def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Offline and online (s, a) of the first seed in their two main components [rows, 2], and the share of variance
+    that these hold; None where the dataset or the replay is not at hand. Online rows are in the order they came."""
+    from segue.data import load
+    from segue.tasks import Task
+    from segue.worlds import spec_of
+
+    folder = record.path / "checkpoints" / record.config["phases"][-1]
+    try:
+        files, _ = store.read_checked(folder)
+        online = store.arrays(files["replay.safetensors"], str(folder))
+        said = record.config["dataset"]
+        data = load(said["path"], clip_actions=bool(said.get("clip_actions")))
+        env = Task(record.config["env_id"]).make()
+        spec = spec_of(env)
+        env.close()
+    except (SegueError, KeyError, TypeError):
+        return None
+    rng, t = np.random.default_rng(0), data.transitions
+    some = lambda n: np.sort(rng.choice(n, min(ROWS, n), replace=False))
+    off, on = some(len(data)), some(online["obs"].shape[1])
+    if not len(on):
+        return None
+    both = [
+        np.concatenate([t.obs[off], spec.normalise(t.action[off])], 1),
+        np.concatenate([online["obs"][0][on], online["action"][0][on]], 1),
+    ]
+    mean, std = both[0].mean(0), both[0].std(0) + 1e-6
+    scaled = [(part - mean) / std for part in both]
+    middle = np.concatenate(scaled).mean(0)
+    _, size, axes = np.linalg.svd(np.concatenate(scaled) - middle, full_matrices=False)
+    flat = [(part - middle) @ axes[:2].T for part in scaled]
+    return flat[0], flat[1], float((size[:2] ** 2).sum() / (size**2).sum())
+
+
+def draw(record: RunRecord, path: Path) -> str:
+    """Draw what there is; a sentence that says where, or why there is nothing."""
+    path = Path(path)
+    steps, shares = divergence(record.path)
+    when, errors = values(record.path)
+    points = plane(record)
+    if not len(steps) and not errors and points is None:
+        return "Shift: nothing to draw yet (it takes online rows, and a dataset that is still where it was)."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    _over_time(left, steps, {"": shares} if len(steps) else {}, "told apart by a learned ratio (0 not, 1 wholly)")
+    left.set_ylim(0, 1.02)
+    if points is None:
+        middle.set_visible(False)
+    else:
+        off, on, share = points
+        middle.scatter(*off.T, s=4, color="0.7", label="offline", linewidths=0)
+        shown = middle.scatter(*on.T, s=5, c=np.arange(len(on)), cmap="viridis", label="online", linewidths=0)
+        bar = figure.colorbar(shown, ax=middle, ticks=[0, max(len(on) - 1, 1)], pad=0.01)
+        bar.ax.set_yticklabels(["first", "last"], fontsize=8)
+        middle.set_title(f"(s, a) in two main components ({100 * share:.0f} % of variance)", fontsize=10, loc="left")
+        middle.set_xticks([])
+        middle.set_yticks([])
+        middle.legend(fontsize=8, frameon=False, markerscale=2)
+    _over_time(right, when, {f"Q_{k}": v for k, v in errors.items()}, "critic minus return, at first steps")
+    right.axhline(0, color="0.3", linewidth=0.8)
+    figure.suptitle(
+        f"{record.task}, {record.config['recipe']}: offline and online data", x=0.01, ha="left", fontsize=12
+    )
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise SegueError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return f"Shift: {path}"
+
+
+def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], title: str) -> None:
+    if not lines:
+        axis.set_visible(False)
+        return
+    for index, (name, rows) in enumerate(lines.items()):
+        colour = ("#1f5fa8", "#d1652b")[index]
+        axis.plot(steps, rows, color=colour, linewidth=0.7, alpha=0.4)
+        mean = np.where(np.isfinite(rows).any(1), np.nanmean(np.where(np.isfinite(rows), rows, 0), 1), np.nan)
+        axis.plot(steps, mean, color=colour, linewidth=2, label=name)
+    finite: Any = np.concatenate([rows[np.isfinite(rows)] for rows in lines.values()])
+    low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
+    room = (high - low) or 1.0
+    _frame(axis, low - 0.05 * room, high + 0.05 * room)
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel("online env steps")
+    if any(lines):
+        axis.legend(fontsize=8, frameon=False)

@@ -1,0 +1,305 @@
+"""Other libraries' policies: parity with the originals, and files that mean harm."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import new
+
+from segue import cli, foreign, policies, tensors
+from segue.core import Spec
+from segue.errors import DataError
+from segue.nn.actors import Deterministic, Gaussian, Standardised, TanhGaussian
+
+SB3 = Path(__file__).parent / "sb3"
+SPEC = Spec(5, 2, (-2.0, -1.0), (2.0, 3.0))
+OBS = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
+
+
+def acts(actor, spec=SPEC, obs=OBS):
+    return spec.denormalise(np.asarray(jax.vmap(actor.act)(obs)))
+
+
+# --- parity ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "ppo", "a2c", "ppo-relu"])
+def test_sb3_s_models_act_as_sb3_does(name):
+    """`tests/sb3/make.py` made them: the same actions to 1e-5 on 1,000 observations, in the env's units."""
+    (actor,) = foreign.read(SB3 / f"{name}.zip", SPEC)
+    np.testing.assert_allclose(acts(actor), np.load(SB3 / f"{name}.npy"), atol=1e-5)
+    kinds = {"sac": TanhGaussian, "ppo": Gaussian, "a2c": Gaussian, "ppo-relu": Gaussian}
+    assert type(actor) is kinds.get(name, Deterministic)
+
+
+def test_a_state_dict_alone_is_read_too():
+    path = new("policy.pth")
+    with zipfile.ZipFile(SB3 / "sac.zip") as archive:
+        path.write_bytes(archive.read("policy.pth"))
+    (actor,) = foreign.read(path, SPEC)
+    np.testing.assert_allclose(acts(actor), np.load(SB3 / "sac.npy"), atol=1e-5)
+
+
+def test_an_imported_policy_is_one_of_segue_s_after_saving():
+    (actor,) = foreign.read(SB3 / "ppo.zip", SPEC)
+    policies.save(actor, SPEC, path := new("mine"))
+    (back,) = foreign.read(f"{path}.safetensors", SPEC)
+    assert (acts(back) == acts(actor)).all()
+    with pytest.raises(DataError, match="is a policy for"):
+        foreign.read(f"{path}.safetensors", SPEC._replace(low=(-3.0, -1.0)))
+
+
+def weights(seed=0, rungs=(), act=2):
+    """A network 5-4-ACT as [out, in] tables, and a function that is it, written out."""
+    rng = np.random.default_rng(seed)
+    shapes = {"W0": (4, 5), "b0": (4,), "W1": (act, 4), "b1": (act,)}
+    return {name: rng.normal(size=(*rungs, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def out(w, obs, hidden=np.tanh):
+    return hidden(obs @ w["W0"].T + w["b0"]) @ w["W1"].T + w["b1"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_tables_with_statistics(kind):
+    w, path = weights(), new(f"p.{kind}")
+    more = {"obs_mean": np.arange(5.0, dtype=np.float32), "obs_std": np.full(5, 2.0, np.float32), "log_std": np.zeros(2, np.float32)}  # fmt: skip
+    np.savez(path, **w, **more, note="text is left alone") if kind == "npz" else safetensors.numpy.save_file(
+        w | more, path
+    )
+    (actor,) = foreign.read(path, SPEC)
+    assert isinstance(actor, Standardised)
+    expected = np.clip(out(w, (OBS - np.arange(5.0)) / 2.0), SPEC.low, SPEC.high)
+    np.testing.assert_allclose(acts(actor), expected, atol=1e-5)
+    key = jax.random.key(0)  # log_std 0 is a spread of one of the env's units, not of the box's
+    near = foreign.read(path, SPEC)[0].inner
+    np.testing.assert_allclose(near.log_std, np.log([0.5, 0.5]), atol=1e-6)
+    assert (np.abs(np.asarray(actor.explore(OBS[0], key))) <= 1).all()
+
+
+def test_a_description_names_layers_activation_squash_and_statistics():
+    w, path = weights(3), new("p.npz")
+    named = {"in.weight": w["W0"].T, "in.bias": w["b0"], "out.weight": w["W1"].T, "out.bias": w["b1"]}
+    np.savez(path, **named, m=np.ones(5), s=np.full(5, 0.5), spread=np.zeros((2, 4)))
+    said = {"layers": ["in", "out"], "activation": "relu", "squash": "tanh", "transposed": True,
+            "obs_mean": "m", "obs_std": "s", "obs_clip": 1.5}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(said))
+    (actor,) = foreign.read(path, SPEC)
+    seen = np.clip((OBS - 1) / 0.5, -1.5, 1.5)
+    expected = SPEC.denormalise(np.tanh(out(w, seen, lambda x: np.maximum(x, 0))))
+    np.testing.assert_allclose(acts(actor), expected, atol=1e-5)
+
+
+def test_a_ladder_of_snapshots():
+    w, path = weights(rungs=(7,)), new("ladder.npz")
+    np.savez(
+        path, **w, obs_mean=np.zeros((7, 5)), obs_std=np.arange(1.0, 8)[:, None] * np.ones(5), returns=np.arange(7)
+    )
+    rung = lambda k: np.clip(out({n: v[k] for n, v in w.items()}, OBS / (k + 1)), SPEC.low, SPEC.high)
+    every = foreign.read(path, SPEC)
+    assert len(every) == 7
+    for k, actor in enumerate(every):
+        np.testing.assert_allclose(acts(actor), rung(k), atol=1e-5)
+    np.testing.assert_allclose(acts(foreign.read(f"{path}:5", SPEC)[0]), rung(5), atol=1e-5)
+    assert len(foreign.read(f"{path}:2-4", SPEC)) == 3
+    with pytest.raises(DataError, match="7 snapshots"):
+        foreign.read(f"{path}:2-7", SPEC)
+
+
+def test_collecting_with_policies(tmp_path, capsys):
+    """Two policies act in turn, each half the rows; the noise is added; the rows are sound."""
+    from segue.data import load
+
+    spec = Spec(3, 1, (-2.0,), (2.0,))
+    for name, push in (("left", -9.0), ("right", 9.0)):
+        w = {"W0": np.zeros((4, 3), np.float32), "b0": np.zeros(4, np.float32), "W1": np.zeros((1, 4), np.float32)}
+        np.savez(tmp_path / f"{name}.npz", **w, b1=np.array([push], np.float32))
+        assert foreign.read(tmp_path / f"{name}.npz", spec)
+    files = [str(tmp_path / f"{name}.npz") for name in ("left", "right")]
+    cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "800", "--policy", *files, "--out", str(tmp_path / "d.npz")])  # fmt: skip
+    action = load(tmp_path / "d.npz").transitions.action[:, 0]
+    assert (action[:400] == -2).all()
+    assert (action[400:] == 2).all()
+    noisy = ["--noise", "0.5", "--deterministic", "--out", str(tmp_path / "n.npz")]
+    cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "800", "--policy", files[1], *noisy])
+    action = load(tmp_path / "n.npz").transitions.action[:, 0]
+    assert np.abs(action).max() <= 2
+    assert 0.3 < (action < 2).mean() < 0.7  # half the noise points out of the box
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--noise", "1", "--out", str(tmp_path / "x.npz")])
+    assert "--policy" in capsys.readouterr().err
+
+
+# --- harm ------------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Unpickled by pickle itself, it calls."""
+
+    def __init__(self, function, *args):
+        self.what = function, args
+
+    def __reduce__(self):
+        return self.what
+
+
+def torch_file(pickled, storages=None, **more):
+    """What `torch.save` would write, whatever its pickle says."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for key, content in (storages or {}).items():
+            archive.writestr(f"x/data/{key}", content)
+        for name, content in more.items():
+            archive.writestr(f"x/{name}", content)
+    return stream.getvalue()
+
+
+def tensor(offset=0, size=(2, 2), stride=(2, 1), storage="FloatStorage", key="0"):
+    """A pickle of {"w": a tensor} in the words that torch uses."""
+    words = [b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\n"]
+    words += [storage.encode(), b"\nX\x01\x00\x00\x00", key.encode(), b"X\x03\x00\x00\x00cpuK\x04tQ"]
+    whole = lambda n: b"J" + int(n).to_bytes(4, "little", signed=True)
+    words += [
+        whole(offset),
+        b"(",
+        *map(whole, size),
+        b"t(",
+        *map(whole, stride),
+        b"t\x89ccollections\nOrderedDict\n)RtRs.",
+    ]
+    return b"".join(words)
+
+
+def test_a_tensor_is_read_as_it_lies():
+    found = tensors.read(torch_file(tensor(1, (2,), (2,)), {"0": np.arange(4, dtype="<f4").tobytes()}), "it")
+    np.testing.assert_array_equal(found["w"], [1.0, 3.0])
+
+
+FOUR = {"0": bytes(16)}
+HARM = {
+    "a call": lambda trap: torch_file(pickle.dumps({"w": Call(os.mkdir, trap)}, 2)),
+    "an import": lambda trap: torch_file(pickle.dumps(Call(__import__, "antigravity"), 2)),
+    "eval": lambda trap: torch_file(pickle.dumps(Call(eval, f"__import__('os').mkdir({trap!r})"), 2)),
+    "another name of torch": lambda trap: torch_file(b"\x80\x02ctorch\nload\n)R."),
+    "getattr": lambda trap: torch_file(pickle.dumps(Call(getattr, "", "format"), 2)),
+    "beyond its bytes": lambda trap: torch_file(tensor(0, (2, 3), (3, 1)), FOUR),
+    "by strides": lambda trap: torch_file(tensor(0, (2, 2), (1000, 1)), FOUR),
+    "a negative offset": lambda trap: torch_file(tensor(-4), FOUR),
+    "a negative stride": lambda trap: torch_file(tensor(0, (2, 2), (-2, 1)), FOUR),
+    "a petabyte": lambda trap: torch_file(tensor(0, (2**30, 2**20), (0, 0)), FOUR),
+    "no bytes": lambda trap: torch_file(tensor()),
+    "bytes elsewhere": lambda trap: torch_file(tensor(key="."), FOUR),
+    "another storage": lambda trap: torch_file(tensor(storage="UntypedStorage"), FOUR),
+    "no pickle": lambda trap: torch_file(b"\x80\x02}."[:2]),
+    "deep": lambda trap: torch_file(b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."),
+    "a big number": lambda trap: torch_file(b"\x80\x02\x8b\xff\xff\xff\x7f."),
+    "an object": lambda trap: torch_file(pickle.dumps([1, 2], 2)),
+    "big-endian": lambda trap: torch_file(tensor(), FOUR, byteorder=b"big"),
+    "no zip": lambda trap: b"\x80\x02}.",
+    "empty": lambda trap: b"",
+}
+
+
+@pytest.mark.parametrize("case", HARM)
+def test_pytorch_files_that_mean_harm_are_refused(case):
+    trap, path = str(new("sprung")), new("policy.pth")
+    path.write_bytes(HARM[case](trap))
+    with pytest.raises(DataError) as caught:
+        foreign.read(path, SPEC)
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists(trap)
+
+
+def test_a_zip_of_sb3_s_is_not_unpickled():
+    """Its settings hold pickles in base64, which stay what they are; policy.pth goes through the same reader."""
+    trap, path = str(new("sprung")), new("model.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", json.dumps({"policy_kwargs": {":serialized:": "gASVBQ=="}}))
+        archive.writestr("policy.pth", torch_file(pickle.dumps(Call(os.mkdir, trap), 2)))
+    with pytest.raises(DataError, match=r"os\.mkdir|posix\.mkdir|nt\.mkdir"):
+        foreign.read(path, SPEC)
+    assert not os.path.exists(trap)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("W1"), "reads 5 numbers and gives 4"),
+        (lambda w: w.update(W1=w["W1"][:1], b1=w["b1"][:1]), "gives 1"),
+        (lambda w: w.update(W0=w["W0"][:, :4]), "reads 4"),
+        (lambda w: w.update(b0=w["b0"][:3]), "do not fit"),
+        (lambda w: w.update(W1=np.full((2, 4), np.nan, np.float32)), "not finite"),
+        (lambda w: w.update(log_std=np.zeros(3, np.float32)), "log_std"),
+        (lambda w: w.update(obs_mean=np.zeros(5), obs_std=np.zeros(5)), "positive std"),
+        (lambda w: w.update(obs_mean=np.zeros(4), obs_std=np.ones(4)), "positive std"),
+        (lambda w: (w.clear(), w.update(x=np.zeros(3))), "describe them"),
+        (lambda w: w.update(W0=np.array([{}], dtype=object)), "no matrix|describe"),
+    ],
+)
+def test_tables_that_are_no_policy_are_refused(change, words):
+    w, path = weights(), new("p.npz")
+    change(w)
+    np.savez(path, **w)
+    with pytest.raises(DataError, match=words) as caught:
+        foreign.read(path, SPEC)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"evil": 1}', '{"activation": "os.system"}', '{"layers": ["nope"]}',
+                                  '{"squash": "exec"}', '{"log_std": "nope"}', '{"obs_mean": "nope", "obs_std": "nope"}',
+                                  '{"obs_mean": [1], "obs_std": ["a"]}', '{"a":' * 100_000])  # fmt: skip
+def test_descriptions_that_mean_harm_are_refused(text):
+    path = new("p.npz")
+    np.savez(path, **weights())
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(DataError):
+        foreign.read(path, SPEC)
+
+
+def test_what_is_no_policy_file():
+    for name, content in (("p.pkl", b"x"), ("p.zip", b"x"), ("p.npz", b"x"), ("p.safetensors", b"x"), ("p.pt", b"x")):
+        path = new(name)
+        path.write_bytes(content)
+        with pytest.raises(DataError):
+            foreign.read(path, SPEC)
+    with pytest.raises(DataError, match="no policy file"):
+        foreign.read("/nowhere.npz", SPEC)
+
+
+# --- real policies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "env_id", "low", "high"),
+    [
+        ("sb3_zoo/sac_Hopper-v3.npz", "Hopper-v5", 900, 1_300),
+        ("sb3_zoo/sac_HalfCheetah-v3.npz", "HalfCheetah-v5", 9_000, 9_900),
+        ("sb3_zoo/sac_Walker2d-v3.npz", "Walker2d-v5", 3_600, 4_200),
+        ("adroit/policy_door-v0.npz", "segue/door-v0", 2_700, 3_300),
+        ("adroit/policy_hammer-v0.npz", "segue/hammer-v0", 15_000, 17_500),
+        ("adroit/policy_relocate-v0.npz", "segue/relocate-v0", 2_000, 4_900),
+        ("adroit/policy_pen-v0.npz", "segue/pen-v0", 40, 10_800),
+    ],
+)
+def test_the_real_ones_return_what_they_are_known_to(real_data, file, env_id, low, high):
+    """The figures of the data's own README: 1,107, 9,399, 3,894 (v5), 3,000, 16,400, 2,300-4,700, 43-10,750."""
+    from segue.evaluate import Evaluator
+    from segue.worlds import make_env, spec_of
+
+    env = make_env(env_id)
+    spec = spec_of(env)
+    env.close()
+    (actor,) = foreign.read(Path(real_data) / file, spec)
+    evaluator = Evaluator(lambda: make_env(env_id), spec, [0], 3)
+    found = evaluator(jax.tree.map(lambda leaf: leaf[None], actor)).returns.mean()
+    evaluator.close()
+    assert low <= found <= high
