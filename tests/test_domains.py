@@ -1,0 +1,361 @@
+"""D4RL's domains rebuilt: geometry, rewards, ends, physics; navigators; and datasets made by recipe."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.sparse.csgraph import shortest_path
+
+pytest.importorskip("gymnasium_robotics")
+
+from segue import cli, domains, foreign, making
+from segue.data import collect, load
+from segue.data.behaviours import AntNavigator, PointNavigator, Policy, towards
+from segue.errors import SegueError
+from segue.nn.actors import Deterministic
+from segue.nn.mlp import MLP
+from segue.tasks import TASKS, task
+from segue.worlds import Reward, make_env, spec_of
+
+
+def env_of(id_):
+    env = make_env(id_)
+    env.reset(seed=0)
+    return env
+
+
+# --- AntMaze ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maze", domains.MAZES)
+def test_the_ant_starts_at_the_origin_and_walls_are_where_d4rl_has_them(maze):
+    """Rows grow upwards in y, columns in x, four metres a cell: D4RL's coordinates."""
+    env = env_of(f"segue/antmaze-{maze}-v0")
+    inner = env.unwrapped
+    assert env.observation_space.shape == (29,)
+    assert np.abs(env.reset(seed=1)[0][:2]).max() <= 0.1
+    model = inner.ant.model
+    blocks = [i for i in range(model.ngeom) if model.geom(i).name.startswith("block")]
+    walls = {tuple(np.round(model.geom_pos[i, :2] - inner.origin, 6)) for i in blocks}
+    start = domains.cell_of(maze, "S")
+    expected = {
+        (4.0 * (j - start[1]), 4.0 * (i - start[0]))
+        for i, line in enumerate(domains.MAZES[maze])
+        for j, mark in enumerate(line)
+        if mark == "#"
+    }
+    assert walls == expected
+    assert env.spec.max_episode_steps == (700 if maze == "umaze" else 1000)
+    env.close()
+
+
+def test_known_goals():
+    assert domains.centre("umaze", domains.cell_of("umaze", "G")).tolist() == [0, 8]
+    assert domains.centre("medium", domains.cell_of("medium", "G")).tolist() == [20, 20]
+    assert domains.centre("large", domains.cell_of("large", "G")).tolist() == [32, 24]
+    assert all(domains.MAZES[maze][i][j] != "#" for maze, cells in domains.PLAY_GOALS.items() for i, j in cells)
+
+
+def test_goals_are_drawn_anew_and_the_episode_ends_within_half_a_metre():
+    env = env_of("segue/antmaze-umaze-v0")
+    goals = np.array([env.reset(seed=s)[1]["goal"] for s in range(30)])
+    assert len(np.unique(goals[:, 0])) == 30
+    assert (goals >= [0, 8]).all()
+    assert (goals <= [1.5, 9.5]).all()
+    inner, still = env.unwrapped, np.zeros(8)
+    obs, _ = env.reset(seed=0)
+    for away, there in ((0.4, True), (0.8, False)):
+        placed = obs.copy()
+        placed[:2] = inner.goal + np.array([away, 0.0])
+        inner.set_state(placed)
+        seen, reward, terminated, truncated, _ = inner.step(still)
+        near = np.linalg.norm(seen[:2] - inner.goal) <= 0.5
+        assert (near, reward, terminated, truncated) == (there, float(there), there, False)
+
+
+def test_a_reset_with_cells_and_the_same_seed():
+    env = env_of("segue/antmaze-large-v0")
+    options = {"start": (7, 9), "goal": (1, 6)}
+    (a, info), (b, _) = (env.reset(seed=5, options=options) for _ in range(2))
+    assert (a == b).all()
+    assert (np.abs(a[:2] - domains.centre("large", (7, 9))) <= 1.01).all()
+    assert (np.abs(info["goal"] - domains.centre("large", (1, 6))) <= 1.51).all()
+    taken = [env.step(np.full(8, 0.3))[0] for _ in range(20)]
+    env.reset(seed=5, options=options)
+    assert all((env.step(np.full(8, 0.3))[0] == seen).all() for seen in taken)
+
+
+@pytest.mark.parametrize("name", ["antmaze-umaze-v0", "antmaze-umaze-diverse-v0"])
+def test_real_transitions_replay_under_d4rl_s_physics(real_data, name):
+    """Median error over all numbers of a step, about 1e-3 (another MuJoCo); at gymnasium-robotics' own physics 20 times
+    as much."""
+    with np.load(Path(real_data) / "d4rl_v2_small" / f"{name}_1of100.npz") as file:
+        obs, action, after = (file[key].astype(float) for key in ("observations", "actions", "next_observations"))
+    inner = env_of("segue/antmaze-umaze-v0").unwrapped
+
+    def error():
+        found = []
+        for i in range(0, len(obs), 25):
+            inner.set_state(obs[i])
+            found.append(np.abs(inner.step(action[i])[0] - after[i]))
+        return np.median(found)
+
+    assert error() < 1.6e-3
+    inner.ant.model.opt.timestep, inner.ant.model.actuator_gear[:, 0] = 0.01, 150.0
+    assert error() > 1e-2
+
+
+# --- Adroit and PointMaze --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hand", ["door", "hammer", "relocate"])
+def test_a_hand_s_dense_reward_takes_its_distance_off(hand):
+    """Written out from the observation; gymnasium-robotics' v1 adds a tenth of the distance instead."""
+    ours, theirs = env_of(f"segue/{hand}-v0"), domains._robotics(f"AdroitHand{hand.capitalize()}-v1")
+    theirs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        action = rng.uniform(-1, 1, ours.action_space.shape).astype(np.float32)
+        obs, reward, *_ = ours.step(action)
+        seen, other, *_ = theirs.step(action)
+        np.testing.assert_array_equal(obs, seen)
+        data, names = theirs.unwrapped.data, theirs.unwrapped
+        palm = data.site_xpos[names.grasp_site_id if hand == "door" else names.S_grasp_site_id]
+        goal = data.site_xpos[names.handle_site_id] if hand == "door" else data.xpos[names.obj_body_id]
+        np.testing.assert_allclose(float(np.squeeze(other)) - reward, 0.2 * np.linalg.norm(palm - goal), rtol=1e-6)
+
+
+def test_a_dropped_pen_ends_the_episode():
+    env = env_of("segue/pen-v0")
+    assert env.spec.max_episode_steps == 100
+    ends = []
+    for seed in range(4):
+        env.reset(seed=seed)
+        step, over = 0, False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            step, over = step + 1, terminated or truncated
+            assert terminated == (obs[26] < 0.075)
+        ends.append((step, terminated))
+    assert any(terminated and step < 100 for step, terminated in ends)
+
+
+def test_point_maze_shows_its_goal_and_ends_there():
+    env = env_of("segue/pointmaze-umaze-v0")
+    data = collect("segue/pointmaze-umaze-v0", 600, 0, behaviours=[PointNavigator()])
+    t = data.transitions
+    assert t.obs.shape[1] == 6
+    assert t.terminal.sum() >= 4
+    gone = np.linalg.norm(t.next_obs[:, :2] - t.next_obs[:, 4:], axis=1)
+    np.testing.assert_array_equal(t.terminal, gone <= 0.45)
+    np.testing.assert_array_equal(t.reward > 0, t.terminal)
+    env.close()
+
+
+@pytest.mark.parametrize("id_", ["AntMaze_UMaze-v5", "PointMaze_UMaze-v3"])
+def test_their_own_envs_are_flattened(id_):
+    env = env_of(id_)
+    spec = spec_of(env)
+    assert spec.obs == sum(space.shape[0] for space in env.unwrapped.observation_space.values())
+
+
+def test_real_door_demonstrations_have_d4rl_s_rewards(real_data, monkeypatch):
+    """Minari's set, corrected, against the demonstrations' origin: most episodes to 1e-3 of a return; a few were
+    replayed to another end by another MuJoCo."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path(real_data) / "minari_root"))
+    ours = making._human(task("door-human"), "door").returns()
+    with np.load(Path(real_data) / "adroit" / "door-v0_demos.npz") as file:
+        origin = np.add.reduceat(file["rewards"], np.r_[0, np.cumsum(file["lengths"])[:-1]])
+    assert len(ours) == len(origin) == 25
+    assert np.median(np.abs(ours - origin) / np.abs(origin)) < 1e-3
+    raw = load("D4RL/door/human-v2", clip_actions=True).returns()
+    assert np.median(np.abs(raw - origin) / np.abs(origin)) > 1e-2
+
+
+# --- navigators ------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_cell_lies_on_a_shortest_way():
+    """As long as scipy's shortest path says."""
+    free = domains.free_cells("large")
+    near = [[abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a in free] for b in free]
+    distance = shortest_path(np.array(near, float))[:, free.index((7, 9))]
+    for k, start in enumerate(free):
+        here, length = start, 0
+        while here != (7, 9):
+            there = towards(free, here, (7, 9))
+            assert abs(here[0] - there[0]) + abs(here[1] - there[1]) == 1
+            assert there in free
+            here, length = there, length + 1
+        assert length == distance[k]
+    assert towards(free, (7, 9), (7, 9)) == (7, 9)
+
+
+def test_the_ant_navigator_aims_ten_units_at_the_next_waypoint():
+    seen = []
+
+    class Spy(Deterministic):
+        def act(self, obs):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), obs)
+            return jnp.zeros(8)
+
+    ant = AntNavigator(Spy(MLP((29, 4, 8), key=jax.random.key(0))), "umaze", noise=0.0)
+    env = env_of("segue/antmaze-umaze-v0")
+    obs, _ = env.reset(seed=0)
+    ant.act(env, obs, np.random.default_rng(0))
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen[-1][:27], obs[2:], rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(seen[-1][27:]), 10, rtol=1e-5)
+    assert seen[-1][27] > 7  # from the start the way leads along x, round the wall, though the goal lies along y
+    assert ant.cell(np.array([8.3, 3.5])) == (2, 3)
+    assert ant.cell(np.array([0.0, 3.0])) in domains.free_cells("umaze")
+
+
+@pytest.mark.parametrize(("kind", "starts", "goals"), [("", 1, 1), ("play", 20, 3), ("diverse", 20, 20)])
+def test_starts_and_goals_by_kind(kind, starts, goals):
+    ant = AntNavigator(Deterministic(MLP((29, 4, 8), key=jax.random.key(0))), "medium", kind)
+    rng, env = np.random.default_rng(0), gym.make("Pendulum-v1")
+    options = [ant.begin(env, rng) for _ in range(400)]
+    assert len({o.get("goal") for o in options}) == (goals if goals < 20 else len(domains.free_cells("medium")))
+    assert (len({o.get("start") for o in options}) == 1) == (starts == 1)
+    assert all(o.get("start") != o.get("goal") or kind == "" for o in options)
+
+
+def test_a_real_ant_reaches_the_goal(real_data):
+    (ant,) = foreign.read(Path(real_data) / "antmaze_policy" / "ant_hierarch_pol.npz", AntNavigator.SPEC)
+    data = collect("segue/antmaze-umaze-v0", 3_000, 0, behaviours=[AntNavigator(ant, "umaze")])
+    assert data.transitions.terminal.sum() >= 4
+    np.testing.assert_array_equal(data.transitions.reward > 0, data.transitions.terminal)
+
+
+# --- recipes and tasks -----------------------------------------------------------------------------------------------
+
+
+def test_every_task_makes_its_env_and_its_backbones():
+    assert len(TASKS) == 4 * 5 + 6 + 3 + 12
+    for name, found in TASKS.items():
+        assert set(found.constants.backbones) == {"td3bc", "spot", "iql", "rebrac", "bc"}, name
+        assert found.name == name
+    for id_ in {found.env_id for found in TASKS.values()}:
+        spec_of(env_of(id_))
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "expected"),
+    [
+        ("antmaze-umaze", None, {"support": 0.25, "actor_lr": 1e-4, "online_discount": 0.995, "critic_head": 3e-3}),
+        ("antmaze-large-diverse", None, {"support": 0.025, "support_end": 0.2}),
+        ("pen-cloned", None, {"support": 1.0, "support_end": 0.5, "actor_norm": True, "critic_norm": True}),
+        ("hopper-medium", None, {"alpha": 2.5, "actor_lr": 3e-4}),
+        ("hopper-medium", "rebrac", {"beta_actor": 0.01, "beta_critic": 0.01, "critic_lr": 1e-3, "depth": 3}),
+        ("antmaze-medium-diverse", "rebrac", {"beta_actor": 0.001, "beta_critic": 0.0, "discount": 0.999}),
+        ("antmaze-umaze", "iql", {"expectile": 0.9, "beta": 10.0}),
+        ("walker2d-medium", "spot", {"support": 0.2}),
+    ],
+)
+def test_settings_by_task(name, backbone, expected):
+    found = task(name, **({"backbone": backbone} if backbone else {}))
+    built = found.constants.backbones[found.backbone]
+    assert {key: getattr(built, key) for key in expected} == expected
+
+
+def test_rewards_by_task_and_backbone():
+    assert task("antmaze-umaze").reward == Reward(1.0, -1.0)
+    assert task("antmaze-umaze", backbone="rebrac").reward == Reward(100.0)
+    assert task("hopper-medium").reward == Reward()
+    rule = task("hopper-medium", backbone="iql").reward
+    assert rule.fitted(np.array([100.0, 600.0])) == Reward(2.0)
+    with pytest.raises(SegueError, match="which is 0"):
+        rule.fitted(np.array([3.0]))
+    with pytest.raises(SegueError, match="did you mean iql"):
+        task("hopper-medium", backbone="iqll")
+
+
+def test_what_a_recipe_lacks_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
+    for name, words in (("antmaze-umaze", "--policy FILE"), ("pen-expert", "--policy FILE")):
+        with pytest.raises(SegueError, match=words):
+            making.make(task(name), 10)
+        with pytest.raises(SystemExit, match=r"^1$"):
+            cli.main(["run", "spot", "--task", name, "--out", str(tmp_path / "run")])
+        assert name in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_made_set_is_found_by_the_next_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    cli.main(["data", "make", "pointmaze-umaze", "--rows", "500"])
+    told = capsys.readouterr().out
+    assert "made here" in told
+    data = task("pointmaze-umaze").load(500)
+    assert len(data) == 500
+    with pytest.raises(SystemExit):
+        cli.main(["data", "make", "pointmaze-umaze", "--rows", "500"])
+    assert "exists" in capsys.readouterr().err
+
+
+def small(name="hopper-medium"):
+    """A task on Pendulum under another name, whose levels are soon reached."""
+    import dataclasses
+
+    return dataclasses.replace(task(name), env_id="Pendulum-v1", score=(-1e9, -1e9), name=name)
+
+
+def test_sac_from_scratch_stops_at_its_score_and_keeps_its_replay(monkeypatch):
+    actor, seen = making.train_sac(small(), -1e9, every=450, width=8)
+    assert len(seen) == 450
+    assert seen.lengths().tolist() == [200, 200, 50]
+    assert not seen.transitions.terminal.any()
+    assert seen.timeouts.tolist() == [i in (199, 399) for i in range(450)]
+    assert np.abs(seen.transitions.action).max() > 1  # the env's units
+    spec = spec_of(gym.make("Pendulum-v1"))
+    assert Policy(actor, spec).act(
+        gym.make("Pendulum-v1"), np.zeros(3, np.float32), np.random.default_rng(0)
+    ).shape == (1,)
+    with pytest.raises(SegueError, match="and not 0"):
+        making.train_sac(small(), 0.0, every=100, limit=200, width=8)
+
+
+def test_levels(monkeypatch):
+    spec = spec_of(gym.make("Pendulum-v1"))
+    actor = Deterministic(MLP((3, 4, 1), key=jax.random.key(0)))
+    asked = []
+
+    def trained(job, score, **options):
+        asked.append(round(score))
+        return actor, collect("Pendulum-v1", 30, 0)
+
+    monkeypatch.setattr(making, "train_sac", trained)
+    import dataclasses
+
+    job = dataclasses.replace(task("hopper-medium-expert"), env_id="Pendulum-v1")
+    assert len(making.make(job, 400)) == 400
+    assert asked == [1422, round(0.95 * 3234.3)]
+    assert len(making.make(dataclasses.replace(job, name="hopper-medium-replay"), 400)) == 30
+    assert spec.obs == 3
+
+
+def test_statistics_stand_beside_the_originals():
+    data = collect("Pendulum-v1", 400, 0)
+    assert "2,186 episodes, 999,906 rows, return 1,422.0 +- 379.0" in making.beside_original(data, "hopper-medium")
+    assert "original" not in making.beside_original(data, "pointmaze-umaze")
+
+
+def test_a_cloned_set_is_half_demonstrations_half_rollouts(monkeypatch):
+    """On Pendulum in place of a hand: whole demonstrations, repeated, then a clone's own rows."""
+    import dataclasses
+
+    human = collect("Pendulum-v1", 400, 0)
+    job = dataclasses.replace(task("door-cloned"), env_id="Pendulum-v1")
+    monkeypatch.setattr(making, "_human", lambda *args: dataclasses.replace(human, timeouts=None))
+    monkeypatch.setattr(making, "CLONE_STEPS", 20)
+    made = making.make(job, 2_000)
+    assert len(made) == 2_000
+    np.testing.assert_array_equal(made.transitions.obs[:400], made.transitions.obs[400:800])
+    assert (made.transitions.obs[:400] == human.transitions.obs).all()
+    assert not (made.transitions.action[1_000:1_400] == human.transitions.action).all()
+    assert made.ends[999]
