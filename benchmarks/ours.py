@@ -1,12 +1,13 @@
 """Segue's own rates, measured as the peers measure theirs: one JSON line on stdout.
 
-offline           TD3+BC on a dataset, updates/s of every seed together (--seeds)
+offline           a backbone (--backbone) on a dataset, updates/s of every seed together (--seeds)
 pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
 updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
 online            the same with world, acting and replay, env steps/s (--method opt or direct)
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -17,11 +18,9 @@ import numpy as np
 
 from segue import runs
 from segue.core import Linear, Spec, Transition
-from segue.data.sources import Balanced, Paired, Uniform
-from segue.finetune.direct import Direct
-from segue.finetune.opt import OPT, MetaCritic
-from segue.offline.td3bc import TD3BC
-from segue.phases import Collect, Online, Train, pipeline
+from segue.phases import Train, pipeline
+from segue.recipes import BACKBONES, Budget, direct, opt
+from segue.tasks import task
 from segue.worlds import Worlds, make_env
 
 CAPACITY = 300_000
@@ -47,6 +46,7 @@ def main() -> None:
     parser.add_argument("--utd", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--method", choices=["opt", "direct"], default="opt")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="td3bc")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
     runs.compile_cache()
@@ -56,48 +56,32 @@ def main() -> None:
     data = jax.tree.map(jax.numpy.asarray, Transition(*columns))
     obs, act = data.obs.shape[1], data.action.shape[1]
     spec = Spec(obs, act, (-1.0,) * act, (1.0,) * act)
-    backbone = TD3BC()
-    if args.what in ("offline", "pretrain"):
-        first = runs.start(spec, data, {"collect": Collect(5_000)}, seeds=args.seeds)
-        phase = Train(backbone, 10**9)
-        if args.what == "pretrain":
-            worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
-            first = pipeline(first, {"offline": Train(backbone, 2), "collect": Collect(5_000)}, worlds)
-            phase = Train(MetaCritic(backbone.online()), 10**9, Paired())
-        live = phase.begin(first)
+    job = task(env_id=args.env_id, backbone=args.backbone)
+    ramp = Linear(0.1, 0.9, 150_000)
+    budget = Budget(len(columns[0]), 2, 2, 5_000, 2, CAPACITY, args.utd, ramp)
+    phases = {"opt": opt, "direct": direct}[args.method](job, budget)
+    worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
+    name = {"offline": "offline", "pretrain": "pretrain"}.get(args.what, "finetune")
+    before = {key: phases[key] for key in list(phases)[: list(phases).index(name)]}
+    phase = phases[name]
+    if isinstance(phase, Train):
+        phase = dataclasses.replace(phase, steps=10**9)
+    live = phase.begin(pipeline(runs.start(spec, data, phases, seeds=args.seeds), before, worlds))
 
-        def window():
-            nonlocal live
-            live = jax.block_until_ready(phase.learn(live, args.updates))
+    def window():
+        nonlocal live
+        if args.what == "online":
+            for _ in range(args.env_steps):
+                action = phase.act(live, worlds.obs)
+                live = phase.observe(phase.learn(live, 0), worlds.step(action))
+        else:
+            live = Train(*phase.rule[:1], 10**9, phase.rule[1]).learn(live, args.updates)
+        jax.block_until_ready(live.learner)
 
-        rate = args.updates * args.seeds
-    else:
-        method = {
-            "opt": (OPT(backbone.online(), Linear(0.1, 0.9, 150_000)), Balanced()),
-            "direct": (Direct(backbone.online()), Uniform()),
-        }[args.method]
-        phase = Online(method[0], CAPACITY, method[1], args.utd)
-        before = {
-            "offline": Train(backbone, 2),
-            "collect": Collect(5_000),
-            "pretrain": Train(MetaCritic(backbone.online()), 2, Paired()),
-        }
-        worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
-        live = phase.begin(pipeline(runs.start(spec, data, {"online": phase}, seeds=args.seeds), before, worlds))
-
-        def window():
-            nonlocal live
-            if args.what == "updates":
-                live = Train(phase.method, 10**9, phase.source).learn(live, args.updates)
-            else:
-                for _ in range(args.env_steps):
-                    action = phase.act(live, worlds.obs)
-                    live = phase.observe(phase.learn(live, 0), worlds.step(action))
-            jax.block_until_ready(live.learner)
-
-        rate = args.updates if args.what == "updates" else args.env_steps
+    rate = args.env_steps if args.what == "online" else args.updates * args.seeds
     seconds = windows(window, args.repeat)
-    name = "_".join(["segue", args.what] + ([args.method] if args.what != "offline" else []))
+    parts = [args.what] + ([args.method] if args.what != "offline" else [])
+    name = "_".join(["segue", *parts] + ([args.backbone] if args.backbone != "td3bc" else []))
     result = {
         "peer": name, "unit": "env steps/s" if args.what == "online" else "updates/s", "utd": args.utd,
         "seeds": args.seeds, "median": round(rate / statistics.median(seconds), 2),

@@ -22,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 VENVS = HERE.parent / ".peers"
 UTDS = (1, 5)
 SEEDS = (1, 2, 4)
+TUNED = ("spot", "iql")
+"""Backbones that are measured under OPT besides TD3+BC."""
 
 
 def commands(data: str, args: argparse.Namespace) -> list[list[str]]:
@@ -32,6 +34,8 @@ def commands(data: str, args: argparse.Namespace) -> list[list[str]]:
     found = [
         script(sys.executable, "peers/bare_jax.py", *window),
         *(ours("offline", "--seeds", str(seeds), *window) for seeds in SEEDS),
+        ours("offline", "--backbone", "iql", *window),
+        *(ours(what, "--backbone", kind, *world) for kind in TUNED for what in ("updates", "online")),
         ours("updates", *world),
         ours("pretrain", *world),
     ]
@@ -43,6 +47,7 @@ def commands(data: str, args: argparse.Namespace) -> list[list[str]]:
         found += [script(sb3, "peers/sb3_td3.py", "--utd", str(utd), *world) for utd in UTDS]
     if d3rlpy.exists():
         found.append(script(d3rlpy, "peers/d3rlpy_td3bc.py", *window))
+        found.append(script(d3rlpy, "peers/d3rlpy_td3bc.py", "--iql", *window))
         found += [script(d3rlpy, "peers/d3rlpy_td3bc.py", "--online", "--utd", str(utd), *world) for utd in UTDS]
     return found
 
@@ -104,6 +109,11 @@ def bars(rates: dict[str, float], start: dict[str, float], memory: dict) -> dict
         at_least("(a) TD3+BC offline / d3rlpy", ours / rates["d3rlpy"], 2.5)
     if "torch" in rates:
         at_least("(a) TD3+BC offline / plain PyTorch loop", ours / rates["torch"], 1.8)
+    if "d3rlpy_iql" in rates:
+        at_least("(h) IQL offline / d3rlpy's IQL", rates["segue_offline_iql"] / rates["d3rlpy_iql"], 2.5)
+    for kind in TUNED:
+        end, alone = rates[f"segue_online_opt_{kind}_utd1"], rates[f"segue_updates_opt_{kind}"]
+        at_least(f"(h) OPT on {kind} end to end / its updates alone, UTD 1", end / alone, 0.75)
     for utd in UTDS:
         online, alone = rates[f"segue_online_opt_utd{utd}"], rates["segue_updates_opt"] / utd
         at_least(f"(b) OPT end to end / its updates alone, UTD {utd}", online / alone, 0.85)

@@ -1,4 +1,4 @@
-"""d3rlpy's TD3+BC: offline updates/s with `fit`, or with `--online` env steps/s of `fit_online`.
+"""d3rlpy's TD3+BC (with `--iql` its IQL): offline updates/s with `fit`, or with `--online` env steps/s of `fit_online`.
 
 Online is the usual one-critic-pair pipeline: TD3+BC offline for a while, then policy and value functions
 copied into d3rlpy's TD3, which goes on from a buffer that holds the dataset. `--keep-bc` goes on with TD3+BC.
@@ -40,13 +40,16 @@ def steps_taken(wrapper):
 
 
 def main():
-    args = options(__doc__, online="env steps/s of fine-tuning", keep_bc="online with TD3+BC in place of TD3")
+    args = options(
+        __doc__, online="env steps/s of fine-tuning", keep_bc="online with TD3+BC in place of TD3", iql="IQL"
+    )
     out = claim_stdout()
     import d3rlpy  # prints while it loads
 
     d3rlpy.seed(args.seed)
     dataset = episodes(load(args.data), d3rlpy)
-    algo = d3rlpy.algos.TD3PlusBCConfig(batch_size=256).create(device=False)
+    config = d3rlpy.algos.IQLConfig if args.iql else d3rlpy.algos.TD3PlusBCConfig
+    algo = config(batch_size=256).create(device=False)
     algo.build_with_dataset(dataset)
     first = {k: flat(v).clone() for k, v in networks(algo).items()}
     losses = []
@@ -75,7 +78,7 @@ def main():
     common = {"packages": ("d3rlpy", "torch", "gymnasium", "mujoco", "numpy"), "threads": torch.get_num_threads()}
     if not args.online:
         seconds = fit(args.updates, args.repeat + 1)
-        peer, unit, per_window = "d3rlpy", "updates/s", args.updates
+        peer, unit, per_window = "d3rlpy_iql" if args.iql else "d3rlpy", "updates/s", args.updates
         expected = args.updates * (args.repeat + 1)
     else:
         fit(args.updates, 1)
@@ -112,7 +115,7 @@ def main():
     report(
         out, peer, unit, per_window, seconds,
         critic_steps=(steps_taken(modules.critic_optim), expected),
-        actor_steps=(steps_taken(modules.actor_optim), expected // DELAY),
+        actor_steps=(steps_taken(modules.actor_optim), expected // (1 if args.iql else DELAY)),
         loss=float(losses[-1]),
         moved={k: (flat(v) - first[k]).norm().item() for k, v in networks(algo).items()},
         **common,
