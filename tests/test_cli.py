@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import RAGGED, copy, dataset, finished, flags, lines, new, run
 
-from segue import tasks
+from segue import making, tasks
 from segue.cli import main
 
 HERE = Path(__file__).parent
@@ -273,7 +273,7 @@ def test_a_random_task_makes_its_data_once_and_keeps_scores(tmp_path, monkeypatc
     assert kept["dataset"]["rows"] == 300
     assert kept["score"]["max"] == 12135.0
     assert np.shape(last(tmp_path / "a")["returns"]) == (1, 1)
-    monkeypatch.setattr(tasks, "collect_random", None)
+    monkeypatch.setattr(making, "collect", None)
     assert len(tasks.task("halfcheetah-random").load(300)) == 300
     assert "normalised" in capsys.readouterr().out
 

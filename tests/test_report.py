@@ -1,15 +1,18 @@
 """Reports: tables worked by hand, intervals against scipy, damaged runs, and pictures that exist."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import copy, finished, lines
 from scipy import stats
 
 from segue import report as r
+from segue import shift
 from segue.errors import DataError, SegueError
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
@@ -234,3 +237,48 @@ def test_without_matplotlib_the_table_is_still_given(run, monkeypatch):
 def test_importing_it_does_not_import_matplotlib():
     code = "import sys, segue.report; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+# --- distribution shift ----------------------------------------------------------------------------
+
+
+def test_what_critics_say_is_written_beside_the_returns_they_foretell():
+    """Q_on appears with fine-tuning; a phase in which nothing learns says nothing."""
+    phases = {}
+    for line in lines(finished() / "returns.jsonl"):
+        phases.setdefault(line["phase"], []).append(line.get("values"))
+    assert all(set(values) == {"off", "return"} for values in phases["offline"])
+    assert all(values is None for values in phases.get("collect", []))
+    assert all(set(values) == {"off", "on", "return"} for values in phases["finetune"])
+    assert all(len(row) == 2 for values in phases["finetune"] for row in values.values())
+
+
+def test_the_shift_of_a_run_is_drawn_from_its_own_files(tmp_path):
+    """Divergence up to 1 for every seed; errors are Q - G of the same lines; rows of both kinds in the plane."""
+    record = r.read(finished())
+    steps, shares = shift.divergence(record.path)
+    assert shares.shape == (len(steps), 2)
+    assert (shares >= -0.05).all()
+    assert (shares <= 1).all()
+    when, errors = shift.values(record.path)
+    held = [line for line in lines(finished() / "returns.jsonl") if line["kind"] == "online" and "values" in line]
+    expected = np.subtract(held[-1]["values"]["off"], held[-1]["values"]["return"])
+    np.testing.assert_allclose(errors["off"][-1], expected)
+    assert when[-1] == held[-1]["env_step"]
+    assert np.isfinite(errors["on"][-1]).all()
+    off, on, share = shift.plane(record)
+    assert off.shape == (60, 2)
+    assert on.shape == (16, 2)
+    assert 0 < share <= 1
+    assert shift.draw(record, tmp_path / "shift.png") == tmp_path / "shift.png"
+    assert (tmp_path / "shift.png").stat().st_size > 10_000
+
+
+def test_a_run_without_online_rows_has_no_shift(tmp_path):
+    folder = copy(finished())
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("metrics", "returns"):
+        kept = [line for line in lines(folder / f"{name}.jsonl") if line["phase"] == "offline"]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert shift.draw(r.read(folder), tmp_path / "shift.png") is None
+    assert not (tmp_path / "shift.png").exists()

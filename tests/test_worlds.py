@@ -167,6 +167,19 @@ def test_evaluation_equals_a_plain_loop():
     assert not set(training) & {env.start for row in evaluator.envs for env in row}
 
 
+def test_discounted_returns_are_in_the_rewards_of_training():
+    """Summed again from what each env gave, with the rule 2 r - 1; first observations beside them."""
+    evaluator = Evaluator(Ragged, SPEC, [3, 4], 3, reward=Reward(2.0, -1.0))
+    actor = Deterministic(MLP((3, 8, 2), key=jax.random.key(0)))
+    found = evaluator(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), actor), 0.9)
+    for index in np.ndindex(2, 3):
+        log = evaluator.envs[index[0]][index[1]].log
+        expected = sum(0.9**t * (2 * reward - 1) for t, (_, _, reward, *_) in enumerate(log))
+        np.testing.assert_allclose(found.discounted[index], expected, rtol=1e-6)
+        np.testing.assert_allclose(found.returns[index], sum(step[2] for step in log), rtol=1e-6)
+        np.testing.assert_array_equal(found.starts[index], log[0][0])
+
+
 def test_another_policy_of_the_evaluation_gets_another_return():
     evaluator, stacked = Evaluator(Ragged, SPEC, (5, 5), 2), actors(SPEC, 2)
     returns = evaluator(stacked).returns

@@ -694,7 +694,8 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> str
         if len(records) == 1:
             from segue import shift
 
-            last += f"\n{shift.draw(records[0], path.with_name(f'{path.stem}-shift.png'))}"
+            if drawn := shift.draw(records[0], path.with_name(f"{path.stem}-shift.png")):
+                last += f"\nShift: {drawn}"
     except _NoPicture as error:
         last = str(error)
     print(f"\n{last}")

@@ -26,7 +26,7 @@ def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
     lines, _ = _lines(path / "metrics.jsonl")
     found = [(line["env_step"], line["metrics"]["shift"]) for _, line in lines if "shift" in line.get("metrics", {})]
     steps = np.array([step for step, _ in found], float)
-    return steps, np.array([[float(v) for v in row] for _, row in found], float).reshape(len(found), -1)
+    return steps, np.array([[float(v) for v in row] for _, row in found], float)
 
 
 def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -85,14 +85,14 @@ def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     return flat[0], flat[1], float((size[:2] ** 2).sum() / (size**2).sum())
 
 
-def draw(record: RunRecord, path: Path) -> str:
-    """Draw what there is; a sentence that says where, or why there is nothing."""
+def draw(record: RunRecord, path: Path) -> Path | None:
+    """Draw what there is and say where; None where there is nothing yet: no online rows, no evaluation of a critic."""
     path = Path(path)
     steps, shares = divergence(record.path)
     when, errors = values(record.path)
     points = plane(record)
     if not len(steps) and not errors and points is None:
-        return "Shift: nothing to draw yet (it takes online rows, and a dataset that is still where it was)."
+        return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -122,7 +122,7 @@ def draw(record: RunRecord, path: Path) -> str:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise SegueError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return f"Shift: {path}"
+    return path
 
 
 def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], title: str) -> None:
