@@ -226,9 +226,9 @@ def test_iql_under_opt_listens_to_the_mixture_and_fits_v_to_it(x64):
     slow = [Oracle.q(Oracle.params(part.slow), batch.obs, batch.action).min(0) for part in (given.critic, given.fresh)]
     mix = 0.7 * slow[0] + 0.3 * slow[1]
     u = mix - net(Oracle.params(given.value.net), batch.obs)[:, 0]
-    np.testing.assert_allclose(info["value_loss"], np.mean(np.where(u < 0, 0.2, 0.8) * u**2), rtol=1e-9)
+    np.testing.assert_allclose(info["value_loss"], np.mean(np.where(u < 0, 0.2, 0.8) * u**2), rtol=1e-6)
     v = net(Oracle.params(after.aux.value.net), batch.obs)[:, 0]
-    np.testing.assert_allclose(info["advantage"], (mix - v).mean(), rtol=1e-9)
+    np.testing.assert_allclose(info["advantage"], (mix - v).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

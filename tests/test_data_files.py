@@ -147,7 +147,7 @@ def test_an_interrupted_save_keeps_the_old_file(pendulum, tmp_path, format, monk
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segue.data.collect.os.fsync", fail)
+    monkeypatch.setattr("segue.data.collecting.os.fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         save(pendulum, tmp_path / "x", format=format, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -163,7 +163,7 @@ def test_a_folder_is_put_back_when_its_replacement_fails(pendulum, tmp_path, mon
             raise KeyboardInterrupt
         replace(old, new)
 
-    monkeypatch.setattr("segue.data.collect.os.replace", fail)
+    monkeypatch.setattr("segue.data.collecting.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save(pendulum, tmp_path / "x", format="minari", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -44,12 +44,14 @@ def under(backbone: AbstractBackbone, learns: str, uses: str = "key time", **fie
     name, online = type(backbone).__name__.lower(), backbone.online()
     given = {"uses": uses, "backbone": online} | fields
     restarts = "actor critic"
-    return {
+    laws = {
         f"{name}-direct": Law(Direct(online), f"actor critic {learns}", restarts, **given),
         f"{name}-opt": Law(OPT(online), f"actor critic fresh {learns}", restarts, **given),
-        f"{name}-meta": Law(MetaCritic(online), "fresh", "fresh", 2, **given | {"uses": fields.get("meta", uses)}),
-        f"{name}-meta-fit": Law(MetaCritic(online, fit_aux=True), f"fresh {learns}", "fresh", 2, **given),
+        f"{name}-meta": Law(MetaCritic(online), "fresh", "fresh", 2, **given),
     }
+    if learns:  # what `fit_aux` would move
+        laws[f"{name}-meta-fit"] = Law(MetaCritic(online, fit_aux=True), f"fresh {learns}", "fresh", 2, **given)
+    return laws
 
 
 backbone = TD3(width=WIDTH)

@@ -175,11 +175,11 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
 def test_stopped_in_the_middle_of_an_evaluation(monkeypatch, evaluation):
     call, told, folder = Evaluator.__call__, [], new("evaluating")
 
-    def heard(self, actor):
+    def heard(self, actor, *rest):
         told.append(actor)
         if len(told) == evaluation:
             self.now_and_then.__self__.asked = signal.SIGTERM
-        return call(self, actor)
+        return call(self, actor, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "__call__", heard)

@@ -25,7 +25,7 @@ from segue import domains, foreign, runs
 from segue.core import Transition
 from segue.data import Dataset, check_against, collect, load, validate
 from segue.data.behaviours import AbstractBehaviour, AntNavigator, PointNavigator, Policy
-from segue.data.collect import versions
+from segue.data.collecting import versions
 from segue.errors import SegueError
 from segue.evaluate import Evaluator
 from segue.nn.actors import AbstractActor

@@ -1,8 +1,8 @@
 """Logged data: reading, checking, making and describing it."""
 
-from segue.data.collect import collect as collect
-from segue.data.collect import collect_random as collect_random
-from segue.data.collect import save as save
+from segue.data.collecting import collect as collect
+from segue.data.collecting import collect_random as collect_random
+from segue.data.collecting import save as save
 from segue.data.dataset import Dataset as Dataset
 from segue.data.dataset import check_against as check_against
 from segue.data.dataset import validate as validate
