@@ -339,6 +339,26 @@ def test_levels(monkeypatch):
     assert spec.obs == 3
 
 
+def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
+    actor, asked = Deterministic(MLP((3, 4, 1), key=jax.random.key(0))), []
+
+    def trained(job, score, **options):
+        asked.append((job.env_id, score))
+        return actor, collect("Pendulum-v1", 30, 0)
+
+    monkeypatch.setattr(making, "train_sac", trained)
+    words = ["data", "collect", "--env-id", "Pendulum-v1", "--steps", "400", "--out"]
+    cli.main([*words, str(tmp_path / "m.npz"), "--level", "medium", "--score", "-300"])
+    cli.main([*words, str(tmp_path / "r.npz"), "--level", "medium-replay", "--score", "-200"])
+    assert asked == [("Pendulum-v1", -300.0), ("Pendulum-v1", -200.0)]
+    assert [len(load(tmp_path / f"{name}.npz")) for name in "mr"] == [400, 30]
+    capsys.readouterr()
+    for wrong, said in ((["--level", "expert"], "--score"), (["--score", "1"], "--level")):
+        with pytest.raises(SystemExit, match=r"^1$"):
+            cli.main([*words, str(tmp_path / "x.npz"), *wrong])
+        assert said in capsys.readouterr().err
+
+
 def test_statistics_stand_beside_the_originals():
     data = collect("Pendulum-v1", 400, 0)
     assert "2,186 episodes, 999,906 rows, return 1,422.0 +- 379.0" in making.beside_original(data, "hopper-medium")

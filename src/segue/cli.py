@@ -276,6 +276,11 @@ def _data(argv: list[str]) -> None:
         "run's policy-S.safetensors, SB3's .zip, .pt, .safetensors or .npz; FILE:2-5 are snapshots of a ladder",
     )  # fmt: skip
     collect.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on a policy's actions")
+    collect.add_argument(
+        "--level", choices=["medium", "medium-replay", "expert"], help="instead: SAC is trained here from scratch until "
+        "its mean return is --score, and acts; medium-replay keeps what it saw until then",
+    )  # fmt: skip
+    collect.add_argument("--score", type=float, help="the return that ends SAC's training; default: a named task's")
     collect.add_argument("--deterministic", action="store_true", help="a policy's most likely actions, not samples")
     make = commands.add_parser("make", help="a task's dataset by its recipe, where `segue run --task` finds it")
     make.add_argument("task", help="a task's name")
@@ -320,6 +325,13 @@ def _data(argv: list[str]) -> None:
         at_least(0, seed=asked.seed)
         if not asked.noise >= 0 or ((asked.noise or asked.deterministic) and not asked.policy):
             raise SegueError("--noise (0 or more) and --deterministic are about a policy: name one with --policy.")
+        if (asked.score is not None and not asked.level) or (asked.level and asked.policy):
+            raise SegueError("--score is about --level, and --level makes its own policy: leave the other out.")
+        if asked.level:
+            made = _at_level(asked, console)
+            data.save(made, asked.out, format="npz" if asked.out.endswith(".npz") else "minari")
+            print(data.render(data.inspect(made)))
+            return
         who, name = [], "random"
         if asked.policy:
             from segue import foreign, runs
@@ -346,6 +358,21 @@ def _data(argv: list[str]) -> None:
     finally:
         console.close()
     print(data.render(data.inspect(made)))
+
+
+def _at_level(asked: argparse.Namespace, console: Any) -> Any:
+    from segue import making, runs
+    from segue.errors import SegueError
+    from segue.tasks import TASKS, Task
+
+    runs.compile_cache()
+    named = next((t for t in TASKS.values() if t.env_id == asked.env_id and str(t.name).endswith(asked.level)), None)
+    with console.counting(f"env steps of SAC and {asked.level} rows of {asked.env_id}", making.PATIENCE) as advance:
+        if asked.score is not None:
+            return making.at_level(Task(asked.env_id), asked.level, [asked.score], asked.steps, advance)
+        if named is None or named.score is None:
+            raise SegueError(f"{asked.env_id} has no reference return: say --score, the mean return to stop at.")
+        return making.make(named, asked.steps, progress=advance)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,13 @@ def _levels(task: Task, kind: str, rows: int, progress: Progress | None) -> Data
     medium = ORIGINALS.get(f"{str(task.name).partition('-')[0]}-medium", (0, 0, task.score[1] / 3, 0))[2]
     goals = {"medium": [medium], "medium-replay": [medium], "expert": [0.95 * task.score[1]]}
     goals["medium-expert"] = goals["medium"] + goals["expert"]
-    reached = [train_sac(task, goal, progress=progress) for goal in goals[kind]]
+    return at_level(task, kind, goals[kind], rows, progress)
+
+
+def at_level(task: Task, kind: str, scores: Sequence[float], rows: int, progress: Progress | None = None) -> Dataset:
+    """`rows` rows of SAC that was trained from scratch up to each of `scores` (mean returns), equal shares; for the kind
+    "medium-replay" all rows that it saw until then. Raises SegueError where it does not get there."""
+    reached = [train_sac(task, score, progress=progress) for score in scores]
     if kind == "medium-replay":
         return reached[0][1]
     world = task.make()
