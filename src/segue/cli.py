@@ -277,8 +277,8 @@ def _data(argv: list[str]) -> None:
     )  # fmt: skip
     collect.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on a policy's actions")
     collect.add_argument(
-        "--level", choices=["medium", "medium-replay", "expert"], help="instead: SAC is trained here from scratch until "
-        "its mean return is --score, and acts; medium-replay keeps what it saw until then",
+        "--level", choices=["medium", "medium-replay", "expert"], help="instead: SAC is trained from scratch until its "
+        "mean return is --score, and acts; medium-replay keeps what it saw until then",
     )  # fmt: skip
     collect.add_argument("--score", type=float, help="the return that ends SAC's training; default: a named task's")
     collect.add_argument("--deterministic", action="store_true", help="a policy's most likely actions, not samples")

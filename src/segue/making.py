@@ -120,8 +120,8 @@ def _levels(task: Task, kind: str, rows: int, progress: Progress | None) -> Data
 
 
 def at_level(task: Task, kind: str, scores: Sequence[float], rows: int, progress: Progress | None = None) -> Dataset:
-    """`rows` rows of SAC that was trained from scratch up to each of `scores` (mean returns), equal shares; for the kind
-    "medium-replay" all rows that it saw until then. Raises SegueError where it does not get there."""
+    """`rows` rows of SAC that was trained from scratch up to each of `scores` (mean returns), equal shares; for the
+    kind "medium-replay" all rows that it saw until then. Raises SegueError where it does not get there."""
     reached = [train_sac(task, score, progress=progress) for score in scores]
     if kind == "medium-replay":
         return reached[0][1]
