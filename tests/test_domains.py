@@ -78,11 +78,11 @@ def test_goals_are_drawn_anew_and_the_episode_ends_within_half_a_metre():
 
 def test_a_reset_with_cells_and_the_same_seed():
     env = env_of("segue/antmaze-large-v0")
-    options = {"start": (7, 9), "goal": (1, 6)}
+    options = {"start": (7, 9), "goal": (20.5, 0.5)}
     (a, info), (b, _) = (env.reset(seed=5, options=options) for _ in range(2))
     assert (a == b).all()
     assert (np.abs(a[:2] - domains.centre("large", (7, 9))) <= 1.01).all()
-    assert (np.abs(info["goal"] - domains.centre("large", (1, 6))) <= 1.51).all()
+    assert info["goal"].tolist() == [20.5, 0.5]
     taken = [env.step(np.full(8, 0.3))[0] for _ in range(20)]
     env.reset(seed=5, options=options)
     assert all((env.step(np.full(8, 0.3))[0] == seen).all() for seen in taken)
@@ -214,14 +214,42 @@ def test_the_ant_navigator_aims_ten_units_at_the_next_waypoint():
     assert ant.cell(np.array([0.0, 3.0])) in domains.free_cells("umaze")
 
 
-@pytest.mark.parametrize(("kind", "starts", "goals"), [("", 1, 1), ("play", 20, 3), ("diverse", 20, 20)])
-def test_starts_and_goals_by_kind(kind, starts, goals):
+@pytest.mark.parametrize(("kind", "targets"), [("", 1), ("play", 3), ("diverse", 26)])
+def test_starts_and_targets_by_kind_and_one_rewarded_goal(kind, targets):
     ant = AntNavigator(Deterministic(MLP((29, 4, 8), key=jax.random.key(0))), "medium", kind)
-    rng, env = np.random.default_rng(0), gym.make("Pendulum-v1")
-    options = [ant.begin(env, rng) for _ in range(400)]
-    assert len({o.get("goal") for o in options}) == (goals if goals < 20 else len(domains.free_cells("medium")))
-    assert (len({o.get("start") for o in options}) == 1) == (starts == 1)
-    assert all(o.get("start") != o.get("goal") or kind == "" for o in options)
+    rng, env, found = np.random.default_rng(0), gym.make("Pendulum-v1"), []
+    assert len(domains.free_cells("medium")) == 26
+    for _ in range(400):
+        options = ant.begin(env, rng)
+        assert (options["goal"] == [20.75, 20.75]).all()
+        found.append((options.get("start"), ant.cell(ant.target - 0.4)))
+    starts, reached = (set(column) for column in zip(*found, strict=True))
+    assert len(reached) == targets
+    assert (starts == {None}) == (kind == "")
+    assert all(start != there for start, there in found)
+
+
+def test_a_walk_to_another_cell_is_cut_there_without_reward():
+    """The ant stands where it was put: the target there ends the episode, and only the maze's own goal is rewarded."""
+    maze = "umaze"
+
+    class There(AntNavigator):
+        def begin(self, env, rng):
+            self.target = self.here.copy()
+            return {"goal": self.goal, "start": self.start}
+
+    ant = There(Deterministic(MLP((29, 4, 8), key=jax.random.key(0))), maze, "diverse", noise=0.0)
+    for start, rewarded in (((1, 3), False), ((3, 1), True)):
+        ant.start = start
+        env = make_env("segue/antmaze-umaze-v0")
+        obs, _ = env.reset(seed=0, options={"start": start})
+        ant.here = obs[:2]
+        if rewarded:
+            ant.goal = obs[:2].copy()
+        data = collect("segue/antmaze-umaze-v0", 1, 0, behaviours=[ant])
+        t = data.transitions
+        assert (t.terminal[0], t.reward[0]) == (rewarded, float(rewarded))
+        assert data.timeouts[0] == (not rewarded)
 
 
 def test_a_real_ant_reaches_the_goal(real_data):

@@ -69,7 +69,7 @@ def _upwards(maze: str) -> list[list[int | str]]:
 class AntMaze(gym.Env):
     """D4RL's AntMaze-v2, in which an ant walks from one corner to the other. Reward 1 at the goal, and the end.
 
-    `reset(options={"start": (row, column), "goal": (row, column)})` sets it elsewhere.
+    `reset(options={"start": (row, column)})` begins in another cell, and `"goal": (x, y)` puts the goal at a point.
     """
 
     RADIUS = 0.5
@@ -101,8 +101,8 @@ class AntMaze(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         asked, noise = options or {}, self.np_random.uniform
-        self.goal = centre(self.maze, asked.get("goal", cell_of(self.maze, "G"))) + noise(0, CELL / 4, 2)
-        self.goal = np.maximum(self.goal + noise(0, CELL / 8, 2), 0)
+        self.goal = centre(self.maze, cell_of(self.maze, "G")) + noise(0, CELL / 4, 2)
+        self.goal = np.asarray(asked.get("goal", np.maximum(self.goal + noise(0, CELL / 8, 2), 0)), float)
         self.ant.reset(seed=int(self.np_random.integers(2**31)))
         qpos = self.ant.init_qpos + noise(-0.1, 0.1, self.ant.model.nq)
         start = centre(self.maze, asked.get("start", cell_of(self.maze, "S")))

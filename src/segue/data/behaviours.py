@@ -24,6 +24,10 @@ class AbstractBehaviour(abc.ABC):
         """Options for the reset of the next episode."""
         return None
 
+    def over(self, obs: np.ndarray) -> bool:
+        """Whether it has done what it set out to do: the episode is cut here, and is not terminal."""
+        return False
+
     @abc.abstractmethod
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The next action."""
@@ -68,26 +72,31 @@ class AntNavigator(AbstractBehaviour):
     """D4RL's AntMaze generator: breadth-first waypoints for an ant that walks in a given direction.
 
     The actor sees the ant's 27 numbers and ten times the unit vector to the waypoint, [29]; Gaussian noise of 0.2 is
-    added. `starts` and `goals` are cells to draw from, or None for the maze's own.
+    added. The rewarded goal is one point in all of a set, in the middle of where evaluation draws it (ours), because
+    observations do not show it. Of the kinds "play" and "diverse" the ant walks from anywhere to one of a few cells, or
+    to any cell, and its episode is cut when it is there; only what passes the rewarded goal is rewarded.
     """
 
     SPEC = Spec(29, 8, (-1.0,) * 8, (1.0,) * 8)
 
     def __init__(self, actor: AbstractActor, maze: str, kind: str = "", noise: float = 0.2):
         self.policy, self.maze = Policy(actor, self.SPEC, deterministic=True, noise=noise), maze
+        self.goal = centre(maze, cell_of(maze, "G")) + 0.75
         anywhere = free_cells(maze)
-        diverse = kind == "diverse"
-        self.starts = anywhere if diverse or kind == "play" else None
-        self.goals = anywhere if diverse else list(PLAY_GOALS[maze]) if kind == "play" else None
+        self.starts = anywhere if kind in ("play", "diverse") else []
+        self.targets = {"play": list(PLAY_GOALS[maze]), "diverse": anywhere}.get(kind, [])
+        self.target = self.goal
 
     def begin(self, env: gym.Env, rng: np.random.Generator) -> dict[str, Any] | None:
-        pick = lambda cells: cells[rng.integers(len(cells))]
-        options: dict[str, Any] = {}
-        if self.goals is not None:
-            options["goal"] = pick(self.goals)
-        if self.starts is not None:
-            options["start"] = pick([cell for cell in self.starts if cell != options.get("goal")])
-        return options
+        if not self.targets:
+            return {"goal": self.goal}
+        there = self.targets[rng.integers(len(self.targets))]
+        far = [cell for cell in self.starts if cell != there]
+        self.target = centre(self.maze, there) + rng.uniform(0, 1, 2)
+        return {"goal": self.goal, "start": far[rng.integers(len(far))]}
+
+    def over(self, obs: np.ndarray) -> bool:
+        return bool(np.linalg.norm(obs[:2] - self.target) <= AntMaze.RADIUS)
 
     def cell(self, xy: np.ndarray) -> Cell:
         row, column = cell_of(self.maze, "S")
@@ -99,10 +108,9 @@ class AntNavigator(AbstractBehaviour):
         return min(free_cells(self.maze), key=lambda cell: float(np.linalg.norm(centre(self.maze, cell) - xy)))
 
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        goal = env.unwrapped.goal  # pyright: ignore[reportAttributeAccessIssue]
-        here, there = self.cell(obs[:2]), self.cell(goal)
+        here, there = self.cell(obs[:2]), self.cell(self.target)
         step = towards(free_cells(self.maze), here, there)
-        aim = goal if step == there else centre(self.maze, step) + rng.uniform(0, 1, 2)
+        aim = self.target if step == there else centre(self.maze, step) + rng.uniform(0, 1, 2)
         way = aim - obs[:2]
         way = 10 * way / max(float(np.linalg.norm(way)), 1e-6)
         return self.policy.act(env, np.concatenate([obs[2:], way]), rng)

@@ -90,6 +90,7 @@ def _roll(
         a = actor.act(world, now, rng)
         obs[i], action[i] = now, a
         now, reward[i], terminated, truncated, _ = world.step(a)
+        truncated = truncated or actor.over(now)
         nxt[i], terminal[i], timeout[i] = now, terminated, truncated and not terminated
         if (terminated or truncated) and i + 1 < steps:
             actor = behaviours[(i + 1) * len(behaviours) // steps]
