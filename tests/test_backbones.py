@@ -448,6 +448,12 @@ def test_kinds_of_policies():
     assert changed(BC(width=7), discount=0.5).online() == TD3(width=7, discount=0.5)
 
 
+def test_a_policy_of_another_kind_is_refused():
+    squashed = waist(0, BC(width=WIDTH, head="tanh-gaussian"))
+    with pytest.raises(SegueError, match="own kind"):
+        Direct(TD3(width=WIDTH)).init(SPEC, squashed, key=KEY)
+
+
 def test_a_critic_of_the_meta_step_may_bring_v_along():
     """`fit_aux`: V moves towards the trained critic; off, it stays, bit for bit."""
     online = IQL(width=WIDTH).online()

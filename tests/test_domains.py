@@ -265,7 +265,7 @@ def test_a_real_ant_reaches_the_goal(real_data):
 def test_every_task_makes_its_env_and_its_backbones():
     assert len(TASKS) == 4 * 5 + 6 + 3 + 12
     for name, found in TASKS.items():
-        assert set(found.constants.backbones) == {"td3bc", "spot", "iql", "rebrac", "bc"}, name
+        assert set(found.constants.backbones) == {"td3bc", "spot", "iql", "rebrac", "bc", "bc-gaussian"}, name
         assert found.name == name
     for id_ in {found.env_id for found in TASKS.values()}:
         spec_of(env_of(id_))
@@ -321,9 +321,11 @@ def test_a_made_set_is_found_by_the_next_run(tmp_path, monkeypatch, capsys):
     assert "made here" in told
     data = task("pointmaze-umaze").load(500)
     assert len(data) == 500
-    with pytest.raises(SystemExit):
-        cli.main(["data", "make", "pointmaze-umaze", "--rows", "500"])
-    assert "exists" in capsys.readouterr().err
+    assert len(task("pointmaze-umaze").load(1_000)) == 500  # of another size than asked, but there
+    for more, said in ((["--rows", "500"], "exists"), (["--rows", "9", "--policy", "x.npz"], "takes no policy")):
+        with pytest.raises(SystemExit):
+            cli.main(["data", "make", "pointmaze-umaze", *more])
+        assert said in capsys.readouterr().err
 
 
 def small(name="hopper-medium"):
@@ -381,7 +383,19 @@ def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
     assert asked == [("Pendulum-v1", -300.0), ("Pendulum-v1", -200.0)]
     assert [len(load(tmp_path / f"{name}.npz")) for name in "mr"] == [400, 30]
     capsys.readouterr()
-    for wrong, said in ((["--level", "expert"], "--score"), (["--score", "1"], "--level")):
+    (tmp_path / "there.npz").write_text("precious")
+    with pytest.raises(SystemExit, match=r"^1$"):  # before anything is trained
+        cli.main([*words, str(tmp_path / "there.npz"), "--level", "medium", "--score", "-300"])
+    assert len(asked) == 2
+    named = []
+    monkeypatch.setattr(
+        making, "make", lambda job, *args, **more: named.append(job.name) or collect("Pendulum-v1", 9, 0)
+    )
+    cli.main(["data", "collect", "--env-id", "Hopper-v5", "--out", str(tmp_path / "e.npz"), "--level", "expert"])
+    assert named == ["hopper-expert"]
+    capsys.readouterr()
+    for wrong, said in ((["--level", "expert"], "--score"), (["--score", "1"], "--level"),
+                        (["--level", "expert", "--score", "nan"], "nan")):  # fmt: skip
         with pytest.raises(SystemExit, match=r"^1$"):
             cli.main([*words, str(tmp_path / "x.npz"), *wrong])
         assert said in capsys.readouterr().err

@@ -282,6 +282,40 @@ def test_descriptions_that_mean_harm_are_refused(text):
         foreign.read(path, SPEC)
 
 
+def test_a_spread_is_kept_whatever_the_box():
+    """A std of 1 in a box of +-400 is 1/400 of it, below the bound that IQL's own policies have."""
+    path, wide = new("p.npz"), Spec(5, 2, (-400.0, -400.0), (400.0, 400.0))
+    np.savez(path, **weights(), log_std=np.zeros(2))
+    (actor,) = foreign.read(path, wide)
+    np.testing.assert_allclose(np.exp(actor.spread), 1 / 400, rtol=1e-5)
+    policies.save(actor, wide, where := new("mine"))
+    np.testing.assert_array_equal(policies.load(where)[0].spread, actor.spread)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.update({"out.weight": w["W1"], "spread.weight": w["W1"][:1]}),
+        lambda w: w.update(out_scale=np.ones(2)),
+        lambda w: w.update(out_scale=np.ones(3), out_shift=np.ones(3)),
+        lambda w: w.update(in_shift=np.zeros(5)),
+        lambda w: w.update({"obs_rms.mean": np.zeros(5)}),
+        lambda w: w.update(W0=np.ones((0, 4, 5))),
+        lambda w: w.update(W0=np.ones((3, 4, 5))),
+        lambda w: w.update(W1=np.full((2, 4), 1e300)),
+    ],
+)
+def test_tables_that_do_not_hang_together_are_refused(change):
+    w, path = weights(), new("p.npz")
+    change(w)
+    np.savez(path, **w)
+    if "spread.weight" in w:
+        said = {"layers": ["W0", "out"], "log_std": "spread", "squash": "clip"}
+        path.with_suffix(".json").write_text(json.dumps(said))
+    with pytest.raises(DataError):
+        foreign.read(path, SPEC)
+
+
 def test_what_is_no_policy_file():
     for name, content in (("p.pkl", b"x"), ("p.zip", b"x"), ("p.npz", b"x"), ("p.safetensors", b"x"), ("p.pt", b"x")):
         path = new(name)

@@ -21,7 +21,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
 
-Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac or bc; each backbone alone.
+Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, bc or bc-gaussian; each of them alone.
 Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
 {pen,door,hammer,relocate}-{human,cloned,expert}; or any env with --env-id ID --dataset FILE."""
 
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt as stopped:
         number = getattr(stopped, "number", 2)
-        print("segue: stopped; what was written stays readable, and segue resume RUN goes on.", file=sys.stderr)
+        goes_on = "what was written stays readable, and segue resume RUN goes on"
+        print(f"segue: stopped{f'; {goes_on}' if known.command in ('run', 'resume') else ''}.", file=sys.stderr)
         raise SystemExit(128 + number) from None
     except BrokenPipeError:
         sys.stderr.close()
@@ -327,9 +328,13 @@ def _data(argv: list[str]) -> None:
             raise SegueError("--noise (0 or more) and --deterministic are about a policy: name one with --policy.")
         if (asked.score is not None and not asked.level) or (asked.level and asked.policy):
             raise SegueError("--score is about --level, and --level makes its own policy: leave the other out.")
+        format = "npz" if asked.out.endswith(".npz") else "minari"
         if asked.level:
+            if asked.score is not None and not abs(asked.score) < float("inf"):
+                raise SegueError(f"--score {asked.score} is no return that can be reached.")
+            data.vacant(asked.out, format)
             made = _at_level(asked, console)
-            data.save(made, asked.out, format="npz" if asked.out.endswith(".npz") else "minari")
+            data.save(made, asked.out, format=format)
             print(data.render(data.inspect(made)))
             return
         who, name = [], "random"
@@ -352,7 +357,7 @@ def _data(argv: list[str]) -> None:
                 path=asked.out,
                 behaviours=who,
                 name=name,
-                format="npz" if asked.out.endswith(".npz") else "minari",
+                format=format,
                 progress=advance,
             )
     finally:
@@ -366,10 +371,12 @@ def _at_level(asked: argparse.Namespace, console: Any) -> Any:
     from segue.tasks import TASKS, Task
 
     runs.compile_cache()
-    named = next((t for t in TASKS.values() if t.env_id == asked.env_id and str(t.name).endswith(asked.level)), None)
+    fits = lambda t: t.env_id == asked.env_id and str(t.name).partition("-")[2] == asked.level
+    named = next((t for t in TASKS.values() if fits(t) and not t.env_id.startswith("segue/")), None)
     with console.counting(f"env steps of SAC and {asked.level} rows of {asked.env_id}", making.PATIENCE) as advance:
         if asked.score is not None:
-            return making.at_level(Task(asked.env_id), asked.level, [asked.score], asked.steps, advance)
+            job = Task(asked.env_id)
+            return making.at_level(job, asked.level, [asked.score], asked.steps, advance, asked.seed)
         if named is None or named.score is None:
             raise SegueError(f"{asked.env_id} has no reference return: say --score, the mean return to stop at.")
         return making.make(named, asked.steps, progress=advance)

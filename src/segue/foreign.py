@@ -50,6 +50,13 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     Raises:
         DataError: where the file is damaged, hostile, of an unknown kind, or for another env.
     """
+    try:
+        return _read(path, spec)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
+
+
+def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     name, snapshots = str(path), None
     if (asked := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
         name, first = asked[1], int(asked[2])
@@ -191,7 +198,8 @@ def _layers(found: Arrays, about: dict[str, Any], must_spread: bool, where: str)
     if about.get("transposed"):
         layers = [[np.swapaxes(w, -1, -2), b] for w, b in layers]
     if f"{prefix}{spread}.weight" in found:
-        return layers, _layer(found, f"{prefix}{spread}", where)
+        w, b = _layer(found, f"{prefix}{spread}", where)
+        return layers, [np.swapaxes(w, -1, -2) if about.get("transposed") else w, b]
     if must_spread and spread not in found:
         raise DataError(f"{where} has no {spread!r} for log_std.")
     return layers, [found[spread]] if spread in found else []
@@ -233,8 +241,11 @@ def _actor(
         pairs[-1] = (pairs[-1][0] * unit, (pairs[-1][1] - low) * unit - 1)
     if len(spread) == 2:  # a layer beside the last one
         (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
+        if squash != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
+            raise DataError(f"{where} has a layer for log_std that is not like its last one, or actions without tanh.")
         pairs[-1] = np.concatenate([w, w_std], 1), np.concatenate([b, b_std])
-    flat = [array for pair in pairs for array in pair]
+    with np.errstate(over="ignore"):
+        flat = [array.astype(np.float32) for pair in pairs for array in pair]
     if not all(np.isfinite(array).all() for array in flat):
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))
@@ -246,7 +257,7 @@ def _actor(
         log_std = np.asarray(spread[0], np.float64)
         if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
-        actor = Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash)
+        actor = Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
     else:
         actor = Deterministic(mlp, squash)
     return _standardised(actor, found, about, spec, where)

@@ -43,6 +43,8 @@ ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
     "halfcheetah-medium": (1000, 1_000_000, 4770.0, 356.0),
     "halfcheetah-medium-replay": (202, 202_000, 3093.0, 1681.0),
     "halfcheetah-expert": (None, 1_000_000, 10656.0, 442.0),
+    "door-human": (25, 6_729, float("nan"), float("nan")),
+    "relocate-human": (25, 9_942, float("nan"), float("nan")),
     "hopper-random": (None, 1_000_000, 18.4, 17.5),
     "hopper-medium": (2186, 999_906, 1422.0, 379.0),
     "hopper-medium-replay": (2041, 402_000, 467.0, 511.0),
@@ -69,7 +71,8 @@ def beside_original(data: Dataset, name: str) -> str:
         return f"made here: {ours}"
     episodes, rows, mean, std = ORIGINALS[name]
     count = f"{episodes:,} episodes" if episodes else "episodes not known"
-    return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows, return {mean:,.1f} +- {std:,.1f}"
+    said = f", return {mean:,.1f} +- {std:,.1f}" if mean == mean else ""
+    return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows{said}"
 
 
 def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
@@ -86,6 +89,8 @@ def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress
     name = str(task.name)
     kind = name.rpartition("-")[2] if name.startswith("antmaze") else name.partition("-")[2]
     family = name.partition("-")[0]
+    if policies and (family == "pointmaze" or kind in ("random", "human", "cloned")):
+        raise SegueError(f"The recipe of {name} takes no policy: leave --policy out.")
     if family in domains.REACH:
         return _hand(task, kind, rows, policies, progress)
     world = task.make()
@@ -119,17 +124,19 @@ def _levels(task: Task, kind: str, rows: int, progress: Progress | None) -> Data
     return at_level(task, kind, goals[kind], rows, progress)
 
 
-def at_level(task: Task, kind: str, scores: Sequence[float], rows: int, progress: Progress | None = None) -> Dataset:
+def at_level(
+    task: Task, kind: str, scores: Sequence[float], rows: int, progress: Progress | None = None, seed: int = 0
+) -> Dataset:
     """`rows` rows of SAC that was trained from scratch up to each of `scores` (mean returns), equal shares; for the
     kind "medium-replay" all rows that it saw until then. Raises SegueError where it does not get there."""
-    reached = [train_sac(task, score, progress=progress) for score in scores]
+    reached = [train_sac(task, score, seed=seed, progress=progress) for score in scores]
     if kind == "medium-replay":
         return reached[0][1]
     world = task.make()
     spec = spec_of(world)
     world.close()
     who = [Policy(actor, spec) for actor, _ in reached]
-    return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
+    return collect(task.env_id, rows, seed, behaviours=who, name=kind, progress=progress)
 
 
 def train_sac(
@@ -165,6 +172,7 @@ def train_sac(
         else:
             raise SegueError(f"SAC reached {best:,.0f} on {id_} in {limit:,} env steps, and not {score:,.0f}.")
     finally:
+        jax.block_until_ready(live.learner)  # nothing may still compute when an interrupt ends the process
         worlds.close()
         evaluator.close()
     live = live.settled()
@@ -261,3 +269,12 @@ def cached(task: Task, rows: int) -> Path:
     """Where a task's made dataset is kept."""
     physics = "-".join(f"{key}-{value}" for key, value in versions().items() if key in ("mujoco", "gymnasium-robotics"))
     return cache_dir() / "datasets" / f"{task.name}-{rows}-{physics}.npz"
+
+
+def found(task: Task, rows: int) -> Path | None:
+    """The made dataset of that many rows; where the user had a hand in making it, the largest there is."""
+    path = cached(task, rows)
+    if path.exists() or str(task.name).endswith("-random"):
+        return path if path.exists() else None
+    others = path.parent.glob(path.name.replace(f"{task.name}-{rows}-", f"{task.name}-[0-9]*-"))
+    return max(others, key=lambda other: int(other.name[len(str(task.name)) + 1 :].partition("-")[0]), default=None)

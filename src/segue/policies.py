@@ -28,6 +28,7 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
         "layers": [mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in mlp.layers)],
         "activation": mlp.activation,
         "output": getattr(inner, "output", "tanh"),
+        "bounded": bool(getattr(inner, "bounded", True)),
         "layer_norm": bool(mlp.norms),
         "standardised": isinstance(actor, Standardised),
         "low": spec.low,
@@ -41,7 +42,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         sizes = tuple(int(size) for size in meaning["layers"])
         low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
-        norm, standardised = (bool(meaning[key]) for key in ("layer_norm", "standardised"))
+        norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
@@ -58,7 +59,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         mlp = MLP(sizes, layer_norm=norm, activation=activation, key=jax.random.key(0))
         inner = {
             "deterministic": lambda: Deterministic(mlp, output),
-            "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output),
+            "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
             "tanh-gaussian": lambda: TanhGaussian(mlp),
         }[kind]()
         wide = jnp.zeros(sizes[0])

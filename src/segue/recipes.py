@@ -91,6 +91,7 @@ BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "iql": _iql,
     "rebrac": _rebrac,
     "bc": _offline,
+    "bc-gaussian": _offline,
 }
 """How each backbone is trained on a dataset, by name."""
 

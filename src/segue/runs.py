@@ -394,7 +394,7 @@ class _Job:
 
 
 def load_data(task: Task, budget: Budget, console: Console, stop: hooks.Stop) -> Dataset:
-    with console.counting(f"making {budget.rows:,} random rows of {task.env_id}", budget.rows) as advance:
+    with console.counting(f"making the rows of {task.name or task.env_id}", budget.rows) as advance:
 
         def heard(done: int, total: int) -> None:
             stop.now()

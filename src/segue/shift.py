@@ -33,7 +33,9 @@ def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Env steps [n], and by name ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations; NaN where
     there was no such critic."""
     lines, _ = _lines(path / "returns.jsonl")
-    held = [line for _, line in lines if line.get("kind") == "online" and isinstance(line.get("values"), dict)]
+    known = [line for _, line in lines if isinstance(line.get("values"), dict)]
+    first = next((k for k, line in enumerate(known) if line.get("kind") == "online"), len(known))
+    held = known[max(first - 1, 0) :] if first < len(known) else []  # from the last one before the switch on
     steps = np.array([line["env_step"] for line in held], float)
     number = lambda row: np.array([np.nan if v is None else float(v) for v in row])
     seeds = len(held[0]["values"]["return"]) if held else 0
@@ -132,8 +134,11 @@ def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], ti
     for index, (name, rows) in enumerate(lines.items()):
         colour = ("#1f5fa8", "#d1652b")[index]
         axis.plot(steps, rows, color=colour, linewidth=0.7, alpha=0.4)
-        mean = np.where(np.isfinite(rows).any(1), np.nanmean(np.where(np.isfinite(rows), rows, 0), 1), np.nan)
-        axis.plot(steps, mean, color=colour, linewidth=2, label=name)
+        there = np.isfinite(rows)
+        mean = np.where(there, rows, 0).sum(1) / np.where(there.any(1), there.sum(1), np.nan)
+        axis.plot(
+            steps, mean, color=colour, linewidth=2, label=name, marker="o" if len(steps) < 30 else "", markersize=3
+        )
     finite: Any = np.concatenate([rows[np.isfinite(rows)] for rows in lines.values()])
     low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
     room = (high - low) or 1.0

@@ -52,6 +52,7 @@ def _backbones(
         "iql": dataclasses.replace(iql, **nets),
         "rebrac": rebrac,
         "bc": BC(**shared),
+        "bc-gaussian": BC(head="tanh-gaussian", **shared),
     }
 
 
@@ -100,9 +101,9 @@ class Task:
             )
         from segue import making  # what it makes datasets with is not needed by who brings one
 
-        path = making.cached(self, rows)
-        if not path.exists():
-            made = making.make(self, rows, progress=progress)
+        path = making.found(self, rows)
+        if path is None:
+            made, path = making.make(self, rows, progress=progress), making.cached(self, rows)
             save(made, path, overwrite=True)
         return load(str(path))
 

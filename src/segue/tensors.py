@@ -9,6 +9,7 @@ import math
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +84,10 @@ def read(content: bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:  # an unpickler raises anything
         wrong = f"{type(error).__name__}: {error}"
         raise DataError(f"{where} cannot be read as a file of torch.save ({wrong}): is it one?") from None
-    return dict(_flat(found, "", where))
+    try:
+        return dict(_flat(found, "", where))
+    except RecursionError:
+        raise DataError(f"{where} holds itself: save a state_dict alone.") from None
 
 
 def member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
@@ -108,5 +112,15 @@ def _flat(found: Any, prefix: str, where: str) -> Any:
         raise DataError(f"{where} holds a {type(found).__name__} under {prefix!r}: save a state_dict alone.")
 
 
-ERRORS = (zipfile.BadZipFile, struct.error, EOFError, OSError, KeyError, ValueError, RuntimeError, NotImplementedError)
+ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+)
 """What reading a damaged archive may raise."""

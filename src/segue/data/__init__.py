@@ -3,6 +3,7 @@
 from segue.data.collecting import collect as collect
 from segue.data.collecting import collect_random as collect_random
 from segue.data.collecting import save as save
+from segue.data.collecting import vacant as vacant
 from segue.data.dataset import Dataset as Dataset
 from segue.data.dataset import check_against as check_against
 from segue.data.dataset import validate as validate

@@ -153,6 +153,11 @@ def versions() -> dict[str, str]:
     return out
 
 
+def vacant(path: str | os.PathLike[str], format: Format = "npz", overwrite: bool = False) -> None:
+    """Refuse a place where a dataset cannot be saved."""
+    _vacant(Path(path), format, overwrite)
+
+
 def _vacant(target: Path, format: str, overwrite: bool) -> None:
     if format not in ("npz", "minari"):
         raise SegueError(f"Format {format!r} is unknown: choose 'npz' or 'minari'.")

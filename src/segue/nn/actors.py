@@ -68,6 +68,8 @@ class Gaussian(AbstractStochastic):
     mlp: MLP
     log_std: Float[Array, " act"]
     output: Output = eqx.field(static=True, default="tanh")
+    bounded: bool = eqx.field(static=True, default=True)
+    """Whether log_std is kept within bounds; a policy from elsewhere is what it is."""
 
     LEAST, MOST = -5.0, 2.0
     """Bounds on log_std: IQL's."""
@@ -89,7 +91,7 @@ class Gaussian(AbstractStochastic):
     @property
     def spread(self) -> Float[Array, " act"]:
         """log_std within its bounds."""
-        return jnp.clip(self.log_std, self.LEAST, self.MOST)
+        return jnp.clip(self.log_std, self.LEAST, self.MOST) if self.bounded else self.log_std
 
 
 class TanhGaussian(AbstractStochastic):

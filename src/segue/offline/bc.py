@@ -26,8 +26,9 @@ from segue.offline.td3 import TD3, AbstractTD3
 class BC(AbstractTD3):
     """Imitates, and learns what the imitation is worth."""
 
+    policy = AbstractActor
     head: Literal["deterministic", "tanh-gaussian"] = eqx.field(static=True, default="deterministic")
-    """The policy's kind."""
+    """The policy's kind; its name is bc or bc-gaussian, which also says what it becomes online."""
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
         if self.head == "deterministic":

@@ -49,7 +49,8 @@ class IQL(AbstractBackbone):
     explore_noise: float = 0.0
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
     decay: int | None = eqx.field(static=True, default=1_000_000)
-    """Gradient steps over which a cosine takes the policy's rate to 0; None: it is constant, as online."""
+    """Gradient steps over which a cosine takes the policy's rate to 0: as many as the offline phase has, but
+    --offline.steps does not change it. None: it is constant, as online."""
     width: int = eqx.field(static=True, default=256)
     """Units in a hidden layer."""
     depth: int = eqx.field(static=True, default=2)

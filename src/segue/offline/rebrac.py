@@ -4,7 +4,10 @@ r"""ReBRAC (Tarasov et al. 2023, arXiv 2305.09836): TD3+BC with a penalty for th
     actor    min_\phi   mean [ \beta_1 |\pi(s) - a|^2 - min_i Q_i(s, \pi(s)) / stop_gradient(mean |min Q|) ]
     online   \beta_1 max( 0.5, 1 - t / T ),  \beta_2 = 0,  no exploration noise                  (CORL's fine-tuning)
 
-|.|^2 sums over dimensions; \hat a' is the data's action at s'. T is the online budget in env steps (1M in CORL).
+|.|^2 sums over dimensions; \hat a' is the data's action at s'. T is the online budget in env steps (1M in CORL). CORL
+moreover mixes offline and online rows half and half, collects nothing first and keeps its optimisers; our recipes
+share one protocol, and `direct --backbone rebrac --replay symmetric --collect.until 0 --finetune.no-reset-optimizers`
+is its own.
 """
 
 import dataclasses

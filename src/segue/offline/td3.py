@@ -26,6 +26,7 @@ from segue.nn.mlp import MLP, Ensemble
 class AbstractTD3(AbstractBackbone):
     """Deterministic policy, twin critics, smoothed targets, delayed policy steps. A relative adds its policy loss."""
 
+    policy = Deterministic
     discount: float = 0.99
     """Gamma."""
     polyak: float = 0.005
