@@ -74,6 +74,8 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     about = {**about, **described}
     layers, spread = _layers(found, about, "log_std" in described, name)
     rungs = len(layers[0][0]) if layers[0][0].ndim == 3 else None
+    if rungs == 0:
+        raise DataError(f"{file} is a ladder of no snapshots.")
     if snapshots is not None and (rungs is None or max(snapshots, default=rungs) >= rungs):
         raise DataError(f"{file} has {rungs or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
     if rungs is None:
