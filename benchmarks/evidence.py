@@ -114,12 +114,22 @@ def main() -> None:
         f" pre-training updates (50,000), kappa's ramp to {until:,}; data made here in today's env, not D4RL's file."
     )
     peaks = f"Largest |Q| in any batch, by phase:\n\n{peaks}"
-    (out / "table.md").write_text(f"    {command}\n\n{cut}\n\n{report.stdout}\n{peaks}\n")
+    (out / "table.md").write_text(f"    {command}\n\n{cut}\n\n{report.stdout.replace(f'{out}/', '')}\n{peaks}\n")
     for folder in [base, *folders]:
         (out / folder.name).mkdir(exist_ok=True)
-        for kept in ("config.json", "returns.jsonl", "failures.jsonl"):
+        for kept in ("returns.jsonl", "failures.jsonl"):
             shutil.copy(folder / kept, out / folder.name / kept)
+        (out / folder.name / "config.json").write_text(json.dumps(public(folder), indent=1) + "\n")
     print(report.stdout, peaks, sep="\n")
+
+
+def public(folder: Path) -> dict:
+    """A run's settings without where things lay on this machine."""
+    config = json.loads((folder / "config.json").read_text())
+    last = lambda word: word.rpartition("/")[2] if word and word.startswith("/") else word
+    config["dataset"]["path"], config["start"] = last(config["dataset"]["path"]), last(config["start"])
+    config["command"] = [last(word) for word in config["command"]]
+    return config
 
 
 def largest(folder: Path) -> str:
