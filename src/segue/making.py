@@ -28,6 +28,7 @@ from segue.data.behaviours import AbstractBehaviour, AntNavigator, PointNavigato
 from segue.data.collecting import versions
 from segue.errors import SegueError
 from segue.evaluate import Evaluator
+from segue.hooks import stoppable
 from segue.nn.actors import AbstractActor
 from segue.offline.bc import BC
 from segue.offline.sac import SAC
@@ -158,21 +159,24 @@ def train_sac(
     evaluator = Evaluator(task.make, spec, [seed], 10)
     best = -np.inf
     try:
-        for step in range(1, limit + 1):
-            action = phase.act(live, worlds.obs)
-            live = phase.observe(phase.learn(live, 0), worlds.step(action))
-            if progress is not None and step % 1_000 == 0:
-                progress(step, limit)
-            if step % every == 0:
-                trained = phase.release(live).actor
-                assert trained is not None
-                best = max(best, float(evaluator(trained.net).returns.mean()))
-                if best >= score:
-                    break
-        else:
-            raise SegueError(f"SAC reached {best:,.0f} on {id_} in {limit:,} env steps, and not {score:,.0f}.")
+        with stoppable() as stop:  # an interrupt waits for the end of a step: the arrays of a dispatch are no one's
+            for step in range(1, limit + 1):
+                action = phase.act(live, worlds.obs)
+                live = phase.observe(phase.learn(live, 0), worlds.step(action))
+                if stop.asked is not None:
+                    jax.block_until_ready(live.learner)
+                    stop.now()
+                if progress is not None and step % 1_000 == 0:
+                    progress(step, limit)
+                if step % every == 0:
+                    trained = phase.release(live).actor
+                    assert trained is not None
+                    best = max(best, float(evaluator(trained.net).returns.mean()))
+                    if best >= score:
+                        break
+            else:
+                raise SegueError(f"SAC reached {best:,.0f} on {id_} in {limit:,} env steps, and not {score:,.0f}.")
     finally:
-        jax.block_until_ready(live.learner)  # nothing may still compute when an interrupt ends the process
         worlds.close()
         evaluator.close()
     live = live.settled()
