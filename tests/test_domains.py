@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.tasks import TASKS, task
-from segue.worlds import Reward, make_env, spec_of
+from segue.worlds import EVALUATE, Reward, episode_seed, make_env, spec_of
 
 
 def env_of(id_):
@@ -399,6 +399,28 @@ def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=r"^1$"):
             cli.main([*words, str(tmp_path / "x.npz"), *wrong])
         assert said in capsys.readouterr().err
+
+
+def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):
+    """Chance and a policy on Pendulum, summed again from collected episodes; and a run that uses them."""
+    w = {"W0": np.zeros((4, 3)), "b0": np.zeros(4), "W1": np.zeros((1, 4)), "b1": np.zeros(1)}
+    np.savez(tmp_path / "still.npz", **w)
+    cli.main(["data", "score", "--env-id", "Pendulum-v1", "--policy", str(tmp_path / "still.npz"), "--episodes", "2"])
+    told = capsys.readouterr().out
+    low, high = map(float, told.split("--score ")[1].split())
+    env, returns = gym.make("Pendulum-v1"), []
+    for episode in range(2):
+        env.reset(seed=episode_seed(0, EVALUATE, episode))
+        returns.append(sum(env.step(np.zeros(1, np.float32))[1] for _ in range(200)))
+    np.testing.assert_allclose(high, np.mean(returns), rtol=1e-4)
+    assert -2_000 < low < 0
+    cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(tmp_path / "d.npz")])
+    run = ["run", "td3bc", "--env-id", "Pendulum-v1", "--dataset", str(tmp_path / "d.npz"), "--offline.steps", "2",
+           "--offline.width", "8", "--episodes", "1", "--quiet", "--out", str(tmp_path / "run")]  # fmt: skip
+    with pytest.raises(SystemExit, match=r"^1$"):
+        cli.main([*run, "--score", "5", "5"])
+    cli.main([*run, "--score", "-1600", "-100"])
+    assert "normalised score" in capsys.readouterr().out
 
 
 def test_statistics_stand_beside_the_originals():

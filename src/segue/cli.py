@@ -125,6 +125,11 @@ def _run(argv: list[str]) -> None:
 
     from segue import runs
 
+    if options["score"] is not None:
+        low, high = options["score"]
+        if not -float("inf") < low < high < float("inf"):
+            raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
+        job = dataclasses.replace(job, score=(low, high))
     runs.compile_cache()
     out = options["out"] or f"runs/{chosen.recipe}-{job.name or job.env_id}-{options['seed']}"
     done = runs.run(
@@ -191,6 +196,8 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """The budget: the paper's, or a quick first look."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """Where fine-tuning batches come from; None: the recipe's choice."""
+        score: tuple[float, float] | None = None
+        """Returns that count as 0 and 100 (`segue data score` measures them); None: the task's."""
         seeds: int = 1
         """Seeds, trained side by side."""
         seed: int = 0
@@ -288,6 +295,10 @@ def _data(argv: list[str]) -> None:
     make.add_argument("--policy", nargs="+", default=[], metavar="FILE", help="policies that the recipe asks for")
     make.add_argument("--rows", type=int, default=1_000_000, help="rows (1,000,000)")
     make.add_argument("--out", help="FILE.npz instead")
+    score = commands.add_parser("score", help="returns of chance and of an expert: an env's own 0 and 100")
+    score.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")
+    score.add_argument("--policy", required=True, metavar="FILE", help="the expert, as for collect")
+    score.add_argument("--episodes", type=int, default=100, help="episodes of each (100)")
     inspect = commands.add_parser("inspect", help="rows, episodes, returns, action range, ends, scores")
     inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
     inspect.add_argument("--task", help="normalise returns with this task's reference scores")
@@ -300,6 +311,15 @@ def _data(argv: list[str]) -> None:
     if asked.command == "inspect":
         score = task(asked.task).score if asked.task else None
         print(data.render(data.inspect(data.load(asked.dataset, clip_actions=asked.clip_actions), score)))
+        return
+    if asked.command == "score":
+        at_least(1, episodes=asked.episodes)
+        from segue import making, runs
+
+        runs.compile_cache()
+        low, high = making.references(asked.env_id, asked.policy, asked.episodes)
+        print(f"chance {low:,.1f}, {asked.policy} {high:,.1f} (means of {asked.episodes} episodes)")
+        print(f"segue run ... --env-id {asked.env_id} --score {low:.6g} {high:.6g}")
         return
     from segue.console import Console
 

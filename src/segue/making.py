@@ -24,7 +24,7 @@ import numpy as np
 from segue import domains, foreign, runs
 from segue.core import Transition
 from segue.data import Dataset, check_against, collect, load, validate
-from segue.data.behaviours import AbstractBehaviour, AntNavigator, PointNavigator, Policy
+from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, PointNavigator, Policy
 from segue.data.collecting import versions
 from segue.errors import SegueError
 from segue.evaluate import Evaluator
@@ -34,7 +34,7 @@ from segue.offline.bc import BC
 from segue.offline.sac import SAC
 from segue.phases import Online, Train, pipeline
 from segue.tasks import Task, cache_dir
-from segue.worlds import Reward, Worlds, spec_of
+from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, make_env, spec_of
 
 Progress = Callable[[int, int], None]
 
@@ -188,6 +188,27 @@ def train_sac(
     cut[-1] = False
     data = Dataset(rows, ends, spec.low, spec.high, id_, f"{id_}-medium-replay", None, cut)
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), trained.net), validate(data)
+
+
+def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
+    """Mean undiscounted returns of chance and of a policy: an env's own 0 and 100, as D4RL's are for its envs."""
+    world = make_env(env_id)
+    spec = spec_of(world)
+    world.close()
+    found = []
+    for who in (Chance(), Policy(foreign.read(policy, spec)[0], spec, deterministic=True)):
+        world, rng, returns = make_env(env_id), np.random.default_rng(0), []
+        world.action_space.seed(0)
+        for episode in range(episodes):
+            obs, _ = world.reset(seed=episode_seed(0, EVALUATE, episode))
+            total, over = 0.0, False
+            while not over:
+                obs, reward, terminated, truncated, _ = world.step(who.act(world, obs, rng))
+                total, over = total + float(reward), terminated or truncated
+            returns.append(total)
+        world.close()
+        found.append(float(np.mean(returns)))
+    return found[0], found[1]
 
 
 def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
