@@ -73,8 +73,8 @@ class AbstractBackbone(AbstractMethod):
         """The loss of policy `pi` for any opinion `q`, not only its own critic's."""
 
     @abc.abstractmethod
-    def due(self, clock: Clock) -> Bool[Array, ""]:
-        """Whether this update moves the policy and the slow copies."""
+    def due(self, clock: Clock) -> Bool[Array, ""] | bool:
+        """Whether this update moves the policy and the slow copies; True itself where every one does."""
 
     def explorer(self, actor: AbstractActor) -> AbstractActor:
         """The policy as it acts online while it learns."""
@@ -169,7 +169,11 @@ def step(
     def rest(actor: Trained) -> tuple[Trained, list[Any], Info]:
         return actor, [critic.slow for critic in critics], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    shapes = jax.eval_shape(improve, agent.actor)[2]
-    actor, slows, policy_info = jax.lax.cond(backbone.due(clock), improve, rest, agent.actor)
+    due = backbone.due(clock)
+    if due is True:
+        actor, slows, policy_info = improve(agent.actor)
+    else:
+        shapes = jax.eval_shape(improve, agent.actor)[2]
+        actor, slows, policy_info = jax.lax.cond(due, improve, rest, agent.actor)
     critics = tuple(Trained(critic.net, slow, critic.opt) for critic, slow in zip(critics, slows, strict=True))
     return Agent(actor, critics, aux), info | policy_info
