@@ -466,18 +466,21 @@ class Checkpoint(Quiet):
     def __init__(self, folder: Path, about: dict[str, Any]):
         self.folder, self.about = folder, about
         self.owed: dict[Path, Callable[[Path], None]] = {}
+        self.lock = threading.RLock()  # the thread that saves commits settles too
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
         files = {"waist.safetensors": store.dump(run.waist), "replay.safetensors": store.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
-        self.owed[self.folder / "checkpoints" / name] = lambda path: store.write_checked(path, files, manifest)
+        owed = {self.folder / "checkpoints" / name: lambda path: store.write_checked(path, files, manifest)}
         if run.waist.actor is not None:
             for seed in range(run.seeds):
                 actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), run.waist.actor.net)
                 keep = lambda path, actor=actor: policies.save(actor, run.spec, path, **self.about, **place)
-                self.owed[self.folder / f"policy-{seed}"] = keep
+                owed[self.folder / f"policy-{seed}"] = keep
+        with self.lock:
+            self.owed |= owed
         try:
             self.settle()
         except OSError as error:
@@ -485,10 +488,11 @@ class Checkpoint(Quiet):
 
     def settle(self) -> None:
         """Write what is owed. Raises OSError where there is no room."""
-        while self.owed:
-            path = next(iter(self.owed))
-            self.owed[path](path)
-            del self.owed[path]
+        with self.lock:
+            while self.owed:
+                path = next(iter(self.owed))
+                self.owed[path](path)
+                del self.owed[path]
 
 
 def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:
