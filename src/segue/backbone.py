@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import SegueError
+from segue.losses import td_loss
 from segue.nn.actors import AbstractActor, Noisy
 
 Opinion = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
@@ -131,6 +132,13 @@ def require(given: Pretrained, who: str, **needs: str) -> None:
     for part, advice in needs.items():
         if getattr(given, part) is None:
             raise SegueError(f"{who} needs a pre-trained {part}: {advice}.")
+
+
+def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array, ""], Info]:
+    """The loss of critic `q` against targets `y`, a constant for it, and what every critic reports."""
+    values = jax.vmap(q)(batch.obs, batch.action)
+    loss = td_loss(values, y)
+    return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
 
 
 def step(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
-from segue.backbone import AbstractBackbone, Info, Opinion
+from segue.backbone import AbstractBackbone, Info, Opinion, regress
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import at_least
 from segue.nn.actors import AbstractStochastic, Gaussian
@@ -84,9 +84,7 @@ class IQL(AbstractBackbone):
         assert aux.value is not None
         next_v = jax.vmap(aux.value.net)(batch.next_obs)[:, 0]
         y = losses.td_target(batch.reward, batch.terminal, next_v, self.discount)
-        values = jax.vmap(q)(batch.obs, batch.action)
-        loss = losses.td_loss(values, jax.lax.stop_gradient(y))
-        return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+        return regress(q, batch, y)
 
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.slow(obs, action).min()

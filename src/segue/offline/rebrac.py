@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.backbone import Info, Opinion
+from segue.backbone import Info, Opinion, regress
 from segue.core import Clock, Pretrained, Trained
 from segue.data.sources import Followed
 from segue.errors import SegueError
-from segue.losses import td_loss, td_target
+from segue.losses import td_target
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import Ensemble
 from segue.offline.td3 import AbstractTD3
@@ -57,9 +57,7 @@ class ReBRAC(AbstractTD3):
             far = jnp.square(next_action - batch.next_action).sum(-1)
             next_q -= self.beta_critic * jnp.where(batch.followed, far, 0.0)
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)
-        values = jax.vmap(q)(batch.obs, batch.action)
-        loss = td_loss(values, y)
-        return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+        return regress(q, batch, y)
 
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.net(obs, action).min()

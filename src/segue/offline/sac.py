@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.backbone import AbstractBackbone, Info, Opinion
+from segue.backbone import AbstractBackbone, Info, Opinion, regress
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import at_least
-from segue.losses import td_loss, td_target
+from segue.losses import td_target
 from segue.nn.actors import TanhGaussian
 from segue.nn.mlp import MLP, Ensemble
 
@@ -86,9 +86,7 @@ class SAC(AbstractBackbone):
         if self.entropy_backup:
             next_q -= self.alpha(aux) * log_prob
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)
-        values = jax.vmap(q)(batch.obs, batch.action)
-        loss = td_loss(values, y)
-        return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+        return regress(q, batch, y)
 
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.net(obs, action).min()

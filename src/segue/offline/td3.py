@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from segue.backbone import AbstractBackbone, Info, Opinion
+from segue.backbone import AbstractBackbone, Info, Opinion, regress
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
 from segue.errors import at_least
-from segue.losses import td_loss, td_target
+from segue.losses import td_target
 from segue.nn.actors import AbstractActor, Deterministic
 from segue.nn.mlp import MLP, Ensemble
 
@@ -80,9 +80,7 @@ class AbstractTD3(AbstractBackbone):
     ) -> tuple[Float[Array, ""], Info]:
         _, next_q = self.next_values(slow, actor, batch, key)
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)
-        values = jax.vmap(q)(batch.obs, batch.action)
-        loss = td_loss(values, y)
-        return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
+        return regress(q, batch, y)
 
     def next_values(
         self, slow: Ensemble, actor: Trained, batch: Any, key: PRNGKeyArray
