@@ -22,8 +22,8 @@ from segue.core import Linear, Spec
 from segue.data.sources import Uniform
 from segue.errors import DataError, SegueError
 from segue.finetune.direct import Direct
-from segue.nn.actors import Deterministic, Gaussian, Standardised, TanhGaussian
-from segue.nn.mlp import MLP
+from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import MLP, Statistics
 from segue.offline.td3bc import TD3BC
 from segue.phases import Collect, Online, Train
 from segue.recipes import opt
@@ -258,13 +258,16 @@ def test_a_checkpoint_that_does_not_fit(changes, words, capsys):
 
 ACTOR = Deterministic(MLP((3, 8, 2), layer_norm=True, key=jax.random.key(1)))
 SPEC = Spec(3, 2, (-2.0, -1.0), (3.0, 1.0))
+STATISTICS = Statistics(jnp.array([1.0, 2, 3]), jnp.array([0.5, 1, 2]), jnp.asarray(10.0))
 
 
 ACTORS = {
     "deterministic": ACTOR,
     "gaussian": Gaussian(MLP((3, 8, 2), activation="tanh", key=jax.random.key(1)), jnp.array([-1.0, 0.5]), "clip"),
     "tanh-gaussian": TanhGaussian(MLP((3, 8, 4), key=jax.random.key(1))),
-    "standardised": Standardised(ACTOR, jnp.array([1.0, 2, 3]), jnp.array([0.5, 1, 2]), jnp.asarray(10.0)),
+    "standardised": Deterministic(MLP((3, 8, 2), statistics=STATISTICS, key=jax.random.key(1))),
+    "around": TanhGaussian.around(ACTOR, -2.0),
+    "around-clipped": TanhGaussian.around(Deterministic(MLP((3, 8, 2), key=jax.random.key(1)), "clip"), -2.0),
 }
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from segue import policies, store, strict, tensors
 from segue.core import Spec
 from segue.errors import DataError
-from segue.nn.actors import AbstractActor, Deterministic, Gaussian, Standardised, TanhGaussian
-from segue.nn.mlp import ACTIVATIONS, MLP
+from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
 
 Arrays = dict[str, np.ndarray]
 
@@ -251,18 +251,18 @@ def _actor(
     if not all(np.isfinite(array).all() for array in flat):
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))
-    outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, key=jax.random.key(0)))
-    mlp = jax.tree.unflatten(jax.tree.structure(outline), [jnp.asarray(array, jnp.float32) for array in flat])
+    statistics = _statistics(found, about, spec, where)
+    outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, statistics=statistics, key=jax.random.key(0)))
+    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves(statistics)
+    mlp = jax.tree.unflatten(jax.tree.structure(outline), leaves)
     if len(spread) == 2:
-        actor: AbstractActor = TanhGaussian(mlp)
-    elif spread:
+        return TanhGaussian(mlp)
+    if spread:
         log_std = np.asarray(spread[0], np.float64)
         if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
-        actor = Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
-    else:
-        actor = Deterministic(mlp, squash)
-    return _standardised(actor, found, about, spec, where)
+        return Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
+    return Deterministic(mlp, squash)
 
 
 def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +270,7 @@ def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.n
     return np.asarray(weight, np.float64).T, np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
 
 
-def _standardised(actor: AbstractActor, found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> AbstractActor:
+def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
     def said(key: str) -> Any:
         value = about.get(key)
         if isinstance(value, str) and value not in found:
@@ -287,7 +287,7 @@ def _standardised(actor: AbstractActor, found: Arrays, about: dict[str, Any], sp
     elif "in_shift" in found and mean is None:
         mean, std = found["in_shift"], np.asarray(found["in_scale"], float) + 1e-8
     if mean is None and std is None:
-        return actor
+        return None
     try:
         mean, std, limit = np.asarray(mean, np.float32), np.asarray(std, np.float32), float(limit)
     except (TypeError, ValueError):
@@ -296,4 +296,4 @@ def _standardised(actor: AbstractActor, found: Arrays, about: dict[str, Any], sp
     if not whole or not (std > 0).all() or not limit > 0:
         raise DataError(f"{where} has no mean and positive std of {spec.obs} observations.")
     limit = min(limit, float(np.finfo(np.float32).max))
-    return Standardised(actor, jnp.asarray(mean), jnp.asarray(std), jnp.asarray(limit, jnp.float32))
+    return Statistics(jnp.asarray(mean), jnp.asarray(std), jnp.asarray(limit, jnp.float32))

@@ -10,27 +10,27 @@ import numpy as np
 from segue import store
 from segue.core import Spec
 from segue.errors import DataError
-from segue.nn.actors import AbstractActor, Deterministic, Gaussian, Standardised, TanhGaussian
-from segue.nn.mlp import ACTIVATIONS, MLP
+from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
 
 KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
 
 
 def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
     """What `build` makes an actor of this shape from."""
-    inner = actor.inner if isinstance(actor, Standardised) else actor
-    kind = next((kind for kind, cls in KINDS.items() if type(inner) is cls), None)
+    kind = next((kind for kind, cls in KINDS.items() if type(actor) is cls), None)
     if kind is None:
-        raise TypeError(f"there is no file format yet for {type(inner).__name__}")
-    mlp: MLP = inner.mlp  # pyright: ignore[reportAttributeAccessIssue]
+        raise TypeError(f"there is no file format yet for {type(actor).__name__}")
+    mlp: MLP = actor.mlp  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "kind": kind,
         "layers": [mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in mlp.layers)],
         "activation": mlp.activation,
-        "output": getattr(inner, "output", "tanh"),
-        "bounded": bool(getattr(inner, "bounded", True)),
+        "output": getattr(actor, "output", "tanh"),
+        "bounded": bool(getattr(actor, "bounded", True)),
         "layer_norm": bool(mlp.norms),
-        "standardised": isinstance(actor, Standardised),
+        "own_spread": isinstance(actor, TanhGaussian) and actor.log_std is not None,
+        "standardised": mlp.statistics is not None,
         "low": spec.low,
         "high": spec.high,
     }
@@ -43,27 +43,29 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
         norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
+        own = bool(meaning["own_spread"])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
         raise DataError(f"{where} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
     if activation not in ACTIVATIONS or output not in ("tanh", "clip"):
         raise DataError(f"{where} describes a policy of {activation} and {output}, which Segue cannot build.")
-    act = sizes[-1] // 2 if kind == "tanh-gaussian" else sizes[-1]
+    halves = kind == "tanh-gaussian" and not own
+    act = sizes[-1] // 2 if halves else sizes[-1]
     if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
         raise DataError(f"{where} has no action box of {act} sides that are low < high.")
-    if kind == "tanh-gaussian" and sizes[-1] != 2 * act:
+    if halves and sizes[-1] != 2 * act:
         raise DataError(f"{where} describes a tanh-gaussian policy with {sizes[-1]} outputs: mean and log_std differ.")
 
     def outline() -> AbstractActor:
-        mlp = MLP(sizes, layer_norm=norm, activation=activation, key=jax.random.key(0))
-        inner = {
+        wide = jnp.zeros(sizes[0])
+        statistics = Statistics(wide, wide, jnp.zeros(())) if standardised else None
+        mlp = MLP(sizes, layer_norm=norm, activation=activation, statistics=statistics, key=jax.random.key(0))
+        return {
             "deterministic": lambda: Deterministic(mlp, output),
             "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
-            "tanh-gaussian": lambda: TanhGaussian(mlp),
+            "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(act) if own else None, output),
         }[kind]()
-        wide = jnp.zeros(sizes[0])
-        return Standardised(inner, wide, wide, jnp.zeros(())) if standardised else inner
 
     return jax.eval_shape(outline), Spec(sizes[0], act, low, high)
 

@@ -15,6 +15,8 @@ Output = Literal["tanh", "clip"]
 
 BORDER = 1 - 1e-6
 """Where a tanh-Gaussian's log-density takes an action of the border to lie: at the border itself it is infinite."""
+EDGE = 1 - 1e-3
+"""Where a tanh-Gaussian around a clipped mean has that mean at most."""
 
 
 def boxed(x: Float[Array, " act"], output: Output) -> Float[Array, " act"]:
@@ -95,15 +97,31 @@ class Gaussian(AbstractStochastic):
 
 
 class TanhGaussian(AbstractStochastic):
-    """tanh of a normal distribution whose mean and log_std are the halves of an MLP's output (SAC)."""
+    """tanh of a normal distribution whose mean and log_std are the halves of an MLP's output (SAC).
+
+    With a `log_std` of its own the MLP is the mean alone: tanh's argument, or, with `output` clip, the action itself.
+    """
 
     mlp: MLP
+    log_std: Float[Array, " act"] | None = None
+    output: Output = eqx.field(static=True, default="tanh")
 
     LEAST, MOST = -20.0, 2.0
     """Bounds on log_std: those of SAC's public code."""
 
+    @classmethod
+    def around(cls, actor: "Deterministic | Gaussian", log_std: float) -> "TanhGaussian":
+        """A distribution whose mode is what `actor` does, with one spread exp(log_std) everywhere."""
+        act = actor.mlp.layers[-1].bias.shape[-1]
+        return cls(actor.mlp, jnp.full(act, log_std), actor.output)
+
     def halves(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
-        mean, log_std = jnp.split(self.mlp(obs), 2)
+        if self.log_std is None:
+            mean, log_std = jnp.split(self.mlp(obs), 2)
+        else:
+            mean, log_std = self.mlp(obs), self.log_std
+        if self.output == "clip":
+            mean = jnp.arctanh(jnp.clip(mean, -EDGE, EDGE))
         return mean, jnp.clip(log_std, self.LEAST, self.MOST)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
@@ -126,24 +144,6 @@ class TanhGaussian(AbstractStochastic):
 def _log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
     """log |d tanh(x) / dx|, summed: 2 (log 2 - x - softplus(-2x)) never loses digits."""
     return (2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))).sum()
-
-
-class Standardised(AbstractActor):
-    """An actor that sees clip((obs - mean) / std, -limit, limit)."""
-
-    inner: AbstractActor
-    mean: Float[Array, " obs"]
-    std: Float[Array, " obs"]
-    limit: Float[Array, ""]
-
-    def seen(self, obs: Float[Array, " obs"]) -> Float[Array, " obs"]:
-        return jnp.clip((obs - self.mean) / self.std, -self.limit, self.limit)
-
-    def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
-        return self.inner.act(self.seen(obs))
-
-    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        return self.inner.explore(self.seen(obs), key)
 
 
 class Noisy(AbstractActor):

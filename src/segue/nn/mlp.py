@@ -27,9 +27,21 @@ class Dense(eqx.Module):
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}
 
 
+class Statistics(eqx.Module):
+    """The frozen first layer of a network that sees clip((x - mean) / std, -limit, limit). No gradient reaches it."""
+
+    mean: Float[Array, " i"]
+    std: Float[Array, " i"]
+    limit: Float[Array, ""]
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " i"]:
+        mean, std, limit = jax.lax.stop_gradient((self.mean, self.std, self.limit))
+        return jnp.clip((x - mean) / std, -limit, limit)
+
+
 class MLP(eqx.Module):
     """Hidden layers, with LayerNorm before each activation on request; the last layer is linear. One sample, no batch
-    axis.
+    axis. A network from elsewhere may standardise what it sees by `statistics`.
 
     Weights and biases start at U(+-1/sqrt(fan_in)), the usual framework default; `head` is the half-width of the
     last layer's uniform start where a paper gives one.
@@ -37,6 +49,7 @@ class MLP(eqx.Module):
 
     layers: tuple[Dense, ...]
     norms: tuple[eqx.nn.LayerNorm, ...]
+    statistics: Statistics | None
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -46,6 +59,7 @@ class MLP(eqx.Module):
         layer_norm: bool = False,
         head: float | None = None,
         activation: str = "relu",
+        statistics: Statistics | None = None,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, len(sizes) - 1)
@@ -53,10 +67,11 @@ class MLP(eqx.Module):
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
         self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
-        self.activation = activation
+        self.statistics, self.activation = statistics, activation
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
         x = jnp.concatenate(inputs)
+        x = x if self.statistics is None else self.statistics(x)
         for index, layer in enumerate(self.layers[:-1]):
             x = layer(x)
             x = ACTIVATIONS[self.activation](self.norms[index](x) if self.norms else x)
