@@ -27,7 +27,7 @@ from segue.offline.sac import SAC
 from segue.offline.spot import SPOT, Prior
 from segue.offline.td3 import TD3
 from segue.offline.td3bc import TD3BC
-from segue.phases import Collect
+from segue.phases import Collect, Collected
 
 KEY, DUE = jax.random.key(3), at(1)
 OFFLINE = jax.tree.map(jnp.asarray, rows(BATCH, 1))
@@ -395,7 +395,7 @@ def test_sac_s_losses_and_their_gradients(x64):
     np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
     Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
     start = given._replace(temperature=given.temperature.restart())
-    moved, _ = backbone.step_aux(start, given.actor, backbone.opinion(given.critic), batch, key=KEY)
+    moved, _ = backbone.step_dual(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
 
@@ -435,8 +435,9 @@ def test_the_policy_explores_as_the_backbone_says(name):
     assert (jnp.abs(action) <= 1).all()
     still = isinstance(actor, Deterministic) and online.explore_noise == 0
     assert same(action, actor.act(obs)) == still
-    frozen = Collect(noise=online.explore_noise).actor(Pretrained(Trained.new(actor)))
-    assert same(frozen.explore(obs, KEY), action)
+    waiting = Collected(Pretrained(Trained.new(actor)), jnp.zeros(2))
+    frozen = Collect(noise=online.explore_noise).explore(waiting, obs, key=KEY, clock=DUE, age=jnp.zeros((), int))
+    assert same(frozen, action)
 
 
 def test_kinds_of_policies():

@@ -76,7 +76,7 @@ class Recorder(AbstractMethod):
     def release(self, learner):
         return Pretrained()
 
-    def actor(self, learner):
+    def explore(self, learner, obs, *, key, clock, age):
         raise NotImplementedError
 
 

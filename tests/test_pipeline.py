@@ -41,8 +41,8 @@ class Diary(AbstractMethod):
     def release(self, learner):
         return learner[0]
 
-    def actor(self, learner):
-        return Noisy(learner[0].actor.net, 0.3)
+    def explore(self, learner, obs, *, key, clock, age):
+        return Noisy(learner[0].actor.net, 0.3).explore(obs, key)
 
 
 class Watch(Quiet):

@@ -45,6 +45,8 @@ class AbstractBackbone(AbstractMethod):
     polyak: eqx.AbstractVar[float]
     explore_noise: eqx.AbstractVar[float]
     """Standard deviation of the noise on exploring actions, clipped to +-0.5."""
+    delay: eqx.AbstractVar[int]
+    """The policy moves at every `delay`-th update."""
 
     policy: ClassVar[type[AbstractActor]] = AbstractActor
     """The kind of policy that `policy_loss` can train."""
@@ -73,9 +75,13 @@ class AbstractBackbone(AbstractMethod):
     ) -> tuple[Float[Array, ""], Info]:
         """The loss of policy `pi` for any opinion `q`, not only its own critic's."""
 
-    @abc.abstractmethod
     def due(self, clock: Clock) -> Bool[Array, ""] | bool:
-        """Whether this update moves the policy and the slow copies; True itself where every one does."""
+        """Whether this update moves the policy; True itself where every one does."""
+        return True if self.delay == 1 else (clock.update + 1) % self.delay == 0
+
+    def drifts(self, clock: Clock) -> Bool[Array, ""] | bool:
+        """Whether this update moves the slow copies: by default with the policy."""
+        return self.due(clock)
 
     def explorer(self, actor: AbstractActor) -> AbstractActor:
         """The policy as it acts online while it learns."""
@@ -96,7 +102,11 @@ class AbstractBackbone(AbstractMethod):
     def step_aux(
         self, aux: Pretrained, actor: Trained, q: Opinion, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Pretrained, Info]:
-        """Move whatever else the backbone learns, for any opinion `q`; nothing by default."""
+        """Move what else is learned beside the critics at every update, for any opinion `q`; nothing by default."""
+        return aux, {}
+
+    def step_dual(self, aux: Pretrained, actor: Trained, batch: Any, *, key: PRNGKeyArray) -> tuple[Pretrained, Info]:
+        """Move what weighs the terms of the policy's loss, just before the policy moves; nothing by default."""
         return aux, {}
 
     def adopt(self, actor: Trained | None, *, spec: Spec, key: PRNGKeyArray) -> Trained:
@@ -123,8 +133,8 @@ class AbstractBackbone(AbstractMethod):
     def release(self, learner: Agent) -> Pretrained:
         return learner.aux._replace(actor=learner.actor, critic=learner.critics[0])
 
-    def actor(self, learner: Agent) -> AbstractActor:
-        return self.explorer(learner.actor.net)
+    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+        return self.explorer(learner.actor.net).explore(obs, key)
 
 
 def require(given: Pretrained, who: str, **needs: str) -> None:
@@ -148,14 +158,16 @@ def step(
     batch: Any,
     *,
     names: tuple[str, ...] = ("",),
+    frozen: bool = False,
     key: PRNGKeyArray,
     clock: Clock,
 ) -> tuple[Agent, Info]:
     """One gradient step of an actor-critic.
 
     Every critic takes a TD step on the same batch, each against its own slow copy. When the backbone says so, the
-    policy ascends `mix` of the critics' opinions; then all slow copies drift. `names` are the critics' names in the
-    reported scalars. Policy scalars are weighted so that their mean over a window is their mean over policy steps.
+    policy, unless it is `frozen`, ascends `mix` of the critics' opinions; and the slow copies drift. `names` are the
+    critics' names in the reported scalars. Policy scalars are weighted so that their mean over a window is their mean
+    over policy steps.
     """
     *critic_keys, aux_key, policy_key = jax.random.split(key, len(agent.critics) + 2)
     info: Info = {}
@@ -169,19 +181,29 @@ def step(
     aux, its_info = backbone.step_aux(agent.aux, agent.actor, q, batch, key=aux_key)
     info |= its_info
 
-    def improve(actor: Trained) -> tuple[Trained, list[Any], Info]:
+    def improve(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
+        aux, info = backbone.step_dual(aux, actor, batch, key=aux_key)
         loss = lambda pi: backbone.policy_loss(pi, q, aux, batch, key=policy_key, clock=clock)
-        actor, info = actor.descend(loss, backbone.actor_rate(clock))
-        return actor.drift(backbone.polyak), [critic.drift(backbone.polyak).slow for critic in critics], info
+        actor, its_info = actor.descend(loss, backbone.actor_rate(clock))
+        return actor, aux, info | its_info
 
-    def rest(actor: Trained) -> tuple[Trained, list[Any], Info]:
-        return actor, [critic.slow for critic in critics], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def rest(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
+        return actor, aux, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    due = backbone.due(clock)
-    if due is True:
-        actor, slows, policy_info = improve(agent.actor)
-    else:
-        shapes = jax.eval_shape(improve, agent.actor)[2]
-        actor, slows, policy_info = jax.lax.cond(due, improve, rest, agent.actor)
-    critics = tuple(Trained(critic.net, slow, critic.opt) for critic, slow in zip(critics, slows, strict=True))
-    return Agent(actor, critics, aux), info | policy_info
+    due, actor, policy_info = backbone.due(clock), agent.actor, {}
+    if due is True and not frozen:
+        actor, aux, policy_info = improve(actor, aux)
+    elif not frozen:
+        shapes = jax.eval_shape(improve, actor, aux)[2]
+        actor, aux, policy_info = jax.lax.cond(due, improve, rest, actor, aux)
+    actor, *critics = drifted(backbone, (actor, *critics), clock)
+    info |= {name: backbone.delay * value for name, value in policy_info.items()}
+    return Agent(actor, tuple(critics), aux), info
+
+
+def drifted(backbone: AbstractBackbone, trained: tuple[Trained, ...], clock: Clock) -> tuple[Trained, ...]:
+    """The same with their slow copies moved, if this update moves them."""
+    move = lambda: [each.drift(backbone.polyak).slow for each in trained]
+    drifts = backbone.drifts(clock)
+    slows = move() if drifts is True else jax.lax.cond(drifts, move, lambda: [each.slow for each in trained])
+    return tuple(Trained(each.net, slow, each.opt) for each, slow in zip(trained, slows, strict=True))

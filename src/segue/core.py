@@ -133,6 +133,8 @@ class Pretrained(NamedTuple):
     """A behaviour density (SPOT)."""
     temperature: Trained | None = None
     """The logarithm of SAC's temperature."""
+    anchor: Trained | None = None
+    """A policy that stays as it was given: what a leash is tied to, and JSRL's guide."""
 
 
 class AbstractMethod(eqx.Module):
@@ -156,5 +158,7 @@ class AbstractMethod(eqx.Module):
         """What this method leaves behind. What it was given and did not change passes through."""
 
     @abc.abstractmethod
-    def actor(self, learner: Any) -> Any:
-        """The actor as it behaves while this method learns: `act(obs)` to perform, `explore(obs, key)` to learn."""
+    def explore(
+        self, learner: Any, obs: Float[Array, " obs"], *, key: PRNGKeyArray, clock: Clock, age: Int[Array, ""]
+    ) -> Float[Array, " act"]:
+        """The action to learn from, in [-1, 1], `age` env steps into an episode."""

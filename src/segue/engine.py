@@ -171,14 +171,16 @@ def keep(chosen: Bool[Any, " seeds"], kept: Packed, now: Packed) -> Packed:
 
 @jax.jit
 def explore(
-    rule: Packed, learner: Packed, obs: Float[Array, "seeds obs"], keys: Keys, env_step: Int[Any, ""]
+    rule: Packed, learner: Packed, obs: Float[Array, "seeds obs"], ages: Int[Array, " seeds"], keys: Keys, clock: Clock
 ) -> Float[Array, "seeds act"]:
-    """What every seed does next, to learn from it. Leaves of the actor without axes are shared by seeds."""
+    """What every seed does next, `ages` env steps into its episode, to learn from it."""
     method, _ = rule.tree
-    actor = method.actor(learner.tree)
-    one = lambda actor, obs, key: actor.explore(obs, jax.random.fold_in(jax.random.fold_in(key, _ACT), env_step))
-    axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, actor)
-    return jax.vmap(one, in_axes=(axes, 0, 0))(actor, obs, keys)
+
+    def one(learner, obs, age, key):
+        key = jax.random.fold_in(jax.random.fold_in(key, _ACT), clock.env_step)
+        return method.explore(learner, obs, key=key, clock=clock, age=age)
+
+    return jax.vmap(one)(learner.tree, obs, ages, keys)
 
 
 @jax.jit

@@ -161,7 +161,7 @@ def train_sac(
     try:
         with stoppable() as stop:  # an interrupt waits for the end of a step: the arrays of a dispatch are no one's
             for step in range(1, limit + 1):
-                action = phase.act(live, worlds.obs)
+                action = phase.act(live, worlds.obs, worlds.ages)
                 live = phase.observe(phase.learn(live, 0), worlds.step(action))
                 if stop.asked is not None:
                     jax.block_until_ready(live.learner)

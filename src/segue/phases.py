@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from segue import engine
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
@@ -157,9 +157,11 @@ class AbstractPhase(eqx.Module):
     def due(self, live: Live, stride: int) -> int:
         """Updates to take now: with the next env step, or, where there are none, at most `stride`."""
 
-    def act(self, live: Live, obs: Float[np.ndarray, "seeds obs"]) -> Float[Array, "seeds act"]:
-        """Exploring actions in [-1, 1]."""
-        return engine.explore(live.rule, live.learner, obs, live.keys, np.int32(live.env_step))  # pyright: ignore
+    def act(
+        self, live: Live, obs: Float[np.ndarray, "seeds obs"], ages: Int[np.ndarray, " seeds"]
+    ) -> Float[Array, "seeds act"]:
+        """Exploring actions in [-1, 1], `ages` env steps into each seed's episode."""
+        return engine.explore(live.rule, live.learner, obs, ages, live.keys, live.clock)  # pyright: ignore
 
     def learn(self, live: Live, stride: int) -> Live:
         """The updates that are due."""
@@ -249,8 +251,15 @@ class Train(AbstractLearning):
         return min(stride - live.update % stride, self.steps - live.update)
 
 
+class Collected(NamedTuple):
+    """What a phase that only acts remembers: the waist, and an action of the env's size."""
+
+    waist: Pretrained
+    still: Float[Array, "*seeds act"]
+
+
 class Collect(AbstractPhase):
-    """Act with the frozen policy and remember; nothing learns."""
+    """Act with the frozen policy, or by chance, and remember; nothing learns."""
 
     acts = True
     until: int = eqx.field(static=True, default=25_000)
@@ -258,12 +267,14 @@ class Collect(AbstractPhase):
     noise: float = 0.1
     """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
     follows OPT; its parent method OEMA adds none)."""
+    chance: bool = eqx.field(static=True, default=False)
+    """Uniformly random actions instead of a policy's."""
 
     def __check_init__(self):
         at_least(0, until=self.until)
 
     def begin(self, run: Run) -> Live:
-        if run.waist.actor is None:
+        if run.waist.actor is None and not self.chance:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
         return self.live(run)
 
@@ -272,8 +283,8 @@ class Collect(AbstractPhase):
         return self, Uniform()
 
     def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
-        pack = engine.Packed.of
-        return pack(run.waist), pack(()), engine.Tally({}, jnp.zeros(run.seeds, jnp.int32))
+        pack, still = engine.Packed.of, jnp.zeros((run.seeds, run.spec.act))
+        return pack(Collected(run.waist, still)), pack(()), engine.Tally({}, jnp.zeros(run.seeds, jnp.int32))
 
     def done(self, live: Live) -> bool:
         return live.env_step >= self.until
@@ -281,14 +292,17 @@ class Collect(AbstractPhase):
     def length(self, run: Run) -> int:
         return max(self.until - run.env_step, 0)
 
-    def actor(self, learner: Pretrained) -> Noisy:
-        return Noisy(learner.actor.net, self.noise)  # pyright: ignore[reportOptionalMemberAccess]
+    def explore(self, learner: Collected, obs, *, key, clock: Clock, age) -> Float[Array, " act"]:
+        if self.chance:
+            return jax.random.uniform(key, learner.still.shape, minval=-1.0, maxval=1.0)
+        assert learner.waist.actor is not None
+        return Noisy(learner.waist.actor.net, self.noise).explore(obs, key)
 
     def due(self, live: Live, stride: int) -> int:
         return 0
 
     def release(self, live: Live) -> Pretrained:
-        return live.learner.tree
+        return live.learner.tree.waist
 
 
 class Online(AbstractLearning):
@@ -376,7 +390,7 @@ def pipeline(
             elif worlds is None:
                 raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
             else:
-                action = phase.act(live, worlds.obs)
+                action = phase.act(live, worlds.obs, worlds.ages)
                 live = phase.learn(live, stride)  # dispatched, not awaited: the world moves meanwhile
                 try:
                     row = worlds.step(action)

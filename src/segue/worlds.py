@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from segue import domains
 from segue.core import Spec, Transition
@@ -281,6 +281,11 @@ class Worlds:
                 return
             except Exception as again:
                 error = again
+
+    @property
+    def ages(self) -> Int[np.ndarray, " seeds"]:
+        """Steps so far in each env's episode."""
+        return np.array([len(taken) for taken in self.actions], np.int32)
 
     def step(self, actions: Float[Any, "seeds act"]) -> Transition:
         actions = np.nan_to_num(np.asarray(actions))  # a seed that diverged is found by its log, not by its env

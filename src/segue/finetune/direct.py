@@ -5,11 +5,10 @@ replay over offline and online rows, 25k env steps of collection first, OPT's up
 """
 
 import equinox as eqx
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Agent, Info, require
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
-from segue.nn.actors import AbstractActor
 from segue.offline.td3 import TD3
 
 
@@ -39,5 +38,5 @@ class Direct(AbstractMethod):
     def release(self, learner: Agent) -> Pretrained:
         return self.backbone.release(learner)
 
-    def actor(self, learner: Agent) -> AbstractActor:
-        return self.backbone.actor(learner)
+    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)

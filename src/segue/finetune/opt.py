@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
-from segue.backbone import AbstractBackbone, Agent, Info, Opinion, require, step
+from segue.backbone import AbstractBackbone, Agent, Info, Opinion, drifted, require, step
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, Trained, Transition
-from segue.nn.actors import AbstractActor
 from segue.offline.td3 import TD3
 
 
@@ -76,20 +75,19 @@ class MetaCritic(AbstractMethod):
             "online": lambda q: loss(q, online, key_on),
         }[self.learn_from]
         moved, info = critic.descend(objective, self.backbone.critic_lr)
-        due = self.backbone.due(clock)
-        slow = jax.lax.cond(due, lambda: moved.drift(self.backbone.polyak).slow, lambda: moved.slow)
+        (moved,) = drifted(self.backbone, (moved,), clock)
         aux = learner.aux
         if self.fit_aux:
             q, both = self.backbone.opinion(moved), jax.tree.map(lambda *rows: jnp.concatenate(rows), offline, online)
             aux, its_info = self.backbone.step_aux(aux, learner.actor, q, both, key=jax.random.fold_in(key, 1))
             info |= its_info
-        return Agent(learner.actor, (Trained(moved.net, slow, moved.opt),), aux), info
+        return Agent(learner.actor, (moved,), aux), info
 
     def release(self, learner: Agent) -> Pretrained:
         return learner.aux._replace(actor=learner.actor, **{self.trainee: learner.critics[0]})
 
-    def actor(self, learner: Agent) -> AbstractActor:
-        return self.backbone.actor(learner)
+    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
 
 
 class OPT(AbstractMethod):
@@ -130,8 +128,8 @@ class OPT(AbstractMethod):
         old, new = learner.critics
         return learner.aux._replace(actor=learner.actor, critic=old, fresh=new)
 
-    def actor(self, learner: Agent) -> AbstractActor:
-        return self.backbone.explorer(learner.actor.net)
+    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
 
 
 def mixed(q_off: Opinion, q_on: Opinion, kappa: Float[Array, ""]) -> Opinion:

@@ -43,10 +43,13 @@ class BC(AbstractTD3):
             loss = -jax.vmap(pi.log_prob)(batch.obs, batch.action).mean()
         else:
             loss = jnp.square(jax.vmap(pi.act)(batch.obs) - batch.action).mean()
-        return loss, self.weighted({"policy_loss": loss})
+        return loss, {"policy_loss": loss}
 
     def online(self) -> AbstractBackbone:
         """TD3 or SAC with the same constants, wherever both have them."""
         kind = TD3 if self.head == "deterministic" else SAC
         names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(TD3)}
-        return kind(**{name: getattr(self, name) for name in names - ({"explore_noise"} if kind is SAC else set())})
+        if kind is TD3:
+            return TD3(**{name: getattr(self, name) for name in names})
+        shared = names - {"explore_noise", "delay"}
+        return SAC(critic_depth=self.depth, **{name: getattr(self, name) for name in shared})

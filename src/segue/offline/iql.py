@@ -48,6 +48,8 @@ class IQL(AbstractBackbone):
     """Bound on the policy's weights."""
     explore_noise: float = 0.0
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
+    delay: int = eqx.field(static=True, default=1)
+    """The policy and all slow copies move at every `delay`-th update."""
     decay: int | None = eqx.field(static=True, default=1_000_000)
     """Gradient steps over which a cosine takes the policy's rate to 0: as many as the offline phase has, but
     --offline.steps does not change it. None: it is constant, as online."""
@@ -117,9 +119,6 @@ class IQL(AbstractBackbone):
             return self.actor_lr
         share = jnp.minimum(clock.update / self.decay, 1.0)
         return self.actor_lr * 0.5 * (1 + jnp.cos(jnp.pi * share))
-
-    def due(self, clock: Clock) -> bool:
-        return True
 
     def online(self) -> "IQL":
         """The same at a constant rate."""

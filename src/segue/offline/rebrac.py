@@ -70,7 +70,7 @@ class ReBRAC(AbstractTD3):
         far = jnp.square(action - batch.action).sum(-1).mean()
         left = jnp.maximum(self.beta_end, 1 - clock.env_step / self.beta_steps) if self.cools else 1.0
         loss = self.beta_actor * left * far - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, self.weighted({"policy_q": values.mean(), "policy_loss": loss, "bc": far})
+        return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": far}
 
     def online(self) -> "ReBRAC":
         """The critic's penalty goes, the policy's falls, and nothing is added to what it does."""

@@ -1,13 +1,18 @@
-r"""SAC: soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905).
+r"""SAC: soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905), on request with an ensemble of critics (REDQ, Chen
+et al. 2021, arXiv 2101.05982).
 
     critic   min_\theta  sum_i mse( Q_i(s,a), y )
-             y = r + \gamma (1 - terminal) [ min_j Q'_j(s', a') - \alpha log \pi(a'|s') ]
+             y = r + \gamma (1 - terminal) [ min_{j in J} Q'_j(s', a') - \alpha log \pi(a'|s') ]
     actor    min_\phi    mean [ \alpha log \pi(a|s) - min_i Q_i(s, a) ],   a, a' ~ \pi
     temper.  min_\alpha  mean [ -log \alpha ( log \pi(a|s) + H ) ],   H = -dim(a)
+
+J is all critics, or some drawn anew at each update; the policy may listen to the mean over all instead.
 
 Not an offline method: it makes behaviour policies from scratch, and is what a stochastic clone goes on with online. The
 entropy's target and the rates are those of the authors' public code.
 """
+
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -16,9 +21,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Info, Opinion, regress
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
-from segue.errors import at_least
+from segue.errors import SegueError, at_least
 from segue.losses import td_target
-from segue.nn.actors import TanhGaussian
+from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Ensemble
 
 
@@ -29,7 +34,7 @@ class LogAlpha(eqx.Module):
 
 
 class SAC(AbstractBackbone):
-    """Maximum-entropy actor-critic with a learned temperature."""
+    """Maximum-entropy actor-critic with a learned temperature and an ensemble of critics."""
 
     policy = TanhGaussian
     discount: float = 0.99
@@ -44,30 +49,52 @@ class SAC(AbstractBackbone):
     """Adam's rate for the temperature's logarithm."""
     temperature: float = 1.0
     """Alpha at the start."""
+    target_entropy: float = -1.0
+    """H, for each dimension of an action."""
     explore_noise: float = 0.0
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
+    log_std: float = -2.0
+    """Spread that is given to a policy which is no tanh-Gaussian (PORL, inferred)."""
     entropy_backup: bool = eqx.field(static=True, default=True)
     """Whether the target counts the next action's entropy."""
+    critics: int = eqx.field(static=True, default=2)
+    """Members of the ensemble."""
+    subset: int | None = eqx.field(static=True, default=None)
+    """The target is the minimum over this many members, drawn anew at each update; None: over all."""
+    listens: Literal["min", "mean"] = eqx.field(static=True, default="min")
+    """To what of all members' opinions the policy listens."""
+    delay: int = eqx.field(static=True, default=1)
+    """The policy and the temperature move at every `delay`-th update: with as many updates per env step, once in it."""
     width: int = eqx.field(static=True, default=256)
     """Units in a hidden layer."""
     depth: int = eqx.field(static=True, default=2)
-    """Hidden layers."""
+    """Hidden layers of the policy."""
+    critic_depth: int = eqx.field(static=True, default=2)
+    """Hidden layers of critics."""
     actor_norm: bool = eqx.field(static=True, default=False)
     """LayerNorm after each hidden layer of the policy."""
     critic_norm: bool = eqx.field(static=True, default=False)
     """The same in critics."""
 
     def __check_init__(self):
-        at_least(1, width=self.width)
-        at_least(0, depth=self.depth)
+        at_least(1, width=self.width, delay=self.delay, critics=self.critics)
+        at_least(0, depth=self.depth, critic_depth=self.critic_depth)
+        if self.subset is not None and not 1 <= self.subset <= self.critics:
+            raise SegueError(f"The target's minimum is over 1 to {self.critics} critics, not {self.subset}.")
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> TanhGaussian:
         sizes = (spec.obs, *(self.width,) * self.depth, 2 * spec.act)
         return TanhGaussian(MLP(sizes, layer_norm=self.actor_norm, key=key))
 
     def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
-        sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
-        return Ensemble(2, sizes, layer_norm=self.critic_norm, key=key)
+        sizes = (spec.obs + spec.act, *(self.width,) * self.critic_depth, 1)
+        return Ensemble(self.critics, sizes, layer_norm=self.critic_norm, key=key)
+
+    def adopt(self, actor: Trained | None, *, spec: Spec, key: PRNGKeyArray) -> Trained:
+        """Any policy: one that has no tanh-Gaussian density is given one around what it does."""
+        if actor is not None and isinstance(actor.net, Deterministic | Gaussian):
+            return Trained.new(TanhGaussian.around(actor.net, self.log_std))
+        return super().adopt(actor, spec=spec, key=key)
 
     def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
         start = LogAlpha(jnp.log(jnp.asarray(self.temperature, jnp.float32)))
@@ -82,21 +109,30 @@ class SAC(AbstractBackbone):
     ) -> tuple[Float[Array, ""], Info]:
         keys = jax.random.split(key, len(batch.reward))
         action, log_prob = jax.vmap(actor.net.sample)(batch.next_obs, keys)
-        next_q = jax.vmap(slow)(batch.next_obs, action).min(-1)
+        heard = self.some(slow, jax.random.fold_in(key, 1))
+        next_q = jax.vmap(heard)(batch.next_obs, action).min(-1)
         if self.entropy_backup:
             next_q -= self.alpha(aux) * log_prob
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)
         return regress(q, batch, y)
 
-    def opinion(self, critic: Trained) -> Opinion:
-        return lambda obs, action: critic.net(obs, action).min()
+    def some(self, slow: Ensemble, key: PRNGKeyArray) -> Ensemble:
+        """The members that the target hears."""
+        if self.subset is None:
+            return slow
+        chosen = jax.random.choice(key, self.critics, (self.subset,), replace=False)
+        return jax.tree.map(lambda leaf: leaf[chosen], slow)
 
-    def step_aux(
-        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Transition, *, key: PRNGKeyArray
+    def opinion(self, critic: Trained) -> Opinion:
+        reduce = jnp.min if self.listens == "min" else jnp.mean
+        return lambda obs, action: reduce(critic.net(obs, action))
+
+    def step_dual(
+        self, aux: Pretrained, actor: Trained, batch: Transition, *, key: PRNGKeyArray
     ) -> tuple[Pretrained, Info]:
         assert aux.temperature is not None
         _, log_prob = jax.vmap(actor.net.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
-        excess = (log_prob - batch.action.shape[-1]).mean()
+        excess = (log_prob + self.target_entropy * batch.action.shape[-1]).mean()
 
         def loss(net: LogAlpha) -> tuple[Float[Array, ""], Info]:
             return -net.log_alpha * excess, {"entropy": -log_prob.mean()}
@@ -113,7 +149,7 @@ class SAC(AbstractBackbone):
         loss = (self.alpha(aux) * log_prob - values).mean()
         return loss, {"policy_q": values.mean(), "policy_loss": loss}
 
-    def due(self, clock: Clock) -> bool:
+    def drifts(self, clock: Clock) -> bool:
         return True
 
     def online(self) -> "SAC":

@@ -65,7 +65,7 @@ class Prior(AbstractMethod):
     def release(self, learner: Pretrained) -> Pretrained:
         return learner
 
-    def actor(self, learner: Pretrained) -> Any:
+    def explore(self, learner: Pretrained, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Any:
         raise SegueError("SPOT's prior does not act: put its offline phase after it.")
 
 
@@ -100,7 +100,7 @@ class SPOT(AbstractTD3):
         price, _ = elbo(aux.prior.net, batch.obs, action, self.kl_weight, key)
         left = jnp.maximum(self.support_end, 1 - clock.update / self.support_steps) if self.cools else 1.0
         loss = self.support * left * price - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, self.weighted({"policy_q": values.mean(), "policy_loss": loss, "support": price})
+        return loss, {"policy_q": values.mean(), "policy_loss": loss, "support": price}
 
     def online(self) -> "SPOT":
         """The price goes on and falls; the discount is the online one."""

@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Info, Opinion, regress
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
@@ -94,13 +94,6 @@ class AbstractTD3(AbstractBackbone):
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.net.first(obs, action)
 
-    def due(self, clock: Clock) -> Bool[Array, ""]:
-        return (clock.update + 1) % self.delay == 0
-
-    def weighted(self, info: Info) -> Info:
-        """Policy scalars, weighted for being reported at every `delay`-th update only."""
-        return {name: self.delay * value for name, value in info.items()}
-
 
 class TD3(AbstractTD3):
     """TD3 itself."""
@@ -109,7 +102,7 @@ class TD3(AbstractTD3):
         self, pi: Deterministic, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         values = jax.vmap(q)(batch.obs, jax.vmap(pi.act)(batch.obs))
-        return -values.mean(), self.weighted({"policy_q": values.mean()})
+        return -values.mean(), {"policy_q": values.mean()}
 
     def online(self) -> "TD3":
         return self

@@ -29,7 +29,7 @@ class TD3BC(AbstractTD3):
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
         loss = td3bc(values, action, batch.action, self.alpha)
-        return loss, self.weighted({"policy_q": values.mean(), "policy_loss": loss})
+        return loss, {"policy_q": values.mean(), "policy_loss": loss}
 
     def online(self) -> TD3:
         """TD3 with the same constants: the cloning term is dropped, Q is not normalised (OPT, section 5)."""
