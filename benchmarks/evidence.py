@@ -99,23 +99,28 @@ def main() -> None:
         trial(root / arm, recipe, *common, *online, *(second if recipe == "opt" else []), *flags)
         for arm, (recipe, *flags) in (ARMS | MORE.get(name, {})).items()
     ]
-    out = RESULTS / root.name
-    out.mkdir(parents=True, exist_ok=True)
-    picture = str(out / "curves.png")
-    report = subprocess.run(
-        [sys.executable, "-m", "segue.cli", "report", *map(str, [base, *folders]), "--out", picture],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    peaks = "\n".join(f"- {folder.name}: {largest(folder)}" for folder in [base, *folders])
-    command = shlex.join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)])
     cut = (
         f"Against the paper: {args.seeds} seeds (10), {args.offline:,} offline updates (1,000,000), {args.online:,} env"
         f" steps (300,000), {args.collect:,} of them collection (25,000), {utd} updates per env step, {args.pretrain:,}"
         f" pre-training updates (50,000), kappa's ramp to {until:,}; data made here in today's env, not D4RL's file."
     )
+    keep(root, [base, *folders], cut)
+
+
+def keep(root: Path, folders: list[Path], cut: str) -> None:
+    """Table, curves, settings and raw returns of finished trials; `cut` says what differs from the papers."""
+    out = RESULTS / root.name
+    out.mkdir(parents=True, exist_ok=True)
+    picture = str(out / "curves.png")
+    report = subprocess.run(
+        [sys.executable, "-m", "segue.cli", "report", *map(str, folders), "--out", picture],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    peaks = "\n".join(f"- {folder.name}: {largest(folder)}" for folder in folders)
+    command = shlex.join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)])
     peaks = f"Largest |Q| in any batch, by phase:\n\n{peaks}"
     (out / "table.md").write_text(f"    {command}\n\n{cut}\n\n{report.stdout.replace(f'{out}/', '')}\n{peaks}\n")
-    for folder in [base, *folders]:
+    for folder in folders:
         (out / folder.name).mkdir(exist_ok=True)
         for kept in ("returns.jsonl", "failures.jsonl"):
             shutil.copy(folder / kept, out / folder.name / kept)
@@ -128,6 +133,8 @@ def public(folder: Path) -> dict:
     config = json.loads((folder / "config.json").read_text())
     last = lambda word: word.rpartition("/")[2] if word and word.startswith("/") else word
     config["dataset"]["path"], config["start"] = last(config["dataset"]["path"]), last(config["start"])
+    if config.get("policy"):
+        config["policy"]["path"] = last(config["policy"]["path"])
     config["command"] = [last(word) for word in config["command"]]
     return config
 

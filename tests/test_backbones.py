@@ -241,7 +241,7 @@ def test_iql_s_actor_rate_is_a_cosine_offline_and_constant_online(update, share)
 
 
 def test_iql_refuses_a_policy_without_a_density():
-    with pytest.raises(SegueError, match="offline phase of its own kind"):
+    with pytest.raises(SegueError, match="policy of its own kind"):
         Direct(IQL(width=WIDTH)).init(SPEC, waist(), key=KEY)
 
 

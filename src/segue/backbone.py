@@ -45,6 +45,8 @@ class AbstractBackbone(AbstractMethod):
     polyak: eqx.AbstractVar[float]
     explore_noise: eqx.AbstractVar[float]
     """Standard deviation of the noise on exploring actions, clipped to +-0.5."""
+    discount: eqx.AbstractVar[float]
+    """Gamma."""
     delay: eqx.AbstractVar[int]
     """The policy moves at every `delay`-th update."""
 
@@ -116,7 +118,7 @@ class AbstractBackbone(AbstractMethod):
         if not isinstance(actor.net, self.policy):
             raise SegueError(
                 f"{type(self).__name__} trains a {self.policy.__name__} policy, and was given a "
-                f"{type(actor.net).__name__}: put an offline phase of its own kind before it."
+                f"{type(actor.net).__name__}: start from a policy of its own kind, or choose another backbone."
             )
         return actor
 
@@ -158,6 +160,7 @@ def step(
     batch: Any,
     *,
     names: tuple[str, ...] = ("",),
+    leash: Callable[[Opinion, Trained | None, Clock], Opinion] = lambda q, anchor, clock: q,
     frozen: bool = False,
     key: PRNGKeyArray,
     clock: Clock,
@@ -165,9 +168,9 @@ def step(
     """One gradient step of an actor-critic.
 
     Every critic takes a TD step on the same batch, each against its own slow copy. When the backbone says so, the
-    policy, unless it is `frozen`, ascends `mix` of the critics' opinions; and the slow copies drift. `names` are the
-    critics' names in the reported scalars. Policy scalars are weighted so that their mean over a window is their mean
-    over policy steps.
+    policy, unless it is `frozen`, ascends `mix` of the critics' opinions, held back by a `leash`; and the slow copies
+    drift. `names` are the critics' names in the reported scalars. Policy scalars are weighted so that their mean over a
+    window is their mean over policy steps.
     """
     *critic_keys, aux_key, policy_key = jax.random.split(key, len(agent.critics) + 2)
     info: Info = {}
@@ -183,7 +186,8 @@ def step(
 
     def improve(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
         aux, info = backbone.step_dual(aux, actor, batch, key=aux_key)
-        loss = lambda pi: backbone.policy_loss(pi, q, aux, batch, key=policy_key, clock=clock)
+        held = leash(q, aux.anchor, clock)
+        loss = lambda pi: backbone.policy_loss(pi, held, aux, batch, key=policy_key, clock=clock)
         actor, its_info = actor.descend(loss, backbone.actor_rate(clock))
         return actor, aux, info | its_info
 
@@ -196,9 +200,11 @@ def step(
     elif not frozen:
         shapes = jax.eval_shape(improve, actor, aux)[2]
         actor, aux, policy_info = jax.lax.cond(due, improve, rest, actor, aux)
-    actor, *critics = drifted(backbone, (actor, *critics), clock)
+    if not frozen:
+        (actor,) = drifted(backbone, (actor,), clock)
+    critics = drifted(backbone, critics, clock)
     info |= {name: backbone.delay * value for name, value in policy_info.items()}
-    return Agent(actor, tuple(critics), aux), info
+    return Agent(actor, critics, aux), info
 
 
 def drifted(backbone: AbstractBackbone, trained: tuple[Trained, ...], clock: Clock) -> tuple[Trained, ...]:

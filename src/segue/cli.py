@@ -82,7 +82,7 @@ def _run(argv: list[str]) -> None:
     import inspect
 
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
-    for flag in ("--task", "--env-id", "--dataset", "--preset", "--replay", "--backbone"):
+    for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
     first.add_argument("--clip-actions", action="store_true")
     chosen, _ = first.parse_known_args(argv)
@@ -107,13 +107,14 @@ def _run(argv: list[str]) -> None:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
     if chosen.task is None and chosen.env_id is None:
         if not wants_help:
-            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE.")
+            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE.")
         chosen.task = "walker2d-random"
     if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
         raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
-    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, clip_actions=chosen.clip_actions, **changes)
+    changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy}
+    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
@@ -188,6 +189,9 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """Instead of a task: any Gymnasium env with Box spaces."""
         dataset: str | None = None
         """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
+        policy: str | None = None
+        """The policy to start from: policy-S.safetensors of a run, SB3's .zip, .pt, .safetensors or .npz (FILE:3 is a
+        snapshot of a ladder). None: one is trained on the dataset."""
         clip_actions: bool = False
         """Clip dataset actions that lie outside the box instead of refusing them."""
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segue import engine, store
-from segue.core import Pretrained, Transition
+from segue.core import Transition
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
 from segue.hooks import Journal, Quiet, Stop, passed
@@ -148,6 +148,7 @@ class Commit(Quiet):
             "env_step": live.env_step,
             "begun": {"env_step": live.run.env_step, "updates": live.run.updates},
             "seeds": live.run.seeds,
+            "evidence": live.evidence,
             "halted": [seed for seed, halted in enumerate(live.run.halted) if halted],
             "rows": [first, written],
             "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},
@@ -273,6 +274,9 @@ def _read(folder: Path, number: int) -> Found:
         and isinstance(manifest.get("config"), str)
         and isinstance(manifest.get("episodes"), list)
         and all(whole(episode) for episode in manifest["episodes"])
+        and isinstance(manifest.get("evidence"), list)
+        and all(isinstance(look, list) and len(look) == manifest["seeds"] for look in manifest["evidence"])
+        and all(isinstance(error, float) for look in manifest["evidence"] for error in look)
         and isinstance(manifest.get("halted"), list)
         and all(whole(seed) for seed in manifest["halted"])
         and {"state.safetensors", "worlds.safetensors"} <= files.keys()
@@ -295,7 +299,7 @@ def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractP
     where = f"{folder / 'commits' / f'{found.number:06}'}"
     if name not in phases or manifest["seeds"] != run.seeds or manifest["phases"] >= len(phases):
         raise DataError(f"{where} is of a phase {name!r} or of seeds that this run does not have.")
-    like, before = Pretrained(), list(phases)[: list(phases).index(name)]
+    like, before = run.waist, list(phases)[: list(phases).index(name)]
     for each in before:
         like = phases[each].leaves(run.spec, like, run.keys)
     ring = _ring(found, where, run)
@@ -321,6 +325,7 @@ def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractP
     live = Live(
         run, run.phase_keys(), pack(phase.rule), pack(state.learner), pack(state.carry),
         jax.tree.map(jnp.asarray, state.tally), state.news, update=manifest["update"], env_step=manifest["env_step"],
+        evidence=tuple(map(tuple, manifest["evidence"])),
     )  # fmt: skip
     if manifest["halted"]:
         live = live.hold(tuple(seed in manifest["halted"] for seed in range(run.seeds)))

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
+from segue.errors import SegueError
+
 Keys = Key[Array, " seeds"]
 """One random key per seed."""
 
@@ -156,6 +158,10 @@ class AbstractMethod(eqx.Module):
     @abc.abstractmethod
     def release(self, learner: Any) -> Pretrained:
         """What this method leaves behind. What it was given and did not change passes through."""
+
+    def error(self, learner: Any, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        """How far the critic is from what `rows`, in the order of their time, brought. Raises SegueError."""
+        raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `settle` at 0.")
 
     @abc.abstractmethod
     def explore(

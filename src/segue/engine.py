@@ -18,7 +18,7 @@ from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.data.replay import Ring
 from segue.data.sources import AbstractSource
 
-_INIT, _UPDATE, _ACT = range(3)
+_INIT, _UPDATE, _ACT, _LOOK = range(4)
 """Streams of a phase's key: no two uses share randomness."""
 
 
@@ -140,9 +140,10 @@ def learn(
     keys: Keys,
     clock: Clock,
     count: Int[Any, ""],
+    visible: Int[Any, ""],
 ) -> tuple[Packed, Packed, Tally, Ring]:
     """Remember `news`, one online row of every seed, where there is one; then `count` updates of every seed by `rule`,
-    a method and a source. Returns learner, carry, tally, ring."""
+    a method and a source, which sees the first `visible` online rows. Returns learner, carry, tally, ring."""
     method, source = rule.tree
     if news is not None:
         carry, ring = _remember(source, carry, ring, news, offline)
@@ -157,9 +158,21 @@ def learn(
 
         return jax.lax.fori_loop(0, count, body, (learner, carry, tally))
 
-    ring_of = lambda rows: Ring(rows, ring.written)
+    ring_of = lambda rows: Ring(rows, jnp.minimum(ring.written, visible))
     moved, next_carry, tally = jax.vmap(one)(learner.tree, carry.tree, tally, ring.rows, keys)
     return learner.like(moved), carry.like(next_carry), tally, ring
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def error(rule: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
+    """Every seed's error on the `count` online rows from `first` on: see `AbstractMethod.error`."""
+    method, _ = rule.tree
+
+    def one(learner, rows, key):
+        window = jax.tree.map(lambda column: jax.lax.dynamic_slice_in_dim(column, first, count), rows)
+        return method.error(learner, window, key=jax.random.fold_in(jax.random.fold_in(key, _LOOK), first))
+
+    return jax.vmap(one)(learner.tree, ring.rows, keys)
 
 
 @jax.jit

@@ -79,6 +79,8 @@ class Live(NamedTuple):
     news: Transition | None = None
     """The row of the last env step [seeds, ...], until the next dispatch writes it to the ring."""
     held: Held | None = None
+    evidence: tuple[tuple[float, ...], ...] = ()
+    """What a phase that ends by evidence has measured: every look's error of each seed."""
     update: int = 0
     """Gradient steps of this phase."""
     env_step: int = 0
@@ -97,7 +99,8 @@ class Live(NamedTuple):
         """What the tally says, per seed."""
         values, count = jax.device_get(self.tally)
         mean = lambda name, value: value if name.startswith("max_") else value / np.maximum(count, 1)
-        return {name: mean(name, value) for name, value in values.items()} if count.any() else {}
+        found = {name: mean(name, value) for name, value in values.items()} if count.any() else {}
+        return found | ({"held_out_error": np.array(self.evidence[-1])} if found and self.evidence else {})
 
     def settled(self) -> "Live":
         """The same with every row in the ring."""
@@ -153,6 +156,15 @@ class AbstractPhase(eqx.Module):
         live = Live(run, run.phase_keys(), engine.Packed.of(self.rule), *self.parts(run), env_step=run.env_step)
         return live.hold(run.halted) if any(run.halted) else live
 
+    @property
+    def reads(self) -> bool:
+        """Whether it draws from the dataset."""
+        return False
+
+    def visible(self, live: Live) -> int:
+        """How many of the online rows, the oldest ones, may be drawn now."""
+        return np.iinfo(np.int32).max
+
     @abc.abstractmethod
     def due(self, live: Live, stride: int) -> int:
         """Updates to take now: with the next env step, or, where there are none, at most `stride`."""
@@ -179,6 +191,7 @@ class AbstractPhase(eqx.Module):
             keys=live.keys,
             clock=live.clock,
             count=np.int32(count),
+            visible=np.int32(self.visible(live)),
         )
         if live.held is not None:  # all seeds run the same program, so that the others' bits do not change
             learner, carry = live.held(learner, carry)
@@ -204,6 +217,10 @@ class AbstractPhase(eqx.Module):
 
 class AbstractLearning(AbstractPhase):
     """A phase whose `rule` is a method that learns from a source."""
+
+    @property
+    def reads(self) -> bool:
+        return self.rule[1].reads_dataset
 
     def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
         method, source = self.rule
@@ -321,9 +338,15 @@ class Online(AbstractLearning):
     """Where batches come from."""
     updates_per_step: int = eqx.field(static=True, default=1)
     """Gradient steps for each env step (UTD)."""
+    settle: int = eqx.field(static=True, default=0)
+    """0: the phase lasts until `until`. n: it may end earlier, when the critic has settled: every n env steps its error
+    is measured on the newest n rows, which are drawn from only afterwards, and it ends when the least error of every
+    seed is 3 looks old."""
+
+    PATIENCE: ClassVar[int] = 3
 
     def __check_init__(self):
-        at_least(0, until=self.until, updates_per_step=self.updates_per_step)
+        at_least(0, until=self.until, updates_per_step=self.updates_per_step, settle=self.settle)
 
     def begin(self, run: Run) -> Live:
         self.source.check(len(run.offline.reward), run.online.capacity)
@@ -334,13 +357,34 @@ class Online(AbstractLearning):
         return self.method, self.source
 
     def done(self, live: Live) -> bool:
-        return live.env_step >= self.until
+        return live.env_step >= self.until or (self.settle > 0 and self._settled(live.evidence))
+
+    def _settled(self, evidence: tuple[tuple[float, ...], ...]) -> bool:
+        """Whether no seed's last looks were better than all before them. A seed that is not finite does not count."""
+        before, last = np.array(evidence[: -self.PATIENCE]), np.array(evidence[-self.PATIENCE :])
+        return len(before) > 0 and not (last.min(0) < before.min(0)).any()
 
     def length(self, run: Run) -> int:
         return max(self.until - run.env_step, 0)
 
     def due(self, live: Live, stride: int) -> int:
-        return self.updates_per_step if live.env_step else 0  # before the run's first row there may be none to draw
+        return self.updates_per_step if self.visible(live) > 0 and live.env_step else 0
+
+    def visible(self, live: Live) -> int:
+        if self.settle == 0:
+            return super().visible(live)
+        begun = live.run.env_step
+        return begun + max(live.env_step - 1 - begun, 0) // self.settle * self.settle
+
+    def learn(self, live: Live, stride: int) -> Live:
+        live, since = super().learn(live, stride), live.env_step - live.run.env_step
+        if self.settle == 0 or since == 0 or since % self.settle:
+            return live
+        live = live.settled()
+        first = np.int32(live.env_step - self.settle)
+        found = engine.error(live.rule, live.learner, live.run.online, live.keys, first, count=self.settle)  # pyright: ignore
+        look = tuple(map(float, np.nan_to_num(found, nan=3e38)))
+        return live._replace(evidence=(*live.evidence, look))
 
 
 @runtime_checkable

@@ -2,12 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
 from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Successive, Uniform
 from segue.finetune.direct import Direct
+from segue.finetune.jsrl import JSRL
 from segue.finetune.opt import OPT, MetaCritic
+from segue.finetune.porl import PORL, Appraise
+from segue.offline.sac import SAC
 from segue.offline.spot import Prior
 from segue.phases import AbstractPhase, Collect, Online, Train
 from segue.tasks import Task
@@ -46,15 +50,43 @@ class Budget:
     """Env steps from one evaluation to the next."""
     episodes: int = 10
     """Episodes of an evaluation."""
+    presample: int | None = None
+    """PORL's first stage, in env steps; None: the task's."""
+    warmup: int = 5_000
+    """Env steps before the first update of WSRL, RLPD and SAC from scratch."""
+    critics: int | None = None
+    """Members of the ensembles of PORL and its siblings; None: the method's."""
+    critic_depth: int | None = None
+    """Their hidden layers; None: the method's."""
+    batch: int | None = None
+    """Rows in their batches; None: the method's."""
 
 
 PAPER = Budget()
 QUICK = Budget(100_000, 20_000, 5_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5)
-PRESETS = {"paper": PAPER, "quick": QUICK}
+SMALL = Budget(
+    300_000,
+    50_000,
+    10_000,
+    5_000,
+    10_000,
+    50_000,
+    4,
+    None,
+    10_000,
+    2_500,
+    10,
+    presample=5_000,
+    critics=5,
+    critic_depth=2,
+    batch=256,
+)
+"""For a CPU: fewer updates per env step, members and rows than any paper's. Not a paper's."""
+PRESETS = {"paper": PAPER, "quick": QUICK, "small": SMALL}
 
 
-def online_only() -> Ratio:
-    return Ratio(online=Linear(1.0, 1.0, 0))
+def online_only(batch: int = 256) -> Ratio:
+    return Ratio(online=Linear(1.0, 1.0, 0), batch=batch)
 
 
 REPLAYS: dict[str, Callable[[], AbstractSource]] = {
@@ -97,14 +129,19 @@ BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
 
 
 def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
-    """The offline phases of the task's backbone alone."""
-    return BACKBONES[task.backbone](task, budget)
+    """The offline phases of the task's backbone alone. Where a policy is given, they learn what it is worth."""
+    phases = BACKBONES[task.backbone](task, budget)
+    if task.policy is None:
+        return phases
+    last = phases["offline"]
+    assert isinstance(last, Train)
+    assert isinstance(last.method, AbstractBackbone)
+    return {**phases, "offline": dataclasses.replace(last, method=Appraise(last.method, epsilon=0.0))}
 
 
 def _begun(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
     """The offline phases and the collection after them, and the backbone in the form it takes online."""
-    offline = offline_only(task, budget)
-    backbone = offline["offline"].method.online()  # pyright: ignore[reportAttributeAccessIssue]
+    offline, backbone = offline_only(task, budget), task.constants.backbones[task.backbone].online()
     return {**offline, "collect": Collect(budget.collect, backbone.explore_noise)}, backbone
 
 
@@ -135,10 +172,87 @@ def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSource | None
     }
 
 
+def _policy(task: Task, budget: Budget) -> Phases:
+    """What comes before a method that wants a policy and nothing else: nothing, where one is given."""
+    return {} if task.policy is not None else offline_only(task, budget)
+
+
+def _sac(task: Task, budget: Budget, utd: int, **changes: Any) -> tuple[SAC, int]:
+    """The task's SAC, and its updates per env step; the policy moves once in each."""
+    utd, critics = budget.updates_per_step or utd, budget.critics or task.constants.sac.critics
+    subset = min(task.constants.sac.subset or critics, critics)
+    depth = budget.critic_depth or changes.pop("critic_depth", task.constants.sac.critic_depth)
+    fixed = {"critics": critics, "subset": subset, "critic_depth": depth, "delay": max(utd, 1)}
+    return dataclasses.replace(task.constants.sac, **(fixed | changes)), utd
+
+
+def porl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """PORL: the given policy acts while new critics learn online; then SAC from both."""
+    sac, utd = _sac(task, budget, 16)
+    source = replay or online_only(budget.batch or 512)
+    presample = task.constants.presample if budget.presample is None else budget.presample
+    return {
+        **_policy(task, budget),
+        "presample": Online(Appraise(sac), presample, source, utd),
+        "finetune": Online(PORL(sac), budget.online, source, utd),
+    }
+
+
+def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """PORL without its first stage: the given policy and critics that know nothing. It collapses."""
+    sac, utd = _sac(task, budget, 16)
+    source = replay or online_only(budget.batch or 512)
+    return {**_policy(task, budget), "finetune": Online(PORL(sac), budget.online, source, utd)}
+
+
+def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """WSRL (arXiv 2412.07762): SAC from an offline policy and critic, after a warm-up with the frozen policy; offline
+    data is not kept. Where a policy is given, its critic is learned from the dataset."""
+    sac, utd = _sac(task, budget, 4)
+    offline = Appraise(sac, epsilon=0.0) if task.policy is not None else sac
+    return {
+        "offline": Train(offline, budget.offline),
+        "collect": Collect(budget.warmup, sac.explore_noise),
+        "finetune": Online(Direct(sac), budget.online, replay or online_only(budget.batch or 256), utd),
+    }
+
+
+def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """RLPD (arXiv 2302.02948): SAC from scratch, or from a given policy, on batches half offline and half online."""
+    sac, utd = _sac(task, budget, 20, actor_lr=3e-4, temperature_lr=3e-4, target_entropy=-0.5, listens="mean",
+                    actor_norm=False, critic_depth=2)  # fmt: skip
+    return {
+        "warmup": Collect(budget.warmup, sac.explore_noise, chance=task.policy is None),
+        "finetune": Online(sac, budget.online, replay or Ratio(batch=budget.batch or 256), utd),
+    }
+
+
+def jsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """JSRL: the given policy leads the first steps of every episode, ever fewer; a new one learns from there."""
+    sac, utd = _sac(task, budget, 16)
+    learn = JSRL(sac, Linear(1000.0, 0.0, budget.online // 2))
+    source = replay or online_only(budget.batch or 512)
+    return {**_policy(task, budget), "finetune": Online(learn, budget.online, source, utd)}
+
+
+def sac(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
+    """SAC from scratch, as it was published: two critics, one update per env step, no data."""
+    return {
+        "warmup": Collect(budget.warmup, chance=True),
+        "finetune": Online(SAC(), budget.online, replay or online_only(budget.batch or 256), 1),
+    }
+
+
 RECIPES: dict[str, Callable[..., Phases]] = {
     "opt": opt,
     "opt-single": opt_single,
     "direct": direct,
+    "porl": porl,
+    "policy-init": policy_init,
+    "wsrl": wsrl,
+    "rlpd": rlpd,
+    "jsrl": jsrl,
+    "sac": sac,
     **dict.fromkeys(BACKBONES, offline_only),
 }
 

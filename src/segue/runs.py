@@ -4,6 +4,7 @@ config.json       every setting, versions, seeds, revision      status.json    r
 returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
 policy-S.*        seed S's policy (safetensors)                 best-S.*       the best policy that was evaluated
 failures.jsonl    seeds that diverged                           checkpoints/   one folder for each phase's end
+given.*           the policy that it started from, if any
 commits/          the whole state, to resume from               times.jsonl    when each line of the other two came
 tensorboard/      the same curves, live
 """
@@ -28,13 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import commits, hooks, policies, report, store
+from segue import commits, foreign, hooks, policies, report, store
 from segue.console import Console
-from segue.core import Pretrained, Spec, Transition
+from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError, at_least
 from segue.evaluate import Evaluation, Evaluator
+from segue.nn.actors import AbstractActor
 from segue.phases import AbstractPhase, Live, Run, pipeline
 from segue.recipes import PAPER, Budget
 from segue.tasks import Task, cache_dir
@@ -48,7 +50,13 @@ def empty(spec: Spec) -> Transition:
 
 
 def start(
-    spec: Spec, offline: Transition | None, phases: Mapping[str, AbstractPhase], *, seeds: int = 1, seed: int = 0
+    spec: Spec,
+    offline: Transition | None,
+    phases: Mapping[str, AbstractPhase],
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    policy: AbstractActor | None = None,
 ) -> Run:
     """A run before its first phase.
 
@@ -57,6 +65,7 @@ def start(
         offline: rows with actions in [-1, 1], or None for no dataset.
         phases: the phases it will go through; the longest `until` sizes the online replay.
         seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
+        policy: what every seed starts from; None: nothing is given.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
     needs = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
@@ -68,7 +77,9 @@ def start(
     one = Ring.new(spec, max(capacity, 1))
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
-    return Run(spec, empty(spec) if offline is None else offline, ring, keys)
+    each = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
+    given = Pretrained(None if policy is None else jax.tree.map(each, Trained.new(policy)))
+    return Run(spec, empty(spec) if offline is None else offline, ring, keys, given)
 
 
 def memory() -> int:
@@ -240,6 +251,7 @@ def pinned(config: Mapping[str, Any]) -> str:
     """SHA-256 of what a run goes by, as far as it decides what it computes."""
     keys = ("settings", "care", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
     part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
+    part["policy"] = (config.get("policy") or {}).get("sha256")
     return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
 
 
@@ -283,7 +295,7 @@ class _Job:
                 word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 self._status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
                 if not (self.folder / "config.json").exists():  # nothing was learnt: leave the name free
-                    for name in ("status.json", ".lock"):
+                    for name in ("status.json", ".lock", GIVEN):
                         (self.folder / name).unlink(missing_ok=True)
                     self.folder.rmdir()
                 raise
@@ -293,6 +305,21 @@ class _Job:
         with contextlib.suppress(OSError):  # a full disk is reported by what needs the space
             store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
 
+    def _policy(self, spec: Spec, config: dict[str, Any] | None) -> tuple[AbstractActor | None, dict[str, str] | None]:
+        """The policy that the run is given, which its directory keeps, and what config.json says of it."""
+        file, said = self.folder / GIVEN, (config or {}).get("policy")
+        if config is None and self.task.policy is not None:
+            found = foreign.read(self.task.policy, spec)
+            if len(found) > 1:
+                raise SegueError(f"{self.task.policy} holds {len(found)} policies: say which one, as FILE:NUMBER.")
+            policies.save(found[0], spec, file, source=Path(self.task.policy).name, env_id=self.task.env_id)
+            said = {"path": str(self.task.policy), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        if said is None:
+            return None, None
+        if not isinstance(said, dict) or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
+            raise DataError(f"{file} is not the policy that this run was given.")
+        return policies.load(file)[0], said
+
     def _run(
         self, opened: contextlib.ExitStack, stop: hooks.Stop, extra: dict[str, Any], config: dict[str, Any] | None
     ) -> tuple[Run, bool]:
@@ -300,16 +327,18 @@ class _Job:
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
         task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
         console = hold(Console(self.quiet))
-        data = load_data(task, budget, console, stop)
-        for note in data.notes:
-            console.note(f"{data.name}: {note}")
         env = task.make()
         spec = spec_of(env)
         env.close()
+        reads = any(phase.reads for phase in phases.values())
+        data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)
+        for note in data.notes:
+            console.note(f"{data.name}: {note}")
+        policy, its = self._policy(spec, config)
         reward = task.reward.fitted(data.returns())
         rows = rows_for(data, spec, reward)
         numbers = range(self.seed, self.seed + self.seeds)
-        state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed)
+        state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed, policy=policy)
         if self.since is not None:
             done, phases = skip(phases, self.since)
             if config is None or not commits.numbers(folder):
@@ -318,7 +347,7 @@ class _Job:
         if config is None:
             described = describe(self.phases, task, data, self.seeds, self.seed, budget, self.since, extra)
             described["dataset"]["sha256"] = digest
-            described |= {"phases": list(phases), "care": care._asdict()}
+            described |= {"phases": list(phases), "care": care._asdict(), "policy": its}
             store.write_json(folder / "config.json", described)
         elif config["dataset"].get("sha256") != digest:
             raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
@@ -393,6 +422,16 @@ class _Job:
             raise
 
 
+GIVEN = "given.safetensors"
+"""The policy that a run was given, as its directory keeps it."""
+
+
+def nothing(spec: Spec, env_id: str) -> Dataset:
+    """The dataset of a run that reads none."""
+    rows = jax.tree.map(np.asarray, empty(spec))
+    return Dataset(rows, np.zeros(0, bool), spec.low, spec.high, env_id, "none")
+
+
 def load_data(task: Task, budget: Budget, console: Console, stop: hooks.Stop) -> Dataset:
     with console.counting(f"making the rows of {task.name or task.env_id}", budget.rows) as advance:
 
@@ -439,7 +478,7 @@ def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, Abs
 
 def go_on(state: Run, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> Run:
     """The state at an earlier run's checkpoint, after the phases that are done."""
-    like = Pretrained()
+    like = state.waist
     for phase in done.values():
         like = phase.leaves(state.spec, like, state.keys)
     return dataclasses.replace(hooks.load_checkpoint(since, state, like, env_id), phases=len(done))

@@ -18,6 +18,7 @@ from segue.errors import SegueError
 from segue.offline.bc import BC
 from segue.offline.iql import IQL
 from segue.offline.rebrac import ReBRAC
+from segue.offline.sac import SAC
 from segue.offline.spot import SPOT
 from segue.offline.td3bc import TD3BC
 from segue.worlds import Reward, make_env
@@ -36,6 +37,10 @@ class Constants:
     kappa: Linear = dataclasses.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """OPT's weight on Q_on over 300k env steps."""
     updates_per_step: int = 5
+    sac: SAC = dataclasses.field(default_factory=lambda: _sac())
+    """SAC as PORL and WSRL run it."""
+    presample: int = 20_000
+    """PORL's first stage, in env steps."""
 
     def batch(self, backbone: str) -> int:
         return self.batches.get(backbone, 256)
@@ -56,6 +61,12 @@ def _backbones(
     }
 
 
+def _sac(**settings: Any) -> SAC:
+    """PORL's rates and sizes, and WSRL's choices where PORL's paper is silent."""
+    fixed = {"actor_lr": 1e-4, "temperature_lr": 1e-4, "entropy_backup": False, "actor_norm": True, "critic_norm": True}
+    return SAC(critics=10, subset=2, critic_depth=settings.pop("critic_depth", 4), **fixed, **settings)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """An environment, its data and how the two are scored."""
@@ -66,6 +77,8 @@ class Task:
     """A name of `TASKS`, or None for an env of the user's own."""
     dataset: str | None = None
     """A file, a folder or a Minari id; None: made here by the recipe of its name (`making`)."""
+    policy: str | None = None
+    """A file with the policy to start from (`foreign`); None: one is trained on the dataset."""
     backbone: str = "td3bc"
     """The offline algorithm, by name."""
     clip_actions: bool = False
@@ -196,7 +209,13 @@ def _adroit(hand: str, kind: str) -> Task:
         actor_norm=True,
         critic_norm=True,
     )
-    constants = Constants(backbones, kappa=Linear(0.1, 0.9, 250_000), updates_per_step=1)
+    constants = Constants(
+        backbones,
+        kappa=Linear(0.1, 0.9, 250_000),
+        updates_per_step=1,
+        sac=_sac(width=512, critic_depth=3),
+        presample=5_000,
+    )
     return Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
 
 

@@ -69,7 +69,7 @@ class Dataset:
 
     def returns(self) -> np.ndarray:
         """Undiscounted sum of rewards of each episode, float64 [E]. A dropped row's reward is missing from it."""
-        starts = np.flatnonzero(np.concatenate(([True], self.ends[:-1])))
+        starts = np.flatnonzero(np.concatenate(([True], self.ends[:-1]))[: len(self)])
         return np.add.reduceat(self.transitions.reward, starts, dtype=np.float64)
 
     def spec(self) -> Spec:

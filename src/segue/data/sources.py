@@ -27,6 +27,11 @@ class AbstractSource(eqx.Module):
     def __check_init__(self):
         at_least(1, batch=self.batch)
 
+    @property
+    def reads_dataset(self) -> bool:
+        """Whether it wants offline rows at all."""
+        return True
+
     def check(self, offline: int, online: int) -> None:
         """Refuse, given the numbers of rows, what could never be drawn."""
         if offline + online == 0:
@@ -116,6 +121,10 @@ class Ratio(AbstractSource):
     """Share of online rows, a constant or a line."""
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
+
+    @property
+    def reads_dataset(self) -> bool:
+        return min(self.online.start, self.online.end) < 1
 
     def check(self, offline: int, online: int) -> None:
         ends = (float(self.online.start), float(self.online.end))

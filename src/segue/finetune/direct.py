@@ -7,8 +7,9 @@ replay over offline and online rows, 25k env steps of collection first, OPT's up
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.backbone import AbstractBackbone, Agent, Info, require
+from segue.backbone import AbstractBackbone, Agent, Info, require, step
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.finetune.leash import Leash
 from segue.offline.td3 import TD3
 
 
@@ -19,6 +20,8 @@ class Direct(AbstractMethod):
     """The algorithm, in the form it takes online."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Forget the moments of policy and critic at the switch, as OPT's code does."""
+    leash: Leash = eqx.field(default_factory=Leash)
+    """What keeps the policy near the given one at first."""
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         require(
@@ -30,10 +33,10 @@ class Direct(AbstractMethod):
         agent = self.backbone.init(spec, given, key=key)
         if self.reset_optimizers:
             agent = Agent(agent.actor.restart(), (agent.critics[0].restart(),), agent.aux)
-        return agent
+        return self.leash.tied(agent)
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
-        return self.backbone.update(learner, batch, key=key, clock=clock)
+        return step(self.backbone, learner, lambda q: q, batch, leash=self.leash, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:
         return self.backbone.release(learner)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from segue import losses
 from segue.backbone import AbstractBackbone, Agent, Info, Opinion, drifted, require, step
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, Trained, Transition
+from segue.finetune.leash import Leash
 from segue.offline.td3 import TD3
 
 
@@ -99,6 +100,8 @@ class OPT(AbstractMethod):
     """Weight on Q_on."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Forget the moments of policy and Q_off at the switch, as the code does; Q_on's go on."""
+    leash: Leash = eqx.field(default_factory=Leash)
+    """What keeps the policy near the given one at first."""
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         require(
@@ -116,12 +119,14 @@ class OPT(AbstractMethod):
             actor, old = actor.restart(), old.restart()
         actor = self.backbone.adopt(actor, spec=spec, key=key)
         aux = self.backbone.new_aux(spec, given._replace(actor=None, critic=None, fresh=None), key=key)
-        return Agent(actor, (old, new), aux)
+        return self.leash.tied(Agent(actor, (old, new), aux))
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         kappa = self.kappa(clock)
         mix = lambda q_off, q_on: mixed(q_off, q_on, kappa)
-        agent, info = step(self.backbone, learner, mix, batch, names=("/off", "/on"), key=key, clock=clock)
+        agent, info = step(
+            self.backbone, learner, mix, batch, names=("/off", "/on"), leash=self.leash, key=key, clock=clock
+        )
         return agent, info | {"kappa": kappa}
 
     def release(self, learner: Agent) -> Pretrained:

@@ -110,10 +110,10 @@ class TanhGaussian(AbstractStochastic):
     """Bounds on log_std: those of SAC's public code."""
 
     @classmethod
-    def around(cls, actor: "Deterministic | Gaussian", log_std: float) -> "TanhGaussian":
+    def around(cls, actor: "Deterministic | Gaussian", log_std: float | Float[Array, ""]) -> "TanhGaussian":
         """A distribution whose mode is what `actor` does, with one spread exp(log_std) everywhere."""
         act = actor.mlp.layers[-1].bias.shape[-1]
-        return cls(actor.mlp, jnp.full(act, log_std), actor.output)
+        return cls(actor.mlp, jnp.full(act, log_std, jnp.float32), actor.output)
 
     def halves(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
         if self.log_std is None:

@@ -118,9 +118,10 @@ class SAC(AbstractBackbone):
 
     def some(self, slow: Ensemble, key: PRNGKeyArray) -> Ensemble:
         """The members that the target hears."""
-        if self.subset is None:
+        count = len(slow.members.layers[0].bias)
+        if self.subset is None or self.subset >= count:
             return slow
-        chosen = jax.random.choice(key, self.critics, (self.subset,), replace=False)
+        chosen = jax.random.choice(key, count, (self.subset,), replace=False)
         return jax.tree.map(lambda leaf: leaf[chosen], slow)
 
     def opinion(self, critic: Trained) -> Opinion:

@@ -1,0 +1,349 @@
+"""PORL, its siblings and the leash: identities between recipes, limits, and tables worked by hand."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SPEC, WIDTH, at, rows, same, seed_of, waist
+from helpers import Ragged
+
+from segue import engine, runs
+from segue.core import Clock, Linear, Pretrained, Trained
+from segue.data.sources import Ratio
+from segue.errors import SegueError
+from segue.finetune.direct import Direct
+from segue.finetune.jsrl import JSRL
+from segue.finetune.leash import Leash
+from segue.finetune.opt import OPT
+from segue.finetune.porl import PORL, Appraise
+from segue.nn.actors import Deterministic, TanhGaussian
+from segue.nn.mlp import MLP
+from segue.offline.iql import IQL
+from segue.offline.sac import SAC
+from segue.offline.td3 import TD3
+from segue.phases import Collect, Online, Train, pipeline
+from segue.recipes import RECIPES, SMALL, Budget
+from segue.tasks import task
+from segue.worlds import Worlds, spec_of
+
+KEY = jax.random.key(7)
+ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
+TINY = SAC(width=8, depth=1, critic_depth=1, critics=3, subset=2, delay=2, entropy_backup=False)
+RAGGED = spec_of(Ragged())
+POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
+
+
+def whole(phases, policy=POLICY, seeds=2, offline=None):
+    """The run after its last phase."""
+    worlds = Worlds(Ragged, RAGGED, range(seeds))
+    try:
+        return pipeline(runs.start(RAGGED, offline, phases, seeds=seeds, policy=policy), phases, worlds)
+    finally:
+        worlds.close()
+
+
+def learned(run):
+    return run.waist.actor, run.waist.critic, run.waist.temperature, run.online
+
+
+# --- identities ------------------------------------------------------------------------------------------------------
+
+
+def test_porl_with_a_given_critic_no_chance_and_no_updates_at_first_is_wsrl():
+    """Bit for bit, through the phases of both recipes."""
+    data = rows(40, spec=RAGGED)
+    offline = Train(Appraise(TINY, 0.0), 5)
+    fine = Online(Direct(TINY, reset_optimizers=False), 30, ONLINE, 2)
+    wsrl = {"offline": offline, "collect": Collect(12, TINY.explore_noise), "finetune": fine}
+    first = Online(Appraise(TINY, 0.0, keep_critic=True), 12, ONLINE, 0)
+    porl = {"offline": offline, "presample": first, "finetune": Online(PORL(TINY), 30, ONLINE, 2)}
+    assert same(learned(whole(wsrl, offline=data)), learned(whole(porl, offline=data)))
+    fresh = {**porl, "presample": dataclasses.replace(first, method=Appraise(TINY, 0.0))}
+    assert not same(learned(whole(wsrl, offline=data)), learned(whole(fresh, offline=data)))
+
+
+def test_porl_without_a_first_stage_is_the_given_policy_with_critics_that_know_nothing():
+    """...and so is RLPD without data, warm-up and settings of its own."""
+    alone = whole({"finetune": Online(PORL(TINY), 20, ONLINE, 2)})
+    skipped = {"presample": Online(Appraise(TINY), 0, ONLINE, 2), "finetune": Online(PORL(TINY), 20, ONLINE, 2)}
+    assert not same(learned(alone), learned(whole(skipped)))  # its critics were drawn by another phase's key
+    assert same(learned(alone), learned(whole({"finetune": Online(TINY, 20, ONLINE, 2)})))
+
+
+def test_recipes_of_the_papers_differ_where_they_should():
+    """RLPD's recipe with the other's rates, entropy, norms, batch and cadence, and no warm-up, is `policy-init`."""
+    mine = task(env_id="Pendulum-v1", policy="p.npz")
+    (init,) = RECIPES["policy-init"](mine, SMALL).values()
+    rlpd = RECIPES["rlpd"](mine, dataclasses.replace(SMALL, warmup=0), init.source)
+    sac = init.method.backbone
+    assert rlpd["warmup"].until == 0
+    assert not rlpd["warmup"].chance
+    names = {
+        field.name
+        for field in dataclasses.fields(SAC)
+        if getattr(sac, field.name) != getattr(rlpd["finetune"].method, field.name)
+    }
+    assert names == {"actor_lr", "temperature_lr", "target_entropy", "listens", "actor_norm"}
+    assert (init.updates_per_step, init.until, init.source) == (
+        rlpd["finetune"].updates_per_step, rlpd["finetune"].until, rlpd["finetune"].source,
+    )  # fmt: skip
+
+
+def test_the_paper_s_constants():
+    """arXiv 2505.16856, as methods/porl.md lists them."""
+    mine = task("antmaze-umaze", policy="p.npz")
+    porl = RECIPES["porl"](mine)
+    assert list(porl) == ["presample", "finetune"]
+    sac, first = porl["finetune"].method.backbone, porl["presample"]
+    assert (first.until, first.method.epsilon, first.updates_per_step, first.source.batch) == (20_000, 0.1, 16, 512)
+    assert (sac.actor_lr, sac.critic_lr, sac.temperature_lr, sac.critics, sac.subset) == (1e-4, 3e-4, 1e-4, 10, 2)
+    assert (sac.width, sac.depth, sac.critic_depth, sac.delay, sac.entropy_backup) == (256, 2, 4, 16, False)
+    assert not any(phase.reads for phase in porl.values())
+    adroit = RECIPES["porl"](task("pen-human", policy="p.npz"))
+    sac = adroit["finetune"].method.backbone
+    assert (adroit["presample"].until, sac.width, sac.depth, sac.critic_depth) == (5_000, 512, 2, 3)
+    assert list(RECIPES["porl"](task("pen-human"))) == ["prior", "offline", "presample", "finetune"]
+
+
+# --- the first stage -------------------------------------------------------------------------------------------------
+
+
+def test_the_frozen_policy_stays_and_its_critic_learns():
+    run = whole({"presample": Online(Appraise(TINY), 15, ONLINE, 3)})
+    actor, critic = run.waist.actor, run.waist.critic
+    assert same(seed_of(actor.net.mlp, 0), POLICY.mlp)
+    assert same(actor.net, actor.slow)
+    assert (np.asarray(critic.opt.count) == 3 * 14).all()
+    assert float(run.waist.temperature.net.log_alpha[0]) == 0.0
+    assert run.updates == 42
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_is_the_share_of_chance(epsilon):
+    method = Appraise(TINY, epsilon)
+    agent = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    obs, still = jnp.ones(3), eqx.tree_at(lambda a: a.actor.net.log_std, agent, jnp.full(2, -20.0))
+    act = jax.vmap(lambda key: method.explore(still, obs, key=key, clock=at(0), age=jnp.zeros((), int)))
+    found = np.asarray(act(jax.random.split(KEY, 2_000)))
+    chance = np.abs(found - np.asarray(POLICY.act(obs))).max(1) > 1e-3
+    assert abs(chance.mean() - epsilon) < 0.04
+    if epsilon == 1.0:
+        assert np.allclose([found.mean(), (found**2).mean()], [0, 1 / 3], atol=0.03)
+
+
+def test_held_out_error_worked_by_hand():
+    """Five rows: an end by the task, one by time, and a last row; rewards 1, discount 1/2, critics that say 4 and 2."""
+    obs = np.arange(5, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    table = rows(5)._replace(
+        obs=obs, next_obs=obs + 1, reward=np.ones(5, np.float32), terminal=np.array([0, 1, 0, 0, 0], bool)
+    )
+    table.next_obs[2] = -7.0  # cut by time: row 3 does not follow
+    sac = dataclasses.replace(TINY, discount=0.5)
+    method = Appraise(sac)
+    agent = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    says = lambda net, value: jax.tree.map(lambda leaf: jnp.zeros_like(leaf), net)
+    bias = lambda net, value: eqx.tree_at(
+        lambda q: q.members.layers[-1].bias, says(net, value), jnp.full((3, 1), value)
+    )
+    critic = agent.critics[0]
+    agent = eqx.tree_at(
+        lambda a: a.critics, agent, (Trained(bias(critic.net, 4.0), bias(critic.slow, 2.0), critic.opt),)
+    )
+    # G: row 4: 1 + .5 * 2 = 2; row 3: 1 + .5 * 2 = 2; row 2: 1 + .5 * 2 = 2; row 1: 1; row 0: 1 + .5 * 1 = 1.5
+    brought = np.array([1.5, 1.0, 2.0, 2.0, 2.0])
+    np.testing.assert_allclose(
+        method.error(agent, jax.tree.map(jnp.asarray, table), key=KEY), np.sqrt(((4 - brought) ** 2).mean()), rtol=1e-6
+    )
+
+
+def test_a_phase_that_settles_holds_rows_back_and_ends_by_evidence():
+    phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=10)
+    live = phase.begin(runs.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    seen = []
+    for step in range(1, 35):
+        live = live._replace(env_step=step)
+        seen.append((phase.visible(live), phase.due(live, 0)))
+    assert [v for v, _ in seen[:11]] == [0] * 10 + [10]  # the window is measured before it is drawn from
+    assert [due for _, due in seen[:11]] == [0] * 10 + [1]
+    assert seen[20 - 1][0] == 10
+    assert seen[21 - 1][0] == 20
+    done = lambda *looks: phase.done(live._replace(env_step=40, evidence=looks))
+    assert not done()
+    assert not done((5.0,), (4.0,), (4.0,))
+    assert not done((5.0,), (4.0,), (4.5,), (4.0,))  # the best is two looks old
+    assert done((4.0,), (4.5,), (5.0,), (4.0,))
+    assert not done((4.0, 4.0), (4.5, 5.0), (5.0, 5.0), (4.0, 3.9))  # the slower seed decides
+    assert phase.done(live._replace(env_step=60))
+    assert not dataclasses.replace(phase, settle=0).done(live._replace(env_step=40, evidence=((4.0,),) * 9))
+
+
+def test_settling_in_a_run():
+    phases = {
+        "presample": Online(Appraise(TINY), 400, ONLINE, 1, settle=10),
+        "finetune": Online(PORL(TINY), 420, ONLINE),
+    }
+    live = phases["presample"].begin(runs.start(RAGGED, None, phases, policy=POLICY, seeds=2))
+    worlds = Worlds(Ragged, RAGGED, range(2))
+    while not phases["presample"].done(live):
+        action = phases["presample"].act(live, worlds.obs, worlds.ages)
+        live = phases["presample"].observe(phases["presample"].learn(live, 0), worlds.step(action))
+    assert 40 <= live.env_step < 400
+    assert len(live.evidence) == live.env_step // 10
+    error = engine.error(live.rule, live.learner, live.settled().run.online, live.keys, np.int32(0), count=10)
+    assert error.shape == (2,)
+    run = whole(phases)
+    assert run.env_step == 420
+
+
+def test_a_method_that_measures_nothing_cannot_settle():
+    with pytest.raises(SegueError, match="leave `settle` at 0"):
+        whole({"finetune": Online(PORL(TINY), 30, ONLINE, 1, settle=5)})
+
+
+# --- the leash -------------------------------------------------------------------------------------------------------
+
+STEEP = lambda obs, action: 3.0 * action[0] - 4.0 * action[1] + obs.sum()
+"""Its slope in the action is 5 everywhere."""
+
+
+def test_the_leash_worked_by_hand():
+    leash, anchor = Leash(100, start=0.1, end=0.5), Trained.new(POLICY, slow=False)
+    obs, away = jnp.ones(3), jnp.array([0.3, -0.1])
+    action = POLICY.act(obs) + away
+    for step, radius in ((0, 0.1), (50, 0.3), (100, 0.5), (500, 0.5)):
+        clock = Clock(*(jnp.asarray(t) for t in (0, 20 + step, 20)))
+        pull = 0.5 * (1 / radius - 1 / 0.5) * 5.0 * 0.1 / np.sqrt(2)
+        np.testing.assert_allclose(leash(STEEP, anchor, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
+
+
+def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
+    """The maximum of q' lies `start` away (root mean square over dimensions), whatever the scale of q."""
+    leash, anchor, obs = Leash(100, start=0.1, end=1e9), Trained.new(POLICY, slow=False), jnp.ones(3)
+    for scale in (1e-3, 1.0, 1e4):
+        held = leash(lambda s, a, scale=scale: scale * STEEP(s, a), anchor, at(0))
+        best = POLICY.act(obs) + 0.1 * np.sqrt(2) * np.array([0.6, -0.8])
+        slope = jax.grad(held, argnums=1)
+        np.testing.assert_allclose(slope(obs, best), 0.0, atol=1e-5 * 5 * scale)
+        assert (slope(obs, best + 0.01 * np.array([0.6, -0.8])) @ np.array([0.6, -0.8])) < 0
+
+
+@pytest.mark.parametrize("method", [Direct, PORL, OPT])
+def test_a_leash_holds_any_fine_tuner(method):
+    """With a short leash a policy that listens to steep critics stays near; without, it goes; critics know nothing."""
+    backbone = TD3(width=WIDTH, actor_lr=3e-3, delay=1)
+    given = waist(0, backbone)
+    given = given._replace(actor=given.actor.restart())  # moments of before would slow it
+    batch = jax.tree.map(jnp.asarray, rows(24))
+
+    def after(leash, steps=40):
+        fine = method(backbone, leash=leash)
+        learner = fine.init(SPEC, given, key=KEY)
+        move = jax.jit(lambda learner, t: fine.update(learner, batch, key=KEY, clock=at(0)._replace(update=t))[0])
+        first = None
+        for t in range(steps):
+            learner = move(learner, jnp.asarray(t, jnp.int32))
+            first = first or learner
+        far = jax.vmap(learner.actor.net.act)(batch.obs) - jax.vmap(given.actor.net.act)(batch.obs)
+        return float(jnp.sqrt(jnp.square(far).mean())), first, learner
+
+    free, first, loose = after(Leash())
+    held, tied_first, tied = after(Leash(1_000, start=0.02))
+    assert held < 0.1 < 0.5 * free
+    assert same(first.critics, tied_first.critics)
+    assert loose.aux.anchor is None
+    assert same(tied.aux.anchor.net, given.actor.net)
+
+
+def test_a_leash_is_off_by_default_and_ends():
+    q = lambda s, a: 0.0
+    assert Leash()(q, None, at(0)) is q
+    with pytest.raises(SegueError, match="tied"):
+        Leash(10)(q, None, at(0))
+    obs, action = jnp.ones(3), jnp.zeros(2)
+    gone = Leash(10)(STEEP, Trained.new(POLICY, slow=False), at(0, 10))
+    assert gone(obs, action) == STEEP(obs, action)
+
+
+# --- siblings --------------------------------------------------------------------------------------------------------
+
+
+def test_jsrl_is_led_for_h_steps_of_an_episode():
+    method = JSRL(TINY, Linear(10.0, 0.0, 100))
+    learner = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    obs = jnp.ones(3)
+    act = lambda age, step: method.explore(learner, obs, key=KEY, clock=at(0, step), age=jnp.asarray(age, jnp.int32))
+    led = lambda age, step: bool((act(age, step) == POLICY.act(obs)).all())
+    assert [led(age, 0) for age in (0, 9, 10)] == [True, True, False]
+    assert [led(age, 50) for age in (0, 4, 5)] == [True, True, False]
+    assert not led(0, 100)
+    assert isinstance(learner.actor.net, TanhGaussian)
+    assert not same(learner.actor.net.mlp.layers[0].weight, POLICY.mlp.layers[0].weight)
+
+
+def test_jsrl_knows_the_step_of_every_seed_s_episode():
+    phase = Online(JSRL(TINY, Linear(1.0, 1.0, 0)), 40, ONLINE, 0)
+    run = whole({"finetune": phase})
+    obs, actions = run.online.rows.obs, run.online.rows.action
+    for seed in range(2):
+        first = np.asarray(obs[seed, :, 1]) == 0
+        led = np.isclose(jax.vmap(POLICY.act)(obs[seed]), actions[seed], atol=1e-6).all(-1)
+        assert first.any()
+        assert (led == first).all()
+
+
+@pytest.mark.parametrize("name", ["porl", "policy-init", "jsrl"])
+def test_a_policy_is_needed(name):
+    budget = Budget(offline=1, prior=1)
+    mine = task(env_id="Pendulum-v1", policy="p.npz")
+    phases = RECIPES[name](mine, budget)
+    with pytest.raises(SegueError, match="--policy FILE"):
+        pipeline(runs.start(RAGGED, None, phases), phases, Worlds(Ragged, RAGGED, [0]))
+
+
+def test_chance_is_uniform_and_needs_no_policy():
+    run = whole({"warmup": Collect(600, chance=True)}, policy=None)
+    actions = np.asarray(run.online.rows.action)
+    assert run.waist.actor is None
+    np.testing.assert_allclose([actions.mean(), (actions**2).mean()], [0, 1 / 3], atol=0.05)
+    assert not same(actions[0], actions[1])
+
+
+def test_the_target_is_the_least_of_some_members_drawn_anew():
+    sac = SAC(width=8, critics=10, subset=2)
+    slow = sac.new_critic(SPEC, key=KEY)
+    every = np.asarray(slow(jnp.ones(3), jnp.zeros(2)))
+    drawn = [sorted(np.asarray(sac.some(slow, jax.random.key(k))(jnp.ones(3), jnp.zeros(2)))) for k in range(300)]
+    assert all(len(pair) == 2 and pair[0] != pair[1] for pair in drawn)
+    share = [np.mean([np.isclose(value, pair).any() for pair in drawn]) for value in every]
+    np.testing.assert_allclose(share, 0.2, atol=0.08)
+    assert same(dataclasses.replace(sac, subset=None).some(slow, KEY), slow)
+    mean = dataclasses.replace(sac, listens="mean").opinion(Trained.new(slow))
+    np.testing.assert_allclose(mean(jnp.ones(3), jnp.zeros(2)), every.mean(), rtol=1e-6)
+
+
+def test_the_policy_moves_once_in_a_delay_and_slow_critics_always():
+    fine = PORL(TINY)
+    learner = fine.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    for update in range(4):
+        after, _ = fine.update(
+            learner, jax.tree.map(jnp.asarray, rows(8)), key=KEY, clock=jax.tree.map(jnp.asarray, at(update))
+        )
+        assert same(after.actor.net, learner.actor.net) == (update % 2 == 0)
+        assert same(after.aux.temperature, learner.aux.temperature) == (update % 2 == 0)
+        assert not same(after.critics[0].slow, learner.critics[0].slow)
+        learner = after
+
+
+@pytest.mark.parametrize("output", ["tanh", "clip"])
+def test_a_policy_without_a_density_gets_one_around_what_it_does(output):
+    policy = Deterministic(MLP((3, 8, 2), key=KEY), output)
+    adopted = TINY.adopt(Trained.new(policy), spec=SPEC, key=KEY).net
+    obs = jnp.linspace(-1, 1, 3)
+    np.testing.assert_allclose(adopted.act(obs), policy.act(obs), atol=2e-3 if output == "clip" else 0)
+    sampled = jax.vmap(lambda key: adopted.explore(obs, key))(jax.random.split(KEY, 500))
+    spread = np.asarray(jnp.arctanh(sampled)).std(0)
+    np.testing.assert_allclose(spread, np.exp(-2.0), rtol=0.1)
+    assert TINY.adopt(Trained.new(IQL(width=8).new_actor(SPEC, key=KEY)), spec=SPEC, key=KEY).net.output == "tanh"
