@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import platformdirs
 
+from segue import domains
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
 from segue.data import Dataset, check_against, load, save
@@ -169,8 +170,11 @@ def _mujoco(env: str, kind: str) -> Task:
     return Task(_ENVS[env], name, score=_SCORES[env], constants=constants)
 
 
-def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
-    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r; the score is the share of goals reached."""
+def _goal(name: str, env_id: str, kappa: int = 100_000, backbone: str = "spot") -> Task:
+    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r; the score is the share of goals reached.
+
+    The settings are AntMaze's; no source has them for PointMaze and Fetch (inferred).
+    """
     backbones = _backbones(
         SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
         IQL(expectile=0.9, beta=10.0),
@@ -181,11 +185,12 @@ def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
     )
     rewards = {"rebrac": Reward(100.0)}
     constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
-    return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
+    return Task(env_id, name, backbone=backbone, reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
 
 
 def _adroit(hand: str, kind: str) -> Task:
-    """OPT's settings; IQL's are those of CORL's fine-tuning."""
+    """OPT's settings; IQL's are those of CORL's fine-tuning. Of the binary kind training sees -1 until success and 0
+    then, and the score is the share of successes."""
     backbones = _backbones(
         SPOT(support=1.0, support_end=0.5),
         IQL(expectile=0.8, beta=3.0),
@@ -197,7 +202,11 @@ def _adroit(hand: str, kind: str) -> Task:
         critic_norm=True,
     )
     constants = Constants(backbones, kappa=Linear(0.1, 0.9, 250_000), updates_per_step=1)
-    return Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    found = Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    if kind != "binary":
+        return found
+    env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
+    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0))
 
 
 def _all() -> Iterator[Task]:
@@ -209,10 +218,12 @@ def _all() -> Iterator[Task]:
         *itertools.product(("medium", "large"), ("-play", "-diverse")),
     ):
         late = 200_000 if (maze, kind) == ("large", "-diverse") else 100_000
-        yield _maze(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
+        yield _goal(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
     for maze in ("umaze", "medium", "large"):
-        yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
-    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert")):
+        yield _goal(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
+    for each in domains.FETCH:
+        yield _goal(f"fetch-{each}-scripted", f"segue/fetch-{each}-v0", backbone="bc-gaussian")
+    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert", "binary")):
         yield _adroit(hand, kind)
 
 
