@@ -169,8 +169,9 @@ def _pick(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -
 class FetchScript(AbstractBehaviour):
     """Fetch's gripper under a proportional controller towards what a plan aims at, with Gaussian noise (ours).
 
-    It remembers nothing: what it does next depends on what it sees, so that a clone can learn it. `task` is one of
-    `domains.FETCH`; observations are those of `make_env`, [16] or [31]: block's or gripper's place, goal, and the rest.
+    It is made to be cloned: it remembers nothing, and before the noise its actions keep to +-0.8, because at the box's
+    border a squashed clone's density is infinite. `task` is one of `domains.FETCH`; observations are those of
+    `make_env`, [16] or [31]: block's (reach: gripper's) place, goal, and the rest.
     """
 
     PLANS: ClassVar[dict[str, Plan]] = {"reach": _reach, "push": _push, "pick-and-place": _pick}
@@ -181,7 +182,8 @@ class FetchScript(AbstractBehaviour):
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         hand, fingers = obs[6:9], obs[15:17] if len(obs) > 16 else obs[9:11]
         aim, grip = self.plan(hand, obs[:3], obs[3:6], float(fingers.sum()))
-        action = np.append(10.0 * (aim - hand), grip) + self.noise * rng.standard_normal(4)
+        meant = np.clip(np.append(10.0 * (aim - hand), grip), -0.8, 0.8)
+        action = meant + self.noise * rng.standard_normal(4)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
