@@ -13,7 +13,7 @@ pytest.importorskip("gymnasium_robotics")
 
 from segue import cli, domains, foreign, making
 from segue.data import collect, load
-from segue.data.behaviours import AntNavigator, PointNavigator, Policy, towards
+from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, towards
 from segue.errors import SegueError
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
@@ -175,6 +175,156 @@ def test_real_door_demonstrations_have_d4rl_s_rewards(real_data, monkeypatch):
     assert np.median(np.abs(raw - origin) / np.abs(origin)) > 1e-2
 
 
+# --- success alone: Adroit and Fetch ---------------------------------------------------------------------------------
+
+
+def expert(hand, real_data):
+    spec = spec_of(env_of(f"segue/{hand}-binary-v0"))
+    (actor,) = foreign.read(Path(real_data) / "adroit" / f"policy_{hand}-v0.npz", spec)
+    return Policy(actor, spec, deterministic=True, noise=0.1)
+
+
+@pytest.mark.parametrize("hand", domains.REACH)
+def test_observations_tell_success_as_the_env_does(real_data, hand):
+    """What relabels a hand's data against `info["success"]`, on an expert's way through both."""
+    env, who = domains._robotics(f"AdroitHand{hand.capitalize()}-v1"), expert(hand, real_data)
+    seen, said, rng = [], [], np.random.default_rng(0)
+    obs, _ = env.reset(seed=0)
+    for _ in range(130):
+        obs, _, _, _, info = env.step(who.act(env, obs, rng))
+        seen.append(obs)
+        said.append(bool(info["success"]))
+    assert 5 < sum(said) < 130
+    np.testing.assert_array_equal(domains.SUCCESS[hand](np.array(seen)), said)
+    np.testing.assert_array_equal(domains.SUCCESS[hand](np.array(seen, np.float32)), said)
+
+
+def test_a_hand_s_first_success_ends_and_is_all_that_is_rewarded(real_data):
+    data = collect("segue/door-binary-v0", 200, 0, behaviours=[expert("door", real_data)])
+    t = data.transitions
+    assert t.terminal.any()
+    np.testing.assert_array_equal(t.reward, t.terminal)
+    np.testing.assert_array_equal(t.terminal, domains.SUCCESS["door"](t.next_obs))
+
+
+def test_a_dropped_pen_does_not_end_the_binary_task():
+    """At -1 a step an end would be worth more than going on."""
+    data = collect("segue/pen-binary-v0", 100, 0)
+    assert (data.transitions.next_obs[:, 26] < 0.075).any()
+    assert not data.transitions.terminal.any()
+    assert data.timeouts.tolist() == [False] * 99 + [True]
+
+
+def test_binary_demonstrations_are_cut_at_their_first_success(real_data, monkeypatch):
+    """Against Minari's own record: 8 of the 25 door demonstrations get there in its replay."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path(real_data) / "minari_root"))
+    made = making.make(task("door-binary"), 10)
+    t = made.transitions
+    assert len(made.lengths()) == 25
+    assert t.reward.sum() == t.terminal.sum() == made.returns().sum() == 8
+    assert made.ends[t.terminal].all()
+    np.testing.assert_array_equal(t.next_obs[:, 28] >= 1.35, t.terminal)
+    assert made.lengths()[8] == 188  # the file's infos/success of episode 8 is true first at index 188
+    assert made.lengths()[0] == 300
+    assert made.env_id == "segue/door-binary-v0"
+    assert not any("D4RL's sign" in note for note in made.notes)
+
+
+@pytest.fixture(scope="module", params=domains.FETCH)
+def arm(request):
+    return request.param, make_env(f"segue/fetch-{request.param}-v0")
+
+
+def test_joints_are_set_at_their_own_addresses(arm):
+    """Every joint, hinges and slides and the block's free one, against MuJoCo's tables of addresses and types."""
+    import mujoco
+
+    inner = arm[1].unwrapped
+    model, sizes = inner.model, {0: (7, 6), 1: (4, 3), 2: (1, 1), 3: (1, 1)}
+    data = mujoco.MjData(model)
+    for joint in range(model.njnt):
+        before, (size, _) = data.qpos.copy(), sizes[int(model.jnt_type[joint])]
+        value, at = np.arange(1.0, size + 1) + joint, model.jnt_qposadr[joint]
+        inner._utils.set_joint_qpos(model, data, model.joint(joint).name, value if size > 1 else value[0])
+        before[at : at + size] = value
+        np.testing.assert_array_equal(data.qpos, before)
+    data.qvel[:] = np.arange(model.nv) + 0.5
+    names = [name for name in inner._model_names.joint_names if name.startswith("robot")]
+    found = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, name) for name in names]
+    for seen, column, at in zip(
+        inner._utils.robot_get_obs(model, data, inner._model_names.joint_names),
+        (data.qpos, data.qvel),
+        (model.jnt_qposadr, model.jnt_dofadr),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(seen, column[at[found]])
+    assert sorted(model.jnt_type[found].tolist()).count(2) >= 2  # slides are among them
+
+
+def test_fetch_starts_where_its_authors_put_it(arm):
+    """The base's three slides stand where the env's own settings say, and the gripper over the table."""
+    name, env = arm
+    obs, _ = env.reset(seed=0)
+    slides = [env.unwrapped.data.joint(f"robot0:slide{i}").qpos[0] for i in range(3)]
+    np.testing.assert_allclose(slides, [0.405, 0.48, 0.0], atol=2e-4)
+    np.testing.assert_allclose(obs[6:8], [1.35, 0.75], atol=0.02)
+    assert 0.4 < obs[8] < 0.56
+    assert (obs[:3] == obs[6:9]).all() == (name == "reach")
+
+
+def test_fetch_shows_what_is_there_then_the_goal_then_the_rest(arm):
+    name, env = arm
+    obs, _ = env.reset(seed=1)
+    inner = env.unwrapped
+    apart = inner._get_obs()
+    np.testing.assert_array_equal(obs[:3], apart["achieved_goal"])
+    np.testing.assert_array_equal(obs[3:6], inner.goal)
+    np.testing.assert_array_equal(obs[6:], apart["observation"])
+    assert len(obs) == (16 if name == "reach" else 31)
+
+
+def test_fetch_rewards_success_alone_and_ends_there(arm):
+    """Within 0.05 of the goal; at the time limit it is cut and has not ended."""
+    _, env = arm
+    obs, _ = env.reset(seed=2)
+    inner, still = env.unwrapped, np.zeros(4, np.float32)
+    assert np.linalg.norm(obs[:3] - obs[3:6]) > 0.06
+    ends = [env.step(still)[1:4] for _ in range(50)]
+    assert ends == [(0.0, False, False)] * 49 + [(0.0, False, True)]
+    for away, there in ((0.06, False), (0.04, True)):
+        obs, _ = env.reset(seed=2)
+        inner.goal = obs[:3] + np.array([away, 0.0, 0.0])
+        assert env.step(still)[1:4] == (float(there), there, False)
+
+
+def test_fetch_takes_the_same_way_whatever_came_before(arm):
+    """A resumed run brings its envs back by their actions."""
+    _, env = arm
+    actions = np.random.default_rng(0).uniform(-1, 1, (12, 4)).astype(np.float32)
+
+    def way(seed):
+        env.reset(seed=seed)
+        return np.array([env.step(action)[0] for action in actions])
+
+    first = way(3)
+    way(4)
+    np.testing.assert_array_equal(way(3), first)
+
+
+def test_fetch_s_script_succeeds(arm):
+    """Of 100 episodes reach does 100, push 96 and pick-and-place 100; 6 to 9 of them begin at the goal."""
+    name, env = arm
+    script, rng, reached = FetchScript(name), np.random.default_rng(0), 0
+    for seed in range(10):
+        obs, _ = env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(script.act(env, obs, rng))
+            total, over = total + reward, terminated or truncated
+        reached += total == 1.0
+    assert reached >= 9
+
+
 # --- navigators ------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +413,7 @@ def test_a_real_ant_reaches_the_goal(real_data):
 
 
 def test_every_task_makes_its_env_and_its_backbones():
-    assert len(TASKS) == 4 * 5 + 6 + 3 + 12
+    assert len(TASKS) == 4 * 5 + 6 + 3 + 3 + 16
     for name, found in TASKS.items():
         assert set(found.constants.backbones) == {"td3bc", "spot", "iql", "rebrac", "bc", "bc-gaussian"}, name
         assert found.name == name
@@ -300,6 +450,22 @@ def test_rewards_by_task_and_backbone():
         rule.fitted(np.array([3.0]))
     with pytest.raises(SegueError, match="did you mean iql"):
         task("hopper-medium", backbone="iqll")
+
+
+def test_a_scripted_set_by_its_name():
+    data = making.make(task("fetch-reach-scripted"), 60)
+    assert (len(data), data.name) == (60, "segue/fetch-reach-v0-scripted")
+    assert data.returns()[:-1].tolist() == [1.0] * (len(data.lengths()) - 1)
+    found = task("fetch-reach-scripted")
+    assert (found.backbone, found.reward, found.score) == ("bc-gaussian", Reward(1.0, -1.0), (0.0, 1.0))
+    with pytest.raises(SegueError, match="takes no policy"):
+        making.make(found, 60, ["x.npz"])
+
+
+def test_binary_tasks_score_successes():
+    found = task("pen-binary")
+    assert (found.env_id, found.reward, found.score) == ("segue/pen-binary-v0", Reward(1.0, -1.0), (0.0, 1.0))
+    assert found.constants.backbones == task("pen-human").constants.backbones
 
 
 def test_what_a_recipe_lacks_it_says(tmp_path, monkeypatch, capsys):

@@ -23,7 +23,8 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
 
 Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, bc or bc-gaussian; each of them alone.
 Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
-{pen,door,hammer,relocate}-{human,cloned,expert}; or any env with --env-id ID --dataset FILE."""
+{pen,door,hammer,relocate}-{human,cloned,expert,binary}, fetch-{reach,push,pick-and-place}-scripted; or any env with
+--env-id ID --dataset FILE."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""D4RL's AntMaze, Adroit and PointMaze, rebuilt on gymnasium-robotics, as Gymnasium ids "segue/...".
+"""D4RL's AntMaze, Adroit and PointMaze, and Fetch, rebuilt on gymnasium-robotics, as Gymnasium ids "segue/...".
 
 Where gymnasium-robotics differs from the envs that D4RL's data come from, these put it right:
 
@@ -7,6 +7,11 @@ Where gymnasium-robotics differs from the envs that D4RL's data come from, these
   episode; an episode ends within 0.5 of the goal (there 0.45, and by default never).
 - **Adroit**: the dense reward of door, hammer and relocate takes 0.1 times the hand's distance off (there it adds it);
   pen ends when the pen is dropped, after 100 steps at most (there never, 200).
+- **Adroit, binary** (`segue/pen-binary-v0`): reward 1 at the first success, and the end; else 0. Training sees r - 1,
+  which is -1 until success and 0 then, as in Cal-QL's data (arXiv 2303.05479), where success is terminal too; its envs
+  go on to their time limit. That ours end is inferred. A dropped pen ends nothing: at -1 a step an end would pay.
+- **Fetch** (reach, push, pick-and-place): the same law, so that a return is the success (there -1 and 0, and an end
+  only after 50 steps). An episode may begin at its goal and then ends after a step. Its envs load under MuJoCo 4.
 - **PointMaze**: observations are position, velocity and goal; an episode ends at the goal. It is not D4RL's maze2d.
 
 gymnasium-robotics' own envs stay what they are: `--env-id AntMaze_UMaze-v5`. MuJoCo is not the version that D4RL's data
@@ -158,6 +163,43 @@ class Adroit(gym.Wrapper):
         return obs, reward, bool(obs[26] < 0.075), truncated, info  # pen: obs[26] is its height
 
 
+class Binary(gym.Wrapper):
+    """An env's success alone: reward 1 and the end of the episode where `info[flag]` says so, else reward 0."""
+
+    def __init__(self, env: gym.Env, flag: str):
+        super().__init__(env)
+        self.flag = flag
+
+    def step(self, action: Any) -> Any:
+        obs, _, terminated, truncated, info = self.env.step(action)
+        there = bool(info[self.flag])
+        return obs, float(there), terminated or there, truncated, info
+
+
+class _ByName:
+    """gymnasium-robotics' functions on MuJoCo's arrays; those that Fetch needs of joints by MuJoCo's own names.
+
+    Its own ask whether a joint's type, a number of NumPy's, is in a tuple of MuJoCo's enums. Since MuJoCo 4 an enum
+    does not equal such a number (the number still equals the enum), so that hinges and slides fail an assertion.
+    """
+
+    def __init__(self, theirs: Any):
+        self.theirs = theirs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.theirs, name)
+
+    @staticmethod
+    def set_joint_qpos(model: Any, data: Any, name: str, value: Any) -> None:
+        data.joint(name).qpos[:] = value
+
+    @staticmethod
+    def robot_get_obs(model: Any, data: Any, joint_names: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and velocities of the robot's joints."""
+        joints = [data.joint(name) for name in joint_names if name.startswith("robot")]
+        return np.concatenate([joint.qpos for joint in joints]), np.concatenate([joint.qvel for joint in joints])
+
+
 def know_robotics() -> None:
     """Register gymnasium-robotics' ids. Raises ImportError where it is not installed.
 
@@ -186,6 +228,42 @@ def adroit(hand: str, **options: Any) -> gym.Env:
     return Adroit(f"AdroitHand{hand.capitalize()}-v1", REACH[hand], **options)
 
 
+NAIL = (0.04067961, -0.00362358)
+"""The (x, y) of the hammered-in nail's head in gymnasium-robotics' model: the board moves up and down alone."""
+
+SUCCESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "pen": lambda obs: (
+        (np.linalg.norm(obs[:, 39:42], axis=1) < 0.075) & ((obs[:, 33:36] * obs[:, 36:39]).sum(1) > 0.95)
+    ),
+    "door": lambda obs: obs[:, 28] >= 1.35,
+    "hammer": lambda obs: np.linalg.norm(obs[:, 42:44] - NAIL, axis=1) < 0.01,
+    "relocate": lambda obs: np.linalg.norm(obs[:, 36:39], axis=1) < 0.1,
+}
+"""What a hand's env calls success, from observations [rows, obs], for data that do not say it."""
+
+
+def adroit_binary(hand: str, **options: Any) -> gym.Env:
+    return Binary(_robotics(f"AdroitHand{hand.capitalize()}-v1", **options), "success")
+
+
+FETCH = ("reach", "push", "pick-and-place")
+
+
+def fetch(task: str, **options: Any) -> gym.Env:
+    know_robotics()
+    from gymnasium_robotics.envs.fetch import pick_and_place, push, reach
+
+    envs = (reach.MujocoFetchReachEnv, push.MujocoFetchPushEnv, pick_and_place.MujocoFetchPickAndPlaceEnv)
+    theirs: Any = envs[FETCH.index(task)]
+
+    class Mended(theirs):
+        def _initialize_simulation(self) -> None:
+            self._utils = _ByName(self._utils)
+            super()._initialize_simulation()
+
+    return Binary(Mended(**options), "is_success")
+
+
 def register() -> None:
     """Make the ids known to Gymnasium. Called by `make_env` where one is asked for."""
     if "segue/pen-v0" in gym.registry:
@@ -197,3 +275,7 @@ def register() -> None:
     for hand in REACH:
         limit = 100 if hand == "pen" else 200
         gym.register(f"segue/{hand}-v0", "segue.domains:adroit", max_episode_steps=limit, kwargs={"hand": hand})
+        where, kwargs = "segue.domains:adroit_binary", {"hand": hand}
+        gym.register(f"segue/{hand}-binary-v0", where, max_episode_steps=limit, kwargs=kwargs)
+    for task in FETCH:
+        gym.register(f"segue/fetch-{task}-v0", "segue.domains:fetch", max_episode_steps=50, kwargs={"task": task})

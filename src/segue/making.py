@@ -11,6 +11,8 @@
 | `{door,relocate,pen,hammer}-human` | Minari's D4RL set, from disk or by download, its rewards turned into D4RL's |
 | `*-cloned` | half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe) |
 | `*-expert` of a hand | the user's expert with noise |
+| `{door,relocate,pen,hammer}-binary` | the human set up to each episode's first success, rewarded with 1 |
+| `fetch-*-scripted` | a controller written by hand, with noise |
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ import numpy as np
 from segue import domains, foreign, runs
 from segue.core import Transition
 from segue.data import Dataset, check_against, collect, load, validate
-from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, PointNavigator, Policy
+from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, FetchScript, PointNavigator, Policy
 from segue.data.collecting import versions
 from segue.errors import SegueError
 from segue.evaluate import Evaluator
@@ -88,9 +90,9 @@ def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress
         SegueError: where the recipe needs a policy and none is given, with what to do.
     """
     name = str(task.name)
-    kind = name.rpartition("-")[2] if name.startswith("antmaze") else name.partition("-")[2]
     family = name.partition("-")[0]
-    if policies and (family == "pointmaze" or kind in ("random", "human", "cloned")):
+    kind = name.rpartition("-")[2] if family in ("antmaze", "fetch") else name.partition("-")[2]
+    if policies and (family in ("pointmaze", "fetch") or kind in ("random", "human", "cloned", "binary")):
         raise SegueError(f"The recipe of {name} takes no policy: leave --policy out.")
     if family in domains.REACH:
         return _hand(task, kind, rows, policies, progress)
@@ -107,6 +109,8 @@ def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress
         who: list[AbstractBehaviour] = [AntNavigator(ant, maze, kind if kind in ("play", "diverse") else "")]
     elif family == "pointmaze":
         who = [PointNavigator()]
+    elif family == "fetch":
+        who = [FetchScript(name.removeprefix("fetch-").removesuffix("-scripted"))]
     elif kind == "random":
         who = []
     elif policies:
@@ -221,6 +225,8 @@ def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: P
         world.close()
         who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in foreign.read(policies[0], spec)]
         return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
+    if kind == "binary":
+        return _binary(_demonstrations(task, hand), hand)
     human = _human(task, hand)
     if kind == "human":
         return human
@@ -244,7 +250,18 @@ def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: P
 
 
 def _human(task: Task, hand: str) -> Dataset:
-    """Minari's D4RL/HAND/human-v2, with D4RL's reward in place of that of gymnasium-robotics' v1."""
+    """The demonstrations with D4RL's reward in place of that of gymnasium-robotics' v1."""
+    data, reach = _demonstrations(task, hand), domains.REACH[hand]
+    if reach is None:
+        return data
+    t = data.transitions
+    away = np.array([reach(obs) for obs in np.asarray(t.next_obs)], np.float32)
+    data = dataclasses.replace(data, transitions=t._replace(reward=np.asarray(t.reward) - 0.2 * away))
+    return dataclasses.replace(data, notes=(*data.notes, "rewards have D4RL's sign of the hand's distance"))
+
+
+def _demonstrations(task: Task, hand: str) -> Dataset:
+    """Minari's D4RL/HAND/human-v2, from disk or by download, checked against the task's env."""
     id_ = f"D4RL/{hand}/human-v2"
     try:
         data = load(id_, clip_actions=True)
@@ -258,17 +275,29 @@ def _human(task: Task, hand: str) -> Dataset:
         except Exception as why:  # a download raises anything
             raise SegueError(f"{id_} is not on this disk ({missing}) and cannot be downloaded ({why}).") from None
         data = load(id_, clip_actions=True)
-    reach = domains.REACH[hand]
-    if reach is not None:
-        t = data.transitions
-        away = np.array([reach(obs) for obs in np.asarray(t.next_obs)], np.float32)
-        data = dataclasses.replace(data, transitions=t._replace(reward=np.asarray(t.reward) - 0.2 * away))
-        data = dataclasses.replace(data, notes=(*data.notes, "rewards have D4RL's sign of the hand's distance"))
     world = task.make()
     try:
         return check_against(dataclasses.replace(data, env_id=task.env_id), world, clip_actions=True)
     finally:
         world.close()
+
+
+def _binary(human: Dataset, hand: str) -> Dataset:
+    """Each demonstration up to its first success, which is rewarded with 1 and terminal. One without stays whole."""
+    t = human.transitions
+    there = domains.SUCCESS[hand](np.asarray(t.next_obs))
+    upto = lambda start, stop: start + int(there[start:stop].argmax()) + 1 if there[start:stop].any() else stop
+    kept = np.concatenate([np.arange(start, upto(start, stop)) for start, stop in human.episodes()])
+    rows = t._replace(reward=there.astype(np.float32), terminal=there)
+    return validate(
+        dataclasses.replace(
+            human,
+            transitions=jax.tree.map(lambda column: np.asarray(column)[kept], rows),
+            ends=human.ends[kept] | there[kept],
+            timeouts=None if human.timeouts is None else human.timeouts[kept] & ~there[kept],
+            notes=(*human.notes, "rewards are 1 at the first success, which ends the episode"),
+        )
+    )
 
 
 def _clone(task: Task, human: Dataset) -> AbstractActor:

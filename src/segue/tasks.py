@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import platformdirs
 
+from segue import domains
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
 from segue.data import Dataset, check_against, load, save
@@ -197,8 +198,16 @@ def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
     return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
 
 
+def _fetch(kind: str) -> Task:
+    """Sparse reward as AntMaze's. No source has settings: the methods' own, and one update per env step (inferred)."""
+    rule, constants = Reward(1.0, -1.0), Constants(updates_per_step=1)
+    env_id, name = f"segue/fetch-{kind}-v0", f"fetch-{kind}-scripted"
+    return Task(env_id, name, backbone="bc-gaussian", reward=rule, score=(0.0, 1.0), constants=constants)
+
+
 def _adroit(hand: str, kind: str) -> Task:
-    """OPT's settings; IQL's are those of CORL's fine-tuning."""
+    """OPT's settings; IQL's are those of CORL's fine-tuning. Of the binary kind training sees -1 until success and 0
+    then, and the score is the share of successes."""
     backbones = _backbones(
         SPOT(support=1.0, support_end=0.5),
         IQL(expectile=0.8, beta=3.0),
@@ -216,7 +225,11 @@ def _adroit(hand: str, kind: str) -> Task:
         sac=_sac(width=512, critic_depth=3),
         presample=5_000,
     )
-    return Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    found = Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    if kind != "binary":
+        return found
+    env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
+    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0))
 
 
 def _all() -> Iterator[Task]:
@@ -231,7 +244,8 @@ def _all() -> Iterator[Task]:
         yield _maze(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
     for maze in ("umaze", "medium", "large"):
         yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
-    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert")):
+    yield from map(_fetch, domains.FETCH)
+    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert", "binary")):
         yield _adroit(hand, kind)
 
 

@@ -1,9 +1,9 @@
-"""Who acts when data is collected: chance, a policy, or a navigator that walks a policy through a maze."""
+"""Who acts when data is collected: chance, a policy, a navigator that walks a policy through a maze, or a script."""
 
 import abc
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
@@ -130,6 +130,60 @@ class PointNavigator(AbstractBehaviour):
         step = towards(cells, here, there)
         aim = obs[4:] if step == there else maze.cell_rowcol_to_xy(np.array(step))
         action = 10.0 * (aim - obs[:2]) - obs[2:4] + self.noise * rng.standard_normal(2)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+Plan = Callable[[np.ndarray, np.ndarray, np.ndarray, float], tuple[np.ndarray, float]]
+"""(gripper, block, goal [3]; width between the fingers), in metres -> where to [3], and 1 to open or -1 to close."""
+
+
+def _reach(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
+    return goal, -1.0
+
+
+def _push(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
+    """Over the block to behind it, down, and along the line from it to the goal."""
+    way = (goal - block)[:2]
+    ahead = way / max(float(np.linalg.norm(way)), 1e-6)
+    off, up, low = (hand - block)[:2], hand[2] - block[2], block[2] - 0.005
+    aside = off - off @ ahead * ahead
+    behind = block[:2] - 0.09 * ahead
+    if off @ ahead < -0.03 and np.linalg.norm(aside) < 0.02 and up < 0.03:
+        pace = min(0.05, float(np.linalg.norm(way)) + 0.02)
+        return np.append(hand[:2] + pace * ahead - aside, low), -1.0
+    if np.linalg.norm(hand[:2] - behind) < 0.025:
+        return np.append(behind, low), -1.0
+    rising = up < 0.05 and np.linalg.norm(off) < 0.12
+    return np.append(hand[:2] if rising else behind, block[2] + 0.09), -1.0
+
+
+def _pick(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
+    """Above the block, down over it with open fingers, close, and to the goal with it."""
+    if np.linalg.norm((hand - block)[:2]) > 0.02:
+        return block + np.array([0.0, 0.0, 0.08]), 1.0
+    if hand[2] - block[2] > 0.01:
+        return block, 1.0
+    return (goal if width < 0.052 else block), -1.0  # the block is 0.05 wide
+
+
+class FetchScript(AbstractBehaviour):
+    """Fetch's gripper under a proportional controller towards what a plan aims at, with Gaussian noise (ours).
+
+    It is made to be cloned: it remembers nothing, and before the noise its actions keep to +-0.8, because at the box's
+    border a squashed clone's density is infinite. `task` is one of `domains.FETCH`; observations are those of
+    `make_env`, [16] or [31]: block's (reach: gripper's) place, goal, and the rest.
+    """
+
+    PLANS: ClassVar[dict[str, Plan]] = {"reach": _reach, "push": _push, "pick-and-place": _pick}
+
+    def __init__(self, task: str, noise: float = 0.1):
+        self.plan, self.noise = self.PLANS[task], noise
+
+    def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        hand, fingers = obs[6:9], obs[15:17] if len(obs) > 16 else obs[9:11]
+        aim, grip = self.plan(hand, obs[:3], obs[3:6], float(fingers.sum()))
+        meant = np.clip(np.append(10.0 * (aim - hand), grip), -0.8, 0.8)
+        action = meant + self.noise * rng.standard_normal(4)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
