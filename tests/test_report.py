@@ -101,25 +101,99 @@ def test_summary_by_hand(run):
 
 
 def test_the_dip_by_hand(run):
-    """Offline 5 and 15; online seed 0 falls to 1 and seed 1 never below 15: dips of 4 and 0, made up at step 30."""
+    """Offline 5 and 15; online seed 0 falls to 1, is back at step 30, and seed 1 never falls: dips of 4 and 0."""
     online = [(10, [[1.0], [15.0]]), (20, [[4.0], [15.0]]), (30, [[6.0], [15.0]]), (40, [[2.0], [16.0]])]
     lines = [line("offline", 1, 0, [[5.0], [15.0]]), *(line("online", 1 + k, k, r) for k, r in online)]
     s = r.summarise(r.read(run(score=None, lines=lines)))
-    assert (s.dip.mean, s.dip.seeds, s.recovered, s.never) == (2.0, 2, 30, False)
+    t = 12.7062047
+    assert (s.dip.mean, s.dip.half, s.dip.seeds) == (2.0, pytest.approx(t * 2), 2)
+    assert (s.recovered.mean, s.recovered.half, s.never) == (15.0, pytest.approx(t * 15), 0)
     s = r.summarise(r.read(run("b", score=None, lines=lines[:3])))
-    assert (s.recovered, s.never) == (None, True)
+    assert (s.recovered, s.never) == (r.Estimate(0.0, None, 1), 1)
     s = r.summarise(r.read(run("c", score=None, lines=[lines[0], lines[3]])))
-    assert (s.dip.mean, s.recovered, s.never) == (0.0, None, False)
+    assert (s.dip.mean, s.recovered, s.never) == (0.0, r.Estimate(0.0, 0.0, 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "dip", "back"),
+    [
+        ([5, 6, 7, 8], 0, 0),  # never below
+        ([4, 5, 4, 5], 1, 20),  # from the first of two lowest on
+        ([4, 6, 3, 5], 2, 40),  # not from the first time below
+        ([5, 9, 9, 2], 3, np.inf),  # lowest at the end
+        ([5, 1, 4, 4], 4, np.inf),
+    ],
+)
+def test_a_seed_s_dip_and_recovery(scores, dip, back):
+    """From a start of 5; a seed beside it, which never falls, does not matter."""
+    start, steps = np.array([5.0, 0.0]), np.array([10, 20, 30, 40])
+    both = np.stack([np.array(scores, float), np.ones(4)], axis=1)
+    assert r.dips(start, both).tolist() == [dip, 0]
+    assert r.recoveries(start, steps, both).tolist() == [back, 0]
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [(10, [5.0, 1.0]), (20, [4.0, 1.5]), (15, [62.5 / 15, 17.5 / 15]), (41, None)],
+)
+def test_the_area_by_hand(until, expected):
+    """Trapezoids of 50, 30 and 80, and of 10, 20 and 60; up to 15 half of the second, to (15, 3) and (15, 2)."""
+    steps, scores = np.array([0, 10, 20, 40]), np.array([[8.0, 1.0], [2.0, 1.0], [4.0, 3.0], [4.0, 3.0]])
+    found = r.area(steps, scores, until)
+    assert found is expected or found == pytest.approx(expected)
+    assert r.area(steps[1:], scores[1:], 20) is None, "it does not say how it began"
+    assert r.area(steps[:0], scores[:0], 20) is None
 
 
 def test_table_by_hand(run):
     text = r.table([r.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
-        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "0.0 ± 0.0", "–", "100", "1 h 01 min",
+        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
+    assert row(early(text), "opt")[1:] == ["0.0 ± 0.0", "0 ± 0"], "too short for an area"
     assert row(text, "td3+opt †")[3] == "88.0"
     assert "mujoco 4.0.0" in text
     assert "2507.08387" in text
+
+
+def early(text):
+    return text.partition("### early budget")[2]
+
+
+def test_the_early_budget_by_hand(run):
+    """Seed 0 goes 4, 0, 4 and seed 1 stays at 2; collection until 5,000 is level, and one run ends there."""
+    points = [(8_000, [[0.0], [2.0]]), (12_000, [[4.0], [2.0]]), (50_000, [[4.0], [2.0]])]
+    lines = [line("offline", 1, 0, [[4.0], [2.0]]), *(line("finetune", 1 + k, k, x) for k, x in points)]
+    change = {"score": None, "settings": {"collect": {"until": 5_000}}}
+    records = [r.read(run("a", lines=lines, **change)), r.read(run("b", lines=lines[:2], **change))]
+    text = early(r.table(records))
+    assert row(text, "recipe") == ["recipe", "dip", "recovered", "area 10k", "area 50k"]
+    first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
+    whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
+    said = [r.estimate(np.array([score, 2.0])) for score in (first, whole)]
+    assert row(text, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237", *map(str, said)]
+    assert row(text, "opt (b)")[1:] == ["2.0 ± 25.4", "0, 1 never", "–", "–"]
+
+
+@pytest.mark.parametrize("env_step", [0, 25])
+def test_a_run_that_was_given_a_policy_is_measured_from_that(run, env_step):
+    """Without an offline phase the first evaluation is of phase "finetune", of kind "online", before any update."""
+    given = line("finetune", 70, env_step, [[8], [16]])
+    later = [
+        {**line("finetune", 80, 60, [[6], [20]]), "update": 10},
+        {**line("finetune", 90, 90, [[8], [20]]), "update": 20},
+    ]
+    s = r.summarise(r.read(run(phases=["finetune"], lines=[given, *later])))
+    assert (s.offline.mean, s.gain.mean, s.dip.mean, s.recovered.mean) == (6.0, 1.0, 0.5, 45.0)
+    text = r.table([r.read(run("b", phases=["finetune"], lines=[given, *later]))])
+    assert row(text, "opt")[2].startswith("6.0")
+
+
+def test_a_run_from_scratch_has_nothing_to_fall_from(run):
+    lines = [{**line("finetune", k, k, [[1.0], [2.0]]), "update": k} for k in (5_000, 20_000)]
+    s = r.summarise(r.read(run(phases=["finetune"], lines=lines)))
+    assert (s.offline, s.gain, s.dip, s.recovered, s.areas) == (None, None, None, None, {})
+    assert early(r.table([r.read(run("b", phases=["finetune"], lines=lines))])) == ""
 
 
 def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
@@ -136,7 +210,7 @@ def test_runs_are_grouped_by_task_and_told_apart(run):
         r.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
     ]
     text = r.table(records)
-    assert [x.split(" (")[0] for x in text.splitlines() if x.startswith("##")] == ["## walker2d-random", "## Own-v0"]
+    assert [x.split(" (")[0] for x in text.splitlines() if x.startswith("## ")] == ["## walker2d-random", "## Own-v0"]
     assert row(text, "opt (c)")[1:6] == ["1 seed", "1.5", "–", "–", "1.5"]
     assert "last evaluated in phase `offline`" in text
 
@@ -202,7 +276,8 @@ def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
         run(start="runs/y:offline", phases=PHASES[1:], lines=[line("collect", 0, 0, [[2], [4]]), *LINES[1:]])
     )
     assert len(r.offline_curve(record).x) == 0
-    assert r.online_curve(record).x.tolist() == [0, 60, 100]
+    assert r.online_curve(record).x.tolist() == [0, 25, 60, 100]
+    assert r.online_curve(record).scores[:2].tolist() == [[1, 2], [1, 2]], "nobody learns while it collects"
     assert r.summarise(record).offline == r.estimate(np.array([1.0, 2.0]))
 
 

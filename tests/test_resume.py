@@ -25,7 +25,7 @@ from segue import cli, commits, policies, runs, store
 from segue.core import Spec
 from segue.errors import DataError, SegueError
 from segue.evaluate import Evaluation, Evaluator
-from segue.hooks import Best, Journal, Stop, Stopped, Tracker
+from segue.hooks import Best, Evaluate, Journal, Stop, Stopped, Tracker
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.phases import Live
@@ -33,7 +33,7 @@ from segue.tasks import task
 from segue.worlds import Watchdog, Worlds, spec_of
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
-NUMBERS = ("metrics.jsonl", "returns.jsonl", "failures.jsonl")
+NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
 
 
 class Still(gym.Env):
@@ -169,6 +169,36 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
         with pytest.raises(Killed):
             cli.main(["run", *still(), "--out", str(folder)])
     assert everything(resumed(folder)) == everything(whole())
+
+
+def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatch):
+    """Their journal begins where the run does; one that is there although no commit knows of it is damage."""
+    folder = interrupted(monkeypatch, 14)
+    config = store.read_json(folder / "config.json")
+    del config["measuring"]["evaluate_early"]
+    store.write_json(folder / "config.json", config)
+    for number in commits.numbers(folder):
+        path = folder / "commits" / f"{number:06}" / "manifest.json"
+        manifest = store.read_json(path) | {"config": runs.pinned(config)}
+        del manifest["logs"]["episodes.jsonl"]
+        store.write_json(path, store.signed(manifest))
+    with pytest.raises(DataError, match=r"how long .*episodes.jsonl"):
+        runs.resume(Path(shutil.copytree(folder, new())), env_id=STILL)
+    (folder / "episodes.jsonl").unlink()
+    resumed(folder)
+    found, expected = lines(folder / "episodes.jsonl"), lines(whole() / "episodes.jsonl")
+    assert found
+    assert found == expected[-len(found) :]
+
+
+@pytest.mark.parametrize("moment", [11, 13, 15])
+def test_early_evaluations_come_at_the_same_env_steps_when_resumed(monkeypatch, moment):
+    """Every 2 and every 3 env steps over fine-tuning's first 6, which begins at 8; then every 3, and at the end."""
+    monkeypatch.setattr(Evaluate, "EARLY", 2)
+    early, one = {"evaluate_steps": 3, "evaluate_early": 6}, new("early")
+    cli.main(["run", *still(**early), "--out", str(one)])
+    assert [line["env_step"] for line in lines(one / "returns.jsonl")] == [0, 9, 10, 12, 14, 15, 16]
+    assert everything(resumed(interrupted(monkeypatch, moment, **early))) == everything(one)
 
 
 @pytest.mark.parametrize("evaluation", range(1, 4))
@@ -636,7 +666,10 @@ def test_an_env_that_fails_is_made_anew_and_no_broken_row_is_stored(way, monkeyp
     watchdog = Watchdog(0.2)
     worlds = Worlds(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
     rng = np.random.default_rng(0)
-    rows = [worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32)) for _ in range(8 if way == "hangs" else 60)]
+    rows, ended = [], []
+    for _ in range(8 if way == "hangs" else 60):
+        rows.append(worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32)))
+        ended += [(len(rows), *episode) for episode in worlds.ended]
     worlds.close()
     watchdog.close()
     rows = jax.tree.map(lambda *column: np.stack(column), *rows)
@@ -647,6 +680,10 @@ def test_an_env_that_fails_is_made_anew_and_no_broken_row_is_stored(way, monkeyp
     assert not rows.terminal.any()
     units = spec.denormalise(rows.action).sum(-1)
     np.testing.assert_allclose(rows.next_obs[..., 2], 0.9 * rows.obs[..., 2] + units, rtol=1e-5)
+    assert len(ended) == (rows.next_obs[..., 0] == 5).sum() > 0  # five steps are a whole episode: the others were cut
+    for step, seed, returned, length, terminated in ended:
+        assert (length, terminated) == (5, False)
+        np.testing.assert_allclose(returned, rows.reward[step - 5 : step, seed].sum(), rtol=1e-5)
 
 
 def test_too_many_faults_stop_the_run_with_its_steps_committed(monkeypatch, capsys):

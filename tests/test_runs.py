@@ -53,7 +53,7 @@ def test_every_file_is_there_and_parses():
     folder = finished()
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {"config.json", "status.json", ".lock"}
-    expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "failures", "times")}
+    expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "episodes", "failures", "times")}
     expected |= {f"{which}-{s}.safetensors" for which in ("policy", "best") for s in (0, 1)}
     kept = ("manifest.json", "waist.safetensors", "replay.safetensors")
     expected |= {f"checkpoints/{phase}/{name}" for phase in PHASES for name in kept}
@@ -75,6 +75,17 @@ def test_returns_are_raw_whole_and_placed():
     for entry in found:
         assert np.shape(entry["returns"]) == np.shape(entry["lengths"]) == (2, 3)
         assert np.isin(entry["lengths"], range(2, 7)).all()
+
+
+def test_training_episodes_are_journaled_where_they_end():
+    """16 env steps of each seed, in episodes that are whole: the lengths say where each ended."""
+    found = lines(finished() / "episodes.jsonl")
+    for seed in (0, 1):
+        mine = [entry for entry in found if entry["seed"] == seed]
+        assert [entry["env_step"] for entry in mine] == np.cumsum([entry["length"] for entry in mine]).tolist()
+        assert mine[-1]["env_step"] > 16 - 6
+        assert {entry["phase"] for entry in mine} == {"collect", "finetune"}
+    assert all(isinstance(entry["return"], float) and isinstance(entry["terminated"], bool) for entry in found)
 
 
 def test_metrics_come_per_seed_at_every_interval():
@@ -123,7 +134,7 @@ def test_collecting_left_the_policy_and_fine_tuning_moved_it():
 
 def test_the_same_seed_gives_the_same_run():
     again = run("opt", finetune__kappa__until=16)
-    for file in ("returns.jsonl", "metrics.jsonl"):
+    for file in ("returns.jsonl", "metrics.jsonl", "episodes.jsonl"):
         assert (again / file).read_bytes() == (finished() / file).read_bytes()
 
 

@@ -110,6 +110,23 @@ def test_the_reward_rule_is_for_training_rows_alone():
     np.testing.assert_allclose(rows.reward, 2 * raw - 1, rtol=1e-6)
 
 
+def test_returns_of_training_episodes_are_the_env_s_own():
+    """Summed again from what each env gave, whatever the reward rule; with lengths, and who ended by itself."""
+    worlds, rng, found = Worlds(Ragged, SPEC, (0, 1, 2), Reward(2.0, -1.0)), np.random.default_rng(0), []
+    for _ in range(60):
+        worlds.step(rng.uniform(-1, 1, (3, 2)).astype(np.float32))
+        found += worlds.ended
+    for s, env in enumerate(worlds.envs):
+        expected, total, length = [], 0.0, 0
+        for _, _, reward, _, terminated, truncated in env.log:
+            total, length = total + reward, length + 1
+            if terminated or truncated:
+                expected.append((s, total, length, terminated))
+                total, length = 0.0, 0
+        assert [episode for episode in found if episode.seed == s] == expected
+    assert {episode.terminated for episode in found} == {True, False}
+
+
 def test_every_episode_of_every_seed_starts_elsewhere_and_reproducibly():
     (all_three, _), (again, _), (alone, _) = roll(), roll(), roll(seeds=(1,))
     assert [starts(all_three, s) for s in range(3)] == [starts(again, s) for s in range(3)]

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from segue.tasks import Task
 
 CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
-MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps")
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
 
@@ -140,7 +139,7 @@ def _run(argv: list[str]) -> None:
         out=out,
         seeds=options["seeds"],
         seed=options["seed"],
-        budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in MEASURING}),
+        budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in runs.MEASURING}),
         since=options["from_"],
         **{name: options[name] for name in CARE},
         about={"recipe": chosen.recipe, "preset": preset},
@@ -233,6 +232,9 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """Gradient steps between evaluations in phases that only learn."""
         evaluate_steps: int = lengths.evaluate_steps
         """Env steps between evaluations in phases that act."""
+        evaluate_early: int = lengths.evaluate_early
+        """Env steps, from the first one of each phase that acts, over which evaluations come every 1,000 env steps as
+        well: a dip right after the switch shows; 0: none."""
 
     for phase in (Train, Online):  # a method's fields stand directly under the phase's name
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")

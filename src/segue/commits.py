@@ -57,7 +57,8 @@ class Moment(NamedTuple):
 
 
 class Commit(Quiet):
-    """Commits at each phase's start, at intervals, and when the run is asked to stop. The first of the hooks.
+    """Commits at each phase's start, at intervals, and when the run is asked to stop. Of the hooks that remember
+    anything it is the first.
 
     The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
     before, and stops after `FAILURES` in a row. `settle` writes what else must be on the disk before a commit, and
@@ -368,6 +369,8 @@ def cut(folder: Path, logs: Mapping[str, Any]) -> None:
     """Cut the journals back to a commit: what was written after it will be written again."""
     for name in (f"{name}.jsonl" for name in Journal.NAMES):
         path, seal = folder / name, logs.get(name)
+        if seal is None and not os.path.lexists(path):  # the run began before there was such a journal
+            continue
         size = seal.get("size") if isinstance(seal, dict) else None
         if type(size) is not int or size < 0:
             raise DataError(f"The commit does not say how long {path} was: it is damaged.")

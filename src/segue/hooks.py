@@ -24,6 +24,7 @@ from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
 from segue.evaluate import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
+from segue.worlds import Worlds
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -71,12 +72,12 @@ class Tracker:
 
 
 class Journal:
-    """Appends to returns.jsonl and metrics.jsonl, and mirrors both to TensorBoard where it is installed.
+    """Appends to the run's journals, and mirrors them to TensorBoard where it is installed.
 
-    Both hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when.
+    They hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when.
     """
 
-    NAMES = ("returns", "metrics", "failures", "times")
+    NAMES = ("returns", "metrics", "episodes", "failures", "times")
 
     def __init__(self, folder: Path):
         self.folder, self.begun = folder, time.monotonic()
@@ -165,7 +166,12 @@ def _place(value: Any) -> tuple[int, int]:
 
 
 class Evaluate(Quiet):
-    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once."""
+    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once.
+
+    Over the first `early` env steps of a phase that acts, evaluations come every `EARLY` env steps as well.
+    """
+
+    EARLY = 1_000
 
     def __init__(
         self,
@@ -173,10 +179,11 @@ class Evaluate(Quiet):
         journal: Journal,
         steps: int,
         updates: int,
+        early: int,
         listen: Callable[[str, Live, Any, Evaluation], None],
     ):
         self.evaluator, self.journal, self.listen = evaluator, journal, listen
-        self.steps, self.updates = steps, updates
+        self.steps, self.updates, self.early = steps, updates, early
         self.seen: str | None = None
         self.last = (0, 0)
 
@@ -228,13 +235,32 @@ class Evaluate(Quiet):
         self.last = (live.update, live.env_step)
 
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        if passed(phase, live, self.steps, self.updates, self.last):
+        intervals = {self.steps, self.EARLY} if live.env_step - live.run.env_step <= self.early else {self.steps}
+        if any(passed(phase, live, steps, self.updates, self.last) for steps in intervals):
             self._look(name, phase, live)
         return live
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         if self.last != (live.update, live.env_step):
             self._look(name, phase, live)
+
+
+class Episodes(Quiet):
+    """Journals the training episodes that ended with an env step.
+
+    It is told of a tick before `Commit`, which so knows these lines: a resumed run's worlds say nothing of the step
+    before.
+    """
+
+    def __init__(self, journal: Journal, worlds: Worlds):
+        self.journal, self.worlds = journal, worlds
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        for seed, returned, length, terminated in self.worlds.ended if phase.acts else ():
+            entry = {"seed": seed, "return": returned, "length": length, "terminated": terminated}
+            self.journal.write("episodes", name, live, **entry)
+            self.journal.tracker.add(f"return/training/seed{seed}", returned, live.env_step)
+        return live
 
 
 class Stopped(KeyboardInterrupt):

@@ -50,6 +50,8 @@ class Budget:
     """Env steps from one evaluation to the next."""
     episodes: int = 10
     """Episodes of an evaluation."""
+    evaluate_early: int = 0
+    """Env steps, from the first one of each phase that acts, over which evaluations come every 1,000 as well."""
     presample: int | None = None
     """PORL's first stage, in env steps; None: the task's."""
     warmup: int = 5_000

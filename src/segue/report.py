@@ -253,12 +253,43 @@ def estimate(values: np.ndarray, level: float = 0.95) -> Estimate:
     return Estimate(float(seeds.mean()), None if half is None else float(half), len(seeds))
 
 
+def dips(start: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """How far each seed's lowest score lies below its start, 0 where none does: [seeds], [points, seeds] -> [seeds]."""
+    return np.maximum(start - scores.min(axis=0), 0.0)
+
+
+def recoveries(start: np.ndarray, steps: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The step at which each seed is back at its start, from its lowest score on.
+
+    [seeds], [points], [points, seeds] -> [seeds]; 0 where it never was below, inf where it did not come back.
+    """
+    back = (np.arange(len(steps))[:, None] >= scores.argmin(axis=0)) & (scores >= start)
+    step = np.where(back.any(axis=0), steps[back.argmax(axis=0)], np.inf)
+    return np.where(scores.min(axis=0) < start, step, 0.0)
+
+
+def area(steps: np.ndarray, scores: np.ndarray, until: int) -> np.ndarray | None:
+    """The area under a learning curve over its first `until` steps, by trapezoids and over `until`: a mean score.
+
+    [points] ascending, [points, seeds] -> [seeds]; None where the curve begins after step 0 or ends before `until`.
+    """
+    if not len(steps) or steps[0] > 0 or steps[-1] < until:
+        return None
+    last = [np.interp(until, steps, seed) for seed in scores.T]
+    inside = steps < until
+    return np.trapezoid(np.vstack([scores[inside], last]), [*steps[inside], until], axis=0) / until
+
+
+AREAS = (10_000, 50_000, 100_000)
+"""Env steps over which the area under a learning curve is taken."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What one run comes to. Absent parts (no offline phase, never online) are None."""
 
     offline: Estimate | None
-    """The last evaluation before the first online env step."""
+    """The last evaluation before the run's first env step: what offline learning left, or the policy that was given."""
     final: Estimate | None
     """The last evaluation after an online env step."""
     gain: Estimate | None
@@ -267,27 +298,29 @@ class Summary:
     """The evaluation with the highest mean over seeds: chosen on the episodes that score it: optimistic."""
     best_step: int
     dip: Estimate | None
-    """How far the lowest online evaluation of each seed lies below its `offline` one; 0 where it never does."""
-    recovered: int | None
-    """The env step at which the mean over seeds is back at its `offline` level from its lowest, if it was below."""
-    never: bool
-    """It was below, and did not come back."""
+    """How far the lowest online evaluation of each seed lies below its `offline` one (`dips`)."""
+    recovered: Estimate | None
+    """The env step at which a seed is back at its `offline` score (`recoveries`), over the seeds that came back."""
+    never: int
+    """Seeds that were below and did not come back."""
+    areas: Mapping[int, Estimate]
+    """Mean score over the first env steps (`area`), by how many, as far as the run goes."""
     env_steps: int
 
 
 def summarise(record: RunRecord) -> Summary:
     """The milestones of a run, in normalised scores where it has reference returns."""
     scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
-    before, after = scores[steps == 0], scores[steps > 0]
+    begun = steps[0] if record.evaluations[0].update == 0 else 0  # --from: the policy as the run found it
+    before, after = scores[steps <= begun], scores[steps > begun]
     top = int(scores.mean(axis=1).argmax())
-    dip, recovered, never = None, None, False
+    dip, back = None, np.empty(0)
     if len(before) and len(after):
-        dip = estimate(np.maximum(before[-1] - after.min(axis=0), 0.0))
-        curve = after.mean(axis=1)
-        low, base = curve.argmin(), before[-1].mean()
-        back = np.flatnonzero(curve[low:] >= base)
-        recovered = int(steps[steps > 0][low + back[0]]) if curve[low] < base and len(back) else None
-        never = bool(curve[low] < base and not len(back))
+        dip = estimate(dips(before[-1], after))
+        back = recoveries(before[-1], steps[steps > begun], after)
+    online = online_curve(record)
+    areas = {until: area(online.x, online.scores, until) for until in AREAS}
+    came = back[np.isfinite(back)]
     return Summary(
         offline=estimate(before[-1]) if len(before) else None,
         final=estimate(after[-1]) if len(after) else None,
@@ -295,8 +328,9 @@ def summarise(record: RunRecord) -> Summary:
         best=estimate(scores[top]),
         best_step=int(steps[top]),
         dip=dip,
-        recovered=recovered,
-        never=never,
+        recovered=estimate(came) if len(came) else None,
+        never=len(back) - len(came),
+        areas={until: estimate(found) for until, found in areas.items() if found is not None},
         env_steps=int(steps[-1]),
     )
 
@@ -320,10 +354,16 @@ def table(records: Sequence[RunRecord]) -> str:
     if any(len(r.evaluations[0].returns) == 1 for r in records):
         small.append("A run of 1 seed has no interval.")
     small += [
-        "`offline` is the last evaluation before the first online env step, `final` the last one of the run.",
+        "`offline` is the last evaluation before the first env step, without an offline phase that of the policy which "
+        "the run was given; `final` is the last one of the run.",
         "`best` is chosen on the episodes that score it, so it is optimistic.",
-        "`dip` is how far the lowest online evaluation lies below `offline`, `recovered` the env step that made it up.",
     ]
+    if any(summarise(record).dip for record in records):
+        small += [
+            "`dip` is how far a seed's lowest online evaluation lies below its `offline`, `recovered` the env step that"
+            " made it up (0: no dip). What lies between two evaluations is not seen: `--evaluate-early` adds more.",
+            "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on.",
+        ]
     if any(_comparable(group) for group in _groups(records)):
         small.append(
             f"† published: {_published()['source']}. Environment versions (see each table), data, budgets "
@@ -373,8 +413,6 @@ def _group_table(group: Sequence[RunRecord]) -> str:
         "gain",
         "best",
         "at env step",
-        "dip",
-        "recovered",
         "env steps",
         "wall-clock",
     ]
@@ -386,22 +424,44 @@ def _group_table(group: Sequence[RunRecord]) -> str:
         gain = f"+{s.gain}" if s.gain and s.gain.mean >= 0 else s.gain
         where = f"{s.best_step:,}"
         time = _duration(record.seconds)
-        back = f"{s.recovered:,}" if s.recovered is not None else "never" if s.never else None
-        rows.append([label, seeds, s.offline, s.final, gain, s.best, where, s.dip, back, f"{s.env_steps:,}", time])
+        rows.append([label, seeds, s.offline, s.final, gain, s.best, where, f"{s.env_steps:,}", time])
     for method, score in _comparable(group).items():
-        rows.append([f"{_name(method)} †", None, None, f"{score:.1f}", *[None] * 7])
-    cells = [head, *(["–" if cell is None else str(cell) for cell in row] for row in rows)]
+        rows.append([f"{_name(method)} †", None, None, f"{score:.1f}", *[None] * 5])
     if all(record.seconds is None for record in group):
-        cells = [row[:-1] for row in cells]
-    return "\n\n".join([f"## {group[0].task} ({scale})", _markdown(cells), f"Ours: {_provenance(group)}."])
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    whole = [f"## {group[0].task} ({scale})", _markdown([head, *rows]), f"Ours: {_provenance(group)}."]
+    return "\n\n".join([*whole, *_early_table(group)])
+
+
+def _early_table(group: Sequence[RunRecord]) -> list[str]:
+    """How the switch went, and what the first env steps brought; nothing where no run went online from a policy."""
+    found = [summarise(record) for record in group]
+    if all(s.dip is None for s in found):
+        return []
+    lengths = [until for until in AREAS if any(until in s.areas for s in found)]
+    head = ["recipe", "dip", "recovered", *(f"area {_steps(until)}" for until in lengths)]
+    rows = [
+        [label, s.dip, _recovered(s), *(s.areas.get(until) for until in lengths)]
+        for label, s in zip(_labels(group), found, strict=True)
+    ]
+    return ["### early budget", _markdown([head, *rows])]
+
+
+def _recovered(s: Summary) -> str | None:
+    """17,250 ± 3,000, 1 never."""
+    if s.recovered is None:
+        return "never" if s.never else None
+    steps = f"{s.recovered.mean:,.0f}" + ("" if s.recovered.half is None else f" ± {s.recovered.half:,.0f}")
+    return f"{steps}, {s.never} never" if s.never else steps
 
 
 def _name(method: str) -> str:
     return method.replace("_", "-")
 
 
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A padded pipe table: names to the left, numbers to the right."""
+def _markdown(rows: Sequence[Sequence[object]]) -> str:
+    """A padded pipe table: names to the left, numbers to the right, a dash for None."""
+    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(row: Iterable[str]) -> str:
@@ -473,12 +533,18 @@ def online_curve(record: RunRecord) -> Curve:
     """Scores against online env steps, collection included.
 
     At every env step the last evaluation counts: the policy that leaves offline pre-training is the point at
-    0, and phases in which the world sleeps do not make the curve vertical. Empty if the run never went online.
+    0, and phases in which the world sleeps do not make the curve vertical. A policy that did not change is not
+    evaluated again, so where a phase ends without an evaluation the score is still the one before: collection is
+    level. Empty if the run never went online.
     """
     if not any(e.env_step > 0 or e.kind == "online" for e in record.evaluations):
         return Curve(np.empty(0), record.scores[:0])
     last = {e.env_step: i for i, e in enumerate(record.evaluations)}
-    return Curve(np.array(list(last)), record.scores[list(last.values())])
+    for end in sorted(borders(record).values()):
+        if end not in last and (before := [step for step in last if step < end]):
+            last[end] = last[max(before)]
+    steps = sorted(last)
+    return Curve(np.array(steps), record.scores[[last[step] for step in steps]])
 
 
 def borders(record: RunRecord) -> dict[str, int]:

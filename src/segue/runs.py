@@ -3,10 +3,10 @@
 config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
 returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
 policy-S.*        seed S's policy (safetensors)                 best-S.*       the best policy that was evaluated
-failures.jsonl    seeds that diverged                           checkpoints/   one folder for each phase's end
+episodes.jsonl    returns of training episodes                  failures.jsonl seeds that diverged
+commits/          the whole state, to resume from               checkpoints/   one folder for each phase's end
+tensorboard/      the same curves, live                         times.jsonl    when each line of the others came
 given.*           the policy that it started from, if any
-commits/          the whole state, to resume from               times.jsonl    when each line of the other two came
-tensorboard/      the same curves, live
 """
 
 import contextlib
@@ -172,7 +172,7 @@ def _checked(care: "Care", budget: Budget, seeds: int, seed: int) -> None:
     at_least(1, seeds=seeds, log_every=care.log_every, commit_every=care.commit_every)
     at_least(1, rows=budget.rows, episodes=budget.episodes)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
-    at_least(0, seed=seed, env_restarts=care.env_restarts)
+    at_least(0, seed=seed, env_restarts=care.env_restarts, evaluate_early=budget.evaluate_early)
     if seed + seeds > 2**31:
         raise SegueError(f"Seeds are numbered below 2^31, and {seed:,} is not.")
     if not care.env_limit > 0:
@@ -380,12 +380,14 @@ class _Job:
 
         console.plan(phases, state)
         log = hooks.Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
-        evaluate = hooks.Evaluate(evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, evaluated)
+        evaluate = hooks.Evaluate(
+            evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early, evaluated
+        )
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
         log.inexact = commit.inexact
         keep = hooks.Checkpoint(folder, about)
         commit.config, commit.settle = seal, keep.settle
-        worlds = None
+        worlds, watching = None, [commit, log, evaluate, keep, console]
         if any(phase.acts for phase in phases.values()):
             worlds = commit.worlds = hold(
                 Worlds(
@@ -397,6 +399,7 @@ class _Job:
                     tell=lambda text: print(f"segue: {text}", file=sys.stderr, flush=True),
                 )
             )
+            watching.insert(0, hooks.Episodes(journal, worlds))
         resumed = None
         if found and config:
             state, live = commits.restore(found[0], folder, state, self.phases)
@@ -412,7 +415,7 @@ class _Job:
                 raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
             phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         try:
-            state = pipeline(state, phases, worlds, [commit, log, evaluate, keep, console], resumed=resumed)
+            state = pipeline(state, phases, worlds, watching, resumed=resumed)
             commit.wait()
             keep.settle()
             journal.sync()
@@ -549,6 +552,10 @@ def settings(value: Any) -> Any:
     return value
 
 
+MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps", "evaluate_early")
+"""What a run takes of a budget; the phases carry the rest."""
+
+
 def describe(
     phases: Mapping[str, AbstractPhase],
     task: Task,
@@ -580,7 +587,7 @@ def describe(
         "start": since,
         "phases": list(phases),
         "settings": {name: settings(phase) for name, phase in phases.items()},
-        "measuring": {key: getattr(budget, key) for key in ("rows", "episodes", "evaluate_updates", "evaluate_steps")},
+        "measuring": {key: getattr(budget, key) for key in MEASURING},
         "versions": versions(),
         "git": revision(),
         "machine": machine(),

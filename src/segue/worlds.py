@@ -216,10 +216,23 @@ class Watchdog:
             signal.signal(signal.SIGUSR2, self.before)
 
 
+class Episode(NamedTuple):
+    """An episode that came to its end."""
+
+    seed: int
+    """Which of the run's seeds, from 0."""
+    returned: float
+    """The sum of the env's own rewards."""
+    length: int
+    terminated: bool
+    """False: cut by a time limit."""
+
+
 class Worlds:
     """One environment for each seed.
 
-    `obs` [seeds, obs] is what the next action answers. `step` takes actions in [-1, 1] and gives one row per seed.
+    `obs` [seeds, obs] is what the next action answers. `step` takes actions in [-1, 1] and gives one row per seed;
+    `ended` are the episodes that came to their end with it. One that a fault cut short is not among them.
 
     An env that raises, is interrupted by `watchdog`, or returns a wrong shape or a number that is not finite is closed
     and made anew, and the action is taken at the start of its next episode instead, so that every row is one that the
@@ -242,12 +255,14 @@ class Worlds:
         self.envs = [make() for _ in seeds]
         self.episodes = [0] * len(self.envs)
         self.actions: list[list[np.ndarray]] = [[] for _ in self.envs]
+        self.returned = [0.0] * len(self.envs)
+        self.ended: list[Episode] = []
         self.obs: Float[np.ndarray, "seeds obs"] = np.stack([self._start(i) for i in range(len(self.envs))])
 
     def _reset(self, index: int) -> Float[np.ndarray, " obs"]:
         seed = episode_seed(self.seeds[index], TRAIN, self.episodes[index])
         self.episodes[index] += 1
-        self.actions[index] = []
+        self.actions[index], self.returned[index] = [], 0.0
         with self.watchdog:
             obs, _ = self.envs[index].reset(seed=seed)
         return sound(obs, self.spec)
@@ -267,7 +282,9 @@ class Worlds:
         self.actions[index].append(action)
         with np.errstate(over="ignore"):
             worth = np.float32(self.reward(float(reward)))  # as it is stored
-        return sound(obs, self.spec, worth), float(worth), bool(terminated), bool(truncated)
+        seen = sound(obs, self.spec, worth)
+        self.returned[index] += float(reward)
+        return seen, float(worth), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
         while True:
@@ -291,6 +308,7 @@ class Worlds:
         actions = np.nan_to_num(np.asarray(actions))  # a seed that diverged is found by its log, not by its env
         obs, next_obs, following = self.obs.copy(), np.empty_like(self.obs), np.empty_like(self.obs)
         reward, terminal = np.empty(len(self.envs), np.float32), np.empty(len(self.envs), bool)
+        self.ended = []
         for index, action in enumerate(actions):
             while True:
                 try:
@@ -300,6 +318,9 @@ class Worlds:
                     self._rebuild(index, error)
                     obs[index] = self._start(index)
             over = terminal[index] or truncated
+            if over:
+                length = len(self.actions[index])
+                self.ended.append(Episode(index, self.returned[index], length, bool(terminal[index])))
             following[index] = self._start(index) if over else next_obs[index]
         row = Transition(obs, actions, reward, next_obs, terminal)
         self.obs = following
