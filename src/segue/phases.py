@@ -1,8 +1,9 @@
 """Phases, and the only loop.
 
 A phase is an explicit state machine over a `Live` state: `begin`, then `act`, `learn` and `observe` until `done`, then
-`end`. It never sees a world or a hook; `pipeline` drives it. Two primitives, `Train` (gradient steps, the world sleeps)
-and `Collect` (act and remember, nothing learns), and one combinator, `Online` (both).
+`end`. It never sees a world or a hook: `Drive` takes phases through their steps, and `pipeline` a `Drive` through
+worlds. Two primitives, `Train` (gradient steps, the world sleeps) and `Collect` (act and remember, nothing learns), and
+one combinator, `Online` (both).
 """
 
 import abc
@@ -401,6 +402,92 @@ class Hook(Protocol):
         """The world has ended the run in the middle of a step, after its updates."""
 
 
+class Drive:
+    """Phases in order, one env step at a time. Whoever has the world calls `ready`, `act` and `observe` in turn.
+
+    Hooks tick after every env step, and after every `stride` updates of a phase that only learns (None: a hundred,
+    shared by the seeds), of which no more than two such lots are ever under way: a run can be stopped within seconds.
+    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        phases: Mapping[str, AbstractPhase],
+        hooks: Sequence[Hook] = (),
+        stride: int | None = None,
+        resumed: tuple[Live, bool] | None = None,
+    ):
+        self.run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # it is updated in place
+        self.left, self.hooks, self.resumed = list(phases.items()), hooks, resumed
+        self.stride = stride or max(1, 100 // run.seeds)
+        self.live: Live | None = None
+        self.under_way: Any = None
+
+    @property
+    def name(self) -> str:
+        """Of the phase in progress."""
+        return self.left[0][0]
+
+    @property
+    def phase(self) -> AbstractPhase:
+        return self.left[0][1]
+
+    def ready(self) -> bool:
+        """Learn what is to be learned without acting, until a phase wants an action. False: all have ended."""
+        while self.left:
+            live = self._begun()
+            if self.phase.done(live):
+                self.run = self.phase.end(live)
+                for hook in self.hooks:
+                    hook.ended(self.name, self.phase, live, self.run)
+                self.live = None
+                del self.left[0]
+            elif self.phase.acts:
+                return True
+            else:
+                live, before = self.phase.learn(live, self.stride), self.under_way
+                self.under_way = jnp.asarray(live.tally.count) + 0  # a copy, there when these updates are
+                jax.block_until_ready(before)
+                self._tick(live)
+        return False
+
+    def _begun(self) -> Live:
+        if self.live is not None:
+            return self.live
+        live, ticked = self.resumed or (self.phase.begin(self.run), False)
+        self.resumed, self.live = None, live
+        if ticked:  # the moment that a resumed run had come to
+            return self._tick(live)
+        for hook in self.hooks:
+            hook.started(self.name, self.phase, live)
+        return live
+
+    def _tick(self, live: Live) -> Live:
+        for hook in self.hooks:
+            live = hook.ticked(self.name, self.phase, live)
+        self.live = live
+        return live
+
+    def act(self, obs: Float[np.ndarray, "seeds obs"], ages: Int[np.ndarray, " seeds"]) -> Float[Array, "seeds act"]:
+        """Every seed's action in [-1, 1], and the updates that are due: dispatched, not awaited."""
+        assert self.live is not None
+        action = self.phase.act(self.live, obs, ages)
+        self.live = self.phase.learn(self.live, self.stride)
+        return action
+
+    def observe(self, row: Transition) -> None:
+        """What came of the actions."""
+        assert self.live is not None
+        self._tick(self.phase.observe(self.live, row))
+
+    def broken(self) -> None:
+        """The world has failed for good, between `act` and `observe`."""
+        assert self.live is not None
+        for hook in self.hooks:
+            hook.broken(self.name, self.phase, self.live)
+
+
 def pipeline(
     run: Run,
     phases: Mapping[str, AbstractPhase],
@@ -409,43 +496,16 @@ def pipeline(
     stride: int | None = None,
     resumed: tuple[Live, bool] | None = None,
 ) -> Run:
-    """Drive the phases in order and return what they leave behind.
-
-    Hooks tick after every env step, and after every `stride` updates of a phase that only learns (None: a hundred,
-    shared by the seeds), of which no more than two such lots are ever under way: a run can be stopped within seconds.
-    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again.
-    """
-    stride = stride or max(1, 100 // run.seeds)
-    run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # the ring is updated in place
-    under_way = None
-    for name, phase in phases.items():
-        live, ticked = resumed or (phase.begin(run), False)
-        resumed = None
-        if not ticked:
-            for hook in hooks:
-                hook.started(name, phase, live)
-        while ticked or not phase.done(live):
-            if ticked:  # the moment that a resumed run had come to
-                ticked = False
-            elif not phase.acts:
-                live, before = phase.learn(live, stride), under_way
-                under_way = jnp.asarray(live.tally.count) + 0  # a copy, there when these updates are
-                jax.block_until_ready(before)
-            elif worlds is None:
-                raise SegueError(f"Phase {name!r} acts, so it needs an environment, and none was given.")
-            else:
-                action = phase.act(live, worlds.obs, worlds.ages)
-                live = phase.learn(live, stride)  # dispatched, not awaited: the world moves meanwhile
-                try:
-                    row = worlds.step(action)
-                except Exception:
-                    for hook in hooks:
-                        hook.broken(name, phase, live)
-                    raise
-                live = phase.observe(live, row)
-            for hook in hooks:
-                live = hook.ticked(name, phase, live)
-        run = phase.end(live)
-        for hook in hooks:
-            hook.ended(name, phase, live, run)
-    return run
+    """Take the phases through the worlds and return what they leave behind. The arguments are `Drive`'s."""
+    drive = Drive(run, phases, hooks, stride, resumed)
+    while drive.ready():
+        if worlds is None:
+            raise SegueError(f"Phase {drive.name!r} acts, so it needs an environment, and none was given.")
+        action = drive.act(worlds.obs, worlds.ages)
+        try:
+            row = worlds.step(action)  # while the updates run
+        except Exception:
+            drive.broken()
+            raise
+        drive.observe(row)
+    return drive.run

@@ -251,7 +251,8 @@ def pinned(config: Mapping[str, Any]) -> str:
     """SHA-256 of what a run goes by, as far as it decides what it computes."""
     keys = ("settings", "care", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
     part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
-    part["policy"] = (config.get("policy") or {}).get("sha256")
+    if config.get("policy"):
+        part["policy"] = config["policy"].get("sha256")
     return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
 
 
