@@ -21,7 +21,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
 
-Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, bc or bc-gaussian; each of them alone.
+Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, awac, calql, bc or bc-gaussian; each alone.
 Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
 {pen,door,hammer,relocate}-{human,cloned,expert}; or any env with --env-id ID --dataset FILE."""
 

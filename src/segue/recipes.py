@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
-from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Successive, Uniform
+from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Uniform
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
 from segue.offline.spot import Prior
@@ -68,7 +68,7 @@ REPLAYS: dict[str, Callable[[], AbstractSource]] = {
 
 def _offline(task: Task, budget: Budget) -> Phases:
     backbone = task.constants.backbones[task.backbone]
-    return {"offline": Train(backbone, budget.offline, Uniform(task.constants.batch(task.backbone)))}
+    return {"offline": Train(backbone, budget.offline, backbone.source(task.constants.batch(task.backbone)))}
 
 
 def _spot(task: Task, budget: Budget) -> Phases:
@@ -80,16 +80,13 @@ def _iql(task: Task, budget: Budget) -> Phases:
     return {"offline": Train(backbone, budget.offline)}
 
 
-def _rebrac(task: Task, budget: Budget) -> Phases:
-    backbone = task.constants.backbones["rebrac"]
-    return {"offline": Train(backbone, budget.offline, Successive(task.constants.batch("rebrac")))}
-
-
 BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "td3bc": _offline,
     "spot": _spot,
     "iql": _iql,
-    "rebrac": _rebrac,
+    "rebrac": _offline,
+    "awac": _offline,
+    "calql": _offline,
     "bc": _offline,
     "bc-gaussian": _offline,
 }
@@ -111,7 +108,10 @@ def _begun(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
     begun, backbone = _begun(task, budget)
-    return {**begun, "finetune": Online(Direct(backbone), budget.online, replay or Uniform(), _utd(task, budget))}
+    return {
+        **begun,
+        "finetune": Online(Direct(backbone), budget.online, replay or backbone.source(), _utd(task, budget)),
+    }
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
