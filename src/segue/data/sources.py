@@ -180,13 +180,12 @@ def returns_to_go(
     ended only if it is terminal: what comes next is not known here.
     """
     follows = (rows.obs[1:] == rows.next_obs[:-1]).all(-1) & ~rows.terminal[:-1]
-    last = jnp.zeros(1, bool)
     ended = jnp.concatenate([~follows, rows.terminal[-1:]])
-    follows = jnp.concatenate([follows, last])
+    follows = jnp.concatenate([follows, jnp.zeros(1, bool)])
     rest = jnp.where(follows | rows.terminal, 0.0, discount * tail)
     after = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])  # G = b + a G of the next row
     _, worth = jax.lax.associative_scan(after, (discount * follows, rows.reward + rest), reverse=True)
-    return worth, jax.lax.cummax(ended, reverse=True)
+    return worth, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
 
 
 class Returning(AbstractSource):
