@@ -82,9 +82,11 @@ def waist(seed: int = 0, backbone=TD3(width=WIDTH)) -> Pretrained:
     actor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
     value = trained(lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key), rng)
     prior = trained(lambda key: VAE(SPEC, WIDTH, key=key), rng)
-    temperature = trained(lambda key: LogAlpha(jnp.zeros(())), rng)
+    temperature, multiplier = (trained(lambda key: LogAlpha(jnp.zeros(())), rng) for _ in range(2))
     plain = lambda part: Trained(part.net, None, part.opt)  # nothing needs their slow copies
-    return Pretrained(actor, critic(), critic(), plain(value), plain(prior), plain(temperature))
+    parts = Pretrained(actor, critic(), critic(), plain(value), plain(prior), plain(temperature))
+    anchor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
+    return parts._replace(multiplier=plain(multiplier), anchor=plain(anchor))
 
 
 def stack(*trees):

@@ -1,4 +1,4 @@
-"""SPOT, IQL, ReBRAC, BC and SAC against a second implementation in float64, and the limits of their settings.
+"""The backbones beside TD3+BC against a second implementation in float64, and the limits of their settings.
 
 Values agree to 1e-9; gradients by central differences along random directions (`Oracle.agree`). Random numbers are
 handed to both sides.
@@ -15,12 +15,14 @@ from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, rows, same,
 from segue import losses
 from segue.core import Pretrained, Trained
 from segue.data.replay import Ring
-from segue.data.sources import Followed, Successive
+from segue.data.sources import Followed, Returned, Returning, Successive, Uniform
 from segue.errors import SegueError
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.offline.awac import AWAC
 from segue.offline.bc import BC
+from segue.offline.calql import CalQL
 from segue.offline.iql import IQL
 from segue.offline.rebrac import ReBRAC
 from segue.offline.sac import SAC
@@ -365,19 +367,20 @@ def test_densities_integrate_to_one():
         np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, atol=5e-3)
 
 
+def squashed(params, obs, eps):
+    """A tanh-Gaussian's actions for this noise, and their log-densities, written out."""
+    mean, log_std = np.split(net(params, obs), 2, -1)
+    log_std = np.clip(log_std, -20, 2)
+    raw = mean + np.exp(log_std) * eps
+    density = -0.5 * eps**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(raw) ** 2)
+    return np.tanh(raw), density.sum(-1)
+
+
 def test_sac_s_losses_and_their_gradients(x64):
     backbone = SAC(width=WIDTH, discount=0.9)
     given, batch = x64(waist(0, backbone)), x64(OFFLINE)
     alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
-    eps = np.stack([f64(jax.random.normal(k, (2,))) for k in jax.random.split(KEY, BATCH)])
-
-    def sample(params, obs):
-        mean, log_std = np.split(net(params, obs), 2, -1)
-        log_std = np.clip(log_std, -20, 2)
-        raw = mean + np.exp(log_std) * eps
-        density = -0.5 * eps**2 - log_std - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(raw) ** 2)
-        return np.tanh(raw), density.sum(-1)
-
+    sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
     actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
     action, log_prob = sample(actor, batch.next_obs)
     low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, action).min(0)
@@ -400,11 +403,150 @@ def test_sac_s_losses_and_their_gradients(x64):
     np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
 
 
+# --- AWAC ------------------------------------------------------------------------------------------------------------
+
+
+def test_awac_s_losses_and_their_gradients(x64):
+    backbone = AWAC(width=WIDTH, discount=0.9, temperature=0.3, most=1.5)
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    log_std = np.clip(f64(given.actor.net.log_std), -5, 2)
+    actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
+    own = lambda obs: np.clip(Oracle.pi(actor, obs) + np.exp(log_std) * noises(BATCH, 2), -1, 1)
+
+    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, own(batch.next_obs)).min(0)
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low)
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    value, slope = jax.value_and_grad(loss)(given.critic.net)
+    np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-9)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
+
+    q = lambda action: Oracle.q(critic, batch.obs, action).min(0)
+    weight = np.minimum(np.exp((q(batch.action) - q(own(batch.obs))) / 0.3), 1.5)
+    assert (weight == 1.5).any()
+    assert (weight < 1.5).any()
+
+    def awr(params, log_std=log_std):
+        z = (f64(batch.action) - Oracle.pi(params, batch.obs)) / np.exp(log_std)
+        return -(weight * (-0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi)).sum(-1)).mean()
+
+    value, info, slope = policy_loss(backbone, given, batch)
+    np.testing.assert_allclose([value, info["weight"]], [awr(actor), weight.mean()], rtol=1e-9)
+    Oracle.agree(awr, given.actor.net, slope)
+    numeric = [(awr(actor, log_std + e) - awr(actor, log_std - e)) / 2e-6 for e in 1e-6 * np.eye(2)]
+    np.testing.assert_allclose(slope.log_std, numeric, rtol=1e-6)
+
+
+def test_awac_at_an_infinite_temperature_is_behaviour_cloning():
+    """Through BC's own path; at 0.1 it is not."""
+    backbone = AWAC(width=WIDTH, temperature=np.inf)
+    given = waist(0, backbone)
+    theirs = policy_loss(BC(width=WIDTH), given, OFFLINE)
+    ours = policy_loss(backbone, given, OFFLINE)
+    close((ours[0], ours[2]), (theirs[0], theirs[2]), rtol=1e-5, atol=1e-7)
+    assert not same(policy_loss(changed(backbone, temperature=0.1), given, OFFLINE)[2], ours[2])
+
+
+# --- Cal-QL ----------------------------------------------------------------------------------------------------------
+
+
+def returned(known=True):
+    """The offline batch with returns, some of which lie above what critics say and some below."""
+    return Returned(
+        *OFFLINE, jnp.asarray(rows(BATCH, 7).reward), jnp.arange(BATCH) % 3 > 0 if known else OFFLINE.terminal & False
+    )
+
+
+def conservative(backbone, given, batch, key):
+    """R of every member and row by hand, for any critic's parameters: [members, batch]."""
+    actor, n = Oracle.params(given.actor.net), backbone.actions
+    here, there, anywhere = jax.random.split(key, 3)
+    noise = lambda key: np.stack(
+        [[f64(jax.random.normal(k, (2,))) for k in row] for row in jax.random.split(key, (BATCH, n))]
+    )
+    each = lambda obs: np.repeat(f64(obs)[:, None], n, 1)
+    pairs = [squashed(actor, each(obs), noise(key)) for obs, key in ((batch.obs, here), (batch.next_obs, there))]
+    own, log_prob = (np.concatenate(pair, 1) for pair in zip(*pairs, strict=True))
+    chance = f64(jax.random.uniform(anywhere, (BATCH, n, 2), minval=-1.0, maxval=1.0))
+    floor = np.full(BATCH, -np.inf)
+    if backbone.calibrated and isinstance(batch, Returned):
+        floor = np.where(batch.known, f64(batch.worth), -np.inf)
+
+    def member(params):
+        q = lambda action: np.stack([net(params, batch.obs, action[:, i])[:, 0] for i in range(action.shape[1])], 1)
+        total = (np.exp(np.maximum(q(own), floor[:, None]) - log_prob)).sum(1) + (np.exp(q(chance)) / 0.5**2).sum(1)
+        return np.log(total) - net(params, batch.obs, batch.action)[:, 0]
+
+    return lambda params: np.stack([member([(w[i], b[i]) for w, b in params]) for i in range(2)])
+
+
+@pytest.mark.parametrize("batch", ["returned", "unknown", "plain"])
+@pytest.mark.parametrize("gap", [None, 0.8])
+def test_cal_ql_s_critic_loss_and_its_gradient(x64, batch, gap):
+    backbone = CalQL(width=WIDTH, discount=0.9, weight=0.7, actions=3, target_gap=gap)
+    batch = x64({"returned": returned(), "unknown": returned(known=False), "plain": OFFLINE}[batch])
+    given = x64(waist(0, backbone))
+    action, _ = squashed(Oracle.params(given.actor.net), batch.next_obs, noises(BATCH, 2))
+    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, action).min(0)
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low)
+    m = 1.0 if gap is None else np.exp(f64(given.multiplier.net.log_alpha))
+    excess = conservative(backbone, given, batch, jax.random.fold_in(KEY, 2))
+    by_hand = lambda p: Oracle.td(p, batch, y) + 0.7 * m * (excess(p).mean(-1) - (gap or 0)).sum()
+
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)
+    (value, info), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(given.critic.net)
+    np.testing.assert_allclose(value, by_hand(Oracle.params(given.critic.net)), rtol=1e-8)
+    Oracle.agree(by_hand, given.critic.net, slope, rtol=1e-5)
+    assert (0 < info["floored"] < 1) == bool(isinstance(batch, Returned) and batch.known.any())
+
+
+def test_cal_ql_s_multiplier_rises_where_the_regulariser_is_above_its_gap(x64):
+    """Its gradient by hand, for the policy's opinion: the lesser of two critics."""
+    backbone = CalQL(width=WIDTH, weight=0.7, actions=3, target_gap=0.8)
+    given, batch = x64(waist(0, backbone)), x64(returned())
+    low = lambda obs, action: given.critic.net(obs, action).min()
+    for gap in (-50.0, 50.0):
+        start = given._replace(multiplier=given.multiplier.restart())
+        moved, info = changed(backbone, target_gap=gap).step_aux(start, given.actor, low, batch, key=KEY)
+        excess, _ = backbone.excess(lambda *pair: low(*pair)[None], given.actor, batch, key=KEY)
+        m = np.exp(f64(given.multiplier.net.log_alpha))
+        slope = moved.multiplier.opt.mu.log_alpha / 0.1
+        np.testing.assert_allclose(slope, -m * 0.7 * (float(excess.mean()) - gap), rtol=1e-9)
+        assert (info["multiplier"] > m) == (gap < 0)
+
+
+def test_cal_ql_s_limits():
+    """Without weight it is SAC; without returns that are known, or with ones that lie far below, it is CQL."""
+    backbone = CalQL(width=WIDTH, actions=3)
+    given = waist(0, backbone)
+    loss = lambda backbone, batch: jax.jit(
+        lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    )(given.critic.net)
+    cql = loss(changed(backbone, calibrated=False), returned())
+    assert loss(changed(backbone, weight=0.0), returned()) == loss(backbone.plain(), OFFLINE)
+    low = returned()._replace(worth=jnp.full(BATCH, -1e6))
+    for batch in (returned(known=False), low, OFFLINE):
+        close(loss(backbone, batch), cql, rtol=1e-6)
+    high = loss(backbone, returned())
+    assert high > cql + 1e-3
+
+
+def test_cal_ql_s_plain_form_has_its_constants():
+    plain = CalQL(width=7, critics=4, discount=0.9, entropy_backup=True).plain()
+    assert plain == SAC(width=7, critics=4, discount=0.9, actor_lr=1e-4, temperature_lr=1e-4)
+
+
+def test_backbones_say_where_their_batches_come_from():
+    assert CalQL(discount=0.9).source(8) == Returning(discount=0.9, batch=8)
+    assert ReBRAC().source(8) == Successive(8)
+    assert ReBRAC().online().source() == AWAC().source() == Uniform()
+
+
 # --- what they share -------------------------------------------------------------------------------------------------
 
 ALL = {
     "td3bc": TD3BC(width=WIDTH), "spot": SPOT(width=WIDTH), "iql": IQL(width=WIDTH), "rebrac": ReBRAC(width=WIDTH),
     "bc": BC(width=WIDTH), "bc-squashed": BC(width=WIDTH, head="tanh-gaussian"), "sac": SAC(width=WIDTH),
+    "awac": AWAC(width=WIDTH), "calql": CalQL(width=WIDTH, actions=2, target_gap=0.8),
 }  # fmt: skip
 
 
@@ -423,7 +565,13 @@ def test_opt_at_kappa_0_moves_the_policy_as_the_old_critic_alone(name):
         learner = method.init(SPEC, given._replace(**{bad: ruined(getattr(given, bad))}), key=KEY)
         after, _ = update(method, learner, OFFLINE)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.actor, after.aux.value)))
-        if kappa == 0 and name not in ("sac", "bc-squashed", "spot"):  # those draw noise by another key
+        if kappa == 0 and name not in (
+            "sac",
+            "bc-squashed",
+            "spot",
+            "awac",
+            "calql",
+        ):  # those draw noise by another key
             close(after.actor, agent.actor, rtol=1e-5, atol=1e-6)
 
 

@@ -415,7 +415,9 @@ def test_a_real_ant_reaches_the_goal(real_data):
 def test_every_task_makes_its_env_and_its_backbones():
     assert len(TASKS) == 4 * 5 + 6 + 3 + 3 + 16
     for name, found in TASKS.items():
-        assert set(found.constants.backbones) == {"td3bc", "spot", "iql", "rebrac", "bc", "bc-gaussian"}, name
+        assert set(found.constants.backbones) == {
+            "td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc", "bc-gaussian"
+        }, name  # fmt: skip
         assert found.name == name
     for id_ in {found.env_id for found in TASKS.values()}:
         spec_of(env_of(id_))
@@ -429,6 +431,9 @@ def test_every_task_makes_its_env_and_its_backbones():
         ("pen-cloned", None, {"support": 1.0, "support_end": 0.5, "actor_norm": True, "critic_norm": True}),
         ("hopper-medium", None, {"alpha": 2.5, "actor_lr": 3e-4}),
         ("hopper-medium", "rebrac", {"beta_actor": 0.01, "beta_critic": 0.01, "critic_lr": 1e-3, "depth": 3}),
+        ("antmaze-umaze", "calql", {"weight": 5.0, "target_gap": 0.8, "critic_depth": 4, "actor_lr": 1e-4}),
+        ("door-cloned", "calql", {"weight": 1.0, "target_gap": None, "width": 512, "critic_depth": 3}),
+        ("hopper-medium", "awac", {"temperature": 0.1, "most": 100.0}),
         ("antmaze-medium-diverse", "rebrac", {"beta_actor": 0.001, "beta_critic": 0.0, "discount": 0.999}),
         ("antmaze-umaze", "iql", {"expectile": 0.9, "beta": 10.0}),
         ("walker2d-medium", "spot", {"support": 0.2}),
@@ -443,6 +448,7 @@ def test_settings_by_task(name, backbone, expected):
 def test_rewards_by_task_and_backbone():
     assert task("antmaze-umaze").reward == Reward(1.0, -1.0)
     assert task("antmaze-umaze", backbone="rebrac").reward == Reward(100.0)
+    assert task("antmaze-umaze", backbone="calql").reward == Reward(10.0, -5.0)
     assert task("hopper-medium").reward == Reward()
     rule = task("hopper-medium", backbone="iql").reward
     assert rule.fitted(np.array([100.0, 600.0])) == Reward(2.0)

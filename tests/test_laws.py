@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SPEC, WIDTH, at, close, rows, same, seed_of, stack, waist
+from conftest import BATCH, SPEC, WIDTH, at, changed, close, rows, same, seed_of, stack, waist
 from jax.extend.core import jaxprs_in_params
 
 from segue.backbone import AbstractBackbone, Agent
 from segue.core import AbstractMethod, Pretrained
-from segue.data.sources import Followed
+from segue.data.sources import Followed, Returned
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
+from segue.offline.awac import AWAC
 from segue.offline.bc import BC
+from segue.offline.calql import CalQL
 from segue.offline.iql import IQL
 from segue.offline.rebrac import ReBRAC
 from segue.offline.sac import SAC
@@ -39,8 +41,11 @@ class Law(NamedTuple):
     given: bool = True
 
 
-def under(backbone: AbstractBackbone, learns: str, uses: str = "key time", **fields: Any) -> dict[str, Law]:
-    """A backbone in the form it takes online, under every fine-tuner."""
+def under(
+    backbone: AbstractBackbone, learns: str, uses: str = "key time", fits: str | None = None, **fields: Any
+) -> dict[str, Law]:
+    """A backbone in the form it takes online, under every fine-tuner; `fits` is what `fit_aux` moves, by default all
+    that it learns."""
     name, online = type(backbone).__name__.lower(), backbone.online()
     given = {"uses": uses, "backbone": online} | fields
     restarts = "actor critic"
@@ -49,8 +54,9 @@ def under(backbone: AbstractBackbone, learns: str, uses: str = "key time", **fie
         f"{name}-opt": Law(OPT(online), f"actor critic fresh {learns}", restarts, **given),
         f"{name}-meta": Law(MetaCritic(online), "fresh", "fresh", 2, **given),
     }
-    if learns:  # what `fit_aux` would move
-        laws[f"{name}-meta-fit"] = Law(MetaCritic(online, fit_aux=True), f"fresh {learns}", "fresh", 2, **given)
+    fits = learns if fits is None else fits
+    if fits:
+        laws[f"{name}-meta-fit"] = Law(MetaCritic(online, fit_aux=True), f"fresh {fits}", "fresh", 2, **given)
     return laws
 
 
@@ -58,6 +64,7 @@ backbone = TD3(width=WIDTH)
 meta = functools.partial(MetaCritic, backbone)
 spot, iql, rebrac = SPOT(width=WIDTH), IQL(width=WIDTH, decay=4), ReBRAC(width=WIDTH, depth=2)
 clone, squashed, sac = BC(width=WIDTH), BC(width=WIDTH, head="tanh-gaussian"), SAC(width=WIDTH)
+awac, calql = AWAC(width=WIDTH), CalQL(width=WIDTH, actions=2, target_gap=0.8)
 
 METHODS = {
     "td3bc": Law(TD3BC(width=WIDTH), "actor critic"),
@@ -82,11 +89,16 @@ METHODS = {
     "bc": Law(clone, "actor critic"),
     "bc-squashed": Law(squashed, "actor critic", backbone=squashed),
     "sac": Law(sac, "actor critic temperature", uses="key", backbone=sac),
+    "awac": Law(awac, "actor critic", uses="key", backbone=awac),
+    "calql": Law(calql, "actor critic temperature multiplier", batches=Returned, uses="key", backbone=calql),
+    "cql": Law(changed(calql, target_gap=None), "actor critic temperature", uses="key", backbone=calql),
     **under(spot, ""),
     **under(iql, "value", uses=""),
     **under(rebrac, ""),
     **under(clone, ""),
-    **under(sac, "temperature", uses="key"),
+    **under(sac, "temperature", uses="key", fits=""),
+    **under(awac, "", uses="key"),
+    **under(calql, "temperature multiplier", uses="key", fits="multiplier"),
 }
 SEEDS = 2
 DUE, NOT_DUE = at(1, 50_000), at(0, 50_000)
@@ -108,6 +120,9 @@ class Case:
         if self.law.batches is Followed:
             found = rows(BATCH, 100 + seed, terminal=terminal)
             return Followed(*found, rows(BATCH, 200 + seed).action, ~found.terminal & (found.reward > 0))
+        if self.law.batches is Returned:
+            found = rows(BATCH, 100 + seed, terminal=terminal)
+            return Returned(*found, rows(BATCH, 200 + seed).reward, found.reward > 0)
         parts = [rows(BATCH, 100 + 2 * seed + part, terminal=terminal) for part in range(int(self.law.batches))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 

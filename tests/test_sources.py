@@ -14,7 +14,7 @@ from scipy import stats
 from segue.core import Linear, Spec, Transition
 from segue.data import sumtree
 from segue.data.replay import Ring
-from segue.data.sources import Balanced, Paired, Ratio, Uniform
+from segue.data.sources import Balanced, Paired, Ratio, Returning, Uniform, returns_to_go
 from segue.errors import SegueError
 
 KEY, NOW = jax.random.key(0), at(0)
@@ -103,12 +103,110 @@ def test_paired_gives_one_batch_of_either_side():
         (Paired(), 10, 0),
         (Paired(), 0, 10),
         (Balanced(), 0, 10),
+        (Returning(), 0, 10),
+        (Returning(discount=1.0), 10, 10),
+        (Returning(Linear(0.5, 1.5, 5)), 10, 10),
         (Balanced(online_fraction=1.0), 10, 10),
     ],
 )
 def test_what_could_never_be_drawn_is_refused(source, offline, online):
     with pytest.raises(SegueError):
         source.check(offline, online)
+
+
+# --- returns-to-go ---------------------------------------------------------------------------------------------------
+
+
+def walk(*episodes: tuple[list[float], bool]) -> Transition:
+    """Episodes of these rewards in a row, and whether each is terminal; no two share an observation."""
+    count, parts = 0, []
+    for rewards, terminal in episodes:
+        n = len(rewards)
+        where = np.float32(count + np.arange(n + 1))[:, None] * np.ones((1, SPEC.obs), np.float32)
+        last, count = np.arange(n) == n - 1, count + n + 1
+        parts.append(
+            Transition(where[:-1], np.zeros((n, SPEC.act), np.float32), np.float32(rewards), where[1:], last & terminal)
+        )
+    return jax.tree.map(lambda *c: np.concatenate(c), *parts)
+
+
+TABLE = walk(([1, 2, 4], True), ([8, 16], False), ([32], True), ([1, 2], False))
+"""Worked by hand at gamma 1/2: an end, a time limit, an episode of one row, and one that the record breaks off."""
+
+
+@pytest.mark.parametrize(
+    ("tail", "worth"),
+    [(0.0, [3, 4, 4, 16, 16, 32, 2, 2]), (-4.0, [3, 4, 4, 15, 14, 32, 1, 0])],
+)
+def test_returns_of_a_table_by_hand(tail, worth):
+    found, ended = returns_to_go(jax.tree.map(jnp.asarray, TABLE), 0.5, tail)
+    np.testing.assert_array_equal(found, worth)
+    np.testing.assert_array_equal(ended, [True] * 6 + [False] * 2)
+
+
+def test_a_terminal_row_is_not_followed_by_one_that_begins_where_it_ended():
+    joined = TABLE._replace(obs=np.concatenate([TABLE.obs[:3], TABLE.next_obs[2:3], TABLE.obs[4:]]))
+    np.testing.assert_array_equal(returns_to_go(jax.tree.map(jnp.asarray, joined), 0.5, 0.0)[0][:4], [3, 4, 4, 16])
+
+
+def test_failures_of_a_maze_are_worth_failure_for_ever():
+    """Reward 10 r - 5 at gamma 0.9: what Cal-QL's code takes, -5 / (1 - gamma), in every row that never arrives."""
+    table = walk(([-5] * 50, False), ([-5, -5, 5], True), ([-5] * 7, False))
+    _, carry = begin(Returning(discount=0.9), table, EMPTY)
+    np.testing.assert_allclose(carry.worth[:60], [-50.0] * 50 + [-5.45, -0.5, 5.0] + [-50.0] * 7, rtol=1e-5)
+    _, carry = begin(Returning(discount=0.5), walk(([1, 1], False)), EMPTY)  # nothing negative: what was seen
+    np.testing.assert_array_equal(carry.worth[:2], [1.5, 1.0])
+
+
+def test_returning_draws_offline_rows_alone_until_there_is_an_online_one():
+    source = Returning(Linear(0.25, 0.25, 0), discount=0.5, batch=20)
+    first, then = drawn(source, OFFLINE, EMPTY), drawn(source, OFFLINE, RING)
+    assert (first.reward < 1000).all()
+    assert first.known.all()
+    assert (then.reward >= 1000).sum() == 5
+    table = np.concatenate([OFFLINE.reward, RING.rows.reward[:40]])  # no row follows another: the tail is 0
+    np.testing.assert_array_equal(then.worth, then.reward)
+    assert set(np.asarray(then.reward)) <= set(table)
+
+
+@pytest.mark.parametrize(("capacity", "window"), [(40, 1000), (40, 9), (11, 1000), (11, 3)])
+@pytest.mark.parametrize("found", [0, 5])
+def test_online_returns_are_known_when_their_episode_has_ended(capacity, window, found):
+    """Row by row, also round the ring's end, against every episode summed up by itself.
+
+    `found` rows are in the ring when the phase begins. A row further back from its episode's end than the window stays
+    unknown.
+    """
+    rng = np.random.default_rng(0)
+    lengths, ways = [3, 1, 8, 4, 1, 6, 5], [True, False, True, False, True, False, True]
+    episodes = [(list(rng.normal(size=n)), way) for n, way in zip(lengths, ways, strict=True)]
+    table, offline = walk(*episodes), walk(([-1.0, 0.5], True))
+    source = Returning(discount=0.8, window=window)
+    tail, worth, known = -1 / (1 - 0.8), [], []
+    for rewards, way in episodes:
+        g = 0.0 if way else tail
+        back = []
+        for r in reversed(rewards):
+            g = r + 0.8 * g
+            back.append(g)
+        closed = len(worth) + len(rewards) - (0 if way else -1)  # rows written when the end is seen
+        worth += back[::-1]
+        known += [closed] * len(rewards)
+    ring = Ring.new(SPEC, capacity)
+    put = lambda ring, i: add(ring, jax.tree.map(lambda c: jnp.asarray(c[i]), table))
+    for index in range(found):
+        ring = put(ring, index)
+    offline, carry = begin(source, offline, ring)
+    for count in range(found, len(worth) + 1):
+        if count > found:
+            ring = put(ring, count - 1)
+            carry = wrote(source, carry, offline, ring)
+        for row in range(max(0, count - capacity), count):
+            seen = known[row] <= count and (known[row] - row <= window or known[row] <= found)
+            slot = 2 + row % capacity
+            assert bool(carry.known[slot]) == seen, (row, count)
+            if seen:
+                np.testing.assert_allclose(carry.worth[slot], worth[row], rtol=1e-5)
 
 
 # --- the ring --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from segue.data.sources import Balanced as Balanced
     from segue.data.sources import Paired as Paired
     from segue.data.sources import Ratio as Ratio
+    from segue.data.sources import Returning as Returning
     from segue.data.sources import Successive as Successive
     from segue.data.sources import Uniform as Uniform
     from segue.errors import DataError as DataError
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from segue.finetune.direct import Direct as Direct
     from segue.finetune.opt import OPT as OPT
     from segue.finetune.opt import MetaCritic as MetaCritic
+    from segue.offline.awac import AWAC as AWAC
     from segue.offline.bc import BC as BC
+    from segue.offline.calql import CalQL as CalQL
     from segue.offline.iql import IQL as IQL
     from segue.offline.rebrac import ReBRAC as ReBRAC
     from segue.offline.sac import SAC as SAC
@@ -55,11 +58,13 @@ _HOME = {
     "segue.backbone": ["AbstractBackbone"],
     "segue.core": ["AbstractMethod", "Linear", "Pretrained", "Spec", "Transition"],
     "segue.data": ["load"],
-    "segue.data.sources": ["Balanced", "Paired", "Ratio", "Successive", "Uniform"],
+    "segue.data.sources": ["Balanced", "Paired", "Ratio", "Returning", "Successive", "Uniform"],
     "segue.errors": ["DataError", "SegueError"],
     "segue.finetune.direct": ["Direct"],
     "segue.finetune.opt": ["OPT", "MetaCritic"],
+    "segue.offline.awac": ["AWAC"],
     "segue.offline.bc": ["BC"],
+    "segue.offline.calql": ["CalQL"],
     "segue.offline.iql": ["IQL"],
     "segue.offline.rebrac": ["ReBRAC"],
     "segue.offline.sac": ["SAC"],

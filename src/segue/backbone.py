@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
+from segue.data.sources import AbstractSource, Uniform
 from segue.errors import SegueError
 from segue.losses import td_loss
 from segue.nn.actors import AbstractActor, Noisy
@@ -96,6 +97,10 @@ class AbstractBackbone(AbstractMethod):
     @abc.abstractmethod
     def online(self) -> "AbstractBackbone":
         """This backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
+
+    def source(self, batch: int = 256) -> AbstractSource:
+        """Where its batches come from, by itself and under direct fine-tuning; by default every row is alike."""
+        return Uniform(batch)
 
     def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
         """`given` with whatever else the backbone needs and nobody has made; nothing by default."""

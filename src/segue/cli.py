@@ -20,7 +20,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
 
-Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, bc or bc-gaussian; each of them alone.
+Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, awac, calql, bc or bc-gaussian; each alone.
 Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
 {pen,door,hammer,relocate}-{human,cloned,expert,binary}, fetch-{reach,push,pick-and-place}-scripted; or any env with
 --env-id ID --dataset FILE."""
@@ -113,7 +113,7 @@ def _run(argv: list[str]) -> None:
         raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
-    changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy}
+    changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
     job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}

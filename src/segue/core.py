@@ -137,6 +137,8 @@ class Pretrained(NamedTuple):
     """The logarithm of SAC's temperature."""
     anchor: Trained | None = None
     """A policy that stays as it was given: what a leash is tied to, and JSRL's guide."""
+    multiplier: Trained | None = None
+    """The logarithm of the Lagrange multiplier on Cal-QL's regulariser."""
 
 
 class AbstractMethod(eqx.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 from segue.backbone import AbstractBackbone
 from segue.core import Linear
-from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Successive, Uniform
+from segue.data.sources import AbstractSource, Balanced, Paired, Ratio, Uniform
 from segue.finetune.direct import Direct
 from segue.finetune.jsrl import JSRL
 from segue.finetune.opt import OPT, MetaCritic
@@ -102,7 +102,7 @@ REPLAYS: dict[str, Callable[[], AbstractSource]] = {
 
 def _offline(task: Task, budget: Budget) -> Phases:
     backbone = task.constants.backbones[task.backbone]
-    return {"offline": Train(backbone, budget.offline, Uniform(task.constants.batch(task.backbone)))}
+    return {"offline": Train(backbone, budget.offline, backbone.source(task.constants.batch(task.backbone)))}
 
 
 def _spot(task: Task, budget: Budget) -> Phases:
@@ -114,16 +114,13 @@ def _iql(task: Task, budget: Budget) -> Phases:
     return {"offline": Train(backbone, budget.offline)}
 
 
-def _rebrac(task: Task, budget: Budget) -> Phases:
-    backbone = task.constants.backbones["rebrac"]
-    return {"offline": Train(backbone, budget.offline, Successive(task.constants.batch("rebrac")))}
-
-
 BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "td3bc": _offline,
     "spot": _spot,
     "iql": _iql,
-    "rebrac": _rebrac,
+    "rebrac": _offline,
+    "awac": _offline,
+    "calql": _offline,
     "bc": _offline,
     "bc-gaussian": _offline,
 }
@@ -150,7 +147,10 @@ def _begun(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
     begun, backbone = _begun(task, budget)
-    return {**begun, "finetune": Online(Direct(backbone), budget.online, replay or Uniform(), _utd(task, budget))}
+    return {
+        **begun,
+        "finetune": Online(Direct(backbone), budget.online, replay or backbone.source(), _utd(task, budget)),
+    }
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
@@ -208,12 +208,14 @@ def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSource | Non
 
 
 def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
-    """WSRL (arXiv 2412.07762): SAC from an offline policy and critic, after a warm-up with the frozen policy; offline
-    data is not kept. Where a policy is given, its critic is learned from the dataset."""
+    """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic, after a warm-up with the frozen policy; offline data
+    is not kept. Where a policy is given, Cal-QL learns its critic alone."""
     sac, utd = _sac(task, budget, 4)
-    offline = Appraise(sac, epsilon=0.0) if task.policy is not None else sac
+    shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
+    calql = dataclasses.replace(task.constants.backbones["calql"], **(shared | {"delay": 1}))
+    offline = calql if task.policy is None else Appraise(calql, epsilon=0.0)
     return {
-        "offline": Train(offline, budget.offline),
+        "offline": Train(offline, budget.offline, calql.source(budget.batch or 256)),
         "collect": Collect(budget.warmup, sac.explore_noise),
         "finetune": Online(Direct(sac), budget.online, replay or online_only(budget.batch or 256), utd),
     }

@@ -16,7 +16,9 @@ from segue.backbone import AbstractBackbone
 from segue.core import Linear
 from segue.data import Dataset, check_against, load, save
 from segue.errors import SegueError
+from segue.offline.awac import AWAC
 from segue.offline.bc import BC
+from segue.offline.calql import CalQL
 from segue.offline.iql import IQL
 from segue.offline.rebrac import ReBRAC
 from segue.offline.sac import SAC
@@ -32,7 +34,7 @@ class Constants:
     backbones: Mapping[str, AbstractBackbone] = dataclasses.field(default_factory=lambda: _backbones())
     """Each backbone with the task's settings."""
     rewards: Mapping[str, Reward] = dataclasses.field(default_factory=dict)
-    """What training sees, for backbones with a rule of their own."""
+    """What training sees, for backbones and recipes with a rule of their own."""
     batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Offline batches that are not 256."""
     kappa: Linear = dataclasses.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
@@ -48,7 +50,7 @@ class Constants:
 
 
 def _backbones(
-    spot: SPOT = SPOT(), iql: IQL = IQL(), rebrac: ReBRAC = ReBRAC(), **shared: Any
+    spot: SPOT = SPOT(), iql: IQL = IQL(), rebrac: ReBRAC = ReBRAC(), calql: CalQL = CalQL(), **shared: Any
 ) -> dict[str, AbstractBackbone]:
     """All backbones by name; `shared` settings are those of the ones that descend from TD3."""
     nets = {key: value for key, value in shared.items() if key in ("actor_norm", "critic_norm")}
@@ -57,6 +59,8 @@ def _backbones(
         "spot": dataclasses.replace(spot, **shared),
         "iql": dataclasses.replace(iql, **nets),
         "rebrac": rebrac,
+        "awac": AWAC(**nets),
+        "calql": calql,
         "bc": BC(**shared),
         "bc-gaussian": BC(head="tanh-gaussian", **shared),
     }
@@ -184,16 +188,18 @@ def _mujoco(env: str, kind: str) -> Task:
 
 
 def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
-    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r; the score is the share of goals reached."""
+    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r, Cal-QL 10 r - 5; the score is the share of
+    goals reached."""
     backbones = _backbones(
         SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
         IQL(expectile=0.9, beta=10.0),
         _rebrac(name, discount=0.999, critic_lr=5e-5),
+        CalQL(weight=5.0, target_gap=0.8, critic_depth=4),
         actor_lr=1e-4,
         actor_head=1e-3,
         critic_head=3e-3,
     )
-    rewards = {"rebrac": Reward(100.0)}
+    rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
     constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
     return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
 
@@ -206,12 +212,13 @@ def _fetch(kind: str) -> Task:
 
 
 def _adroit(hand: str, kind: str) -> Task:
-    """OPT's settings; IQL's are those of CORL's fine-tuning. Of the binary kind training sees -1 until success and 0
-    then, and the score is the share of successes."""
+    """OPT's settings; IQL's are those of CORL's fine-tuning, Cal-QL's those of its code's binary tasks (inferred for
+    these). Of the binary kind training sees -1 until success and 0 then, and the score is the share of successes."""
     backbones = _backbones(
         SPOT(support=1.0, support_end=0.5),
         IQL(expectile=0.8, beta=3.0),
         _rebrac(f"{hand}-cloned"),
+        CalQL(weight=1.0, width=512, critic_depth=3),
         actor_lr=1e-4,
         actor_head=1e-3,
         critic_head=3e-3,
@@ -229,7 +236,8 @@ def _adroit(hand: str, kind: str) -> Task:
     if kind != "binary":
         return found
     env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
-    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0))
+    constants = dataclasses.replace(constants, rewards={"wsrl": Reward(10.0, -5.0)})  # 10 r + 5 of r - 1
+    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0), constants=constants)
 
 
 def _all() -> Iterator[Task]:
@@ -261,7 +269,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
 def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
     """A task by name, or by the id of a Gymnasium env; `dataset` and other fields of `Task` replace the task's.
 
-    With `backbone` ("td3bc", "spot", "iql", "rebrac", "bc") comes what training with it sees as the reward.
+    With `backbone` ("td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc"), or `recipe`, a recipe's name, comes what
+    training with it sees as the reward, where it has a rule of its own.
 
     Raises:
         SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
@@ -280,5 +289,6 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
         known, asked = found.constants.backbones, changes["backbone"]
         if asked not in known:
             raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
-        changes.setdefault("reward", found.constants.rewards.get(asked, found.reward))
-    return dataclasses.replace(found, **changes)
+    names = (changes.pop("recipe", None), changes.get("backbone"))
+    rule = next((found.constants.rewards[name] for name in names if name in found.constants.rewards), found.reward)
+    return dataclasses.replace(found, **{"reward": rule, **changes})

@@ -4,11 +4,13 @@ The paper does not state its replay and updates per step; they are inferred from
 replay over offline and online rows, 25k env steps of collection first, OPT's updates per step.
 """
 
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Agent, Info, require, step
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.core import AbstractMethod, Clock, Pretrained, Spec
 from segue.finetune.leash import Leash
 from segue.offline.td3 import TD3
 
@@ -35,7 +37,7 @@ class Direct(AbstractMethod):
             agent = Agent(agent.actor.restart(), (agent.critics[0].restart(),), agent.aux)
         return self.leash.tied(agent)
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self.backbone, learner, lambda q: q, batch, leash=self.leash, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:

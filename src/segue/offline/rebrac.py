@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import Info, Opinion, regress
 from segue.core import Clock, Pretrained, Trained
-from segue.data.sources import Followed
+from segue.data.sources import AbstractSource, Followed, Successive, Uniform
 from segue.errors import SegueError
 from segue.losses import td_target
 from segue.nn.actors import Deterministic
@@ -71,6 +71,10 @@ class ReBRAC(AbstractTD3):
         left = jnp.maximum(self.beta_end, 1 - clock.env_step / self.beta_steps) if self.cools else 1.0
         loss = self.beta_actor * left * far - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
         return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": far}
+
+    def source(self, batch: int = 256) -> AbstractSource:
+        """Batches with next actions, as long as the critic pays for them."""
+        return Successive(batch) if self.penalises else Uniform(batch)
 
     def online(self) -> "ReBRAC":
         """The critic's penalty goes, the policy's falls, and nothing is added to what it does."""

@@ -12,7 +12,7 @@ Not an offline method: it makes behaviour policies from scratch, and is what a s
 entropy's target and the rates are those of the authors' public code.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.backbone import AbstractBackbone, Info, Opinion, regress
-from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.core import Clock, Pretrained, Spec, Trained
 from segue.errors import SegueError, at_least
 from segue.losses import td_target
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
@@ -28,13 +28,14 @@ from segue.nn.mlp import MLP, Ensemble
 
 
 class LogAlpha(eqx.Module):
-    """The logarithm of the temperature, as a network without inputs."""
+    """The logarithm of a weight that is learned, such as the temperature, as a network without inputs."""
 
     log_alpha: Float[Array, ""]
 
 
-class SAC(AbstractBackbone):
-    """Maximum-entropy actor-critic with a learned temperature and an ensemble of critics."""
+class AbstractSAC(AbstractBackbone):
+    """Maximum-entropy actor-critic with a learned temperature and an ensemble of critics. A relative may add to the
+    critics' loss."""
 
     policy = TanhGaussian
     discount: float = 0.99
@@ -105,7 +106,7 @@ class SAC(AbstractBackbone):
         return jnp.exp(aux.temperature.net.log_alpha)
 
     def critic_loss(
-        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray
+        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         keys = jax.random.split(key, len(batch.reward))
         action, log_prob = jax.vmap(actor.net.sample)(batch.next_obs, keys)
@@ -128,9 +129,7 @@ class SAC(AbstractBackbone):
         reduce = jnp.min if self.listens == "min" else jnp.mean
         return lambda obs, action: reduce(critic.net(obs, action))
 
-    def step_dual(
-        self, aux: Pretrained, actor: Trained, batch: Transition, *, key: PRNGKeyArray
-    ) -> tuple[Pretrained, Info]:
+    def step_dual(self, aux: Pretrained, actor: Trained, batch: Any, *, key: PRNGKeyArray) -> tuple[Pretrained, Info]:
         assert aux.temperature is not None
         _, log_prob = jax.vmap(actor.net.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
         excess = (log_prob + self.target_entropy * batch.action.shape[-1]).mean()
@@ -143,7 +142,7 @@ class SAC(AbstractBackbone):
         return aux, info | {"alpha": self.alpha(aux)}
 
     def policy_loss(
-        self, pi: TanhGaussian, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: TanhGaussian, q: Opinion, aux: Pretrained, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         action, log_prob = jax.vmap(pi.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
         values = jax.vmap(q)(batch.obs, action)
@@ -152,6 +151,10 @@ class SAC(AbstractBackbone):
 
     def drifts(self, clock: Clock) -> bool:
         return True
+
+
+class SAC(AbstractSAC):
+    """SAC itself."""
 
     def online(self) -> "SAC":
         return self
