@@ -19,6 +19,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
+  segue policy export|show|film             a policy as ONNX or arrays with a card, in words, as a film
 
 Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, awac, calql, bc or bc-gaussian; each alone.
 Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, resume, evaluate, report or data")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, resume, evaluate, report, data or policy")
     known, rest = parser.parse_known_args(argv[:1])
     if known.version:
         import importlib.metadata
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluate": _evaluate,
         "report": _report,
         "data": _data,
+        "policy": _policy,
     }
     if known.command is None:
         parser.print_help()
@@ -407,6 +409,51 @@ def _at_level(asked: argparse.Namespace, console: Any) -> Any:
         if named is None or named.score is None:
             raise SegueError(f"{asked.env_id} has no reference return: say --score, the mean return to stop at.")
         return making.make(named, asked.steps, progress=advance)
+
+
+def _policy(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("segue policy", description="Deploy a policy, or look at it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write what a policy performs, and a card beside it (FILE.md)")
+    export.add_argument("source", metavar="RUN_OR_FILE", help="a run's directory, or a policy that a run kept")
+    export.add_argument("--format", choices=["onnx", "npz", "safetensors"], required=True)
+    export.add_argument(
+        "--which", choices=["best", "last"], help="of a run: the best policy so far (default) or the last"
+    )
+    export.add_argument(
+        "--seed", type=int, metavar="N", help="of a run: policy N; default: that with the highest return"
+    )
+    export.add_argument(
+        "--out", required=True, metavar="FILE", help="FILE.onnx, .npz or .safetensors, as the format is"
+    )
+    show = commands.add_parser("show", help="what a policy file holds; nothing in it is executed")
+    show.add_argument("file", help="a run's, an exported one, or another library's .zip (SB3), .pt, .safetensors, .npz")
+    film = commands.add_parser("film", help="episodes of a policy as an MP4")
+    film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose best policy acts, or a policy file")
+    film.add_argument("--env-id", help="instead of the one that the run or the file names")
+    film.add_argument("--episodes", type=int, default=1, help="one after another (1)")
+    film.add_argument("--out", required=True, metavar="FILE", help="FILE.mp4")
+    asked = parser.parse_args(argv)
+    from segue.errors import at_least
+
+    if asked.command == "film":
+        at_least(1, episodes=asked.episodes)
+        from segue.film import film as shoot
+
+        who, results = shoot(asked.source, asked.out, asked.episodes, asked.env_id)
+        print(who)
+        for episode, (total, length) in enumerate(results):
+            print(f"episode {episode}: return {total:,.1f} in {length:,} steps")
+        print(asked.out)
+        return
+    from segue import export as out
+
+    if asked.command == "show":
+        print(out.show(asked.file))
+        return
+    found = out.find(asked.source, asked.which, asked.seed)
+    card = out.export(found, asked.out, asked.format)
+    print(f"{found}\n{asked.out}: segue policy show {asked.out}\n{card}: how to use it, and how good it was found")
 
 
 if __name__ == "__main__":

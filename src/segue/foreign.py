@@ -3,6 +3,7 @@
 | file | what is read |
 |---|---|
 | `policy-0.safetensors` of a run | all of it |
+| what `segue policy export` wrote, but ONNX | all of it: what it performs, without a spread |
 | Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
 | `.pt`, `.pth` | a PyTorch state dict, its tensors alone |
 | `.safetensors`, `.npz` | arrays by name |
@@ -19,7 +20,6 @@ description, `NAME.json` beside the file:
 Weights are [out, in], as PyTorch has them, where `"transposed": true` does not say that they are [in, out].
 """
 
-import io
 import re
 import zipfile
 from pathlib import Path
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import policies, store, strict, tensors
+from segue import policies, predict, store, strict, tensors
 from segue.core import Spec
 from segue.errors import DataError
 from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
@@ -56,6 +56,45 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 
+def outline(path: str | Path) -> dict[str, Any]:
+    """What a file of another library holds, as far as it can be told without an env.
+
+    Returns:
+        `arrays`, shapes by name; and, where its layers are known by name or by a description, `layers` (sizes),
+        `activation`, `squash`, `spread` (what log_std is), `standardised`, `snapshots`.
+
+    Raises:
+        DataError: where the file is damaged, hostile or of an unknown kind.
+    """
+    try:
+        return _outline(Path(path))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
+
+
+def _outline(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise DataError(f"There is no policy file {file}.")
+    found, about = _arrays(file)
+    described = _described(file)
+    told: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
+    about = {**about, **described}
+    try:
+        layers, spread = _layers(found, about, "log_std" in described, str(file))
+    except DataError as error:
+        return {**told, "why": str(error)}
+    weights = [weight for weight, _ in layers]
+    return {
+        **told,
+        "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
+        "activation": about.get("activation", "relu"),
+        "squash": about.get("squash", "tanh"),
+        "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
+        "standardised": any(name in found or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
+        "snapshots": len(weights[0]) if weights[0].ndim == 3 else None,
+    }
+
+
 def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     name, snapshots = str(path), None
     if (asked := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
@@ -64,12 +103,18 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     file = Path(name)
     if not file.is_file():
         raise DataError(f"There is no policy file {file}.")
-    found, about = _arrays(file)
-    if about is None:  # one of Segue's own
+    if predict.exported(file):
+        actor, theirs = policies.from_plain(policies.load_plain(file), name)
+        rounded = Spec(*spec[:2], *(tuple(np.asarray(side, np.float32).tolist()) for side in spec[2:]))
+        if theirs != rounded:
+            raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
+        return [actor]
+    if sealed(file):
         actor, theirs = policies.load(file)
         if theirs != spec:
             raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
         return [actor]
+    found, about = _arrays(file)
     described = _described(file)
     about = {**about, **described}
     layers, spread = _layers(found, about, "log_std" in described, name)
@@ -94,15 +139,22 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     ]
 
 
-def _arrays(file: Path) -> tuple[Arrays, dict[str, Any] | None]:
-    """The arrays of a file and what it says of itself; None: it is one of Segue's own."""
+def sealed(file: Path) -> bool:
+    """Whether a file says that it is one of Segue's own, as a run keeps them; `policies.load` finds out if it is."""
+    if file.suffix != ".safetensors":
+        return False
+    with file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        return b'"segue"' in content.read(min(size, file.stat().st_size))
+
+
+def _arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays of a file and what it says of itself."""
     where, kind = str(file), file.suffix
     if file.stat().st_size > tensors.MOST:
         raise DataError(f"{file} is larger than {tensors.MOST >> 20} MiB: it is no policy.")
     if kind == ".safetensors":
-        content = file.read_bytes()
-        found = store.arrays(content, where)
-        return (found, None) if b'"segue"' in content[: 8 + int.from_bytes(content[:8], "little")] else (found, {})
+        return store.arrays(file.read_bytes(), where), {}
     if kind in (".pt", ".pth"):
         return tensors.read(file.read_bytes(), where), {}
     if kind not in (".zip", ".npz"):
@@ -137,20 +189,12 @@ def _sb3(archive: zipfile.ZipFile, where: str) -> tuple[Arrays, dict[str, Any]]:
 def _npz(archive: zipfile.ZipFile, where: str) -> Arrays:
     found = {}
     for name in archive.namelist():
-        content = tensors.member(archive, name, where)
-        stream = io.BytesIO(content)
         try:
-            version = np.lib.format.read_magic(stream)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = header[version](stream)
-        except (ValueError, KeyError, EOFError):
-            raise DataError(f"{where}: {name} has no header that numpy understands: save it with np.savez.") from None
-        if dtype.kind not in "fiub":
-            continue  # text and the like say nothing to a network; objects are never unpickled
-        if int(np.prod(shape)) * dtype.itemsize != len(content) - stream.tell():
-            raise DataError(f"{where}: {name} is not of its declared shape {shape}: it is damaged.")
-        flat = np.frombuffer(content, dtype, offset=stream.tell())
-        found[name.removesuffix(".npy")] = flat.reshape(shape, order="F" if fortran else "C")
+            array = predict.npy(tensors.member(archive, name, where), f"{where}: {name}")
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        if array is not None and array.dtype.kind != "U":  # text says nothing to a network
+            found[name.removesuffix(".npy")] = array
     return found
 
 

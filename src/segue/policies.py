@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import store
+from segue import predict, store
 from segue.core import Spec
 from segue.errors import DataError
-from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
 
+LAYER_NORM = 1e-5
+"""What Equinox's LayerNorm adds to a variance."""
 KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
 
 
@@ -77,7 +79,80 @@ def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
 
 def load(path: Path) -> tuple[AbstractActor, Spec]:
     """Read an actor back. Raises `DataError` where the file is missing, damaged or not a policy."""
-    path = path.with_suffix(".safetensors")
+    actor, spec, _ = told(path.with_suffix(".safetensors"))
+    return actor, spec
+
+
+def told(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
+    """The same with all that the file says of itself."""
     found, meaning = store.described(path)
     outline, spec = build(meaning, str(path))
-    return store.fitted(found, outline, str(path)), spec
+    return store.fitted(found, outline, str(path)), spec, meaning
+
+
+def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
+    """What an actor does when it performs (`act`), in the env's units, as NumPy alone computes it.
+
+    Raises:
+        DataError: where it cannot be that of a sound policy: a standard deviation of 0, a box without width.
+    """
+    meaning, found = describe(actor, spec), store.flatten(actor)
+    sizes = [*meaning["layers"][:-1], spec.act]
+    arrays = {"low": np.asarray(spec.low), "high": np.asarray(spec.high)}
+    for i in range(len(sizes) - 1):  # the last one without a tanh-Gaussian's half for log_std
+        arrays[f"layer{i}.weight"] = found[f"mlp.layers.{i}.weight"].T[: sizes[i + 1]]
+        arrays[f"layer{i}.bias"] = found[f"mlp.layers.{i}.bias"][: sizes[i + 1]]
+    for i in range(len(sizes) - 2 if meaning["layer_norm"] else 0):
+        arrays |= {f"norm{i}.{part}": found[f"mlp.norms.{i}.{part}"] for part in ("weight", "bias")}
+    if meaning["standardised"]:
+        arrays |= {f"obs_{part}": found[f"mlp.statistics.{part}"] for part in ("mean", "std")}
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    said = {
+        "format": predict.FORMAT,
+        "layers": sizes,
+        "activation": meaning["activation"],
+        "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
+        "standardised": meaning["standardised"],
+        "obs_clip": float(found["mlp.statistics.limit"]) if meaning["standardised"] else None,
+        "output": meaning["output"],
+        "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,
+        "about": about,
+    }
+    try:
+        return predict.Policy(arrays, {**said, "sha256": predict.digest(arrays, said)})
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def load_plain(path: Path) -> predict.Policy:
+    """Read what `segue policy export` wrote. Raises `DataError` where it is damaged."""
+    try:
+        return predict.load(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]:
+    """The actor that performs as an exported policy does, and its spec. It has no spread to explore by.
+
+    Raises:
+        DataError: where it has a LayerNorm or a limit that no actor here has.
+    """
+    said, arrays = policy.about, policy.arrays
+    if said["layer_norm"] not in (None, LAYER_NORM) or (said["output"] == "clip" and said["limit"] not in (EDGE, 1.0)):
+        raise DataError(f"{where} has a LayerNorm or a limit of actions that Segue cannot build.")
+    spec = Spec(policy.obs, policy.act, tuple(map(float, policy.low)), tuple(map(float, policy.high)))
+    edge = said["output"] == "clip" and said["limit"] == EDGE
+    kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
+    meaning = {**said, **kind, "layer_norm": bool(said["layer_norm"]), "low": spec.low, "high": spec.high}
+    outline, _ = build(meaning, where)
+    found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.LEAST, np.float32)} if edge else {}
+    if said["standardised"]:
+        found |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
+        found["mlp.statistics.limit"] = np.asarray(said["obs_clip"], np.float32)
+    for name, array in arrays.items():
+        kind, part = name.partition(".")[::2]
+        if part:
+            place = "layers" if kind.startswith("layer") else "norms"
+            found[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
+    return store.fitted(found, outline, where), spec

@@ -231,9 +231,7 @@ def resume(
 
 
 def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
-    name = str(config["env_id"])
-    if env_id is None and not re.fullmatch(r"[\w/.-]+", name):
-        raise DataError(f"{folder / 'config.json'} names no plain env but {name!r}: if you trust it, pass --env-id.")
+    name = str(config["env_id"]) if env_id is not None else plain_env(config, folder / "config.json")
     if env_id is not None and env_id != name:
         raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
     data, score, reward = config["dataset"], config["score"], config["reward"]
@@ -245,6 +243,14 @@ def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
         score=(float(score["min"]), float(score["max"])) if score else None,
     )
+
+
+def plain_env(said: Mapping[str, Any], where: Path) -> str:
+    """The env that a file names. Raises `DataError` for one of a module to import: a file is not to run code."""
+    name = str(said.get("env_id"))
+    if not re.fullmatch(r"[\w/.-]+", name):
+        raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass --env-id.")
+    return name
 
 
 def pinned(config: Mapping[str, Any]) -> str:
@@ -498,12 +504,7 @@ def evaluate(
     """
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
-    if env_id is None:
-        env_id = str(config.get("env_id"))
-        if not re.fullmatch(r"[\w/.-]+", env_id):
-            raise DataError(
-                f"{folder / 'config.json'} names no plain env but {env_id!r}: if you trust it, pass --env-id."
-            )
+    env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
     names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
     if not names:
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")

@@ -1,0 +1,241 @@
+"""A policy that `segue policy export` wrote, run by NumPy alone: this file needs no JAX, and no other file of Segue.
+
+    from segue.predict import load      # where it was copied to a robot: from predict import load
+    action = load("policy.npz")(obs)    # obs [obs] or [batch, obs]; action [act] or [batch, act], in the env's units
+
+An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_policy`, that says what they are:
+
+    x = obs
+    x = clip((x - obs_mean) / obs_std, -obs_clip, obs_clip)                 where "standardised"
+    x = activation(norm_i(layer_i.weight x + layer_i.bias))                 hidden layers; norm_i where "layer_norm"
+    x = layer_n.weight x + layer_n.bias                                     the last one; weights are [out, in]
+    x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
+    action = low + (x + 1) / 2 * (high - low)
+
+norm_i is (x - mean(x)) / sqrt(var(x) + layer_norm) * norm_i.weight + norm_i.bias. Everything is sealed by SHA-256.
+Nothing that is read is executed, and there are no pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+NAME = "segue_policy"
+"""Under which the description stands: a text among an .npz's arrays, an entry of a .safetensors' metadata."""
+MOST = 1 << 30
+"""Bytes beyond which a file is not even opened."""
+
+ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+}
+
+
+class Policy:
+    """What a policy does when it performs: no noise, the same action for the same observation.
+
+    `obs` and `act` are sizes, `low` and `high` the action's box [act] in the env's units, `about` what the file says
+    of itself, `arrays` what it holds.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any], where: str = "This policy"):
+        """Raises ValueError where arrays and description do not make a policy."""
+        shapes = expected(about, where)
+        if set(arrays) != set(shapes):
+            odd = sorted(set(arrays) ^ set(shapes))[0]
+            raise ValueError(f"{where} {'lacks' if odd in shapes else 'has an unknown'} array {odd!r}: it is damaged.")
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape or arrays[name].dtype != np.float32:
+                have = f"{arrays[name].dtype} {arrays[name].shape}"
+                raise ValueError(f"{where} has {name} of {have}, where float32 {shape} belongs: it is damaged.")
+        if about.get("sha256") != digest(arrays, about):
+            raise ValueError(f"{where} does not match its own SHA-256: it is damaged.")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError(f"{where} holds numbers that are not finite.")
+        if not (arrays["low"] < arrays["high"]).all() or not (arrays.get("obs_std", np.ones(1)) > 0).all():
+            raise ValueError(f"{where} has no box of low < high, or a standard deviation that is not above 0.")
+        self.arrays, self.about = arrays, about
+        self.low, self.high = arrays["low"], arrays["high"]
+        self.obs, self.act = about["layers"][0], about["layers"][-1]
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """The action, float32 in the env's units, to an observation [obs] or to a batch of them [batch, obs].
+
+        Raises:
+            ValueError: for another shape, and for numbers that are not finite.
+        """
+        try:
+            with np.errstate(over="ignore"):
+                x = np.asarray(obs).astype(np.float32, casting="same_kind")
+        except (TypeError, ValueError):
+            raise ValueError(f"An observation is an array of {self.obs} real numbers.") from None
+        if x.ndim not in (1, 2) or x.shape[-1] != self.obs:
+            raise ValueError(f"An observation has shape [{self.obs}] or [batch, {self.obs}], and not {list(x.shape)}.")
+        if not np.isfinite(x).all():
+            raise ValueError("The observation holds a number that is not finite.")
+        about, arrays = self.about, self.arrays
+        if about["standardised"]:
+            limit = np.float32(about["obs_clip"])
+            x = np.clip((x - arrays["obs_mean"]) / arrays["obs_std"], -limit, limit)
+        last = len(about["layers"]) - 2
+        for i in range(last):
+            x = x @ arrays[f"layer{i}.weight"].T + arrays[f"layer{i}.bias"]
+            if about["layer_norm"]:
+                x = x - x.mean(-1, keepdims=True)
+                x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(about["layer_norm"]))
+                x = x * arrays[f"norm{i}.weight"] + arrays[f"norm{i}.bias"]
+            x = ACTIVATIONS[about["activation"]](x)
+        x = x @ arrays[f"layer{last}.weight"].T + arrays[f"layer{last}.bias"]
+        limit = np.float32(about["limit"])
+        x = np.tanh(x) if about["output"] == "tanh" else np.clip(x, -limit, limit)
+        if (self.low == -1).all() and (self.high == 1).all():
+            return x
+        return self.low + np.float32(0.5) * (x + np.float32(1)) * (self.high - self.low)
+
+
+def load(path: Any) -> Policy:
+    """Read a policy from an exported .npz or .safetensors.
+
+    Raises:
+        ValueError: where the file is damaged, hostile, or was not written by `segue policy export`.
+    """
+    where, size = os.fspath(path), os.path.getsize(path)
+    kinds = {".npz": _npz, ".safetensors": _safetensors}
+    kind = os.path.splitext(where)[1]
+    if kind not in kinds or size > MOST:
+        raise ValueError(f"{where} is no exported policy: .npz or .safetensors, of at most {MOST >> 20} MiB.")
+    try:
+        with open(where, "rb") as file:
+            arrays, text = kinds[kind](file.read(), where)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, *_ODD) as error:
+        raise ValueError(f"{where} was not written by `segue policy export`, or is damaged ({error!r}).") from None
+    return Policy(arrays, _json(text, where), where)
+
+
+def exported(path: Any) -> bool:
+    """Whether a file says that `segue policy export` wrote it; `load` finds out whether it is whole."""
+    try:
+        with open(path, "rb") as file:
+            if os.fspath(path).endswith(".npz"):
+                return f"{NAME}.npy" in zipfile.ZipFile(file).namelist()
+            size = int.from_bytes(file.read(8), "little")
+            return f'"{NAME}"'.encode() in file.read(min(size, 1 << 20))
+    except (OSError, ValueError, zipfile.BadZipFile, struct.error, NotImplementedError):
+        return False
+
+
+def digest(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> str:
+    """SHA-256 of a description, but for its own, and of all arrays in the order of their names."""
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    total = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].shape} ".encode() + arrays[name].astype("<f4").tobytes())
+    return total.hexdigest()
+
+
+def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """The arrays' shapes by name, of a description that is not trusted. Raises ValueError where it is none."""
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ValueError(f"{where} is not an exported policy of format {FORMAT}: a newer Segue may have written it.")
+    sizes = about.get("layers")
+    if not isinstance(sizes, list) or not all(type(n) is int and 0 < n <= 65536 for n in sizes):
+        raise ValueError(f"{where} has no sizes of layers.")
+    sound = {
+        "layers": 2 <= len(sizes) <= 64,
+        "activation": about.get("activation") in list(ACTIVATIONS),
+        "output": about.get("output") in ["tanh", "clip"],
+        "limit": _positive(about.get("limit")) and about["limit"] <= 1,
+        "standardised": isinstance(about.get("standardised"), bool),
+        "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
+        "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
+        "about": isinstance(about.get("about"), dict),
+    }
+    for name, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{where} has a description with an impossible {name!r}.")
+    shapes: dict[str, tuple[int, ...]] = {"low": (sizes[-1],), "high": (sizes[-1],)}
+    for i in range(len(sizes) - 1):
+        shapes[f"layer{i}.weight"], shapes[f"layer{i}.bias"] = (sizes[i + 1], sizes[i]), (sizes[i + 1],)
+        if about["layer_norm"] and i < len(sizes) - 2:
+            shapes[f"norm{i}.weight"] = shapes[f"norm{i}.bias"] = (sizes[i + 1],)
+    if about["standardised"]:
+        shapes["obs_mean"] = shapes["obs_std"] = (sizes[0],)
+    return shapes
+
+
+_ODD = (KeyError, TypeError, AttributeError, NotImplementedError)
+"""What a header that is another's, or of other types than it should be, ends in."""
+
+
+def _json(text: str | bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} has a header that cannot be read as JSON ({error}): it is damaged.") from None
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 3.4028234663852886e38
+
+
+def _npz(content: bytes, where: str) -> tuple[dict[str, np.ndarray], str]:
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > len(content):
+            raise ValueError(f"{where} unpacks to more than it holds: it is damaged, or a trap.")
+        for info in archive.infolist():
+            found = npy(archive.read(info), f"{where}: {info.filename}")
+            if found is not None:
+                arrays[os.path.splitext(info.filename)[0]] = found
+    text = arrays.pop(NAME)
+    return arrays, str(text.item()) if text.ndim == 0 else ""
+
+
+def npy(content: bytes, where: str) -> np.ndarray | None:
+    """An array from the bytes of a .npy file; None where it holds neither numbers nor text: objects stay what they are.
+
+    Raises:
+        ValueError: where the header is none, or promises what does not follow.
+    """
+    stream = io.BytesIO(content)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        shape, fortran, dtype = read[np.lib.format.read_magic(stream)](stream)
+    except Exception:  # the header is parsed as a literal of Python, which fails in many ways
+        raise ValueError(f"{where} has no header that numpy understands: save it with np.savez.") from None
+    if dtype.kind not in "fiubU":
+        return None
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{where} is not of its declared shape {shape}: it is damaged.")
+    if not dtype.itemsize:
+        return None
+    flat = np.frombuffer(content, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _safetensors(content: bytes, where: str) -> tuple[dict[str, np.ndarray], str]:
+    begin = 8 + int.from_bytes(content[:8], "little")
+    if begin > len(content):
+        raise ValueError(f"{where} ends within its header: it is damaged.")
+    header = _json(content[8:begin], where)
+    text = header.pop("__metadata__")[NAME]
+    arrays = {}
+    for name, entry in header.items():
+        shape, (first, last) = entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in [*shape, first, last])
+        if entry["dtype"] != "F32" or not whole or last - first != 4 * math.prod(shape) or begin + last > len(content):
+            raise ValueError(f"{where} has {name} of another length than it declares: it is damaged.")
+        arrays[name] = np.frombuffer(content[begin + first : begin + last], "<f4").reshape(shape)
+    return arrays, text
