@@ -208,7 +208,7 @@ def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSource | Non
 
 
 def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
-    """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic, after a warm-up with the frozen policy; offline data
+    """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic after a warm-up with the frozen policy; offline data
     is not kept. Where a policy is given, Cal-QL learns its critic alone."""
     sac, utd = _sac(task, budget, 4)
     shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
