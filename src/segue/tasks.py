@@ -290,5 +290,6 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
         if asked not in known:
             raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
     names = (changes.pop("recipe", None), changes.get("backbone"))
-    rule = next((found.constants.rewards[name] for name in names if name in found.constants.rewards), found.reward)
+    own = (found.constants.rewards[str(name)] for name in names if name in found.constants.rewards)
+    rule = next(own, found.reward)
     return dataclasses.replace(found, **{"reward": rule, **changes})
