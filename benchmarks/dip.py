@@ -69,8 +69,8 @@ def main() -> None:
     ]
     cut = (
         f"{args.seeds} seeds, {args.online:,} env steps in all, {args.warm:,} of them with the frozen policy where the "
-        "method has such a stage. Preset small: 5 critics of 2 layers, 4 updates per env step, batch 256. The critic "
-        f"of WSRL is not Cal-QL's: by {args.offline:,} updates on the dataset it learned what that policy is worth. "
+        "method has such a stage. Preset small: 5 critics of 2 layers, 4 updates per env step, batch 256. WSRL's "
+        f"critic learned by {args.offline:,} updates of Cal-QL on the dataset what that policy is worth. "
         "The papers: 500,000 env steps, 10 critics, 16 updates per env step (PORL), 4 (WSRL), 20 (RLPD)."
     )
     keep(root, folders, cut)
