@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from segue.errors import DataError as DataError
     from segue.errors import SegueError as SegueError
     from segue.finetune.direct import Direct as Direct
+    from segue.finetune.jsrl import JSRL as JSRL
+    from segue.finetune.leash import Leash as Leash
     from segue.finetune.opt import OPT as OPT
     from segue.finetune.opt import MetaCritic as MetaCritic
+    from segue.finetune.porl import PORL as PORL
+    from segue.finetune.porl import Appraise as Appraise
     from segue.offline.awac import AWAC as AWAC
     from segue.offline.bc import BC as BC
     from segue.offline.calql import CalQL as CalQL
@@ -45,14 +49,22 @@ if TYPE_CHECKING:
     from segue.phases import pipeline as pipeline
     from segue.recipes import PAPER as PAPER
     from segue.recipes import QUICK as QUICK
+    from segue.recipes import SMALL as SMALL
     from segue.recipes import direct as direct
+    from segue.recipes import jsrl as jsrl
     from segue.recipes import offline_only as offline_only
     from segue.recipes import opt as opt
     from segue.recipes import opt_single as opt_single
+    from segue.recipes import policy_init as policy_init
+    from segue.recipes import porl as porl
+    from segue.recipes import rlpd as rlpd
+    from segue.recipes import sac as sac
+    from segue.recipes import wsrl as wsrl
     from segue.runs import evaluate as evaluate
     from segue.runs import resume as resume
     from segue.runs import run as run
     from segue.tasks import task as task
+    from segue.tuner import Tuner as Tuner
 
 _HOME = {
     "segue.backbone": ["AbstractBackbone"],
@@ -61,8 +73,11 @@ _HOME = {
     "segue.data.sources": ["Balanced", "Paired", "Ratio", "Returning", "Successive", "Uniform"],
     "segue.errors": ["DataError", "SegueError"],
     "segue.finetune.direct": ["Direct"],
+    "segue.finetune.jsrl": ["JSRL"],
+    "segue.finetune.leash": ["Leash"],
     "segue.finetune.opt": ["OPT", "MetaCritic"],
     "segue.offline.awac": ["AWAC"],
+    "segue.finetune.porl": ["PORL", "Appraise"],
     "segue.offline.bc": ["BC"],
     "segue.offline.calql": ["CalQL"],
     "segue.offline.iql": ["IQL"],
@@ -72,9 +87,13 @@ _HOME = {
     "segue.offline.td3": ["TD3"],
     "segue.offline.td3bc": ["TD3BC"],
     "segue.phases": ["Collect", "Online", "Train", "pipeline"],
-    "segue.recipes": ["PAPER", "QUICK", "direct", "offline_only", "opt", "opt_single"],
+    "segue.recipes": [
+        *("PAPER", "QUICK", "SMALL", "direct", "jsrl", "offline_only", "opt", "opt_single"),
+        *("policy_init", "porl", "rlpd", "sac", "wsrl"),
+    ],
     "segue.runs": ["evaluate", "resume", "run"],
     "segue.tasks": ["task"],
+    "segue.tuner": ["Tuner"],
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -29,7 +29,7 @@ from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
 from segue.hooks import Journal, Quiet, Stop, passed
 from segue.phases import AbstractPhase, Live, Run
-from segue.worlds import Worlds
+from segue.worlds import World
 
 KEPT = 2
 """Commits that are kept: the newest, and the one to fall back on."""
@@ -67,7 +67,7 @@ class Commit(Quiet):
 
     def __init__(self, folder: Path, journal: Journal, hooks: Mapping[str, Any], stop: Stop, every: int):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
-        self.worlds: Worlds | None = None
+        self.worlds: World | None = None
         self.exact = True
         self.config, self.settle = "", lambda: None
         self.number = max(numbers(folder), default=0)
@@ -351,7 +351,7 @@ def _ring(found: Found, where: str, run: Run) -> Ring:
     return Ring(jax.tree.map(jnp.asarray, columns), jnp.asarray(found.manifest["rows"], jnp.int32))
 
 
-def worlds(found: Found, folder: Path, worlds: Worlds) -> tuple[dict[str, np.ndarray], list[int]]:
+def worlds(found: Found, folder: Path, worlds: World) -> tuple[dict[str, np.ndarray], list[int]]:
     """What `Worlds.restore` takes."""
     where, episodes = f"{folder / 'commits' / f'{found.number:06}'}/worlds.safetensors", found.manifest["episodes"]
     seeds, spec = len(worlds.envs), worlds.spec

@@ -24,7 +24,7 @@ from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
 from segue.evaluate import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
-from segue.worlds import Worlds
+from segue.worlds import World
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -252,7 +252,7 @@ class Episodes(Quiet):
     before.
     """
 
-    def __init__(self, journal: Journal, worlds: Worlds):
+    def __init__(self, journal: Journal, worlds: World):
         self.journal, self.worlds = journal, worlds
 
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:

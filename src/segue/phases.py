@@ -473,8 +473,13 @@ class Drive:
         """Every seed's action in [-1, 1], and the updates that are due: dispatched, not awaited."""
         assert self.live is not None
         action = self.phase.act(self.live, obs, ages)
-        self.live = self.phase.learn(self.live, self.stride)
+        self.learn()
         return action
+
+    def learn(self) -> None:
+        """The updates that are due with the next env step."""
+        assert self.live is not None
+        self.live = self.phase.learn(self.live, self.stride)
 
     def observe(self, row: Transition) -> None:
         """What came of the actions."""

@@ -163,7 +163,7 @@ def run(
     """
     care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     _checked(care, budget, seeds, seed)
-    job = _Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
+    job = Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
     return job.run(dict(about or {}))
 
 
@@ -214,8 +214,8 @@ def resume(
             task = _task_of(config, folder, env_id)
         if phases is None:
             phases = {name: rebuild(value) for name, value in config["settings"].items()}
-        elif json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()})) != config["settings"]:
-            raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
+        else:
+            check_settings(phases, config, folder)
         budget = Budget(**config["measuring"])
         care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
         _checked(care, budget, **numbers)
@@ -226,8 +226,14 @@ def resume(
             raise TypeError("start and the dataset's path are texts")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
-    job = _Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
+    job = Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
     return job.run({}, config)
+
+
+def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:
+    """Refuse phases that are not those of an earlier run. Raises DataError."""
+    if json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()})) != config["settings"]:
+        raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
 
 
 def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
@@ -273,9 +279,23 @@ class Care(NamedTuple):
     halt_on_explosion: bool
 
 
+class Begun(NamedTuple):
+    """A run in its directory, ready to be driven."""
+
+    state: Run
+    phases: Mapping[str, AbstractPhase]
+    """Those that are left to do."""
+    reward: Reward
+    """What training sees of the env's rewards."""
+    seal: str
+    journal: hooks.Journal
+    found: commits.Found | None
+    """The commit to go on from."""
+
+
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """A run in its directory: what `run` begins and `resume` goes on with."""
+class Job:
+    """A run in its directory: what `run` and `Tuner` begin, and `resume` goes on with."""
 
     phases: Mapping[str, AbstractPhase]
     task: Task
@@ -294,13 +314,13 @@ class _Job:
             opened.enter_context(store.locked(self.folder))
             stop = opened.enter_context(hooks.stoppable())
             try:
-                self._status("running")
+                self.status("running")
                 state, exact = self._run(opened, stop, about, config)
                 label = "exact" if exact else "statistical"
-                self._status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
+                self.status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
             except BaseException as error:
                 word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                self._status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
+                self.status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
                 if not (self.folder / "config.json").exists():  # nothing was learnt: leave the name free
                     for name in ("status.json", ".lock", GIVEN):
                         (self.folder / name).unlink(missing_ok=True)
@@ -308,7 +328,7 @@ class _Job:
                 raise
         return Result(self.folder, state, report.read(self.folder))
 
-    def _status(self, word: str, **more: Any) -> None:
+    def status(self, word: str, **more: Any) -> None:
         with contextlib.suppress(OSError):  # a full disk is reported by what needs the space
             store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
 
@@ -327,24 +347,22 @@ class _Job:
             raise DataError(f"{file} is not the policy that this run was given.")
         return policies.load(file)[0], said
 
-    def _run(
-        self, opened: contextlib.ExitStack, stop: hooks.Stop, extra: dict[str, Any], config: dict[str, Any] | None
-    ) -> tuple[Run, bool]:
-        """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
-        hold = lambda thing: opened.enter_context(contextlib.closing(thing))
-        task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
-        console = hold(Console(self.quiet))
-        env = task.make()
-        spec = spec_of(env)
-        env.close()
-        reads = any(phase.reads for phase in phases.values())
-        data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)
+    def begin(
+        self,
+        opened: contextlib.ExitStack,
+        console: Console,
+        spec: Spec,
+        data: Dataset,
+        extra: dict[str, Any],
+        config: dict[str, Any] | None,
+    ) -> "Begun":
+        """The state to start from and the files of the directory, new or, with what config.json says, as they were."""
+        task, folder, phases = self.task, self.folder, self.phases
         for note in data.notes:
             console.note(f"{data.name}: {note}")
         policy, its = self._policy(spec, config)
         reward = task.reward.fitted(data.returns())
         rows = rows_for(data, spec, reward)
-        numbers = range(self.seed, self.seed + self.seeds)
         state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed, policy=policy)
         if self.since is not None:
             done, phases = skip(phases, self.since)
@@ -352,13 +370,12 @@ class _Job:
                 state = go_on(state, done, self.since, task.env_id)
         digest, described = fingerprint(rows), config or {}
         if config is None:
-            described = describe(self.phases, task, data, self.seeds, self.seed, budget, self.since, extra)
+            described = describe(self.phases, task, data, self.seeds, self.seed, self.budget, self.since, extra)
             described["dataset"]["sha256"] = digest
-            described |= {"phases": list(phases), "care": care._asdict(), "policy": its}
+            described |= {"phases": list(phases), "care": self.care._asdict(), "policy": its}
             store.write_json(folder / "config.json", described)
         elif config["dataset"].get("sha256") != digest:
             raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
-        del data
         seal = pinned(json.loads(json.dumps(described)))
         found = commits.newest(folder) if config and commits.numbers(folder) else None
         if config and not found:  # it ended before its first commit: from the start
@@ -372,7 +389,46 @@ class _Job:
                 console.note(f"{damage} Going on from the commit before.")
             commits.cut(folder, found[0].manifest["logs"])
             commits.sweep(folder, found[0])
-        journal = hold(hooks.Journal(folder))
+        journal = opened.enter_context(contextlib.closing(hooks.Journal(folder)))
+        return Begun(state, phases, reward, seal, journal, found[0] if found else None)
+
+    def come_back(
+        self, begun: Begun, commit: commits.Commit, worlds: Any, config: dict[str, Any] | None, console: Console
+    ) -> tuple[Run, Mapping[str, AbstractPhase], tuple[Live, bool] | None]:
+        """The state, the phases that are left, and the first one in progress, as `Drive` takes them."""
+        state, phases, found, folder = begun.state, begun.phases, begun.found, self.folder
+        if found is None or config is None:
+            return state, phases, None
+        state, live = commits.restore(found, folder, state, self.phases)
+        why = changes(config)
+        if worlds and not worlds.restore(*commits.worlds(found, folder, worlds)):
+            why.append("an env did not come back to where it was")
+        commit.goes_on(found, not why)
+        if why:
+            console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
+        commits.recall(found, folder, commit.hooks)
+        name = found.manifest["phase"]
+        if name not in phases:
+            raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
+        left = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
+        return state, left, (live, found.manifest["ticked"])
+
+    def _run(
+        self, opened: contextlib.ExitStack, stop: hooks.Stop, extra: dict[str, Any], config: dict[str, Any] | None
+    ) -> tuple[Run, bool]:
+        """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
+        hold = lambda thing: opened.enter_context(contextlib.closing(thing))
+        task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
+        console = hold(Console(self.quiet))
+        env = task.make()
+        spec = spec_of(env)
+        env.close()
+        reads = any(phase.reads for phase in phases.values())
+        data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)
+        begun = self.begin(opened, console, spec, data, extra, config)
+        del data
+        state, phases, reward, journal = begun.state, begun.phases, begun.reward, begun.journal
+        numbers = range(self.seed, self.seed + self.seeds)
         guard = {"watchdog": hold(Watchdog(care.env_limit)), "restarts": care.env_restarts}
         evaluator = hold(
             Evaluator(task.make, spec, numbers, budget.episodes, **guard, now_and_then=stop.now, reward=reward)
@@ -393,7 +449,7 @@ class _Job:
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
         log.inexact = commit.inexact
         keep = hooks.Checkpoint(folder, about)
-        commit.config, commit.settle = seal, keep.settle
+        commit.config, commit.settle = begun.seal, keep.settle
         worlds, watching = None, [commit, log, evaluate, keep, console]
         if any(phase.acts for phase in phases.values()):
             worlds = commit.worlds = hold(
@@ -407,20 +463,7 @@ class _Job:
                 )
             )
             watching.insert(0, hooks.Episodes(journal, worlds))
-        resumed = None
-        if found and config:
-            state, live = commits.restore(found[0], folder, state, self.phases)
-            why = changes(config)
-            if worlds and not worlds.restore(*commits.worlds(found[0], folder, worlds)):
-                why.append("an env did not come back to where it was")
-            commit.goes_on(found[0], not why)
-            if why:
-                console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
-            commits.recall(found[0], folder, commit.hooks)
-            resumed, name = (live, found[0].manifest["ticked"]), found[0].manifest["phase"]
-            if name not in phases:
-                raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
-            phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
+        state, phases, resumed = self.come_back(begun, commit, worlds, config, console)
         try:
             state = pipeline(state, phases, worlds, watching, resumed=resumed)
             commit.wait()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -226,6 +226,21 @@ class Episode(NamedTuple):
     length: int
     terminated: bool
     """False: cut by a time limit."""
+
+
+@runtime_checkable
+class World(Protocol):
+    """What hooks and commits ask of whoever has the world."""
+
+    spec: Spec
+    envs: list[Any]
+    """One for each seed."""
+    ended: list[Episode]
+    """The episodes that ended with the last step."""
+
+    def state(self) -> tuple[dict[str, np.ndarray], list[int]]: ...
+
+    def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool: ...
 
 
 class Worlds:

@@ -1,0 +1,258 @@
+"""A caller's own loop computes what a run does; it is kept, goes on, and learns from logs."""
+
+import dataclasses
+import json
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import changed, same
+from helpers import ROOT, Ragged, new
+
+import segue
+from segue import engine, policies, runs
+from segue.core import Linear, Spec, Transition
+from segue.data.sources import Ratio
+from segue.errors import DataError, SegueError
+from segue.finetune.porl import PORL, Appraise
+from segue.nn.actors import Deterministic
+from segue.nn.mlp import MLP
+from segue.offline.sac import SAC
+from segue.phases import Collect, Online, pipeline
+from segue.tuner import Tuner
+from segue.worlds import TRAIN, Worlds, episode_seed, spec_of
+
+SPEC = spec_of(Ragged())
+POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
+TINY = SAC(width=8, depth=1, critic_depth=1, critics=3, subset=2, delay=2)
+ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
+PHASES = {
+    "presample": Online(Appraise(TINY), 40, ONLINE, 2, settle=10),
+    "collect": Collect(50),
+    "finetune": Online(PORL(TINY), 90, ONLINE, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    path = ROOT / "tuned" / "given.safetensors"
+    path.parent.mkdir()
+    policies.save(POLICY, SPEC, path)
+    return segue.task(env_id="arm", policy=str(path))
+
+
+def tuner(task, out, phases=PHASES, **options):
+    return Tuner(phases, task, SPEC, out=out, **options)
+
+
+class Arm:
+    """Ragged as a caller has it: reset by hand, with the starts that a run's worlds would have."""
+
+    def __init__(self):
+        self.env, self.episode = Ragged(), 0
+        self.obs = self.reset()
+
+    def reset(self):
+        obs, _ = self.env.reset(seed=episode_seed(0, TRAIN, self.episode))
+        self.episode += 1
+        return obs
+
+    def live(self, tuner, steps=10_000):
+        """Until the end, or for some steps."""
+        while steps and not tuner.done:
+            action = tuner.act(self.obs)
+            self.obs, reward, terminated, truncated, _ = self.env.step(action)
+            tuner.observe(action, reward, self.obs, terminated, truncated)
+            if terminated or truncated:
+                self.obs = self.reset()
+            steps -= 1
+
+
+def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
+    worlds = Worlds(Ragged, SPEC, [0])
+    run = pipeline(runs.start(SPEC, None, PHASES, policy=POLICY), PHASES, worlds)
+    with tuner(task, folder := new("arm")) as mine:
+        Arm().live(mine)
+        theirs = mine.drive.run
+        assert mine.done
+        assert mine.phase is None
+        with pytest.raises(SegueError, match="nothing is left"):
+            mine.act(np.zeros(3))
+    assert same(theirs.waist, run.waist)
+    assert same(theirs.online, run.online)
+    assert theirs.env_step == 90
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["resume"]) == ("finished", "exact")
+    actor, _ = policies.load(folder / "policy-0.safetensors")
+    assert same(actor, jax.tree.map(lambda leaf: leaf[0], run.waist.actor.net))
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert sum(line["length"] for line in lines) <= 90
+    assert all(2 <= line["length"] <= 6 for line in lines)
+
+
+def test_it_goes_on_where_it_was(task):
+    """Between two episodes bit for bit; inside one, the episode counts as cut."""
+    with tuner(task, new("arm")) as whole:
+        Arm().live(whole)
+    for steps, label in ((None, "exact"), (57, "statistical")):
+        folder, arm = new("arm"), Arm()
+        with tuner(task, folder) as first:
+            arm.live(first, 20)
+            while steps is None and arm.obs[1] != 0:
+                arm.live(first, 1)
+            if steps:
+                arm.live(first, steps - 20)
+                while arm.obs[1] == 0:
+                    arm.live(first, 1)
+        assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
+        if steps:
+            arm.obs = arm.reset()
+        with tuner(task, folder) as again:
+            assert again.env_step == first.env_step > 0
+            arm.live(again)
+        assert json.loads((folder / "status.json").read_text())["resume"] == label
+        assert same(again.drive.run.waist, whole.drive.run.waist) == (label == "exact")
+
+
+def test_another_recipe_does_not_go_on_with_it(task):
+    folder = new("arm")
+    with tuner(task, folder) as first:
+        Arm().live(first, 5)
+    with pytest.raises(DataError, match="other settings"):
+        tuner(task, folder, {**PHASES, "collect": Collect(51)})
+    with tuner(task, folder) as held, pytest.raises(SegueError, match="at work"):
+        tuner(task, folder)
+    assert held.env_step == 5
+
+
+@pytest.mark.parametrize(
+    ("obs", "error"), [(np.zeros(4), "shape"), ([0, np.nan, 0], "not finite"), (["a", "b", "c"], "no array of numbers")]
+)
+def test_what_a_world_shows_is_checked(task, obs, error):
+    with tuner(task, new("arm")) as mine:
+        with pytest.raises(SegueError, match=error):
+            mine.act(obs)
+        mine.act(np.zeros(3))
+        with pytest.raises(SegueError, match=error):
+            mine.observe(np.zeros(2), 0.0, obs, False)
+        mine.observe(np.zeros(2), 0.0, np.ones(3), False)
+        assert mine.env_step == 1
+
+
+def test_act_and_observe_take_turns(task):
+    with tuner(task, new("arm")) as mine:
+        with pytest.raises(SegueError, match="call act first"):
+            mine.observe(np.zeros(2), 0.0, np.zeros(3), False)
+        mine.act(np.zeros(3))
+        with pytest.raises(SegueError, match="cut"):
+            mine.act(np.zeros(3))
+        mine.cut()
+        mine.act(np.zeros(3))
+        for wrong in ([0.0], [0.0, np.inf], [0.0, 3.5]):
+            with pytest.raises(SegueError, match="action"):
+                mine.observe(wrong, 0.0, np.ones(3), False)
+        with pytest.raises(SegueError, match="reward"):
+            mine.observe(np.zeros(2), np.nan, np.ones(3), False)
+
+
+def test_the_row_is_what_was_taken_and_a_time_limit_is_not_terminal(task):
+    with tuner(changed(task, reward=segue.tasks.Reward(2.0, 1.0)), new("arm")) as mine:
+        mine.act(np.zeros(3))
+        mine.observe([-2.0, 3.0], 4.0, np.ones(3), False, truncated=True)
+        mine.act(np.full(3, 7.0))
+        mine.observe([0.5, 0.5], 5.0, np.full(3, 8.0), True)
+        mine.act(np.zeros(3))
+        rows = jax.tree.map(lambda column: np.asarray(column[0, :2]), mine.drive.live.settled().run.online.rows)
+        mine.cut()
+    np.testing.assert_allclose(rows.action, [[-1, 1], [0, 0]], atol=1e-6)
+    np.testing.assert_array_equal(rows.obs[:, 0], [0, 7])
+    np.testing.assert_array_equal(rows.next_obs[:, 0], [1, 8])
+    np.testing.assert_array_equal(rows.reward, [9, 11])
+    np.testing.assert_array_equal(rows.terminal, [False, True])
+
+
+def test_ages_begin_anew_with_every_episode(task, monkeypatch):
+    seen, explore = [], engine.explore
+    monkeypatch.setattr(engine, "explore", lambda *args: seen.append(int(args[3][0])) or explore(*args))
+    with tuner(task, new("arm")) as mine:
+        for terminated, truncated, cut in ((0, 0, 0), (0, 1, 0), (0, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, 0)):
+            mine.act(np.zeros(3))
+            mine.observe(np.zeros(2), 0.0, np.zeros(3), bool(terminated), bool(truncated))
+            if cut:
+                mine.cut()
+    assert seen == [0, 1, 0, 1, 0, 0]
+
+
+def test_logs_teach_without_a_world(task):
+    """What was lived once, fed from its rows, leaves the same ring and the same number of updates."""
+    phases = {"presample": PHASES["presample"], "finetune": PHASES["finetune"]}
+    with tuner(task, new("arm"), phases) as lived:
+        Arm().live(lived)
+    ring = jax.tree.map(lambda column: np.asarray(column[0]), lived.drive.run.online.rows)
+    logs = ring._replace(action=SPEC.denormalise(ring.action))
+    part = lambda a, b: jax.tree.map(lambda column: column[a:b], logs)
+    with tuner(task, folder := new("arm"), phases) as fed:
+        assert fed.feed(part(0, 30)) == 30
+    with tuner(task, folder, phases) as fed:
+        assert fed.feed(part(30, 90)) == 60
+        assert fed.feed(part(0, 5)) == 0
+        assert fed.drive.run.updates == lived.drive.run.updates
+    np.testing.assert_allclose(fed.drive.run.online.rows.action[0], ring.action, atol=1e-6)
+    with tuner(task, new("arm"), phases) as wrong:
+        with pytest.raises(SegueError, match="different lengths"):
+            wrong.feed(logs._replace(reward=logs.reward[:5]))
+        wrong.act(np.zeros(3))
+        with pytest.raises(SegueError, match="between act and observe"):
+            wrong.feed(logs)
+        wrong.cut()
+
+
+def test_in_the_background_every_step_is_learned_from(task):
+    with tuner(task, folder := new("arm"), background=True) as mine:
+        arm = Arm()
+        arm.live(mine, 30)
+    assert mine.env_step == 30
+    with tuner(task, folder, background=True) as again:
+        assert again.env_step == 30
+        arm.obs = arm.reset()
+        arm.live(again)
+    assert again.drive.run.env_step == 90
+    assert (again.drive.run.updates - 2 * 40) % 2 == 0
+    assert again.drive.run.updates > 100
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    assert threading.active_count() < 20
+
+
+def test_in_the_background_act_does_not_wait_for_updates(task, monkeypatch):
+    """Updates that take half a second each: a caller's loop of 20 steps is over long before they are."""
+    learn = engine.learn
+    monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.5) or learn(*args, **options))
+    phases = {"finetune": dataclasses.replace(PHASES["finetune"], until=1_000)}
+    mine = tuner(task, new("arm"), phases, background=True)
+    arm = Arm()
+    arm.live(mine, 1)
+    begun = time.monotonic()
+    arm.live(mine, 20)
+    assert time.monotonic() - begun < 5
+    assert mine.behind > 5
+    mine.close()
+    assert mine.env_step == 21
+
+
+def test_what_fails_in_the_background_is_raised(task, monkeypatch):
+    mine = tuner(task, new("arm"), background=True)
+    monkeypatch.setattr(type(mine.drive), "observe", lambda *_: (_ for _ in ()).throw(SegueError("gone")))
+    with pytest.raises(SegueError, match="gone"):
+        Arm().live(mine)
+    with pytest.raises(SegueError, match="gone"):
+        mine.close()
+
+
+def test_a_recipe_that_reads_needs_a_dataset(task):
+    with pytest.raises(SegueError, match="dataset"):
+        tuner(task, folder := new("arm"), {"finetune": Online(TINY, 10, Ratio(batch=8))})
+    assert not (folder / "config.json").exists()
+    assert Spec(*SPEC) == SPEC
+    assert isinstance(Transition(*[None] * 5), tuple)
