@@ -28,7 +28,7 @@ class FadingBC(AbstractTD3):
         values = jax.vmap(q)(batch.obs, action)
         w, bc = self.cloning(clock), jnp.square(action - batch.action).mean()
         loss = w * bc - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, self.weighted({"policy_q": values.mean(), "bc": bc, "cloning": w})
+        return loss, {"policy_q": values.mean(), "bc": bc, "cloning": w}
 
     def online(self):
         return self

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
+import runpy
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -197,8 +200,11 @@ def test_logs_teach_without_a_world(task):
         assert fed.feed(part(0, 30)) == 30
     with tuner(task, folder, phases) as fed:
         assert fed.feed(part(30, 90)) == 60
-        assert fed.feed(part(0, 5)) == 0
-        assert fed.drive.run.updates == lived.drive.run.updates
+    assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    assert (folder / "policy-0.safetensors").exists()
+    assert fed.drive.run.updates == lived.drive.run.updates
+    with pytest.raises(SegueError, match="finished"):
+        tuner(task, folder, phases)
     np.testing.assert_allclose(fed.drive.run.online.rows.action[0], ring.action, atol=1e-6)
     with tuner(task, new("arm"), phases) as wrong:
         with pytest.raises(SegueError, match="different lengths"):
@@ -256,3 +262,12 @@ def test_a_recipe_that_reads_needs_a_dataset(task):
     assert not (folder / "config.json").exists()
     assert Spec(*SPEC) == SPEC
     assert isinstance(Transition(*[None] * 5), tuple)
+
+
+@pytest.mark.parametrize("name", ["own_loop", "from_logs", "own_method"])
+def test_the_examples_run(name, capsys):
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / f"{name}.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    if name == "own_loop":
+        first, last = map(float, re.findall(r"-\d+\.\d+", told))
+        assert last > first + 5

@@ -204,8 +204,7 @@ def resume(
     """
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
-    if store.read_json(folder / "status.json").get("status") == "finished":
-        raise SegueError(f"{folder} is finished: nothing is left to do.")
+    check_unfinished(folder)
     for name in ("commits", "checkpoints", "tensorboard"):
         if (folder / name).is_symlink():
             raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
@@ -228,6 +227,12 @@ def resume(
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     job = Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
     return job.run({}, config)
+
+
+def check_unfinished(folder: Path) -> None:
+    """Refuse a run that has come to its end. Raises SegueError."""
+    if store.read_json(folder / "status.json").get("status") == "finished":
+        raise SegueError(f"{folder} is finished: nothing is left to do.")
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:

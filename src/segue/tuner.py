@@ -105,6 +105,7 @@ class Tuner:
         if config is None:
             store.new_folder(self.folder)
         else:
+            runs.check_unfinished(self.folder)
             runs.check_settings(phases, config, self.folder)
         care = runs.Care(log_every, commit_every, 60.0, 0, False, False)
         self.job = runs.Job(phases, task, self.folder, 1, seed, PAPER, care, None, True)
@@ -308,6 +309,9 @@ class Tuner:
                 self.rows.put(None)
                 self.thread.join()
             self._check()
+            live, last = self.drive.live, len(self.drive.left) == 1
+            if last and live is not None and self.drive.phase.done(live):
+                self.drive.ready()  # ends it
             over = not self.drive.left
             if not over:
                 self.commit.rescue()
