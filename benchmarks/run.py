@@ -62,7 +62,8 @@ def pipelines(data: str, args: argparse.Namespace) -> list[list[str]]:
 
 
 def ensembles(data: str, args: argparse.Namespace) -> list[list[str]]:
-    steps = max(2, args.env_steps // ENSEMBLE_UTD)  # the uncounted window compiles a first step and all others
+    # Few, for each has many and dear updates; two at least: the first compiles one program, all others another.
+    steps = max(2, args.env_steps // (2 * ENSEMBLE_UTD))
     window = ["--data", data, "--env-id", ENSEMBLE_ENV, "--utd", str(ENSEMBLE_UTD)]
     window += ["--env-steps", str(steps), "--repeat", str(args.repeat)]
     found = []
