@@ -3,7 +3,11 @@
 offline           a backbone (--backbone) on a dataset, updates/s of every seed together (--seeds)
 pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
 updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
-online            the same with world, acting and replay, env steps/s (--method opt or direct)
+steps             the same by the env step: a dispatch writes a row and takes --utd updates, acting and world left out
+online            the same with world, acting and replay, env steps/s
+
+--method opt and direct fine-tune what a backbone left; sac (the published one) and porl (the SAC of PORL and WSRL)
+have ten critics and draw from the ring alone, which holds the dataset's rows.
 """
 
 import argparse
@@ -18,12 +22,31 @@ import numpy as np
 
 from segue import runs
 from segue.core import Linear, Spec, Transition
-from segue.phases import Train, pipeline
-from segue.recipes import BACKBONES, Budget, direct, opt
-from segue.tasks import task
+from segue.data.replay import Ring
+from segue.offline.sac import SAC
+from segue.phases import Online, Run, Train, pipeline
+from segue.recipes import BACKBONES, Budget, Phases, direct, online_only, opt
+from segue.tasks import Task, task
 from segue.worlds import Worlds, make_env
 
 CAPACITY = 300_000
+ENSEMBLES = ("sac", "porl")
+
+
+def ensemble(job: Task, args: argparse.Namespace) -> Phases:
+    porl, depth = job.constants.sac, 4 if args.deep else 2
+    sac = {
+        "sac": SAC(critics=porl.critics, critic_depth=depth),
+        "porl": dataclasses.replace(porl, critic_depth=depth, delay=args.utd),
+    }[args.method]
+    return {"finetune": Online(sac, CAPACITY, online_only(), args.utd)}
+
+
+def filled(run: Run, data: Transition) -> Run:
+    """The same with the dataset's rows in every seed's ring."""
+    size = len(data.reward)
+    rows = jax.tree.map(lambda column, new: column.at[:, :size].set(new), run.online.rows, data)
+    return dataclasses.replace(run, online=Ring(rows, jax.numpy.int32(size)), env_step=size)
 
 
 def windows(run, repeat: int) -> list[float]:
@@ -38,14 +61,15 @@ def windows(run, repeat: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["offline", "pretrain", "updates", "online"])
+    parser.add_argument("what", choices=["offline", "pretrain", "updates", "steps", "online"])
     parser.add_argument("--data", required=True)
     parser.add_argument("--env-id", default="Walker2d-v5")
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--env-steps", type=int, default=300)
     parser.add_argument("--utd", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--method", choices=["opt", "direct"], default="opt")
+    parser.add_argument("--method", choices=["opt", "direct", *ENSEMBLES], default="opt")
+    parser.add_argument("--deep", action="store_true", help="critics of four hidden layers, not two (sac, porl)")
     parser.add_argument("--backbone", choices=list(BACKBONES), default="td3bc")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
@@ -59,33 +83,44 @@ def main() -> None:
     job = task(env_id=args.env_id, backbone=args.backbone)
     ramp = Linear(0.1, 0.9, 150_000)
     budget = Budget(len(columns[0]), 2, 2, 5_000, 2, CAPACITY, args.utd, ramp)
-    phases = {"opt": opt, "direct": direct}[args.method](job, budget)
+    if args.method in ENSEMBLES:
+        phases = ensemble(job, args)
+        run = filled(runs.start(spec, None, phases, seeds=args.seeds), data)
+    else:
+        phases = {"opt": opt, "direct": direct}[args.method](job, budget)
+        run = runs.start(spec, data, phases, seeds=args.seeds)
     worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
     name = {"offline": "offline", "pretrain": "pretrain"}.get(args.what, "finetune")
     before = {key: phases[key] for key in list(phases)[: list(phases).index(name)]}
     phase = phases[name]
     if isinstance(phase, Train):
         phase = dataclasses.replace(phase, steps=10**9)
-    live = phase.begin(pipeline(runs.start(spec, data, phases, seeds=args.seeds), before, worlds))
+    live = phase.begin(pipeline(run, before, worlds))
+    row = worlds.step(np.zeros((args.seeds, act), np.float32))
 
     def window():
         nonlocal live
         if args.what == "online":
             for _ in range(args.env_steps):
-                action = phase.act(live, worlds.obs)
+                action = phase.act(live, worlds.obs, worlds.ages)
                 live = phase.observe(phase.learn(live, 0), worlds.step(action))
+        elif args.what == "steps":
+            for _ in range(args.env_steps):
+                live = phase.observe(phase.learn(live, 0), row)
         else:
             live = Train(*phase.rule[:1], 10**9, phase.rule[1]).learn(live, args.updates)
         jax.block_until_ready(live.learner)
 
-    rate = args.env_steps if args.what == "online" else args.updates * args.seeds
+    updates = args.env_steps * args.utd if args.what == "steps" else args.updates
+    rate = args.env_steps if args.what == "online" else updates * args.seeds
     seconds = windows(window, args.repeat)
     parts = [args.what] + ([args.method] if args.what != "offline" else [])
+    parts += ["deep"] if args.deep else []
     name = "_".join(["segue", *parts] + ([args.backbone] if args.backbone != "td3bc" else []))
     result = {
         "peer": name, "unit": "env steps/s" if args.what == "online" else "updates/s", "utd": args.utd,
-        "seeds": args.seeds, "median": round(rate / statistics.median(seconds), 2),
-        "windows": [round(rate / s, 2) for s in seconds],
+        "seeds": args.seeds, "median": round(rate / statistics.median(seconds), 4),
+        "windows": [round(rate / s, 4) for s in seconds],
     }  # fmt: skip
     print(json.dumps(result), file=sys.stdout)
 

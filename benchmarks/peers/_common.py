@@ -104,8 +104,8 @@ def report(
     result = {
         "peer": peer,
         "unit": unit,
-        "median": round(statistics.median(rates), 2),
-        "windows": [round(r, 2) for r in rates],
+        "median": round(statistics.median(rates), 4),
+        "windows": [round(r, 4) for r in rates],
         "per_window": per_window,
         "critic_steps": critic_steps[0],
         "actor_steps": actor_steps[0],

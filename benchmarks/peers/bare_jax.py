@@ -50,12 +50,12 @@ def fresh(params):
     return {"m": zeros(params), "v": zeros(params), "t": jnp.zeros((), jnp.int32)}
 
 
-def adam(params, grads, opt, b1=0.9, b2=0.999, eps=1e-8):
+def adam(params, grads, opt, lr=LR, b1=0.9, b2=0.999, eps=1e-8):
     t = opt["t"] + 1
     m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, opt["m"], grads)
     v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, opt["v"], grads)
     c1, c2 = 1 - b1**t, 1 - b2**t
-    step = lambda p, m, v: p - LR * (m / c1) / (jnp.sqrt(v / c2) + eps)
+    step = lambda p, m, v: p - lr * (m / c1) / (jnp.sqrt(v / c2) + eps)
     return jax.tree.map(step, params, m, v), {"m": m, "v": v, "t": t}
 
 

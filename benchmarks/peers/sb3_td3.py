@@ -1,4 +1,5 @@
-"""Stable-Baselines3's TD3 on a Gymnasium world: env steps/s with `--utd` gradient steps per env step.
+"""Stable-Baselines3's TD3 (with `--sac` its SAC, of ten critics) on a Gymnasium world: env steps/s with `--utd`
+gradient steps per env step.
 
 The replay buffer starts with the dataset's rows, so updates start at once and draw from many rows.
 """
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from _common import Marks, claim_stdout, load, options, report
 
-DELAY = 2
+DELAY, CRITICS = 2, 10
 
 
 def fill(buffer, data):
@@ -31,9 +32,9 @@ def steps_taken(optimiser):
 
 
 def main():
-    args = options(__doc__)
+    args = options(__doc__, sac="SAC with ten critics")
     out = claim_stdout()
-    from stable_baselines3 import TD3
+    from stable_baselines3 import SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -43,7 +44,19 @@ def main():
     if not (np.all(space.low == -1) and np.all(space.high == 1)):
         raise SystemExit("a world with actions in [-1, 1] is expected")
     n_act = space.shape[0]
-    model = TD3(
+    nets = {"net_arch": [256, 256]}
+    if args.sac:
+        kind, delay, own = SAC, 1, {"policy_kwargs": {**nets, "n_critics": CRITICS}}
+    else:
+        kind, delay = TD3, DELAY
+        own = {
+            "policy_delay": DELAY,
+            "target_policy_noise": 0.2,
+            "target_noise_clip": 0.5,
+            "action_noise": NormalActionNoise(np.zeros(n_act), np.full(n_act, 0.1)),
+            "policy_kwargs": nets,
+        }
+    model = kind(
         "MlpPolicy",
         env,
         learning_rate=3e-4,
@@ -54,14 +67,10 @@ def main():
         tau=0.005,
         train_freq=1,
         gradient_steps=args.utd,
-        policy_delay=DELAY,
-        target_policy_noise=0.2,
-        target_noise_clip=0.5,
-        action_noise=NormalActionNoise(np.zeros(n_act), np.full(n_act, 0.1)),
-        policy_kwargs={"net_arch": [256, 256]},
         device="cpu",
         seed=args.seed,
         verbose=0,
+        **own,
     )
     fill(model.replay_buffer, data)
     first = {k: flat(getattr(model, k)).clone() for k in ("actor", "critic")}
@@ -80,9 +89,9 @@ def main():
     if model._n_updates != expected:
         raise SystemExit(f"sb3: {model._n_updates} updates instead of {expected}")
     report(
-        out, "sb3", "env steps/s", args.env_steps, marks.windows(),
+        out, "sb3_sac" if args.sac else "sb3", "env steps/s", args.env_steps, marks.windows(),
         critic_steps=(steps_taken(model.critic.optimizer), expected),
-        actor_steps=(steps_taken(model.actor.optimizer), expected // DELAY),
+        actor_steps=(steps_taken(model.actor.optimizer), expected // delay),
         loss=float(model.logger.name_to_value.get("train/critic_loss", np.nan)),
         moved={k: (flat(getattr(model, k)) - v).norm().item() for k, v in first.items()},
         packages=("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"),
