@@ -7,7 +7,7 @@ the ring's count have none: seeds share them, so a `cond` on the clock stays a b
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,6 +127,15 @@ def remember(rule: Packed, carry: Packed, ring: Ring, row: Transition, *, offlin
     return _remember(rule.tree[1], carry, ring, row, offline)
 
 
+def _every_seed(one: Callable[..., Any], *trees: Any) -> Any:
+    """`one` of every seed. A single seed goes without an axis: on a CPU that saves a tenth of an update of two critics,
+    a third of one of ten."""
+    if len(jax.tree.leaves(trees)[0]) > 1:
+        return jax.vmap(one)(*trees)
+    alone = one(*jax.tree.map(lambda leaf: leaf[0], trees))
+    return jax.tree.map(lambda leaf: leaf[None], alone)
+
+
 @functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally", "ring"))
 def learn(
     rule: Packed,
@@ -159,7 +168,7 @@ def learn(
         return jax.lax.fori_loop(0, count, body, (learner, carry, tally))
 
     ring_of = lambda rows: Ring(rows, jnp.minimum(ring.written, visible))
-    moved, next_carry, tally = jax.vmap(one)(learner.tree, carry.tree, tally, ring.rows, keys)
+    moved, next_carry, tally = _every_seed(one, learner.tree, carry.tree, tally, ring.rows, keys)
     return learner.like(moved), carry.like(next_carry), tally, ring
 
 
