@@ -323,7 +323,8 @@ class _Job:
             said = {"path": str(self.task.policy), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         if said is None:
             return None, None
-        if not isinstance(said, dict) or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
+        known = isinstance(said, dict) and file.is_file()
+        if not known or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
             raise DataError(f"{file} is not the policy that this run was given.")
         return policies.load(file)[0], said
 
@@ -337,11 +338,11 @@ class _Job:
         env = task.make()
         spec = spec_of(env)
         env.close()
+        policy, its = self._policy(spec, config)
         reads = any(phase.reads for phase in phases.values())
         data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)
         for note in data.notes:
             console.note(f"{data.name}: {note}")
-        policy, its = self._policy(spec, config)
         reward = task.reward.fitted(data.returns())
         rows = rows_for(data, spec, reward)
         numbers = range(self.seed, self.seed + self.seeds)
