@@ -1,6 +1,5 @@
 """Runs that start from a policy: what they keep of it, what they refuse, and that they go on without the original."""
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -23,7 +22,7 @@ from segue.core import Spec
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian
 from segue.nn.mlp import MLP
-from segue.recipes import RECIPES, SMALL
+from segue.recipes import Budget
 from segue.tasks import task
 from segue.worlds import spec_of
 
@@ -140,14 +139,6 @@ def test_one_snapshot_of_a_ladder():
     expected = foreign.read(f"{file}:1", SPEC)[0]
     assert is_given(waist(folder, "presample"), expected)
     assert store.read_json(folder / "config.json")["policy"]["path"] == f"{file}:1"
-
-
-def test_from_python():
-    job = task(env_id=RAGGED, policy=str(policy()))
-    budget = dataclasses.replace(SMALL, presample=3, online=5, critics=2, critic_depth=1, batch=4, episodes=1)
-    done = runs.run(RECIPES["porl"](job, budget), job, out=new("run"), budget=budget)
-    assert done.run.env_step == 5
-    assert (done.folder / "given.safetensors").is_file()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -296,6 +287,22 @@ def test_it_goes_on_bit_for_bit_without_the_original(monkeypatch, settles, momen
         assert manifest["phase"] == ("presample" if moment < 9 else "finetune")
     assert everything(resumed(folder)) == everything(uninterrupted(settles))
     assert commits.newest(folder)[0].manifest["resume"] == "exact"
+
+
+def test_from_python_as_from_the_command_line(monkeypatch):
+    """Begun there, and gone on with there: what the directory keeps counts, and not what the task names."""
+    config = store.read_json(uninterrupted(False) / "config.json")
+    phases = {name: runs.rebuild(said) for name, said in config["settings"].items()}
+    budget = Budget(**config["measuring"])
+    words, file = from_a_file(False)
+    job, out = task(env_id=STILL, policy=str(file)), new("python")
+    done = runs.run(phases, job, out=out, seeds=2, budget=budget, log_every=1, commit_every=3)
+    assert done.run.env_step == 16
+    assert everything(out) == everything(uninterrupted(False))
+    folder = interrupted(monkeypatch, 5, words=words)
+    policies.save(Deterministic(MLP((3, 8, 2), key=jax.random.key(9))), SPEC, file)
+    runs.resume(folder, phases, job)
+    assert everything(folder) == everything(uninterrupted(False))
 
 
 def test_what_settles_ends_early_and_says_by_what():

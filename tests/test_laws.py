@@ -108,6 +108,9 @@ METHODS = {
     "appraise-redq": Law(Appraise(every, keep_critic=True), "critic", uses="key", backbone=every),
     "appraise-td3": Law(Appraise(backbone), "critic", "critic"),
     "appraise-iql": Law(Appraise(iql), "critic value", "critic", uses="", backbone=iql),
+    "appraise-calql": Law(
+        Appraise(calql, 0.0), "critic multiplier", "critic", batches=Returned, uses="key", backbone=calql
+    ),
     "porl": Law(PORL(sac), "actor critic temperature", uses="key", backbone=sac),
     "porl-redq": Law(PORL(redq), "actor critic temperature", backbone=redq),
     "porl-leash": Law(PORL(redq, leash), "actor critic temperature", backbone=redq),
