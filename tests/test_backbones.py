@@ -20,6 +20,7 @@ from segue.errors import SegueError
 from segue.finetune.direct import Direct
 from segue.finetune.opt import OPT, MetaCritic
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import MLP
 from segue.offline.awac import AWAC
 from segue.offline.bc import BC
 from segue.offline.calql import CalQL
@@ -401,6 +402,109 @@ def test_sac_s_losses_and_their_gradients(x64):
     moved, _ = backbone.step_dual(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("listens", ["min", "mean"])
+def test_sac_s_losses_with_an_ensemble(x64, listens):
+    """No entropy in the target, 2 of 10 members in it, another target entropy, and whom the policy listens to."""
+    backbone = SAC(
+        width=WIDTH, discount=0.9, critics=10, subset=2, entropy_backup=False, listens=listens, target_entropy=-0.5
+    )
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
+    actor, critic, slow = (Oracle.params(net) for net in (given.actor.net, given.critic.net, given.critic.slow))
+    every = Oracle.q(slow, batch.next_obs, sample(actor, batch.next_obs)[0])
+    drawn = np.asarray(jax.random.choice(jax.random.fold_in(KEY, 1), 10, (2,), replace=False))
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, every[drawn].min(0))
+    assert every.shape == (10, BATCH)
+    assert (every[drawn].min(0) > every.min(0)).any()
+    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    value, slope = jax.value_and_grad(loss)(given.critic.net)
+    np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-8)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope, rtol=1e-5)
+
+    def improve(params):
+        action, log_prob = sample(params, batch.obs)
+        values = Oracle.q(critic, batch.obs, action)
+        return (alpha * log_prob - (values.min(0) if listens == "min" else values.mean(0))).mean()
+
+    value, info, slope = policy_loss(backbone, given, batch)
+    np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
+    Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
+    start = given._replace(temperature=given.temperature.restart())
+    moved, info = backbone.step_dual(start, given.actor, batch, key=KEY)
+    log_prob = sample(actor, batch.obs)[1]
+    slope = -(log_prob - 0.5 * 2).mean()  # H is -1/2 for each of two dimensions
+    np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, slope, rtol=1e-7)
+    step = 3e-4 * np.sign(slope)  # Adam's first one, whatever the slope
+    np.testing.assert_allclose(info["alpha"], alpha * np.exp(-step), rtol=1e-7)
+    np.testing.assert_allclose(info["entropy"], -log_prob.mean(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("output", ["tanh", "clip"])
+def test_a_policy_with_one_spread_everywhere(x64, output):
+    """A tanh-Gaussian around a deterministic policy: its mode, samples, densities and their gradient, by hand.
+
+    With `clip` the network gives the action itself, of which some lie beyond the edge.
+    """
+    backbone = SAC(width=WIDTH, log_std=-0.7)
+    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    raw = x64(waist(0)).actor.net.mlp
+    pi = backbone.adopt(Trained.new(Deterministic(raw, output)), spec=SPEC, key=KEY).net
+    pi = dataclasses.replace(pi, log_std=x64(jnp.array([-0.7, 5.0])))  # the second is beyond SAC's bound
+    log_std, eps, critic = np.array([-0.7, 2.0]), noises(BATCH, 2), Oracle.params(given.critic.net)
+    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    edge = 1 - 1e-3
+
+    def mean(params):
+        out = net(params, batch.obs)
+        return out if output == "tanh" else np.arctanh(np.clip(out, -edge, edge))
+
+    def density(raw, centre, log_std):
+        z = (raw - centre) / np.exp(log_std)
+        gauss = -0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi)
+        return (gauss - np.log(4) - 2 * raw + 2 * np.log1p(np.exp(2 * raw))).sum(
+            -1
+        )  # log(1 - tanh^2), without losing digits
+
+    params = Oracle.params(pi)
+    beyond = (np.abs(net(params, batch.obs)) > edge).mean()
+    assert 0 < beyond < 1
+    np.testing.assert_allclose(jax.vmap(pi.act)(batch.obs), np.tanh(mean(params)), rtol=1e-9)
+    np.testing.assert_allclose(
+        jax.vmap(pi.log_prob)(batch.obs, batch.action),
+        density(np.arctanh(f64(batch.action)), mean(params), log_std),
+        rtol=1e-8,
+    )
+
+    def improve(params, log_std=log_std):
+        centre = mean(params)
+        raw = centre + np.exp(log_std) * eps
+        values = Oracle.q(critic, batch.obs, np.tanh(raw)).min(0)
+        return (alpha * density(raw, centre, log_std) - values).mean()
+
+    given = given._replace(actor=Trained.new(pi))
+    value, _, slope = policy_loss(backbone, given, batch)
+    np.testing.assert_allclose(value, improve(params), rtol=1e-8)
+    Oracle.agree(improve, pi, slope, rtol=1e-5)
+    up, down = (improve(params, log_std + e * np.array([1.0, 0.0])) for e in (1e-6, -1e-6))
+    np.testing.assert_allclose(slope.log_std, [(up - down) / 2e-6, 0.0], rtol=1e-6)  # beyond its bound it is still
+
+
+@pytest.mark.parametrize("output", ["tanh", "clip"])
+def test_the_density_around_a_policy_integrates_to_one(output):
+    from segue.core import Spec
+
+    one = Spec(3, 1, (-1.0,), (1.0,))
+    inner = Deterministic(MLP((3, 8, 1), key=KEY), output)
+    actor = SAC(log_std=-1.0).adopt(Trained.new(inner), spec=one, key=KEY).net
+    for obs in (jnp.ones(3), 4 * jnp.ones(3)):
+        grid = jnp.linspace(-0.99999, 0.99999, 40_001)
+        density = jnp.exp(jax.vmap(lambda a, obs=obs: actor.log_prob(obs, a[None]))(grid))
+        np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, atol=5e-3)
+    border = jax.value_and_grad(lambda a: a.log_prob(10 * jnp.ones(3), jnp.ones(1)))(actor)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(border))
 
 
 # --- AWAC ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ from segue.backbone import AbstractBackbone, Agent
 from segue.core import AbstractMethod, Pretrained
 from segue.data.sources import Followed, Returned
 from segue.finetune.direct import Direct
+from segue.finetune.jsrl import JSRL
+from segue.finetune.leash import Leash
 from segue.finetune.opt import OPT, MetaCritic
+from segue.finetune.porl import PORL, Appraise
 from segue.offline.awac import AWAC
 from segue.offline.bc import BC
 from segue.offline.calql import CalQL
@@ -39,6 +42,8 @@ class Law(NamedTuple):
     backbone: AbstractBackbone = TD3(width=WIDTH)
     """Whose actor and critics it is given."""
     given: bool = True
+    lacks: str = ""
+    """A part of the waist that it is not given."""
 
 
 def under(
@@ -65,6 +70,12 @@ meta = functools.partial(MetaCritic, backbone)
 spot, iql, rebrac = SPOT(width=WIDTH), IQL(width=WIDTH, decay=4), ReBRAC(width=WIDTH, depth=2)
 clone, squashed, sac = BC(width=WIDTH), BC(width=WIDTH, head="tanh-gaussian"), SAC(width=WIDTH)
 awac, calql = AWAC(width=WIDTH), CalQL(width=WIDTH, actions=2, target_gap=0.8)
+redq = SAC(
+    width=WIDTH, critics=4, subset=2, delay=2, critic_norm=True, actor_norm=True, entropy_backup=False, listens="mean"
+)
+every = changed(redq, delay=1)
+leash = Leash(until=100_000)
+"""Half gone at the moment of the laws."""
 
 METHODS = {
     "td3bc": Law(TD3BC(width=WIDTH), "actor critic"),
@@ -92,6 +103,22 @@ METHODS = {
     "awac": Law(awac, "actor critic", uses="key", backbone=awac),
     "calql": Law(calql, "actor critic temperature multiplier", batches=Returned, uses="key", backbone=calql),
     "cql": Law(changed(calql, target_gap=None), "actor critic temperature", uses="key", backbone=calql),
+    "redq": Law(redq, "actor critic temperature", backbone=redq),
+    "appraise-sac": Law(Appraise(sac), "critic", "critic", uses="key", backbone=sac),
+    "appraise-redq": Law(Appraise(every, keep_critic=True), "critic", uses="key", backbone=every),
+    "appraise-td3": Law(Appraise(backbone), "critic", "critic"),
+    "appraise-iql": Law(Appraise(iql), "critic value", "critic", uses="", backbone=iql),
+    "appraise-calql": Law(
+        Appraise(calql, 0.0), "critic multiplier", "critic", batches=Returned, uses="key", backbone=calql
+    ),
+    "porl": Law(PORL(sac), "actor critic temperature", uses="key", backbone=sac),
+    "porl-redq": Law(PORL(redq), "actor critic temperature", backbone=redq),
+    "porl-leash": Law(PORL(redq, leash), "actor critic temperature", backbone=redq),
+    "porl-tied": Law(PORL(redq, leash), "actor critic temperature", backbone=redq, lacks="anchor"),
+    "jsrl": Law(JSRL(redq), "actor critic temperature", "actor critic", backbone=redq),
+    "jsrl-guide": Law(JSRL(sac), "actor critic temperature", "actor critic", uses="key", backbone=sac, lacks="anchor"),
+    "direct-leash": Law(Direct(backbone, leash=leash), "actor critic", "actor critic", lacks="anchor"),
+    "opt-leash": Law(OPT(backbone, leash=leash), "actor critic fresh", "actor critic", lacks="anchor"),
     **under(spot, ""),
     **under(iql, "value", uses=""),
     **under(rebrac, ""),
@@ -109,7 +136,10 @@ class Case:
 
     def __init__(self, law: Law):
         self.law, self.method = law, law.method
-        self.given = [waist(seed, law.backbone) if law.given else Pretrained() for seed in range(SEEDS)]
+        lacks = dict.fromkeys(law.lacks.split())
+        self.given = [
+            waist(seed, law.backbone)._replace(**lacks) if law.given else Pretrained() for seed in range(SEEDS)
+        ]
         self.learners = [law.method.init(SPEC, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
         self.batches = [self.batch(s) for s in range(SEEDS)]
         self.one = lambda m, learner, batch, key, clock: m.update(learner, batch, key=key, clock=clock)

@@ -1,6 +1,7 @@
 """PORL, its siblings and the leash: identities between recipes, limits, and tables worked by hand."""
 
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -198,6 +199,17 @@ def test_settling_in_a_run():
     assert run.env_step == 420
 
 
+def test_updates_that_are_repeated_do_not_look_twice():
+    """A world that fails for good in the midst of a step is gone back to before its row, after its updates."""
+    phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=4)
+    live = phase.begin(runs.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    worlds = Worlds(Ragged, RAGGED, [0])
+    for step in range(9):
+        live = phase.learn(phase.learn(live, 0), 0)
+        assert len(live.evidence) == step // 4
+        live = phase.observe(live, worlds.step(phase.act(live, worlds.obs, worlds.ages)))
+
+
 def test_a_method_that_measures_nothing_cannot_settle():
     with pytest.raises(SegueError, match="leave `settle` at 0"):
         whole({"finetune": Online(PORL(TINY), 30, ONLINE, 1, settle=5)})
@@ -265,6 +277,67 @@ def test_a_leash_is_off_by_default_and_ends():
     obs, action = jnp.ones(3), jnp.zeros(2)
     gone = Leash(10)(STEEP, Trained.new(POLICY, slow=False), at(0, 10))
     assert gone(obs, action) == STEEP(obs, action)
+
+
+# --- time limits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [Appraise(TINY, 0.5), PORL(TINY), JSRL(TINY, Linear(2.0, 2.0, 0))])
+def test_rows_never_cross_a_reset_and_a_time_limit_is_not_terminal(method):
+    """Every row of the ring beside what each env says that it did."""
+    phases = {"first": Online(method, 25, ONLINE, 1), "then": Online(PORL(TINY), 40, ONLINE, 1)}
+    worlds, ends = Worlds(Ragged, RAGGED, range(2)), set()
+    run = pipeline(runs.start(RAGGED, None, phases, seeds=2, policy=POLICY), phases, worlds)
+    assert int(run.online.written) == run.online.capacity == 40
+    for seed, env in enumerate(worlds.envs):
+        kept = seed_of(run.online.rows, seed)
+        obs, action, reward, next_obs, terminated, truncated = (
+            np.array(column) for column in zip(*env.log, strict=True)
+        )
+        assert same(np.asarray(kept.obs), obs)
+        assert same(np.asarray(kept.next_obs), next_obs)
+        assert (kept.obs[:, 0] == kept.next_obs[:, 0]).all()  # one episode
+        assert (kept.next_obs[:, 1] == kept.obs[:, 1] + 1).all()
+        np.testing.assert_allclose(RAGGED.denormalise(np.asarray(kept.action)), action, atol=1e-6)
+        np.testing.assert_allclose(kept.reward, reward, rtol=1e-6)
+        assert same(np.asarray(kept.terminal), terminated)
+        ends |= set(zip(terminated.tolist(), truncated.tolist(), strict=True))
+    assert {(True, False), (False, True), (False, False)} <= ends
+
+
+class Failing(Ragged):
+    """Raises in the third step of its second episode and, made anew, in the reset of its fifth, once each."""
+
+    told: ClassVar[set] = set()
+
+    def _once(self, what):
+        if what not in self.told:
+            self.told.add(what)
+            raise RuntimeError(what)
+
+    def reset(self, **options):
+        seen = super().reset(**options)
+        if self.episode == 3:
+            self._once("reset")
+        return seen
+
+    def step(self, action):
+        if (self.episode, self.t) == (1, 1):
+            self._once("step")
+        return super().step(action)
+
+
+def test_ages_begin_anew_with_every_episode_faults_included():
+    Failing.told.clear()
+    worlds, rng, faults = Worlds(Failing, RAGGED, [4, 5]), np.random.default_rng(0), []
+    for _ in range(60):
+        assert worlds.ages.tolist() == worlds.obs[:, 1].tolist()  # obs[1] is the step in the episode
+        before = worlds.faults
+        row = worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32))
+        faults.append(worlds.faults - before)
+        assert (row.next_obs[:, 1] == row.obs[:, 1] + 1).all()
+        assert (row.next_obs[:, 0] == row.obs[:, 0]).all()
+    assert sum(faults) == len(Failing.told) == 2
 
 
 # --- siblings --------------------------------------------------------------------------------------------------------

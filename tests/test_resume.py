@@ -94,8 +94,8 @@ class Killed(BaseException):
     """What no handler catches, as a kill does not ask either."""
 
 
-def interrupted(monkeypatch, moment: int, how=Killed, **changes) -> Path:
-    """A run that ends at its `moment`-th tick, having written what it had written."""
+def interrupted(monkeypatch, moment: int, how=Killed, words=None, **changes) -> Path:
+    """A run that ends at its `moment`-th tick, having written what it had written; `words` are its flags."""
     told, folder = [], new("cut")
     ticked = commits.Commit.ticked
 
@@ -111,7 +111,7 @@ def interrupted(monkeypatch, moment: int, how=Killed, **changes) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(commits.Commit, "ticked", heard)
         with pytest.raises((Killed, SystemExit)) as end:
-            cli.main(["run", *still(**changes), "--out", str(folder)])
+            cli.main(["run", *(words or still(**changes)), "--out", str(folder)])
     if how is not Killed:
         assert end.value.code == 128 + how
     return folder

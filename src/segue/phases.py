@@ -379,7 +379,7 @@ class Online(AbstractLearning):
 
     def learn(self, live: Live, stride: int) -> Live:
         live, since = super().learn(live, stride), live.env_step - live.run.env_step
-        if self.settle == 0 or since == 0 or since % self.settle:
+        if self.settle == 0 or len(live.evidence) == since // self.settle:
             return live
         live = live.settled()
         first = np.int32(live.env_step - self.settle)

@@ -326,18 +326,22 @@ class Job:
             except BaseException as error:
                 word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 self.status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
-                if not (self.folder / "config.json").exists():  # nothing was learnt: leave the name free
-                    for name in ("status.json", ".lock", GIVEN):
-                        (self.folder / name).unlink(missing_ok=True)
-                    self.folder.rmdir()
+                self.forget()
                 raise
         return Result(self.folder, state, report.read(self.folder))
+
+    def forget(self) -> None:
+        """Leave the directory's name free if nothing was learnt in it."""
+        if not (self.folder / "config.json").exists():
+            for name in ("status.json", ".lock", GIVEN):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def status(self, word: str, **more: Any) -> None:
         with contextlib.suppress(OSError):  # a full disk is reported by what needs the space
             store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
 
-    def _policy(self, spec: Spec, config: dict[str, Any] | None) -> tuple[AbstractActor | None, dict[str, str] | None]:
+    def policy(self, spec: Spec, config: dict[str, Any] | None) -> tuple[AbstractActor | None, dict[str, str] | None]:
         """The policy that the run is given, which its directory keeps, and what config.json says of it."""
         file, said = self.folder / GIVEN, (config or {}).get("policy")
         if config is None and self.task.policy is not None:
@@ -348,7 +352,8 @@ class Job:
             said = {"path": str(self.task.policy), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         if said is None:
             return None, None
-        if not isinstance(said, dict) or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
+        known = isinstance(said, dict) and file.is_file()
+        if not known or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
             raise DataError(f"{file} is not the policy that this run was given.")
         return policies.load(file)[0], said
 
@@ -357,6 +362,7 @@ class Job:
         opened: contextlib.ExitStack,
         console: Console,
         spec: Spec,
+        given: tuple[AbstractActor | None, dict[str, str] | None],
         data: Dataset,
         extra: dict[str, Any],
         config: dict[str, Any] | None,
@@ -365,8 +371,7 @@ class Job:
         task, folder, phases = self.task, self.folder, self.phases
         for note in data.notes:
             console.note(f"{data.name}: {note}")
-        policy, its = self._policy(spec, config)
-        reward = task.reward.fitted(data.returns())
+        (policy, its), reward = given, task.reward.fitted(data.returns())
         rows = rows_for(data, spec, reward)
         state = start(spec, rows, phases, seeds=self.seeds, seed=self.seed, policy=policy)
         if self.since is not None:
@@ -428,9 +433,10 @@ class Job:
         env = task.make()
         spec = spec_of(env)
         env.close()
+        given = self.policy(spec, config)  # before a dataset is made, which may take long
         reads = any(phase.reads for phase in phases.values())
         data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)
-        begun = self.begin(opened, console, spec, data, extra, config)
+        begun = self.begin(opened, console, spec, given, data, extra, config)
         del data
         state, phases, reward, journal = begun.state, begun.phases, begun.reward, begun.journal
         numbers = range(self.seed, self.seed + self.seeds)

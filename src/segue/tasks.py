@@ -113,9 +113,10 @@ class Task:
         if self.dataset is not None:
             return load(self.dataset, clip_actions=self.clip_actions)
         if self.name is None:
+            instead = "" if self.policy else "; a recipe that learns online alone starts from --policy FILE instead"
             raise SegueError(
                 f"{self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, or a Minari id "
-                "or folder."
+                f"or folder{instead}."
             )
         from segue import making  # what it makes datasets with is not needed by who brings one
 

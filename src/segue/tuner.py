@@ -111,7 +111,11 @@ class Tuner:
         self.job = runs.Job(phases, task, self.folder, 1, seed, PAPER, care, None, True)
         with contextlib.ExitStack() as opened:
             opened.enter_context(store.locked(self.folder))
-            self._begin(opened, config)
+            try:
+                self._begin(opened, config)
+            except BaseException:
+                self.job.forget()
+                raise
             self.job.status("running")
             self.opened = opened.pop_all()
         self.pending: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -126,11 +130,12 @@ class Tuner:
     def _begin(self, opened: contextlib.ExitStack, config: dict[str, Any] | None) -> None:
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
         job, console = self.job, hold(Console(True))
+        given = job.policy(self.spec, config)
         reads, source = any(phase.reads for phase in job.phases.values()), job.task.dataset
         if reads and source is None:
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
         data = load(str(source)) if reads else runs.nothing(self.spec, job.task.env_id)
-        begun = job.begin(opened, console, self.spec, data, {"recipe": "tuner"}, config)
+        begun = job.begin(opened, console, self.spec, given, data, {"recipe": "tuner"}, config)
         self.reward, self.body = begun.reward, _Body(self.spec)
         log = hooks.Log(begun.journal, job.care.log_every)
         keep = hooks.Checkpoint(self.folder, {"env_id": job.task.env_id, "task": job.task.name})

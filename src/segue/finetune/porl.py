@@ -10,6 +10,8 @@ minimum over all critics, one policy step per env step. Critics learn while the 
 env step as later (inferred).
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ class Appraise(AbstractMethod):
         require(given, "Appraising a policy", actor=_ADVICE)
         return self.backbone.init(spec, given if self.keep_critic else given._replace(critic=None), key=key)
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self.backbone, learner, lambda q: q, batch, frozen=True, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:

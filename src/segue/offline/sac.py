@@ -65,7 +65,8 @@ class AbstractSAC(AbstractBackbone):
     listens: Literal["min", "mean"] = eqx.field(static=True, default="min")
     """To what of all members' opinions the policy listens."""
     delay: int = eqx.field(static=True, default=1)
-    """The policy and the temperature move at every `delay`-th update: with as many updates per env step, once in it."""
+    """The policy and the temperature move at every `delay`-th update: with as many updates per env step, once in it.
+    --finetune.updates-per-step alone does not change it."""
     width: int = eqx.field(static=True, default=256)
     """Units in a hidden layer."""
     depth: int = eqx.field(static=True, default=2)
