@@ -153,7 +153,7 @@ def require(given: Pretrained, who: str, **needs: str) -> None:
 
 def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array, ""], Info]:
     """The loss of critic `q` against targets `y`, a constant for it, and what every critic reports."""
-    values = jax.vmap(q)(batch.obs, batch.action)
+    values = q.batch(batch.obs, batch.action)
     loss = td_loss(values, y)
     return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
 

@@ -117,7 +117,7 @@ def _remember(
         return source.wrote(carry, offline, ring), ring.rows
 
     so_far = ring.written
-    told, rows = jax.vmap(one)(carry.tree, ring.rows, row)
+    told, rows = _every_seed(one, carry.tree, ring.rows, row)
     return carry.like(told), Ring(rows, so_far + 1)
 
 
@@ -132,7 +132,7 @@ def _every_seed(one: Callable[..., Any], *trees: Any) -> Any:
     a third of one of ten."""
     if len(jax.tree.leaves(trees)[0]) > 1:
         return jax.vmap(one)(*trees)
-    alone = one(*jax.tree.map(lambda leaf: leaf[0], trees))
+    alone = one(*jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), trees))
     return jax.tree.map(lambda leaf: leaf[None], alone)
 
 

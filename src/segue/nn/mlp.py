@@ -27,6 +27,21 @@ class Dense(eqx.Module):
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}
 
 
+class LayerNorm(eqx.Module):
+    """(x - mean) / sqrt(variance + 1e-5), scaled and shifted. Equinox's own makes an update of ten critics a twelfth
+    slower on a CPU."""
+
+    weight: Float[Array, " i"]
+    bias: Float[Array, " i"]
+
+    def __init__(self, size: int):
+        self.weight, self.bias = jnp.ones(size), jnp.zeros(size)
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " i"]:
+        x = x - x.mean()
+        return x * jax.lax.rsqrt(jnp.square(x).mean() + 1e-5) * self.weight + self.bias
+
+
 class Statistics(eqx.Module):
     """The frozen first layer of a network that sees clip((x - mean) / std, -limit, limit). No gradient reaches it."""
 
@@ -48,7 +63,7 @@ class MLP(eqx.Module):
     """
 
     layers: tuple[Dense, ...]
-    norms: tuple[eqx.nn.LayerNorm, ...]
+    norms: tuple[LayerNorm, ...]
     statistics: Statistics | None
     activation: str = eqx.field(static=True)
 
@@ -66,7 +81,7 @@ class MLP(eqx.Module):
         bounds = (None,) * (len(sizes) - 2) + (head,)
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
         self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
-        self.norms = tuple(eqx.nn.LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
+        self.norms = tuple(LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
         self.statistics, self.activation = statistics, activation
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
@@ -88,6 +103,11 @@ class Ensemble(eqx.Module):
 
     def __call__(self, obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, " members"]:
         return jax.vmap(lambda q: q(obs, action)[0])(self.members)
+
+    def batch(self, obs: Float[Array, "batch obs"], action: Float[Array, "batch act"]) -> Float[Array, "batch members"]:
+        """Every member's opinion of every row. A `vmap` of the ensemble, members inside and rows outside, is a sixth
+        slower for ten members on a CPU."""
+        return jax.vmap(lambda q: jax.vmap(q)(obs, action)[:, 0], out_axes=1)(self.members)
 
     def first(self, obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         """The first member's opinion; the others are not computed."""

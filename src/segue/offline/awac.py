@@ -69,7 +69,7 @@ class AWAC(AbstractBackbone):
         self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(actor.net.explore)(batch.next_obs, jax.random.split(key, len(batch.reward)))
-        next_q = jax.vmap(slow)(batch.next_obs, action).min(-1)
+        next_q = slow.batch(batch.next_obs, action).min(-1)
         y = losses.td_target(batch.reward, batch.terminal, next_q, self.discount)
         return regress(q, batch, y)
 

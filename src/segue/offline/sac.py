@@ -112,7 +112,7 @@ class AbstractSAC(AbstractBackbone):
         keys = jax.random.split(key, len(batch.reward))
         action, log_prob = jax.vmap(actor.net.sample)(batch.next_obs, keys)
         heard = self.some(slow, jax.random.fold_in(key, 1))
-        next_q = jax.vmap(heard)(batch.next_obs, action).min(-1)
+        next_q = heard.batch(batch.next_obs, action).min(-1)
         if self.entropy_backup:
             next_q -= self.alpha(aux) * log_prob
         y = td_target(batch.reward, batch.terminal, next_q, self.discount)

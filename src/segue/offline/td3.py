@@ -89,7 +89,7 @@ class AbstractTD3(AbstractBackbone):
         noise = self.target_noise * jax.random.normal(key, batch.action.shape)
         noise = jnp.clip(noise, -self.target_clip, self.target_clip)
         next_action = jnp.clip(jax.vmap(actor.slow.act)(batch.next_obs) + noise, -1.0, 1.0)
-        return next_action, jax.vmap(slow)(batch.next_obs, next_action).min(-1)
+        return next_action, slow.batch(batch.next_obs, next_action).min(-1)
 
     def opinion(self, critic: Trained) -> Opinion:
         return lambda obs, action: critic.net.first(obs, action)
