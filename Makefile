@@ -55,6 +55,9 @@ demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and 
 evidence-%: setup  ## TASK or TASK:BACKBONE: OPT beside direct fine-tuning, the paper's budget (hours), resumable
 	$(BIN)/python benchmarks/evidence.py $*
 
+evidence-dip-%: setup  ## TASK: one policy handed over to PORL and its siblings (hours), resumable
+	$(BIN)/python benchmarks/dip.py $*
+
 faults: setup  ## kill runs at random moments and compare; stalls of commits; a soak (an hour or more)
 	$(BIN)/python benchmarks/faults.py kills
 	$(BIN)/python benchmarks/faults.py stalls
