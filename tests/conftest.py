@@ -5,6 +5,7 @@ Every annotation of the library is checked at run time, rank promotion raises, a
 
 # ruff: noqa: E402 (the import hook stands before the first import of segue)
 import dataclasses
+import gc
 import os
 
 from beartype import BeartypeConf, beartype
@@ -35,6 +36,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
 WIDTH, BATCH = 16, 24
 """They differ, so that a shape tells a weight from a batch of activations."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs are mapped into memory, a dozen maps each, and a process may have 65,530: more is a crash."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
