@@ -13,7 +13,7 @@ from helpers import Ragged
 
 from segue import engine, runs
 from segue.core import Clock, Linear, Pretrained, Trained
-from segue.data.sources import Ratio
+from segue.data.sources import Balanced, Ratio
 from segue.errors import SegueError
 from segue.finetune.direct import Direct
 from segue.finetune.jsrl import JSRL
@@ -26,7 +26,7 @@ from segue.offline.iql import IQL
 from segue.offline.sac import SAC
 from segue.offline.td3 import TD3
 from segue.phases import Collect, Online, Train, pipeline
-from segue.recipes import RECIPES, SMALL, Budget
+from segue.recipes import PRESETS, RECIPES, SMALL, Budget
 from segue.tasks import task
 from segue.worlds import Worlds, spec_of
 
@@ -420,3 +420,54 @@ def test_a_policy_without_a_density_gets_one_around_what_it_does(output):
     spread = np.asarray(jnp.arctanh(sampled)).std(0)
     np.testing.assert_allclose(spread, np.exp(-2.0), rtol=0.1)
     assert TINY.adopt(Trained.new(IQL(width=8).new_actor(SPEC, key=KEY)), spec=SPEC, key=KEY).net.output == "tanh"
+
+
+def test_policy_init_uses_nothing_but_the_policy():
+    """Whatever an offline phase left: critics, a temperature, moments."""
+    given = waist(0, dataclasses.replace(TINY, critics=2, width=16))
+    alone = Pretrained(Trained.new(given.actor.net))
+    for build in (lambda: PORL(TINY, keep_critic=False), lambda: Appraise(TINY)):
+        a, b = (build().init(SPEC, start, key=KEY) for start in (given, alone))
+        assert same(
+            (a.actor.net, a.actor.opt, a.critics, a.aux.temperature),
+            (b.actor.net, b.actor.opt, b.critics, b.aux.temperature),
+        )
+    assert len(a.critics[0].net.members.layers[0].bias) == 3
+    fine = RECIPES["policy-init"](task("hopper-medium"), SMALL)["finetune"].method
+    assert not fine.keep_critic
+    assert not same(PORL(TINY).init(SPEC, given, key=KEY).critics[0].net, a.critics[0].net)
+    cool = dataclasses.replace(TINY, temperature=0.1)
+    np.testing.assert_allclose(
+        PORL(cool).init(SPEC, given, key=KEY).aux.temperature.net.log_alpha, np.log(0.1), rtol=1e-6
+    )
+
+
+def test_rlpd_and_jsrl_by_domain():
+    sac = lambda name, **budget: RECIPES["rlpd"](task(name), Budget(**budget))["finetune"].method
+    assert (sac("hopper-medium").entropy_backup, sac("hopper-medium").critic_depth) == (True, 2)
+    assert sac("hopper-medium", critic_depth=4).critic_depth == 4
+    maze, hand = sac("antmaze-umaze"), sac("pen-human")
+    assert (maze.subset, maze.depth, maze.critic_depth, maze.entropy_backup) == (1, 3, 3, False)
+    assert (hand.subset, hand.depth, hand.critic_depth, hand.width) == (2, 3, 3, 256)
+    assert RECIPES["jsrl"](task(env_id="Pendulum-v1", policy="p"))["finetune"].method.horizon.start == 200
+    assert RECIPES["jsrl"](task(env_id="arm", policy="p"))["finetune"].method.horizon.start == 1_000
+
+
+def test_every_preset_leaves_porl_something_to_do():
+    for budget in PRESETS.values():
+        for name in ("hopper-medium", "antmaze-umaze", "pen-human"):
+            phases = RECIPES["porl"](task(name, policy="p"), budget)
+            assert phases["presample"].until < phases["finetune"].until
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+def test_a_leash_gives_way(start, end):
+    with pytest.raises(SegueError, match="grows from more than 0"):
+        Leash(10, start, end)
+
+
+def test_rows_that_cannot_be_held_back_cannot_settle():
+    with pytest.raises(SegueError, match="leave `settle` at 0"):
+        Online(Appraise(TINY), 10, Balanced(), settle=5).begin(
+            runs.start(RAGGED, rows(9, spec=RAGGED), {}, policy=POLICY)
+        )

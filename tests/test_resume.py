@@ -434,7 +434,7 @@ def content(number: int):
     manifest = {
         "phase": "offline", "phases": 0, "ticked": True, "news": False, "update": number, "env_step": 0, "halted": [],
         "begun": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [], "resume": "exact",
-        "config": "",
+        "config": "", "evidence": [],
         "rows": [2 * number, 2 * number + 2],
     }  # fmt: skip
     return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest

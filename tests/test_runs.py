@@ -458,5 +458,5 @@ def test_ctrl_c_leaves_a_readable_directory():
 
 
 def test_settings_are_plain_json():
-    assert runs.settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25}
+    assert runs.settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "chance": False}
     assert runs.settings(Linear(0.0, 1.0, 3)) == {"is": "Linear", "start": 0.0, "end": 1.0, "until": 3}

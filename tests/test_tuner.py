@@ -271,3 +271,55 @@ def test_the_examples_run(name, capsys):
     if name == "own_loop":
         first, last = map(float, re.findall(r"-\d+\.\d+", told))
         assert last > first + 5
+
+
+def test_nothing_is_lost_where_a_loop_ends_inside_a_step(task):
+    """Between `act` and `observe`, and at a row of logs that is refused."""
+    folder, arm = new("arm"), Arm()
+    with pytest.raises(KeyboardInterrupt), tuner(task, folder) as mine:  # noqa: PT012
+        arm.live(mine, 25)
+        mine.act(arm.obs)
+        raise KeyboardInterrupt
+    arm.obs = arm.reset()
+    with pytest.raises(SegueError, match="lies outside"), tuner(task, folder) as again:  # noqa: PT012
+        assert again.env_step == 25
+        again.feed(
+            Transition(*(np.zeros(shape) for shape in ((2, 3), (2, 2), 2, (2, 3), 2)))._replace(action=[[0, 0], [9, 9]])
+        )
+    with tuner(task, folder) as again:
+        assert again.env_step == 26
+        arm.live(again)
+    assert json.loads((folder / "status.json").read_text()) | {"format": 1} == {
+        "format": 1,
+        "status": "finished",
+        "resume": "statistical",
+    }
+
+
+def test_it_goes_on_with_the_same_alone(task):
+    folder = new("arm")
+    with tuner(task, folder) as first:
+        Arm().live(first, 5)
+    for other, word in (
+        (lambda: tuner(task, folder, seed=1), "seed 0"),
+        (lambda: tuner(changed(task, env_id="leg"), folder), "env_id arm"),
+        (lambda: tuner(changed(task, reward=segue.tasks.Reward(2.0)), folder), "reward rule"),
+        (lambda: Tuner(PHASES, task, SPEC._replace(high=(3.0, 4.0)), out=folder), "spec"),
+    ):
+        with pytest.raises(DataError, match=word):
+            other()
+    with tuner(task, folder) as again:
+        assert again.env_step == 5
+
+
+def test_episodes_of_a_learner_that_lags_are_told_once(task, monkeypatch):
+    learn = engine.learn
+    monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.02) or learn(*args, **options))
+    with tuner(task, folder := new("arm"), background=True) as mine:
+        arm = Arm()
+        arm.live(mine, 60)
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    ends = np.cumsum([line["length"] for line in lines])
+    assert [line["env_step"] for line in lines] == ends.tolist()
+    assert len(lines) > 10
+    assert json.loads((folder / "status.json").read_text())["resume"] == "statistical"

@@ -350,6 +350,8 @@ class Online(AbstractLearning):
         at_least(0, until=self.until, updates_per_step=self.updates_per_step, settle=self.settle)
 
     def begin(self, run: Run) -> Live:
+        if self.settle and not self.source.hides:
+            raise SegueError(f"{type(self.source).__name__} draws rows as soon as they are there: leave `settle` at 0.")
         self.source.check(len(run.offline.reward), run.online.capacity)
         return self.live(run)
 
@@ -384,6 +386,8 @@ class Online(AbstractLearning):
         live = live.settled()
         first = np.int32(live.env_step - self.settle)
         found = engine.error(live.rule, live.learner, live.run.online, live.keys, first, count=self.settle)  # pyright: ignore
+        if live.held is not None:
+            found = np.where(np.array(live.held.seeds), np.nan, found)
         look = tuple(map(float, np.nan_to_num(found, nan=3e38)))
         return live._replace(evidence=(*live.evidence, look))
 

@@ -65,7 +65,9 @@ class Budget:
 
 
 PAPER = Budget()
-QUICK = Budget(100_000, 20_000, 5_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5)
+QUICK = Budget(
+    100_000, 20_000, 5_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5, presample=5_000
+)
 SMALL = Budget(
     300_000,
     50_000,
@@ -183,9 +185,9 @@ def _sac(task: Task, budget: Budget, utd: int, **changes: Any) -> tuple[SAC, int
     """The task's SAC, and its updates per env step; the policy moves once in each."""
     utd, critics = budget.updates_per_step or utd, budget.critics or task.constants.sac.critics
     subset = min(task.constants.sac.subset or critics, critics)
-    depth = budget.critic_depth or changes.pop("critic_depth", task.constants.sac.critic_depth)
-    fixed = {"critics": critics, "subset": subset, "critic_depth": depth, "delay": max(utd, 1)}
-    return dataclasses.replace(task.constants.sac, **(fixed | changes)), utd
+    depth = budget.critic_depth or changes.get("critic_depth", task.constants.sac.critic_depth)
+    own = {"critics": critics, "subset": subset, "delay": max(utd, 1)} | changes | {"critic_depth": depth}
+    return dataclasses.replace(task.constants.sac, **own), utd
 
 
 def porl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
@@ -204,7 +206,7 @@ def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSource | Non
     """PORL without its first stage: the given policy and critics that know nothing. It collapses."""
     sac, utd = _sac(task, budget, 16)
     source = replay or online_only(budget.batch or 512)
-    return {**_policy(task, budget), "finetune": Online(PORL(sac), budget.online, source, utd)}
+    return {**_policy(task, budget), "finetune": Online(PORL(sac, keep_critic=False), budget.online, source, utd)}
 
 
 def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
@@ -223,8 +225,8 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = Non
 
 def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """RLPD (arXiv 2302.02948): SAC from scratch, or from a given policy, on batches half offline and half online."""
-    sac, utd = _sac(task, budget, 20, actor_lr=3e-4, temperature_lr=3e-4, target_entropy=-0.5, listens="mean",
-                    actor_norm=False, critic_depth=2)  # fmt: skip
+    shared = {"actor_lr": 3e-4, "temperature_lr": 3e-4, "target_entropy": -0.5, "listens": "mean", "actor_norm": False}
+    sac, utd = _sac(task, budget, 20, **{**shared, "critic_depth": 2, **task.constants.rlpd})
     return {
         "warmup": Collect(budget.warmup, sac.explore_noise, chance=task.policy is None),
         "finetune": Online(sac, budget.online, replay or Ratio(batch=budget.batch or 256), utd),
@@ -234,7 +236,7 @@ def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = Non
 def jsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = None) -> Phases:
     """JSRL: the given policy leads the first steps of every episode, ever fewer; a new one learns from there."""
     sac, utd = _sac(task, budget, 16)
-    learn = JSRL(sac, Linear(1000.0, 0.0, budget.online // 2))
+    learn = JSRL(sac, Linear(float(task.longest()), 0.0, budget.online // 2))
     source = replay or online_only(budget.batch or 512)
     return {**_policy(task, budget), "finetune": Online(learn, budget.online, source, utd)}
 

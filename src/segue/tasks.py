@@ -44,6 +44,8 @@ class Constants:
     """SAC as PORL and WSRL run it."""
     presample: int = 20_000
     """PORL's first stage, in env steps."""
+    rlpd: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What RLPD sets otherwise here, by SAC's names."""
 
     def batch(self, backbone: str) -> int:
         return self.batches.get(backbone, 256)
@@ -96,6 +98,16 @@ class Task:
 
     def make(self) -> gym.Env:
         return make_env(self.env_id)
+
+    def longest(self) -> int:
+        """Env steps of an episode at most; 1,000 where no env says."""
+        try:
+            env = self.make()
+        except SegueError:
+            return 1_000
+        limit = env.spec.max_episode_steps if env.spec else None
+        env.close()
+        return limit or 1_000
 
     def load(self, rows: int, progress: Callable[[int, int], None] | None = None) -> Dataset:
         """The dataset, checked against the env. Without one of the user's it is made and cached on first use.
@@ -185,6 +197,7 @@ def _mujoco(env: str, kind: str) -> Task:
     name = f"{env}-{kind}"
     backbones = _backbones(SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3))
     constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
+    constants = dataclasses.replace(constants, rlpd={"entropy_backup": True})
     return Task(_ENVS[env], name, score=_SCORES[env], constants=constants)
 
 
@@ -201,7 +214,8 @@ def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
         critic_head=3e-3,
     )
     rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
-    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
+    nets = {"subset": 1, "depth": 3, "critic_depth": 3}
+    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1, rlpd=nets)
     return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
 
 
@@ -232,6 +246,7 @@ def _adroit(hand: str, kind: str) -> Task:
         updates_per_step=1,
         sac=_sac(width=512, critic_depth=3),
         presample=5_000,
+        rlpd={"width": 256, "depth": 3, "critic_depth": 3},
     )
     found = Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
     if kind != "binary":

@@ -16,6 +16,7 @@ env is computed, bit for bit. `feed` takes logs instead of a world.
 """
 
 import contextlib
+import json
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from segue import commits, engine, hooks, runs, store
 from segue.console import Console
 from segue.core import Clock, Spec, Transition
 from segue.data import load
-from segue.errors import SegueError
+from segue.errors import DataError, SegueError
 from segue.phases import AbstractPhase, Drive
 from segue.recipes import PAPER
 from segue.tasks import Task
@@ -54,6 +55,17 @@ class _Body:
         if terminated or truncated:
             self.ended = [Episode(0, self.returned, len(self.actions), terminated)]
             self.over()
+
+    def copy(self) -> "_Body":
+        new = _Body(self.spec)
+        new.take(self)
+        return new
+
+    def take(self, other: "_Body") -> None:
+        """Be as the other one is."""
+        self.ended, self.episode, self.actions, self.returned = (
+            other.ended, other.episode, list(other.actions), other.returned,
+        )  # fmt: skip
 
     def over(self) -> None:
         """The next step begins an episode."""
@@ -107,6 +119,9 @@ class Tuner:
         else:
             runs.check_unfinished(self.folder)
             runs.check_settings(phases, config, self.folder)
+            now = {"seed": seed, "env_id": task.env_id, "spec": json.loads(json.dumps(spec._asdict()))}
+            if other := [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]:
+                raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
         care = runs.Care(log_every, commit_every, 60.0, 0, False, False)
         self.job = runs.Job(phases, task, self.folder, 1, seed, PAPER, care, None, True)
         with contextlib.ExitStack() as opened:
@@ -120,7 +135,10 @@ class Tuner:
             self.opened = opened.pop_all()
         self.pending: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.background, self.failed, self.front = background, None, None
+        self.moved = False  # updates were taken since the last tick
+        self.mine = self.body.copy() if background else self.body
         if background:
+            self.commit.inexact()
             self.steps, self.over = self.env_step, False
             self.rows: queue.Queue = queue.Queue()
             self.awake = threading.Event()
@@ -135,7 +153,11 @@ class Tuner:
         if reads and source is None:
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
         data = load(str(source)) if reads else runs.nothing(self.spec, job.task.env_id)
-        begun = job.begin(opened, console, self.spec, given, data, {"recipe": "tuner"}, config)
+        begun = job.begin(
+            opened, console, self.spec, given, data, {"recipe": "tuner", "spec": self.spec._asdict()}, config
+        )
+        if config is not None and config["reward"] != json.loads(json.dumps(job.task.reward._asdict())):
+            raise DataError(f"{self.folder} was begun with the reward rule {config['reward']}: go on with the same.")
         self.reward, self.body = begun.reward, _Body(self.spec)
         log = hooks.Log(begun.journal, job.care.log_every)
         keep = hooks.Checkpoint(self.folder, {"env_id": job.task.env_id, "task": job.task.name})
@@ -176,9 +198,10 @@ class Tuner:
         """
         if self.pending is not None:
             raise SegueError("The last action was not observed: call observe, or cut() if it was never taken.")
-        seen, ages = self._sound(obs), np.array([len(self.body.actions)], np.int32)
+        seen, ages = self._sound(obs), np.array([len(self.mine.actions)], np.int32)
         if self.done:
             raise SegueError(f"All phases have ended: nothing is left to do in {self.folder}.")
+        self.moved = not self.background
         action = self._swift(seen[None], ages) if self.background else self.drive.act(seen[None], ages)
         own = np.nan_to_num(np.asarray(action))[0]
         taken = np.array(self.spec.denormalise(own))
@@ -204,20 +227,21 @@ class Tuner:
         seen = self._sound(next_obs, worth)
         did = own if np.array_equal(action, taken) else self._boxed(action)
         self.pending = None
-        self.body.moved(did, float(reward), bool(terminated), bool(truncated))
+        self.mine.moved(did, float(reward), bool(terminated), bool(truncated))
         row = Transition(obs[None], did[None], np.array([worth]), seen[None], np.array([bool(terminated)]))
         if self.background:
             self._check()
             self.steps += 1
-            self.rows.put(row)
+            self.rows.put((row, self.mine.copy()))
         else:
             self.drive.observe(row)
+            self.moved = False
 
     def cut(self) -> None:
         """The episode is over without another step, its last action was not taken or not seen to its end."""
         self.pending = None
-        if self.body.actions:
-            self.body.over()
+        if self.mine.actions:
+            self.mine.over()
 
     def feed(self, rows: Transition) -> int:
         """Learn from logged transitions as if they had just been lived, without any world.
@@ -240,10 +264,11 @@ class Tuner:
                 return index
             worth = np.float32(self.reward(float(reward)))
             seen = [self._sound(part, worth)[None] for part in (obs, next_obs)]
-            self.drive.learn()
-            self.body.ended = []
             boxed = self._boxed(action)[None]
+            self.body.ended, self.moved = [], True
+            self.drive.learn()
             self.drive.observe(Transition(seen[0], boxed, np.array([worth]), seen[1], np.array([bool(terminal)])))
+            self.moved = False
         return len(columns[0])
 
     def _sound(self, obs: Any, worth: Any = 0.0) -> Float[np.ndarray, " obs"]:
@@ -270,8 +295,10 @@ class Tuner:
             while True:
                 self.over = not self.drive.ready()
                 self._publish()
-                if self.over or (row := self.rows.get()) is None:
+                if self.over or (item := self.rows.get()) is None:
                     return
+                row, then = item
+                self.body.take(then)
                 self.drive.learn()
                 self.drive.observe(row)
         except BaseException as error:  # the caller's thread raises it
@@ -313,12 +340,16 @@ class Tuner:
             if self.background:
                 self.rows.put(None)
                 self.thread.join()
-            self._check()
+            if self.failed is not None:
+                self.job.status("failed", why=str(self.failed) or type(self.failed).__name__)
+                raise self.failed
             live, last = self.drive.live, len(self.drive.left) == 1
             if last and live is not None and self.drive.phase.done(live):
                 self.drive.ready()  # ends it
             over = not self.drive.left
-            if not over:
+            if self.moved and not over:
+                self.drive.broken()
+            elif not over:
                 self.commit.rescue()
             self.commit.wait()
             self.commit.settle()

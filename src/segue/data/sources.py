@@ -4,7 +4,7 @@ The dataset `offline` is an argument shared by all seeds, the online ring is the
 """
 
 import abc
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,6 +23,8 @@ class AbstractSource(eqx.Module):
     """Its fields are settings. One seed is seen at a time; the engine adds the seed axis."""
 
     batch: eqx.AbstractVar[int]
+    hides: ClassVar[bool] = True
+    """Whether online rows beyond the ring's count are not drawn, though they are there."""
 
     def __check_init__(self):
         at_least(1, batch=self.batch)
@@ -292,6 +294,7 @@ class Balanced(AbstractSource):
     apart) to 1; and the mean of w on either side.
     """
 
+    hides = False
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch, and on either side of a density step."""
     temperature: float = 5.0

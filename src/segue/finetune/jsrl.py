@@ -27,7 +27,9 @@ class JSRL(AbstractMethod):
         require(given, "JSRL", actor="start from one (--policy FILE), or put an offline phase before it")
         assert given.actor is not None
         guide = given.anchor or Trained.new(given.actor.net, slow=False)
-        return self.backbone.init(spec, given._replace(actor=None, critic=None, anchor=guide), key=key)
+        return self.backbone.init(
+            spec, given._replace(actor=None, critic=None, temperature=None, anchor=guide), key=key
+        )
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         agent, info = self.backbone.update(learner, batch, key=key, clock=clock)

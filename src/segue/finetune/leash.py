@@ -30,6 +30,8 @@ class Leash(eqx.Module):
 
     def __check_init__(self):
         at_least(0, until=self.until)
+        if isinstance(self.start, int | float) and not 0 < self.start <= self.end:
+            raise SegueError(f"A leash's radius grows from more than 0, not from {self.start} to {self.end}.")
 
     def tied(self, agent: Agent) -> Agent:
         """The agent with its policy as the anchor, if there is a leash and it has none yet."""

@@ -25,6 +25,16 @@ from segue.offline.sac import SAC
 _ADVICE = "start from one (--policy FILE), or put an offline phase before it"
 
 
+def _begun(backbone: AbstractBackbone, spec: Spec, given: Pretrained, keep_critic: bool, key: PRNGKeyArray) -> Agent:
+    """The given policy with a temperature that begins here; and with its critic, or with a new one and moments that
+    forget how the policy was made."""
+    assert given.actor is not None
+    kept = given if keep_critic else given._replace(actor=given.actor.restart(), critic=None)
+    agent = backbone.init(spec, kept._replace(temperature=None), key=key)
+    through = agent.aux.temperature or given.temperature  # of a backbone that has none
+    return Agent(agent.actor, agent.critics, agent.aux._replace(temperature=through))
+
+
 class Appraise(AbstractMethod):
     """Learn what a frozen policy is worth; acting, be random now and then. PORL's first stage."""
 
@@ -37,7 +47,7 @@ class Appraise(AbstractMethod):
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         require(given, "Appraising a policy", actor=_ADVICE)
-        return self.backbone.init(spec, given if self.keep_critic else given._replace(critic=None), key=key)
+        return _begun(self.backbone, spec, given, self.keep_critic, key)
 
     def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self.backbone, learner, lambda q: q, batch, frozen=True, key=key, clock=clock)
@@ -70,17 +80,19 @@ class Appraise(AbstractMethod):
 
 
 class PORL(AbstractMethod):
-    """Improve a given policy by critics that learn online. Without a first stage they begin at random: a policy's
-    weights are then all that is used, the baseline that collapses."""
+    """Improve a given policy by critics that learn online. SAC's temperature begins here."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
     """The algorithm."""
     leash: Leash = eqx.field(default_factory=Leash)
     """What keeps the policy near the given one at first."""
+    keep_critic: bool = eqx.field(static=True, default=True)
+    """Go on with the first stage's critics. Off, they begin at random, and the policy's weights are all that is used of
+    what came before: the baseline that collapses."""
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
         require(given, "PORL", actor=_ADVICE)
-        return self.leash.tied(self.backbone.init(spec, given, key=key))
+        return self.leash.tied(_begun(self.backbone, spec, given, self.keep_critic, key))
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self.backbone, learner, lambda q: q, batch, leash=self.leash, key=key, clock=clock)
