@@ -167,8 +167,8 @@ def test_the_row_is_what_was_taken_and_a_time_limit_is_not_terminal(task):
         mine.act(np.full(3, 7.0))
         mine.observe([0.5, 0.5], 5.0, np.full(3, 8.0), True)
         mine.act(np.zeros(3))
-        rows = jax.tree.map(lambda column: np.asarray(column[0, :2]), mine.drive.live.settled().run.online.rows)
-        mine.cut()
+        mine.observe(np.zeros(2), 0.0, np.ones(3), False)  # a row is written with the next one
+        rows = jax.tree.map(lambda column: np.array(column[0, :2]), mine.drive.live.run.online.rows)
     np.testing.assert_allclose(rows.action, [[-1, 1], [0, 0]], atol=1e-6)
     np.testing.assert_array_equal(rows.obs[:, 0], [0, 7])
     np.testing.assert_array_equal(rows.next_obs[:, 0], [1, 8])
