@@ -26,7 +26,6 @@ def arms(online: int) -> dict[str, list[str]]:
         "rlpd": ["rlpd"],
         "policy-init-leash": ["policy-init", *leash],
         "wsrl-leash": ["wsrl", *leash],
-        "rlpd-leash": ["rlpd", *leash],
     }
 
 

@@ -94,7 +94,7 @@ class PORL(AbstractMethod):
         require(given, "PORL", actor=_ADVICE)
         return self.leash.tied(_begun(self.backbone, spec, given, self.keep_critic, key))
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self.backbone, learner, lambda q: q, batch, leash=self.leash, key=key, clock=clock)
 
     def release(self, learner: Agent) -> Pretrained:
