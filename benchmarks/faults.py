@@ -199,7 +199,7 @@ def fuzz(root: Path, count: int, seed: int) -> None:
     import h5py
     import numpy as np
 
-    from segue import commits, policies, report, store
+    from segue import commits, policies, records, store
     from segue.data import load
     from segue.errors import SegueError
 
@@ -218,8 +218,8 @@ def fuzz(root: Path, count: int, seed: int) -> None:
         "npz": (npz, lambda: load(npz)),
         "hdf5": (root / "p.hdf5", lambda: load(root / "p.hdf5")),
         "policy": (folder / "policy-0.safetensors", lambda: policies.load(folder / "policy-0")),
-        "config": (folder / "config.json", lambda: report.read(folder)),
-        "returns": (folder / "returns.jsonl", lambda: report.read(folder)),
+        "config": (folder / "config.json", lambda: records.read(folder)),
+        "returns": (folder / "returns.jsonl", lambda: records.read(folder)),
         "commit manifest": (newest / "manifest.json", lambda: commits.newest(folder)),
         "commit state": (
             newest / "state.safetensors",

@@ -17,7 +17,7 @@ import safetensors.numpy
 from helpers import RAGGED, copy, edit, finished, new
 
 import segue
-from segue import export, film, foreign, policies, predict, report
+from segue import export, film, foreign, policies, predict, records
 from segue.cli import main
 from segue.core import Spec
 from segue.errors import DataError, SegueError
@@ -313,7 +313,7 @@ def test_the_seed_with_the_highest_return_is_taken(which):
 
 def test_the_evaluation_of_a_policy_is_found():
     """The last policies are those of the last evaluation, the best ones of the evaluation with the highest mean."""
-    record = report.read(finished())
+    record = records.read(finished())
     means = np.stack([e.returns.mean(1) for e in record.evaluations])
     assert returns(finished(), "last") == means[-1].tolist()
     assert returns(finished(), "best") == means.max(0).tolist()
@@ -336,18 +336,18 @@ def test_the_card_of_a_run():
     edit(folder / "config.json", score={"min": 0.0, "max": 50.0}, task="`evil`\n# task")
     export.export(found := export.find(folder), out := new("p.npz"), "npz")
     card = out.with_name("p.npz.md").read_text()
-    config, record = json.loads((folder / "config.json").read_text()), report.read(folder)
+    config, record = json.loads((folder / "config.json").read_text()), records.read(folder)
     words = [
         "from segue.predict import load\naction = load(\"p.npz\")(obs)",
         config["dataset"]["name"], config["dataset"]["sha256"], "60 rows", "`TD3BC`", "`pretrain`", "`opt`", "2 seeds",
         f"jax {jax.__version__}", "| 1 | -2 | 3 |", "size 3", "chosen on the episodes that score it", "3 episodes",
         f"mean return {found.score:,.1f} (normalised score {2 * found.score:.1f})",
-        f"| offline | {report.summarise(record).offline} |", "95 % Student-t interval over seeds", "'evil' # task",
+        f"| offline | {records.summarise(record).offline} |", "95 % Student-t interval over seeds", "'evil' # task",
     ]  # fmt: skip
     for word in words:
         assert word in card, f"{word}\n\n{card}"
     assert "\n# task" not in card
-    assert "±" in str(report.summarise(record).offline)
+    assert "±" in str(records.summarise(record).offline)
 
 
 def test_the_card_of_a_file_says_what_is_unknown():

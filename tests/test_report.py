@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from helpers import copy, finished, lines
-from scipy import stats
 
+from segue import curves, records, shift, stats, tables
 from segue import report as r
-from segue import shift
 from segue.errors import DataError, SegueError
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
@@ -67,31 +67,31 @@ def row(text, label):
 @pytest.mark.parametrize("seeds", [2, 3, 10])
 def test_interval_is_scipys_over_seeds(seeds):
     values = np.random.default_rng(0).normal(size=(seeds, 7))
-    mine = r.estimate(values)
+    mine = stats.estimate(values)
     means = values.mean(axis=1)
-    low, high = stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=stats.sem(means))
+    low, high = scipy.stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=scipy.stats.sem(means))
     assert mine.half is not None
     np.testing.assert_allclose([mine.mean - mine.half, mine.mean + mine.half], [low, high])
 
 
 def test_more_episodes_of_the_same_seeds_buy_no_certainty():
     returns = np.array([[0.0, 4.0], [6.0, 10.0]])
-    assert r.estimate(returns) == r.estimate(np.tile(returns, 50)) == r.estimate(np.array([2.0, 8.0]))
+    assert stats.estimate(returns) == stats.estimate(np.tile(returns, 50)) == stats.estimate(np.array([2.0, 8.0]))
 
 
 def test_one_seed_has_no_interval():
-    assert r.estimate(np.array([[1.0, 3.0]])) == r.Estimate(2.0, None, 1)
+    assert stats.estimate(np.array([[1.0, 3.0]])) == stats.Estimate(2.0, None, 1)
 
 
 @pytest.mark.parametrize(
     ("returns", "reference", "score"), [(50, (50, 150), 0), (150, (50, 150), 100), (0, (50, 150), -50), (7, None, 7)]
 )
 def test_normalised_score(returns, reference, score):
-    assert r.normalise(np.array(float(returns)), reference) == score
+    assert stats.normalise(np.array(float(returns)), reference) == score
 
 
 def test_summary_by_hand(run):
-    s = r.summarise(r.read(run()))
+    s = records.summarise(records.read(run()))
     t = 12.7062047  # 97.5 % of Student's t with one degree of freedom; std(a, b) / sqrt(2) = |a - b| / 2
     plain = lambda e: (e.mean, e.half, e.seeds)
     assert plain(s.offline) == (7.5, pytest.approx(t * 2.5), 2)
@@ -104,14 +104,14 @@ def test_the_dip_by_hand(run):
     """Offline 5 and 15; online seed 0 falls to 1, is back at step 30, and seed 1 never falls: dips of 4 and 0."""
     online = [(10, [[1.0], [15.0]]), (20, [[4.0], [15.0]]), (30, [[6.0], [15.0]]), (40, [[2.0], [16.0]])]
     lines = [line("offline", 1, 0, [[5.0], [15.0]]), *(line("online", 1 + k, k, r) for k, r in online)]
-    s = r.summarise(r.read(run(score=None, lines=lines)))
+    s = records.summarise(records.read(run(score=None, lines=lines)))
     t = 12.7062047
     assert (s.dip.mean, s.dip.half, s.dip.seeds) == (2.0, pytest.approx(t * 2), 2)
     assert (s.recovered.mean, s.recovered.half, s.never) == (15.0, pytest.approx(t * 15), 0)
-    s = r.summarise(r.read(run("b", score=None, lines=lines[:3])))
-    assert (s.recovered, s.never) == (r.Estimate(0.0, None, 1), 1)
-    s = r.summarise(r.read(run("c", score=None, lines=[lines[0], lines[3]])))
-    assert (s.dip.mean, s.recovered, s.never) == (0.0, r.Estimate(0.0, 0.0, 2), 0)
+    s = records.summarise(records.read(run("b", score=None, lines=lines[:3])))
+    assert (s.recovered, s.never) == (stats.Estimate(0.0, None, 1), 1)
+    s = records.summarise(records.read(run("c", score=None, lines=[lines[0], lines[3]])))
+    assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, 0.0, 2), 0)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_seed_s_dip_and_recovery(scores, dip, back):
     """From a start of 5; a seed beside it, which never falls, does not matter."""
     start, steps = np.array([5.0, 0.0]), np.array([10, 20, 30, 40])
     both = np.stack([np.array(scores, float), np.ones(4)], axis=1)
-    assert r.dips(start, both).tolist() == [dip, 0]
-    assert r.recoveries(start, steps, both).tolist() == [back, 0]
+    assert stats.dips(start, both).tolist() == [dip, 0]
+    assert stats.recoveries(start, steps, both).tolist() == [back, 0]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_a_seed_s_dip_and_recovery(scores, dip, back):
 def test_the_area_by_hand(until, expected):
     """Trapezoids of 50, 30 and 80, and of 10, 20 and 60; up to 15 half of the second, to (15, 3) and (15, 2)."""
     steps, scores = np.array([0, 10, 20, 40]), np.array([[8.0, 1.0], [2.0, 1.0], [4.0, 3.0], [4.0, 3.0]])
-    found = r.area(steps, scores, until)
+    found = stats.area(steps, scores, until)
     assert found is expected or found == pytest.approx(expected)
-    assert r.area(steps[1:], scores[1:], 20) is None, "it does not say how it began"
-    assert r.area(steps[:0], scores[:0], 20) is None
+    assert stats.area(steps[1:], scores[1:], 20) is None, "it does not say how it began"
+    assert stats.area(steps[:0], scores[:0], 20) is None
 
 
 def test_table_by_hand(run):
-    text = r.table([r.read(run(metrics=[10, 70, 5, 3605]))])
+    text = tables.table([records.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
         "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
@@ -165,12 +165,12 @@ def test_the_early_budget_by_hand(run):
     points = [(8_000, [[0.0], [2.0]]), (12_000, [[4.0], [2.0]]), (50_000, [[4.0], [2.0]])]
     lines = [line("offline", 1, 0, [[4.0], [2.0]]), *(line("finetune", 1 + k, k, x) for k, x in points)]
     change = {"score": None, "settings": {"collect": {"until": 5_000}}}
-    records = [r.read(run("a", lines=lines, **change)), r.read(run("b", lines=lines[:2], **change))]
-    text = early(r.table(records))
+    found = [records.read(run("a", lines=lines, **change)), records.read(run("b", lines=lines[:2], **change))]
+    text = early(tables.table(found))
     assert row(text, "recipe") == ["recipe", "dip", "recovered", "area 10k", "area 50k"]
     first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
     whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
-    said = [r.estimate(np.array([score, 2.0])) for score in (first, whole)]
+    said = [stats.estimate(np.array([score, 2.0])) for score in (first, whole)]
     assert row(text, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237", *map(str, said)]
     assert row(text, "opt (b)")[1:] == ["2.0 ± 25.4", "0, 1 never", "–", "–"]
 
@@ -183,33 +183,33 @@ def test_a_run_that_was_given_a_policy_is_measured_from_that(run, env_step):
         {**line("finetune", 80, 60, [[6], [20]]), "update": 10},
         {**line("finetune", 90, 90, [[8], [20]]), "update": 20},
     ]
-    s = r.summarise(r.read(run(phases=["finetune"], lines=[given, *later])))
+    s = records.summarise(records.read(run(phases=["finetune"], lines=[given, *later])))
     assert (s.offline.mean, s.gain.mean, s.dip.mean, s.recovered.mean) == (6.0, 1.0, 0.5, 45.0)
-    text = r.table([r.read(run("b", phases=["finetune"], lines=[given, *later]))])
+    text = tables.table([records.read(run("b", phases=["finetune"], lines=[given, *later]))])
     assert row(text, "opt")[2].startswith("6.0")
 
 
 def test_a_run_from_scratch_has_nothing_to_fall_from(run):
     lines = [{**line("finetune", k, k, [[1.0], [2.0]]), "update": k} for k in (5_000, 20_000)]
-    s = r.summarise(r.read(run(phases=["finetune"], lines=lines)))
+    s = records.summarise(records.read(run(phases=["finetune"], lines=lines)))
     assert (s.offline, s.gain, s.dip, s.recovered, s.areas) == (None, None, None, None, {})
-    assert early(r.table([r.read(run("b", phases=["finetune"], lines=lines))])) == ""
+    assert early(tables.table([records.read(run("b", phases=["finetune"], lines=lines))])) == ""
 
 
 def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
-    text = r.table([r.read(run(score=None))])
+    text = tables.table([records.read(run(score=None))])
     assert "raw return" in text
     assert row(text, "opt")[2].startswith("15.0")
     assert "†" not in text
 
 
 def test_runs_are_grouped_by_task_and_told_apart(run):
-    records = [
-        r.read(run("a")),
-        r.read(run("b", task=None, env_id="Own-v0")),
-        r.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
+    found = [
+        records.read(run("a")),
+        records.read(run("b", task=None, env_id="Own-v0")),
+        records.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
     ]
-    text = r.table(records)
+    text = tables.table(found)
     assert [x.split(" (")[0] for x in text.splitlines() if x.startswith("## ")] == ["## walker2d-random", "## Own-v0"]
     assert row(text, "opt (c)")[1:6] == ["1 seed", "1.5", "–", "–", "1.5"]
     assert "last evaluated in phase `offline`" in text
@@ -219,14 +219,14 @@ def test_published_numbers_are_single_tasks_with_a_source():
     data = json.loads((Path(r.__file__).parent / "published.json").read_text())
     assert data["source"].startswith("arXiv 2507.08387")
     assert not [task for task in data["scores"] if "total" in task or "sum" in task]
-    assert r.published("nobody-medium") == {}
+    assert tables.published("nobody-medium") == {}
 
 
 def test_a_torn_last_line_is_noted(run):
-    whole, torn = r.read(run("a")), r.read(run("b", torn='{"phase": "fine'))
+    whole, torn = records.read(run("a")), records.read(run("b", torn='{"phase": "fine'))
     assert len(torn.evaluations) == len(whole.evaluations) == 3
     assert whole.notes == ()
-    assert "cut short" in r.table([torn])
+    assert "cut short" in tables.table([torn])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_torn_last_line_is_noted(run):
 )
 def test_other_damage_is_one_sentence(run, torn, says):
     with pytest.raises(DataError, match=says) as caught:
-        r.read(run(torn=torn))
+        records.read(run(torn=torn))
     assert "\n" not in str(caught.value)
 
 
@@ -263,31 +263,31 @@ def test_not_a_run(run, tmp_path):
 
 
 def test_curves_keep_the_two_axes_apart(run):
-    record = r.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
-    assert r.offline_curve(record).x.tolist() == [100]
-    online = r.online_curve(record)
+    record = records.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
+    assert records.offline_curve(record).x.tolist() == [100]
+    online = records.online_curve(record)
     assert online.x.tolist() == [0, 25, 60, 100]
     assert online.scores[0].tolist() == [5, 10], "the policy that goes online is the one that left pre-training"
-    assert r.borders(record) == {"collect": 25, "pretrain": 25}
+    assert records.borders(record) == {"collect": 25, "pretrain": 25}
 
 
 def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
-    record = r.read(
+    record = records.read(
         run(start="runs/y:offline", phases=PHASES[1:], lines=[line("collect", 0, 0, [[2], [4]]), *LINES[1:]])
     )
-    assert len(r.offline_curve(record).x) == 0
-    assert r.online_curve(record).x.tolist() == [0, 25, 60, 100]
-    assert r.online_curve(record).scores[:2].tolist() == [[1, 2], [1, 2]], "nobody learns while it collects"
-    assert r.summarise(record).offline == r.estimate(np.array([1.0, 2.0]))
+    assert len(records.offline_curve(record).x) == 0
+    assert records.online_curve(record).x.tolist() == [0, 25, 60, 100]
+    assert records.online_curve(record).scores[:2].tolist() == [[1, 2], [1, 2]], "nobody learns while it collects"
+    assert records.summarise(record).offline == stats.estimate(np.array([1.0, 2.0]))
 
 
 def test_a_phase_that_ends_on_evidence_ends_before_its_budget(run):
-    record = r.read(run(settings={"collect": {"until": 90}}))
-    assert r.borders(record) == {"collect": 60, "pretrain": 60}
+    record = records.read(run(settings={"collect": {"until": 90}}))
+    assert records.borders(record) == {"collect": 60, "pretrain": 60}
 
 
 def test_labels_are_moved_apart():
-    assert r._apart([0, 1, 50, 99, 100], gap=10, top=100) == [0, 10, 50, 90, 100]
+    assert curves._apart([0, 1, 50, 99, 100], gap=10, top=100) == [0, 10, 50, 90, 100]
 
 
 def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
@@ -330,7 +330,7 @@ def test_what_critics_say_is_written_beside_the_returns_they_foretell():
 
 def test_the_shift_of_a_run_is_drawn_from_its_own_files(tmp_path):
     """Divergence up to 1 for every seed; errors are Q - G of the same lines; rows of both kinds in the plane."""
-    record = r.read(finished())
+    record = records.read(finished())
     steps, shares = shift.divergence(record.path)
     assert shares.shape == (len(steps), 2)
     assert (shares >= -0.05).all()
@@ -355,5 +355,5 @@ def test_a_run_without_online_rows_has_no_shift(tmp_path):
     for name in ("metrics", "returns"):
         kept = [line for line in lines(folder / f"{name}.jsonl") if line["phase"] == "offline"]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    assert shift.draw(r.read(folder), tmp_path / "shift.png") is None
+    assert shift.draw(records.read(folder), tmp_path / "shift.png") is None
     assert not (tmp_path / "shift.png").exists()

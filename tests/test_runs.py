@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from helpers import Ragged, copy, dataset, finished, flags, lines, new, run
 
-from segue import policies, report, runs, store
+from segue import policies, records, runs, store
 from segue.cli import main
 from segue.core import Linear, Spec
 from segue.data.sources import Uniform
@@ -454,7 +454,7 @@ def test_ctrl_c_leaves_a_readable_directory():
     assert child.returncode == 130
     one_sentence(told.decode().strip(), "segue: stopped")
     assert status(out)["status"] == "interrupted"
-    assert len(report.read(out).evaluations) >= 2
+    assert len(records.read(out).evaluations) >= 2
 
 
 def test_settings_are_plain_json():

@@ -151,7 +151,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _done(done: Any) -> None:
-    from segue.report import table
+    from segue.tables import table
 
     print(table([done.evaluations]))
     print(f"\n{done.folder}: segue report {done.folder}")
@@ -257,7 +257,7 @@ def _evaluate(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
     parser.add_argument("--env-id", help="instead of the run's; needed where that one names a module to import")
     asked = parser.parse_args(argv)
-    from segue import report, runs
+    from segue import runs, stats
     from segue.errors import at_least
 
     at_least(1, episodes=asked.episodes)
@@ -265,9 +265,9 @@ def _evaluate(argv: list[str]) -> None:
 
     found, score = runs.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
     what = "normalised score" if score else "return"
-    for seed, row in enumerate(report.normalise(found.returns, score)):
+    for seed, row in enumerate(stats.normalise(found.returns, score)):
         print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
-    print(f"mean over policies: {what} {report.estimate(report.normalise(report.seed_means(found.returns), score))}")
+    print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(found.returns), score))}")
 
 
 def _report(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Roll-outs of deterministic policies -> raw returns [seeds, episodes]. Averages are taken in report.py alone."""
+"""Roll-outs of deterministic policies -> raw returns [seeds, episodes]. Averages are taken in stats.py alone."""
 
 import contextlib
 from collections.abc import Callable, Sequence

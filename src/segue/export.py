@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from segue import foreign, policies, predict, report, runs, store
+from segue import foreign, policies, predict, records, runs, stats, store
 from segue.core import Spec
 from segue.errors import SegueError
 from segue.nn.actors import AbstractActor
@@ -36,12 +36,12 @@ class Found:
     spec: Spec
     said: Mapping[str, Any]
     """What the file says of itself."""
-    record: report.RunRecord | None = None
+    record: records.RunRecord | None = None
     seed: int = 0
     """Its row among the run's seeds."""
 
     @property
-    def evaluation(self) -> report.Evaluation | None:
+    def evaluation(self) -> records.Evaluation | None:
         """The run's evaluation that was made of this policy, if one was."""
         at = lambda e: (e.phase, e.updates, e.env_step) == tuple(map(self.said.get, ("phase", "updates", "env_step")))
         of = [e for e in (self.record.evaluations if self.record else ()) if at(e) and self.seed < len(e.returns)]
@@ -80,7 +80,7 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
         if path.suffix != ".safetensors" or predict.exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
         return Found(path, *policies.told(path))
-    record, stem = report.read(path), STEM[which or "best"]
+    record, stem = records.read(path), STEM[which or "best"]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
     numbers = {int(number): file for file in files if (number := file.stem.rpartition("-")[2]).isdecimal()}
     if seed is not None and seed not in numbers:
@@ -321,10 +321,10 @@ def _unknown(found: Found) -> list[str]:
     ]
 
 
-def _scores(found: Found, record: report.RunRecord) -> list[str]:
+def _scores(found: Found, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
-    means = lambda e: report.normalise(report.seed_means(e.returns), record.reference)
-    whole, mine = report.summarise(record), found.evaluation
+    means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
+    whole, mine = records.summarise(record), found.evaluation
     parts = []
     if mine:
         row = mine.returns[found.seed]
@@ -333,7 +333,7 @@ def _scores(found: Found, record: report.RunRecord) -> list[str]:
             f"This policy, seed {found.seed}: mean return {row.mean():,.1f}{normal}, standard deviation "
             f"{row.std():,.1f} over the {len(row)} episodes of the evaluation in phase {_word(mine.phase)} at "
             f"{mine.updates:,} updates and {mine.env_step:,} env steps. All {len(mine.returns)} seeds there: {unit} "
-            f"{report.estimate(means(mine))}."
+            f"{stats.estimate(means(mine))}."
         )
     else:
         parts.append("The run holds no evaluation of this very policy: `segue evaluate` measures it.")

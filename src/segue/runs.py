@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import commits, foreign, hooks, policies, report, store
+from segue import commits, foreign, hooks, policies, records, stats, store
 from segue.console import Console
 from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
@@ -114,7 +114,7 @@ class Result:
 
     folder: Path
     run: Run
-    evaluations: report.RunRecord
+    evaluations: records.RunRecord
 
     @property
     def returns(self) -> np.ndarray:
@@ -328,7 +328,7 @@ class Job:
                 self.status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
                 self.forget()
                 raise
-        return Result(self.folder, state, report.read(self.folder))
+        return Result(self.folder, state, records.read(self.folder))
 
     def forget(self) -> None:
         """Leave the directory's name free if nothing was learnt in it."""
@@ -449,7 +449,7 @@ class Job:
 
         def evaluated(name: str, live: Live, net: Any, found: Evaluation) -> None:
             best.heard(name, live, net, found)
-            scores = report.normalise(report.seed_means(found.returns), task.score)
+            scores = stats.normalise(stats.seed_means(found.returns), task.score)
             console.scored(name, scores, task.score is not None)
 
         console.plan(phases, state)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue import store
+from segue.curves import frame
 from segue.errors import SegueError
-from segue.report import RunRecord, _frame, _lines
+from segue.records import RunRecord, lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +24,8 @@ ROWS = 2_000
 
 def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Env steps [n], and the share of divergence [n, seeds] that the density ratio attains: 0 to 1."""
-    lines, _ = _lines(path / "metrics.jsonl")
-    found = [(line["env_step"], line["metrics"]["shift"]) for _, line in lines if "shift" in line.get("metrics", {})]
+    logged, _ = lines(path / "metrics.jsonl")
+    found = [(line["env_step"], line["metrics"]["shift"]) for _, line in logged if "shift" in line.get("metrics", {})]
     steps = np.array([step for step, _ in found], float)
     return steps, np.array([[float(v) for v in row] for _, row in found], float)
 
@@ -32,8 +33,8 @@ def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Env steps [n], and by name ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations; NaN where
     there was no such critic."""
-    lines, _ = _lines(path / "returns.jsonl")
-    known = [line for _, line in lines if isinstance(line.get("values"), dict)]
+    evaluated, _ = lines(path / "returns.jsonl")
+    known = [line for _, line in evaluated if isinstance(line.get("values"), dict)]
     first = next((k for k, line in enumerate(known) if line.get("kind") == "online"), len(known))
     held = known[max(first - 1, 0) :] if first < len(known) else []  # from the last one before the switch on
     steps = np.array([line["env_step"] for line in held], float)
@@ -142,7 +143,7 @@ def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], ti
     finite: Any = np.concatenate([rows[np.isfinite(rows)] for rows in lines.values()])
     low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
     room = (high - low) or 1.0
-    _frame(axis, low - 0.05 * room, high + 0.05 * room)
+    frame(axis, low - 0.05 * room, high + 0.05 * room)
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("online env steps")
     if any(lines):

@@ -1,0 +1,293 @@
+"""Runs on disk as records: configuration, raw returns, curves and milestones. Pure functions of what a run wrote."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue import strict
+from segue.errors import DataError, SegueError
+from segue.stats import Estimate, area, dips, estimate, normalise, recoveries, seed_means
+
+FORMAT = 1  # of the run directory
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One line of `returns.jsonl`: where the run stood, and the raw episode returns, [seeds, episodes]."""
+
+    phase: str
+    kind: str
+    update: int
+    updates: int
+    env_step: int
+    returns: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run directory as found: its configuration, its evaluations in order, and what had to be forgiven."""
+
+    path: Path
+    config: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    failed: tuple[Any, ...] = ()
+    """Seeds that diverged and were halted."""
+
+    @property
+    def task(self) -> str:
+        return self.config.get("task") or self.config["env_id"]
+
+    @property
+    def reference(self) -> tuple[float, float] | None:
+        """Returns that count as 0 and as 100, or None: then scores are raw returns."""
+        score = self.config.get("score")
+        return None if score is None else (float(score["min"]), float(score["max"]))
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[evaluations, seeds]: episode means, normalised where the run has reference returns."""
+        return normalise(np.stack([seed_means(e.returns) for e in self.evaluations]), self.reference)
+
+
+def read(run_dir: str | Path) -> RunRecord:
+    """Read a run directory, finished or not.
+
+    The last line of a log may be torn (a killed process): it is left out and noted. Any other damage is a
+    `DataError`; a directory that is not a run, or a run that has not been evaluated yet, is a `SegueError`.
+    """
+    path = Path(run_dir)
+    config = _config(path)
+    found, notes = lines(path / "returns.jsonl")
+    evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in found)
+    if not evaluations:
+        raise SegueError(f"{path} has no evaluation yet: let the run reach its first one, or leave it out.")
+    for before, after, (where, _) in zip(evaluations, evaluations[1:], found[1:], strict=False):
+        if after.updates < before.updates or after.env_step < before.env_step:
+            raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
+    logs, torn = lines(path / "times.jsonl")
+    failures, _ = lines(path / "failures.jsonl")
+    failed = {line["seed"]: line for _, line in failures if line.get("halted") and _count(line.get("seed"))}
+    lost = [
+        f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
+        f"({line.get('why')}); its scores are those of its last finite policy."
+        for seed, line in failed.items()
+    ]
+    lost += [
+        f"{path}: seed {line.get('seed')}, phase {line.get('phase')!r}, update {line.get('update')}: {line.get('why')}."
+        for _, line in failures
+        if not line.get("halted")
+    ]
+    return RunRecord(
+        path, config, evaluations, _seconds(logs), (*notes, *torn, *lost, *_unfinished(path)), tuple(failed)
+    )
+
+
+def _unfinished(path: Path) -> list[str]:
+    """What status.json says of a run that did not end as planned."""
+    try:
+        status = json.loads((path / "status.json").read_bytes())
+        word, why = str(status["status"]), status.get("why")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return []
+    return [] if word == "finished" else [f"{path} is {word}{f' ({why})' if why else ''}, not finished"]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = strict.parse(file.read_bytes())
+    except OSError as error:
+        raise SegueError(f"{path} is not a run: it has no readable config.json.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON ({error}).") from error
+    if not isinstance(config, dict) or "format" not in config:
+        raise SegueError(f"{path} is not a run: its config.json was not written by Segue.")
+    if config["format"] != FORMAT:
+        raise SegueError(f"{file} has format {config['format']!r}, and this version of Segue reads {FORMAT}.")
+    phases, score = config.get("phases"), config.get("score")
+    sound = {
+        "recipe": isinstance(config.get("recipe"), str),
+        "env_id": isinstance(config.get("env_id"), str),
+        "task": config.get("task") is None or isinstance(config["task"], str),
+        "seeds": _count(config.get("seeds")) and config["seeds"] > 0,
+        "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
+        "score": score is None
+        or (
+            isinstance(score, dict)
+            and all(isinstance(score.get(k), int | float) for k in ("min", "max"))
+            and bool(np.isfinite([score["min"], score["max"]]).all())
+            and score["min"] < score["max"]
+        ),
+    }
+    if wrong := [name for name, fine in sound.items() if not fine]:
+        raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
+    return config
+
+
+def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """The objects of a JSONL file, each with its place for messages, and a note if the last line was torn."""
+    try:
+        *whole, last = file.read_bytes().split(b"\n")  # `last` is empty in a finished log
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error}).") from error
+    objects, notes = [], []
+    for number, text in enumerate([*whole, last] if last.strip() else whole, start=1):
+        where = f"{file}, line {number},"
+        try:
+            value = strict.parse(text)
+        except (ValueError, RecursionError) as error:
+            if number > len(whole):
+                notes.append(f"{file}: the last line was cut short (the process was killed) and is left out.")
+                break
+            raise DataError(f"{where} is not JSON ({error}).") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{where} is not a JSON object.")
+        objects.append((where, value))
+    return objects, notes
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
+    phase, kind = line.get("phase"), line.get("kind")
+    if not isinstance(phase, str) or kind not in ("offline", "online"):
+        raise DataError(f"{where} needs a `phase`, and a `kind` that is `offline` or `online`.")
+    if wrong := [k for k in ("update", "updates", "env_step") if not _count(line.get(k))]:
+        raise DataError(f"{where} needs a whole number in {' and '.join(f'`{k}`' for k in wrong)}.")
+    try:
+        returns = np.asarray(line.get("returns"), dtype=np.float64)
+    except (TypeError, ValueError):
+        returns = np.empty(0)
+    if returns.ndim != 2 or len(returns) != seeds or returns.size == 0:
+        raise DataError(f"{where} needs `returns` of {seeds} seeds, equally many episodes each.")
+    if not np.isfinite(returns).all():
+        raise DataError(f"{where} holds a return that is not a finite number.")
+    return Evaluation(phase, kind, line["update"], line["updates"], line["env_step"], returns)
+
+
+def _seconds(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
+    """Wall-clock of the run. Where the count starts again (a resumed run), the pieces are added."""
+    total, last = 0.0, 0.0
+    for where, line in logs:
+        now = line.get("seconds")
+        if not isinstance(now, int | float) or not np.isfinite(now):
+            raise DataError(f"{where} needs a number in `seconds`.")
+        total, last = total + (now - last if now >= last else now), now
+    return total if logs else None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Scores along one axis: x [points], scores [points, seeds]."""
+
+    x: np.ndarray
+    scores: np.ndarray
+
+
+def offline_curve(record: RunRecord) -> Curve:
+    """Scores against gradient steps, up to the first online env step; empty if the run started later."""
+    keep = [i for i, e in enumerate(record.evaluations) if e.env_step == 0 and e.kind == "offline"]
+    return Curve(np.array([record.evaluations[i].updates for i in keep]), record.scores[keep])
+
+
+def online_curve(record: RunRecord) -> Curve:
+    """Scores against online env steps, collection included.
+
+    At every env step the last evaluation counts: the policy that leaves offline pre-training is the point at
+    0, and phases in which the world sleeps do not make the curve vertical. A policy that did not change is not
+    evaluated again, so where a phase ends without an evaluation the score is still the one before: collection is
+    level. Empty if the run never went online.
+    """
+    if not any(e.env_step > 0 or e.kind == "online" for e in record.evaluations):
+        return Curve(np.empty(0), record.scores[:0])
+    last = {e.env_step: i for i, e in enumerate(record.evaluations)}
+    for end in sorted(borders(record).values()):
+        if end not in last and (before := [step for step in last if step < end]):
+            last[end] = last[max(before)]
+    steps = sorted(last)
+    return Curve(np.array(steps), record.scores[[last[step] for step in steps]])
+
+
+def borders(record: RunRecord) -> dict[str, int]:
+    """Env steps at which the online phases that a run has left behind ended.
+
+    A phase ends when its budget of env steps is spent; or earlier, at the latest at the next phase's first
+    evaluation.
+    """
+    found: dict[str, int] = {}
+    phases, end = record.config["phases"], 0
+    here = record.evaluations[-1].phase
+    for i, phase in enumerate(phases[: phases.index(here)] if here in phases else []):
+        budget = ((record.config.get("settings") or {}).get(phase) or {}).get("until")
+        spent = budget if isinstance(budget, int) else end
+        seen = max((e.env_step for e in record.evaluations if e.phase == phase), default=end)
+        later = min(e.env_step for e in record.evaluations if e.phase in phases[i + 1 :])
+        end = min(max(spent, seen), later)
+        if end:
+            found[phase] = end
+    return found
+
+
+AREAS = (10_000, 50_000, 100_000)
+"""Env steps over which the area under a learning curve is taken."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one run comes to. Absent parts (no offline phase, never online) are None."""
+
+    offline: Estimate | None
+    """The last evaluation before the run's first env step: what offline learning left, or the policy that was given."""
+    final: Estimate | None
+    """The last evaluation after an online env step."""
+    gain: Estimate | None
+    """final - offline, seed by seed: its interval is that of the paired differences."""
+    best: Estimate
+    """The evaluation with the highest mean over seeds: chosen on the episodes that score it: optimistic."""
+    best_step: int
+    dip: Estimate | None
+    """How far the lowest online evaluation of each seed lies below its `offline` one (`dips`)."""
+    recovered: Estimate | None
+    """The env step at which a seed is back at its `offline` score (`recoveries`), over the seeds that came back."""
+    never: int
+    """Seeds that were below and did not come back."""
+    areas: Mapping[int, Estimate]
+    """Mean score over the first env steps (`area`), by how many, as far as the run goes."""
+    env_steps: int
+
+
+def summarise(record: RunRecord) -> Summary:
+    """The milestones of a run, in normalised scores where it has reference returns."""
+    scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
+    begun = steps[0] if record.evaluations[0].update == 0 else 0  # --from: the policy as the run found it
+    before, after = scores[steps <= begun], scores[steps > begun]
+    top = int(scores.mean(axis=1).argmax())
+    dip, back = None, np.empty(0)
+    if len(before) and len(after):
+        dip = estimate(dips(before[-1], after))
+        back = recoveries(before[-1], steps[steps > begun], after)
+    online = online_curve(record)
+    areas = {until: area(online.x, online.scores, until) for until in AREAS}
+    came = back[np.isfinite(back)]
+    return Summary(
+        offline=estimate(before[-1]) if len(before) else None,
+        final=estimate(after[-1]) if len(after) else None,
+        gain=estimate(after[-1] - before[-1]) if len(before) and len(after) else None,
+        best=estimate(scores[top]),
+        best_step=int(steps[top]),
+        dip=dip,
+        recovered=estimate(came) if len(came) else None,
+        never=len(back) - len(came),
+        areas={until: estimate(found) for until, found in areas.items() if found is not None},
+        env_steps=int(steps[-1]),
+    )
