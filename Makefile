@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format bench bench-peers demo faults clean
+.PHONY: help setup test check format docs docs-check bench bench-peers demo faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -42,6 +42,13 @@ check: setup  ## lint, formatting and types
 format: setup  ## rewrite the code as the linter and the formatter want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the documentation site, in docs/_build
+	$(BIN)/python -m sphinx -q -W -E -b html docs docs/_build
+	@echo docs/_build/index.html
+
+docs-check: setup  ## run every code block of the tutorials, as a reader would (a quarter of an hour)
+	$(BIN)/python docs/blocks.py docs/own-data.md docs/only-a-policy.md docs/a-table.md
 
 bench-peers:  ## install what `make bench` compares with, in .peers (needs Python 3.11, 2.4 GB)
 	benchmarks/peers/setup.sh

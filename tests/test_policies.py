@@ -342,7 +342,7 @@ def test_what_is_no_policy_file():
 )
 def test_the_real_ones_return_what_they_are_known_to(real_data, file, env_id, low, high):
     """The figures of the data's own README: 1,107, 9,399, 3,894 (v5), 3,000, 16,400, 2,300-4,700, 43-10,750."""
-    from segue.evaluate import Evaluator
+    from segue.evaluation import Evaluator
     from segue.worlds import make_env, spec_of
 
     env = make_env(env_id)

@@ -24,7 +24,7 @@ from helpers import edit, flags, lines, new
 from segue import cli, commits, policies, runs, store
 from segue.core import Spec
 from segue.errors import DataError, SegueError
-from segue.evaluate import Evaluation, Evaluator
+from segue.evaluation import Evaluation, Evaluator
 from segue.hooks import Best, Evaluate, Journal, Stop, Stopped, Tracker
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP

@@ -9,7 +9,7 @@ from helpers import Ragged, Spaces
 
 from segue.core import Spec
 from segue.errors import SegueError
-from segue.evaluate import Evaluator
+from segue.evaluation import Evaluator
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, make_env, spec_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from segue import export, foreign, policies, predict, runs, store
 from segue.errors import SegueError
-from segue.evaluate import LONGEST
+from segue.evaluation import LONGEST
 from segue.worlds import EVALUATE, episode_seed, make_env, said, sound, spec_of
 
 STARTS = 1_000

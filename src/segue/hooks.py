@@ -22,7 +22,7 @@ from segue import engine, policies, store
 from segue.core import Pretrained, Spec
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
-from segue.evaluate import Evaluation, Evaluator, Unfit
+from segue.evaluation import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
 from segue.worlds import World
 

@@ -29,7 +29,7 @@ from segue.data import Dataset, check_against, collect, load, validate
 from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, FetchScript, PointNavigator, Policy
 from segue.data.collecting import versions
 from segue.errors import SegueError
-from segue.evaluate import Evaluator
+from segue.evaluation import Evaluator
 from segue.hooks import stoppable
 from segue.nn.actors import AbstractActor
 from segue.offline.bc import BC

@@ -35,7 +35,7 @@ from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError, at_least
-from segue.evaluate import Evaluation, Evaluator
+from segue.evaluation import Evaluation, Evaluator
 from segue.nn.actors import AbstractActor
 from segue.phases import AbstractPhase, Live, Run, pipeline
 from segue.recipes import PAPER, Budget

@@ -1,0 +1,83 @@
+"""The documentation site: every block is found, every command in it is one that `segue` takes, and names are as said."""
+
+import importlib
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import segue
+from segue.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from blocks import FENCE, Block, blocks, run  # noqa: E402 (docs/ is no package)
+
+PAGES = [ROOT / f"docs/{name}.md" for name in ("own-data", "only-a-policy", "a-table")]
+
+
+def test_every_public_name_stays_what_it_is_when_all_modules_are_there():
+    """A module of the same name would take its place as soon as anything imports it."""
+    for module in pkgutil.walk_packages(segue.__path__, "segue."):
+        importlib.import_module(module.name)
+    assert [name for name in segue.__all__ if isinstance(getattr(segue, name), types.ModuleType)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_is_run_or_is_a_file(page):
+    fences = page.read_text().count("```")
+    assert fences == 2 * len(list(blocks(page))), "a block is in a language that docs/blocks.py does not know"
+
+
+def commands(page):
+    for block in blocks(page):
+        if block.language == "sh":
+            for text in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(text)
+                if words and words[0] == "segue":
+                    yield pytest.param(words[1:], id=f"{page.stem}-{block.line}-{words[1]}")
+
+
+@pytest.mark.parametrize("words", [c for page in PAGES for c in commands(page) if c.values[0][0] == "run"])
+def test_every_run_has_flags_that_there_are(words, tmp_path, monkeypatch, capsys):
+    """Parsed, not run: the files that they name are not there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code in (0, None)
+    flags = [word for word in words if word.startswith("--")]
+    known = capsys.readouterr().out
+    assert [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)] == []
+
+
+def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):
+    page = tmp_path / "page.md"
+    text = "# A\n\n```{code-block} python\n:caption: mine.py\n\nX = 3\n```\n\n```sh\nexport PYTHONPATH=. Y=4\n```\n\n"
+    text += "```python\nimport os, mine\nassert (mine.X, os.environ['Y']) == (3, '4')\n```\n"
+    page.write_text(text)
+    assert list(blocks(page))[0] == Block(3, "python", "mine.py", "X = 3\n")
+    run(page)
+    page.write_text(text + "\n```sh\ntrue\nfalse\ntrue\n```\n")
+    with pytest.raises(SystemExit, match=r"page.md, line 18: the block failed"):
+        run(page)
+
+
+def test_readmes_python_is_python():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for found in FENCE.finditer((ROOT / name).read_text()):
+            if found[1] == "python":
+                compile(found[3], name, "exec")
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-E", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Which of these is yours?" in (tmp_path / "index.html").read_text()
