@@ -1,4 +1,4 @@
-"""The documentation site: every block is found, every command in it is one that `segue` takes, and names are as said."""
+"""The documentation site: its blocks are found, commands in it are such that `segue` takes, and names are as said."""
 
 import importlib
 import pkgutil
@@ -61,7 +61,7 @@ def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):
     text = "# A\n\n```{code-block} python\n:caption: mine.py\n\nX = 3\n```\n\n```sh\nexport PYTHONPATH=. Y=4\n```\n\n"
     text += "```python\nimport os, mine\nassert (mine.X, os.environ['Y']) == (3, '4')\n```\n"
     page.write_text(text)
-    assert list(blocks(page))[0] == Block(3, "python", "mine.py", "X = 3\n")
+    assert next(blocks(page)) == Block(3, "python", "mine.py", "X = 3\n")
     run(page)
     page.write_text(text + "\n```sh\ntrue\nfalse\ntrue\n```\n")
     with pytest.raises(SystemExit, match=r"page.md, line 18: the block failed"):
