@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format docs docs-check bench bench-peers demo faults clean
+.PHONY: help setup test check format docs docs-check bench bench-peers demo paper-table-small faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -59,11 +59,10 @@ bench: setup  ## measure speed on this machine, beside the peers where they are 
 demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and a picture, in minutes
 	$(BIN)/python scripts/demo.py
 
-evidence-%: setup  ## TASK or TASK:BACKBONE: OPT beside direct fine-tuning, the paper's budget (hours), resumable
-	$(BIN)/python benchmarks/evidence.py $*
+paper-table-small: evidence-paper-table-small  ## OPT and three others, 2 tasks, 2 seeds: from nothing to a page (an hour)
 
-evidence-dip-%: setup  ## TASK: one policy handed over to PORL and its siblings (hours), resumable
-	$(BIN)/python benchmarks/dip.py $*
+evidence-%: setup  ## NAME of benchmarks/sweeps: a comparison, kept under benchmarks/results (hours or days), resumable
+	$(BIN)/python benchmarks/evidence.py $*
 
 faults: setup  ## kill runs at random moments and compare; stalls of commits; a soak (an hour or more)
 	$(BIN)/python benchmarks/faults.py kills
