@@ -144,6 +144,7 @@ def _run(argv: list[str]) -> None:
         budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in runs.MEASURING}),
         since=options["from_"],
         **{name: options[name] for name in CARE},
+        track=() if options["track"] == ("none",) else options["track"],
         about={"recipe": chosen.recipe, "preset": preset},
         quiet=options["quiet"],
     )
@@ -176,6 +177,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
 
     import tyro
 
+    from segue import tracking
     from segue.phases import Online, Train
     from segue.recipes import BACKBONES, PRESETS, REPLAYS
 
@@ -224,6 +226,8 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
         halt_on_explosion: bool = False
         """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount); it is said in any case."""
+        track: tuple[Literal[(*tracking.TRACKERS, "none")], ...] = tracking.DEFAULT  # pyright: ignore
+        """Where live curves are drawn: one or more, or none; wandb and mlflow are extras."""
         quiet: bool = False
         """No progress display."""
         rows: int = lengths.rows
