@@ -670,7 +670,7 @@ def machine() -> dict[str, Any]:
     """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
     return {
         "system": platform.platform(),
-        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else _cores(),
+        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else cores(),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "instructions": _instructions(),
@@ -689,7 +689,8 @@ def _instructions() -> str | None:
     return " ".join(sorted(word for word in words if word.startswith(("avx", "fma", "amx", "sve", "neon", "asimd"))))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
