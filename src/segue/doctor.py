@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 def plain(text: str) -> str:
     """One line without the home folder's place, or a user's or host's name in a path."""
-    text = " ".join(text.split()).replace(str(Path.home()), "~")
+    text = re.sub(rf"(?<!\w){re.escape(str(Path.home()))}(?=/|\s|$)", "~", " ".join(text.split()))
     for what, ask in (("USER", getpass.getuser), ("HOST", socket.gethostname)):
         with contextlib.suppress(Exception):  # nobody has a name here
             text = re.sub(rf"(?<=/){re.escape(ask())}(?=/|\s|$)", what, text)
