@@ -25,7 +25,7 @@ from segue import cli, commits, policies, runs, store
 from segue.core import Spec
 from segue.errors import DataError, SegueError
 from segue.evaluation import Evaluation, Evaluator
-from segue.hooks import Best, Evaluate, Journal, Stop, Stopped, Tracker
+from segue.hooks import Best, Evaluate, Journal, Stop, Stopped
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.phases import Live
@@ -830,37 +830,6 @@ def test_a_seed_that_diverges_in_the_last_interval_leaves_what_is_finite(monkeyp
     cli.main(["run", *words, "--out", str(folder)])
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [1]
     assert all(np.isfinite(array).all() for array in of_seed(folder, 1).values())
-
-
-# --- trackers -----------------------------------------------------------------------------------------------
-
-
-class Board:
-    def __init__(self, how):
-        self.how, self.heard = how, []
-
-    def add_scalar(self, *item):
-        if self.how == "dead":
-            raise ConnectionError("no route to host")
-        if self.how == "slow":
-            time.sleep(60)
-        self.heard.append(item)
-
-    def close(self): ...
-
-
-@pytest.mark.parametrize("how", ["well", "dead", "slow"])
-def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
-    monkeypatch.setattr(Tracker, "PATIENCE", 0.3)
-    board = Board(how)
-    tracker, begun = Tracker(lambda: board), time.monotonic()
-    for step in range(30_000):
-        tracker.add("x", 1.0, step)
-    tracker.close()
-    assert time.monotonic() - begun < 10
-    assert tracker.waiting.qsize() <= Tracker.LONGEST
-    assert len(board.heard) == 0 or how == "well"
-    assert ("live curves have stopped" in capsys.readouterr().err) == (how == "dead")
 
 
 # --- do no harm ---------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_every_file_is_there_and_parses():
     folder = finished()
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {"config.json", "status.json", ".lock"}
-    expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "episodes", "failures", "times")}
+    expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "episodes", "failures", "times", "machine")}
     expected |= {f"{which}-{s}.safetensors" for which in ("policy", "best") for s in (0, 1)}
     kept = ("manifest.json", "waist.safetensors", "replay.safetensors")
     expected |= {f"checkpoints/{phase}/{name}" for phase in PHASES for name in kept}

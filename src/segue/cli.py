@@ -20,11 +20,9 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
   segue policy export|show|film             a policy as ONNX or arrays with a card, in words, as a film
-
-Recipes: opt, opt-single, direct, with --backbone td3bc, spot, iql, rebrac, awac, calql, bc or bc-gaussian; each alone.
-Tasks: {halfcheetah,hopper,walker2d,ant}-{random,medium,medium-replay,medium-expert,expert}, antmaze-*, pointmaze-*,
-{pen,door,hammer,relocate}-{human,cloned,expert,binary}, fetch-{reach,push,pick-and-place}-scripted; or any env with
---env-id ID --dataset FILE."""
+  segue recipes, segue tasks [PREFIX]       what there is, one line each
+  segue doctor                              what works on this machine, for a bug report too
+  segue completion bash|zsh|fish            a script that completes all this on Tab"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="run, resume, evaluate, report, data or policy")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those above; COMMAND --help tells more")
     known, rest = parser.parse_known_args(argv[:1])
     if known.version:
         import importlib.metadata
@@ -46,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "report": _report,
         "data": _data,
         "policy": _policy,
+        "recipes": _recipes,
+        "tasks": _tasks,
+        "doctor": _doctor,
+        "completion": _completion,
     }
     if known.command is None:
         parser.print_help()
@@ -98,7 +100,7 @@ def _run(argv: list[str]) -> None:
     if chosen.recipe is None or chosen.recipe.startswith("-"):
         if wants_help:
             print(f"usage: segue run RECIPE [flags]\n\nrecipes: {', '.join(RECIPES)}; segue run RECIPE --help lists")
-            print("the flags, whose defaults depend on --task and --preset.")
+            print("the flags, whose defaults depend on --task and --preset; segue recipes says what they are.")
             return
         raise SegueError(f"segue run needs a recipe: {', '.join(RECIPES)}.")
     if chosen.recipe not in RECIPES:
@@ -144,6 +146,7 @@ def _run(argv: list[str]) -> None:
         budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in runs.MEASURING}),
         since=options["from_"],
         **{name: options[name] for name in CARE},
+        track=() if options["track"] == ("none",) else options["track"],
         about={"recipe": chosen.recipe, "preset": preset},
         quiet=options["quiet"],
     )
@@ -157,12 +160,16 @@ def _done(done: Any) -> None:
     print(f"\n{done.folder}: segue report {done.folder}")
 
 
-def _resume(argv: list[str]) -> None:
+def _resume_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue resume", description="Go on with a run from its newest commit.")
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def _resume(argv: list[str]) -> None:
+    asked = _resume_parser().parse_args(argv)
     from segue import runs
 
     runs.compile_cache()
@@ -171,11 +178,21 @@ def _resume(argv: list[str]) -> None:
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
+    import tyro
+
+    whole = run_settings(recipe, preset, phases)
+    parsed = tyro.cli(whole, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
+    return vars(parsed), {name: getattr(parsed, name) for name in phases}
+
+
+def run_settings(recipe: str, preset: str, phases: Any) -> type:
+    """A dataclass of all that `segue run RECIPE` has flags for: the run's options, then the phases by name."""
     import dataclasses
     from typing import Annotated, Literal
 
     import tyro
 
+    from segue import tracking
     from segue.phases import Online, Train
     from segue.recipes import BACKBONES, PRESETS, REPLAYS
 
@@ -224,6 +241,8 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
         """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
         halt_on_explosion: bool = False
         """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount); it is said in any case."""
+        track: tuple[Literal[(*tracking.TRACKERS, "none")], ...] = tracking.DEFAULT  # pyright: ignore
+        """Where live curves are drawn: one or more, or none; wandb and mlflow are extras."""
         quiet: bool = False
         """No progress display."""
         rows: int = lengths.rows
@@ -241,22 +260,24 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") 
     for phase in (Train, Online):  # a method's fields stand directly under the phase's name
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")
         phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
-    whole = dataclasses.make_dataclass(
+    return dataclasses.make_dataclass(
         recipe.replace("-", "_"),
         [(name, type(phase), dataclasses.field(default_factory=lambda p=phase: p)) for name, phase in phases.items()],
         bases=(Options,),
     )
-    parsed = tyro.cli(whole, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
-    return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
 
-def _evaluate(argv: list[str]) -> None:
+def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue evaluate", description="Evaluate the policies that a run keeps.")
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
     parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
     parser.add_argument("--env-id", help="instead of the run's; needed where that one names a module to import")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def _evaluate(argv: list[str]) -> None:
+    asked = _evaluate_parser().parse_args(argv)
     from segue import runs, stats
     from segue.errors import at_least
 
@@ -270,17 +291,21 @@ def _evaluate(argv: list[str]) -> None:
     print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(found.returns), score))}")
 
 
-def _report(argv: list[str]) -> None:
+def _report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue report", description="A table and learning curves of one run or more.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", help="the picture's file; default: report.png in the run, or here for several runs")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def _report(argv: list[str]) -> None:
+    asked = _report_parser().parse_args(argv)
     from segue.report import report
 
     report(asked.runs, asked.out)
 
 
-def _data(argv: list[str]) -> None:
+def _data_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue data", description="Make a dataset, or look into one.")
     commands = parser.add_subparsers(dest="command", required=True)
     collect = commands.add_parser("collect", help="act in an env, by chance or by a policy, and keep every step")
@@ -312,7 +337,11 @@ def _data(argv: list[str]) -> None:
     inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
     inspect.add_argument("--task", help="normalise returns with this task's reference scores")
     inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def _data(argv: list[str]) -> None:
+    asked = _data_parser().parse_args(argv)
     from segue import data
     from segue.errors import SegueError, at_least
     from segue.tasks import task
@@ -411,7 +440,7 @@ def _at_level(asked: argparse.Namespace, console: Any) -> Any:
         return making.make(named, asked.steps, progress=advance)
 
 
-def _policy(argv: list[str]) -> None:
+def _policy_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue policy", description="Deploy a policy, or look at it.")
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write what a policy performs, and a card beside it (FILE.md)")
@@ -433,7 +462,11 @@ def _policy(argv: list[str]) -> None:
     film.add_argument("--env-id", help="instead of the one that the run or the file names")
     film.add_argument("--episodes", type=int, default=1, help="one after another (1)")
     film.add_argument("--out", required=True, metavar="FILE", help="FILE.mp4")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def _policy(argv: list[str]) -> None:
+    asked = _policy_parser().parse_args(argv)
     from segue.errors import at_least
 
     if asked.command == "film":
@@ -454,6 +487,82 @@ def _policy(argv: list[str]) -> None:
     found = out.find(asked.source, asked.which, asked.seed)
     card = out.export(found, asked.out, asked.format)
     print(f"{found}\n{asked.out}: segue policy show {asked.out}\n{card}: how to use it, and how good it was found")
+
+
+def _recipes_parser() -> argparse.ArgumentParser:
+    about = "The recipes: phases (in brackets: left out where --policy gives a policy) and what each is."
+    return argparse.ArgumentParser("segue recipes", description=about)
+
+
+def _recipes(argv: list[str]) -> None:
+    _recipes_parser().parse_args(argv)
+    from segue import catalogue
+
+    print(catalogue.columns(catalogue.recipes()))
+
+
+def _tasks_parser() -> argparse.ArgumentParser:
+    about = (
+        "The tasks: env, returns that count as 0 and 100, and what the dataset is made from (segue data make TASK). "
+    )
+    about += "Where that begins with 'yours', bring --policy FILE, or the rows themselves with --dataset."
+    parser = argparse.ArgumentParser("segue tasks", description=about)
+    parser.add_argument("prefix", nargs="?", default="", help="only those that begin so")
+    return parser
+
+
+def _tasks(argv: list[str]) -> None:
+    asked = _tasks_parser().parse_args(argv)
+    from segue import catalogue
+
+    print(catalogue.columns(catalogue.tasks(asked.prefix)))
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    about = "What works on this machine, and what to do about the rest. Exits with 0 where a run could work, else 1."
+    return argparse.ArgumentParser("segue doctor", description=about)
+
+
+def _doctor(argv: list[str]) -> None:
+    _doctor_parser().parse_args(argv)
+    from segue.doctor import doctor
+
+    if not doctor():
+        raise SystemExit(1)
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    about = """A script that completes commands, recipes, tasks and flags on Tab. Keep it where the shell looks for it:
+
+  bash  segue completion bash > ~/.local/share/bash-completion/completions/segue
+  zsh   segue completion zsh > DIR/_segue, where DIR is in fpath
+  fish  segue completion fish > ~/.config/fish/completions/segue.fish"""
+    parser = argparse.ArgumentParser(
+        "segue completion", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    return parser
+
+
+def _completion(argv: list[str]) -> None:
+    asked = _completion_parser().parse_args(argv)
+    from segue.completion import script
+
+    print(script(asked.shell))
+
+
+PARSERS = {
+    "resume": _resume_parser,
+    "evaluate": _evaluate_parser,
+    "report": _report_parser,
+    "data": _data_parser,
+    "policy": _policy_parser,
+    "recipes": _recipes_parser,
+    "tasks": _tasks_parser,
+    "doctor": _doctor_parser,
+    "completion": _completion_parser,
+}
+"""Every command's flags but those of `run`, which depend on the recipe (`run_settings`)."""
 
 
 if __name__ == "__main__":

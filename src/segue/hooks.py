@@ -5,20 +5,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import engine, policies, store
+from segue import engine, policies, store, tracking
 from segue.core import Pretrained, Spec
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError
@@ -27,67 +26,32 @@ from segue.phases import AbstractPhase, Live, Run
 from segue.worlds import World
 
 
-def _tensorboard(folder: Path) -> Any:
-    """TensorBoard's writer where tensorboardX is installed, else None."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+class Place(NamedTuple):
+    """Where a run is, without its arrays; the names are `Live`'s."""
 
-
-class Tracker:
-    """A view of the journals, fed by a thread of its own through a bounded queue: dead, slow or full, it neither stops
-    nor slows a run. What it cannot take is left out; the journals have it."""
-
-    LONGEST, PATIENCE = 10_000, 2.0
-    """Scalars that may wait; seconds that closing may take."""
-
-    def __init__(self, open_board: Callable[[], Any]):
-        self.waiting: queue.Queue = queue.Queue(self.LONGEST)
-        self.thread = threading.Thread(target=self._feed, args=(open_board,), daemon=True, name="segue-tracker")
-        self.thread.start()
-
-    def _feed(self, open_board: Callable[[], Any]) -> None:
-        try:
-            board = open_board()
-            while (item := self.waiting.get()) is not None:
-                if board is not None:
-                    board.add_scalar(*item)
-            if board is not None:
-                board.close()
-        except Exception as error:  # whatever a tracker raises
-            print(
-                f"segue: live curves have stopped ({type(error).__name__}: {error}); the run goes on.", file=sys.stderr
-            )
-
-    def add(self, tag: str, value: float, step: int) -> None:
-        with contextlib.suppress(queue.Full):
-            self.waiting.put_nowait((tag, value, step))
-
-    def close(self) -> None:
-        with contextlib.suppress(queue.Full):
-            self.waiting.put(None, timeout=self.PATIENCE)
-        self.thread.join(self.PATIENCE)
+    update: int
+    updates: int
+    env_step: int
 
 
 class Journal:
-    """Appends to the run's journals, and mirrors them to TensorBoard where it is installed.
+    """Appends to the run's journals, and mirrors them to trackers.
 
-    They hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when.
+    They hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when, and
+    machine.jsonl how fast and on how busy a machine.
     """
 
-    NAMES = ("returns", "metrics", "episodes", "failures", "times")
+    NAMES = ("returns", "metrics", "episodes", "failures", "times", "machine")
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, track: Sequence[str] = tracking.DEFAULT):
         self.folder, self.begun = folder, time.monotonic()
         self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
         self.written = {name: file.tell() for name, file in self.files.items()}
         self.waiting: dict[str, bytes] = dict.fromkeys(self.NAMES, b"")
         self.lock = threading.Lock()  # the thread that saves commits makes the files durable
-        self.tracker = Tracker(lambda: _tensorboard(folder))
+        self.tracker = tracking.Trackers(track, folder)
 
-    def write(self, file: str, phase: str, live: Live, **entry: Any) -> None:
+    def write(self, file: str, phase: str, live: Live | Place, **entry: Any) -> None:
         place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
         seconds = round(time.monotonic() - self.begun, 3)
         for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):

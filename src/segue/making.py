@@ -1,18 +1,5 @@
-"""Datasets that are made here, by recipe, where the originals cannot be had. What each is, and is not, it says.
-
-| task | made from |
-|---|---|
-| `*-random` | chance, by D4RL's protocol |
-| `*-medium`, `*-expert` | a policy: the user's (`--policy`), or SAC trained here from scratch up to a score |
-| `*-medium-expert` | both, half each |
-| `*-medium-replay` | a ladder of the user's snapshots, equal shares; or the replay of that SAC until its score |
-| `antmaze-*` | a walking ant of the user's (`--policy`) under a waypoint navigator |
-| `pointmaze-*` | a waypoint navigator with a proportional-derivative controller |
-| `{door,relocate,pen,hammer}-human` | Minari's D4RL set, from disk or by download, its rewards turned into D4RL's |
-| `*-cloned` | half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe) |
-| `*-expert` of a hand | the user's expert with noise |
-| `{door,relocate,pen,hammer}-binary` | the human set up to each episode's first success, rewarded with 1 |
-| `fetch-*-scripted` | a controller written by hand, with noise |
+"""Datasets that are made here, by recipe (`SOURCES`), where the originals cannot be had. What each is, and is not, it
+says.
 """
 
 import dataclasses
@@ -58,6 +45,22 @@ ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
     "walker2d-expert": (None, 999_214, 4921.0, 136.0),
 }
 
+SOURCES = {
+    **dict.fromkeys((f"{hand}-expert" for hand in domains.REACH), "yours: an expert, which acts with noise"),
+    "antmaze-*": "yours: a walking ant, under a waypoint navigator",
+    "pointmaze-*": "a waypoint navigator with a proportional-derivative controller",
+    "fetch-*-scripted": "a controller written by hand, with noise",
+    "*-random": "chance, by D4RL's protocol",
+    "*-medium-replay": "a ladder of your snapshots, equal shares; or the replay of SAC until its score (hours)",
+    "*-medium-expert": "what -medium and -expert are made from, half each",
+    "*-medium": "a policy: yours, or SAC trained here from scratch up to a score (hours)",
+    "*-expert": "a policy: yours, or SAC trained here from scratch up to a score (hours)",
+    "*-human": "Minari's D4RL set, from disk or by download, its rewards turned into D4RL's",
+    "*-cloned": "half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe)",
+    "*-binary": "the human set up to each episode's first success, rewarded with 1",
+}
+"""What each task's set is made from; of patterns the first that fits. "yours": none is made without `--policy`."""
+
 NOISE = 0.1
 """Standard deviation of the noise on a hand's expert (ours; D4RL does not say)."""
 CLONE_STEPS = 20_000
@@ -84,7 +87,7 @@ def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress
     Args:
         task: of `TASKS`.
         rows: how many; ignored where the recipe has its own number (human sets, SAC's replay).
-        policies: the user's policy files (`foreign.read`), in the order that the table above needs them.
+        policies: the user's policy files (`foreign.read`), in the order that `SOURCES` names them.
 
     Raises:
         SegueError: where the recipe needs a policy and none is given, with what to do.

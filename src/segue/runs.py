@@ -5,8 +5,8 @@ returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  w
 policy-S.*        seed S's policy (safetensors)                 best-S.*       the best policy that was evaluated
 episodes.jsonl    returns of training episodes                  failures.jsonl seeds that diverged
 commits/          the whole state, to resume from               checkpoints/   one folder for each phase's end
-tensorboard/      the same curves, live                         times.jsonl    when each line of the others came
-given.*           the policy that it started from, if any
+tensorboard/      the same curves, live (others: tracking.py)   times.jsonl    when each line of the others came
+given.*           the policy that it started from, if any       machine.jsonl  rates, and how busy the machine was
 """
 
 import contextlib
@@ -20,7 +20,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import commits, foreign, hooks, policies, records, stats, store
+from segue import commits, foreign, hooks, policies, records, stats, store, tracking
 from segue.console import Console
 from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
 from segue.data.replay import Ring
 from segue.errors import DataError, SegueError, at_least
 from segue.evaluation import Evaluation, Evaluator
+from segue.meter import Meter
 from segue.nn.actors import AbstractActor
 from segue.phases import AbstractPhase, Live, Run, pipeline
 from segue.recipes import PAPER, Budget
@@ -137,6 +139,7 @@ def run(
     env_restarts: int = 100,
     rollback: bool = False,
     halt_on_explosion: bool = False,
+    track: Sequence[str] = tracking.DEFAULT,
     about: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Result:
@@ -155,6 +158,7 @@ def run(
         env_restarts: how often an env may be made anew before the run stops.
         rollback: a seed that diverges goes on from where it last was finite, three times, before it is halted.
         halt_on_explosion: treat a critic above any reachable return like one that is not finite.
+        track: which of `tracking.TRACKERS` draw live curves; the result does not depend on them.
         about: what to note in config.json besides, such as the recipe's name.
         quiet: no progress display.
 
@@ -163,7 +167,8 @@ def run(
     """
     care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     _checked(care, budget, seeds, seed)
-    job = Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet)
+    track = tracking.known(track)
+    job = Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet, track)
     return job.run(dict(about or {}))
 
 
@@ -205,7 +210,7 @@ def resume(
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
     check_unfinished(folder)
-    for name in ("commits", "checkpoints", "tensorboard"):
+    for name in ("commits", "checkpoints", *tracking.TRACKERS, *(f"{name}.log" for name in tracking.TRACKERS)):
         if (folder / name).is_symlink():
             raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
     try:
@@ -219,13 +224,15 @@ def resume(
         care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
         _checked(care, budget, **numbers)
         pinned(config)
+        track = tracking.known(config.get("track", tracking.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
             raise TypeError("versions, machine and dataset are objects")
         if not isinstance(config.get("start"), str | None) or not isinstance(config["dataset"].get("path"), str | None):
             raise TypeError("start and the dataset's path are texts")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
-    job = Job(phases, task, folder, budget=budget, care=care, since=config.get("start"), quiet=quiet, **numbers)
+    since = config.get("start")
+    job = Job(phases, task, folder, budget=budget, care=care, since=since, quiet=quiet, track=track, **numbers)
     return job.run({}, config)
 
 
@@ -311,6 +318,7 @@ class Job:
     care: Care
     since: str | None
     quiet: bool
+    track: tuple[str, ...] = tracking.DEFAULT
 
     def run(self, about: dict[str, Any], config: dict[str, Any] | None = None) -> Result:
         """From the start, or, with what config.json says, from the newest commit."""
@@ -383,6 +391,7 @@ class Job:
             described = describe(self.phases, task, data, self.seeds, self.seed, self.budget, self.since, extra)
             described["dataset"]["sha256"] = digest
             described |= {"phases": list(phases), "care": self.care._asdict(), "policy": its}
+            described |= {"track": self.track, "id": uuid.uuid4().hex}
             store.write_json(folder / "config.json", described)
         elif config["dataset"].get("sha256") != digest:
             raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
@@ -399,7 +408,7 @@ class Job:
                 console.note(f"{damage} Going on from the commit before.")
             commits.cut(folder, found[0].manifest["logs"])
             commits.sweep(folder, found[0])
-        journal = opened.enter_context(contextlib.closing(hooks.Journal(folder)))
+        journal = opened.enter_context(contextlib.closing(hooks.Journal(folder, self.track)))
         return Begun(state, phases, reward, seal, journal, found[0] if found else None)
 
     def come_back(
@@ -461,7 +470,7 @@ class Job:
         log.inexact = commit.inexact
         keep = hooks.Checkpoint(folder, about)
         commit.config, commit.settle = begun.seal, keep.settle
-        worlds, watching = None, [commit, log, evaluate, keep, console]
+        worlds, watching = None, [commit, log, evaluate, keep, hold(Meter(journal)), console]
         if any(phase.acts for phase in phases.values()):
             worlds = commit.worlds = hold(
                 Worlds(
@@ -661,7 +670,7 @@ def machine() -> dict[str, Any]:
     """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
     return {
         "system": platform.platform(),
-        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else _cores(),
+        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else cores(),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "instructions": _instructions(),
@@ -680,7 +689,8 @@ def _instructions() -> str | None:
     return " ".join(sorted(word for word in words if word.startswith(("avx", "fma", "amx", "sve", "neon", "asimd"))))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
