@@ -281,7 +281,7 @@ def test_not_a_run(run, tmp_path):
         r.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
     with pytest.raises(SegueError, match="is no folder"):
         r.report([tmp_path / "nowhere"])
-    with pytest.raises(SegueError, match="None of 2 runs can be read; the first: .* no evaluation yet"):
+    with pytest.raises(SegueError, match=r"None of 2 runs can be read; the first: .* no evaluation yet"):
         r.report([run("empty2", lines=[]), run("empty3", lines=[])])
     with pytest.raises(SegueError, match="nothing to report"):
         r.report([])
@@ -323,7 +323,7 @@ def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
         assert text.endswith(f"Curves: {out}")
         assert out.read_bytes().startswith(b"\x89PNG")
         assert capsys.readouterr().out.strip() == text
-    with pytest.raises(SegueError, match="no kind that a report can be: choose .html"):
+    with pytest.raises(SegueError, match="no kind that a report can be: choose"):
         r.report([one], tmp_path / "picture.word")
     (tmp_path / "file").touch()
     for name in ("x.png", "x.html"):

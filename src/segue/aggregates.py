@@ -19,9 +19,6 @@ from segue.tables import Cell, Table, by_task, labels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESAMPLES = 2_000
-"""Of each bootstrap."""
-
 
 @dataclass(frozen=True, eq=False)
 class Shared:
@@ -55,7 +52,7 @@ def table(found: Shared) -> Table:
     """IQM, mean, median and optimality gap of each method."""
     measures = {"IQM": stats.iqm, "mean": stats.mean, "median": stats.median, "optimality gap": stats.optimality_gap}
     rows = [
-        [label, *(_cell(stats.interval(measure, scores, resamples=RESAMPLES)) for measure in measures.values())]
+        [label, *(_cell(stats.interval(measure, scores)) for measure in measures.values())]
         for label, scores in found.scores.items()
     ]
     return Table(f"Over {len(found.tasks)} tasks", ["method", *measures], rows)
@@ -70,7 +67,7 @@ def improvement(found: Shared) -> Table | None:
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             pair = (found.scores[a], found.scores[b])
-            one = stats.interval(stats.probability_of_improvement, *pair, within=(0, 1), resamples=RESAMPLES)
+            one = stats.interval(stats.probability_of_improvement, *pair, within=(0, 1))
             there = None if one.low is None else 1 - one.high
             back = stats.Interval(1 - one.value, there, None if one.low is None else 1 - one.low)
             cells[a, b], cells[b, a] = _cell(one, ".2f"), _cell(back, ".2f")
@@ -92,10 +89,7 @@ def profiles(found: Shared) -> Profiles:
     every = np.concatenate([task for tasks in found.scores.values() for task in tasks])
     taus = np.linspace(min(0.0, float(every.min())), max(100.0, float(every.max())), 81)
     measure = partial(stats.performance_profile, taus=taus)
-    shares = {
-        label: stats.interval(measure, scores, within=(0, 1), resamples=RESAMPLES)
-        for label, scores in found.scores.items()
-    }
+    shares = {label: stats.interval(measure, scores, within=(0, 1)) for label, scores in found.scores.items()}
     return Profiles(taus, shares)
 
 

@@ -36,10 +36,10 @@ PLACES = 24
 SHIFTS = 4
 """Methods whose distribution shift the page shows at most; of more each can have a page of its own."""
 CITED = {
-    "Intervals over seeds": "Student's t, for one task. Over tasks: the stratified bootstrap over seeds, stretched to "
-    "Student's t for few seeds (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, "
-    "NeurIPS 2021, arXiv 2108.13264; Hesterberg, What Teachers Should Know about the Bootstrap, 2014, arXiv 1411.5279)"
-    f"; {aggregates.RESAMPLES:,} resamples, the same ones every time.",
+    "Intervals over seeds": "On one task Student's t. Over tasks the stratified bootstrap over seeds (Agarwal et al., "
+    "Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021, arXiv 2108.13264), widened "
+    "for few seeds after Hesterberg (What Teachers Should Know about the Bootstrap, The American Statistician 69, "
+    "2015); its resamples are the same every time. The tasks are given, not drawn.",
     "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
     "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
     "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "

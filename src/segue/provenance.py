@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
 def comparison(records: Sequence[RunRecord]) -> Comparison:
     """How the settings of methods compare on the tasks that they share.
 
-    What a method has not at all, since it lacks the phase or the part, stands apart; that it lacks it is a difference.
+    Where methods differ in having a phase or a part at all, that is a difference, and what it holds stands apart.
     """
     groups = by_task(records)
     known: dict[tuple[str, str], dict[str, str]] = {}
@@ -67,12 +67,17 @@ def comparison(records: Sequence[RunRecord]) -> Comparison:
         said = {place: found.get(name) for place, found in known.items()}
         within = [{value for (_, task), value in said.items() if task == one} for one in tasks]
         if any(len(values) > 1 for values in within):
-            inner = None in said.values() and name.rpartition(".")[0] in names
+            part, agree = name.rpartition(".")[0], all(len(values - {None}) < 2 for values in within)
+            inner = part and agree and all(part not in known[at] for at, value in said.items() if value is None)
             cells = [_several(value for (m, _), value in said.items() if m == method) for method in methods]
             rows["lacking" if inner else "differ"].append([name, *cells])
         elif len(set(said.values())) > 1:
-            values = (f"{next(iter(v))} ({t})" for t, v in zip(tasks, within, strict=True))
-            rows["by_task"].append([name, _several(values)])
+            where: dict[str | None, list[str]] = {}
+            for task, values in zip(tasks, within, strict=True):
+                where.setdefault(next(iter(values)), []).append(task)
+            rows["by_task"].append(
+                [name, "; ".join(f"{value}: {', '.join(at)}" for value, at in where.items() if value)]
+            )
         else:
             rows["common"].append([name, next(iter(said.values()))])
 

@@ -38,8 +38,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
     try:
         with console.counting("runs", len(run_dirs), "runs") as advance:
             records, lost = gather(run_dirs, advance)
-        text = "\n".join([brief(records), *(f"Left out: {one.why}" for one in lost)])
-        print(text := plain(text))
+        print(text := brief(records, [one.why for one in lost]))
         with console.counting("tasks drawn", 1, "tasks") as advance:
             last = plain(write(records, lost, path, advance))
     finally:
@@ -53,12 +52,16 @@ Writer = Callable[[Sequence[RunRecord], Sequence[Lost], Path, Callable[[int, int
 
 
 def _writers() -> dict[str, Writer]:
-    def text(make: Callable[[Sequence[RunRecord]], str]) -> Writer:
+    def text(make: Callable[..., str]) -> Writer:
         return lambda records, lost, path, advance: f"Table: {_write(path, make(records))}"
+
+    def markdown(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
+        whole = f"{table(records, [one.why for one in lost])}\n"
+        return f"Table: {_write(path, whole)}"
 
     return {
         ".html": lambda records, lost, path, advance: f"Page: {_write(path, page(records, lost, advance))}",
-        ".md": text(lambda records: f"{table(records)}\n"),
+        ".md": markdown,
         ".csv": text(formats.tidy),
         ".tex": text(formats.latex),
         **dict.fromkeys(PICTURES, _picture),

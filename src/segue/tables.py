@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -66,15 +67,21 @@ def _published() -> dict[str, Any]:
     return json.loads(resources.files("segue").joinpath("published.json").read_text("utf-8"))
 
 
-def table(records: Sequence[RunRecord]) -> str:
-    """Markdown: the tables of each task, one row per run, published numbers below ours, and the small print."""
+def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
+    """Markdown: the tables of each task, one row per run, published numbers below ours, and the small print, with why
+    runs were left out."""
     parts = []
     for group in by_task(records):
         whole, *rest = task_tables(group)
         parts += [f"## {_line(whole.caption)}", markdown(whole), f"Ours: {_line(provenance(group))}."]
         for more in rest:
             parts += [f"### {more.caption}", markdown(more)]
-    return "\n\n".join([*parts, "\n".join([*small_print(records), *(f"Note: {note}" for note in notes(records))])])
+    return "\n\n".join(
+        [
+            *parts,
+            "\n".join([*small_print(records), *(f"Note: {_line(note)}" for note in notes(records)), *left_out(lost)]),
+        ]
+    )
 
 
 def small_print(records: Sequence[RunRecord]) -> list[str]:
@@ -244,12 +251,17 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
     return found
 
 
-def brief(records: Sequence[RunRecord]) -> str:
+def left_out(lost: Sequence[str]) -> list[str]:
+    return [f"Left out: {_line(why)}" for why in lost]
+
+
+def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
     """Markdown for a terminal: of more than `LONG` rows the last scores alone."""
     if len(records) <= LONG:
-        return table(records)
+        return table(records, lost)
     parts = [part for each in matrix(records) for part in (f"## {each.caption}", markdown(each))]
-    return "\n\n".join([*parts, "± is the half width of a 95 % Student-t interval over seeds (not over episodes)."])
+    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes).", *left_out(lost)]
+    return "\n\n".join([*parts, "\n".join(small)])
 
 
 def _steps(steps: Estimate | None, never: int) -> Cell | None:
@@ -279,8 +291,8 @@ def markdown(table: Table) -> str:
 
 
 def _line(text: object) -> str:
-    """One line, in which no name ends a cell."""
-    return plain(text).replace("\n", " ").replace("|", "\\|")
+    """One line, in which no name ends a cell or begins a tag."""
+    return re.sub(r"([|<])", r"\\\1", plain(text).replace("\n", " "))
 
 
 def provenance(group: Sequence[RunRecord]) -> str:
