@@ -108,10 +108,12 @@ def main() -> None:
         begun = time.monotonic()
         subprocess.run([sys.executable, "-m", "segue.cli", "report", str(root)], check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - begun
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**10
         size = (root / "report.html").stat().st_size / 2**20
         lines = sum(file.read_bytes().count(b"\n") for file in root.rglob("*.jsonl"))
-        print(f"{len(trials):,} runs, {lines:,} lines: {seconds:.1f} s, {peak:,.0f} MiB, a page of {size:.1f} MiB")
+        print(f"{len(trials):,} runs, {lines:,} lines: {seconds:.1f} s, {cpu:.1f} s of them of one core;", end=" ")
+        print(f"{peak:,.0f} MiB at most, a page of {size:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from typing import NamedTuple
 
 import numpy as np
 
@@ -165,22 +166,37 @@ def _cell(each: Cell | str | None) -> str:
     if isinstance(each, str):
         return escape(each)
     spread = f' <span class="pm">{escape(each.spread)}</span>' if each.spread else ""
-    return f"<span>{escape(each.value)}</span>{spread}{escape(each.more)}"
+    value = escape(each.value).replace("-", "\N{MINUS SIGN}")
+    return f"<span>{value}</span>{spread}{escape(each.more)}"
 
 
 def _folded(summary: str, body: str, opened: bool = False) -> str:
     return f"<details{' open' * opened}><summary>{escape(summary)}</summary>{body}</details>"
 
 
-def _figure(picture: Callable[[], str], alt: str, caption: str, data: Table | None) -> str:
-    """A picture, and its numbers as a table."""
+class Figure(NamedTuple):
+    """A picture that is drawn when it is asked for, what it shows, and its numbers."""
+
+    picture: Callable[[], str]
+    alt: str
+    caption: str
+    data: Table | None
+
+
+def _figures(figures: Sequence[Figure]) -> str:
+    """Pictures side by side where there is room, and below them their numbers as tables."""
+    tables = [figure.data for figure in figures if figure.data]
+    numbers = "".join(_folded(f"Numbers: {table.caption}", _table(table)) for table in tables)
+    return f'<div class="figures">{"".join(map(_figure, figures))}</div>{numbers}'
+
+
+def _figure(figure: Figure) -> str:
     try:
-        source = base64.b64encode(picture().encode()).decode()
-        image = f'<img role="img" alt="{escape(alt)}" src="data:image/svg+xml;base64,{source}">'
+        source = base64.b64encode(figure.picture().encode()).decode()
+        image = f'<img role="img" alt="{escape(figure.alt)}" src="data:image/svg+xml;base64,{source}">'
     except NoPicture as error:
         image = f"<p>{escape(error)}</p>"
-    numbers = _folded("Numbers of this picture", _table(data)) if data else ""
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption>{numbers}</figure>"
+    return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
 
 
 def _legend(names: Mapping[str, str], known: Mapping[str, Look]) -> str:
@@ -212,13 +228,13 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     ]
     data = Table("Share of runs above a score", ["score", *profiles.shares], rows)
     alt = f"Performance profiles of {len(found.scores)} methods over {len(found.tasks)} tasks; the numbers follow."
-    drawn = _figure(
+    drawn = Figure(
         lambda: svg(lambda axis: aggregates.paint(axis, profiles, known)),
         alt,
         "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals.",
         data,
     )
-    return f'{text}{_legend({name: name for name in found.scores}, known)}<div class="figures">{drawn}</div>'
+    return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
 
 
 def _task(group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
@@ -228,9 +244,9 @@ def _task(group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
     text += _legend(names, known)
     ends = limits(group, drawn)
-    right = 0.8 if comparable(group) else 0.97
+    right = 0.76 if comparable(group) else 0.97
     figures = [
-        _figure(
+        Figure(
             lambda name=name: svg(
                 lambda axis: panel(axis, name, group, known, ends), right=right if name == "online" else 0.97
             ),
@@ -245,8 +261,7 @@ def _task(group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
         )
         for name in drawn
     ]
-    text += f'<div class="figures">{"".join(figures)}</div>'
-    return text + "".join(map(_table, rest))
+    return text + _figures(figures) + "".join(map(_table, rest))
 
 
 def _numbers(group: Sequence[RunRecord], name: str) -> Table:
@@ -277,18 +292,18 @@ def _shifts(records: Sequence[RunRecord]) -> str:
         except SegueError as error:
             text += f"<p>{escape(error)}</p>"
             continue
-        figures = "".join(
-            _figure(
+        figures = [
+            Figure(
                 lambda one=one: svg(one.paint),
                 f"{title}: {record.task}, {record.name}.",
                 f"{title[:1].upper()}{title[1:]}.",
                 _series(title, one),
             )
             for title, one in found.items()
-        )
+        ]
         if figures:
             of = f"{record.task}, {record.name}" + (f": its first run, {first.path.name}" if record.runs else "")
-            text += _folded(of, f'<div class="figures">{figures}</div>', opened=len(records) == 1)
+            text += _folded(of, _figures(figures), opened=len(records) == 1)
     return text
 
 

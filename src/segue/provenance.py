@@ -32,7 +32,8 @@ def settings(record: RunRecord) -> dict[str, str]:
     config = record.config
     said = {key: config.get(key) for key in ("recipe", "backbone", "preset", "env_id", "score", "reward")}
     data = config.get("dataset") or {}
-    said |= {"dataset": {key: data.get(key) for key in ("name", "rows", "sha256", "clip_actions")}}
+    named = {key: data.get(key) for key in ("name", "rows", "clip_actions")}
+    said |= {"dataset": {**named, "sha256": str(data.get("sha256"))[:12]}}
     start = config.get("start")
     said |= {"from": start.rpartition(":")[2] if isinstance(start, str) else None}
     said |= {"measuring": config.get("measuring") or {}, **(config.get("settings") or {})}
