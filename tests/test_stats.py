@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue import stats
@@ -116,6 +116,7 @@ curves = st.integers(1, 6).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(curves, st.integers(0, 9))
 def test_a_level_is_reached_where_the_score_is_first_there(curve, level):
     """What `steps_to` names, `at` confirms; before it the score is below; a higher level is not reached earlier."""
@@ -127,6 +128,7 @@ def test_a_level_is_reached_where_the_score_is_first_there(curve, level):
     assert (stats.steps_to(steps, scores, level + 1) >= first).all()
 
 
+@settings(deadline=None)
 @given(curves, st.integers(1, 300))
 def test_area_and_score_lie_between_lowest_and_highest(curve, until):
     steps, scores = curve
@@ -198,6 +200,7 @@ ragged = st.lists(st.lists(st.integers(-20, 120), min_size=1, max_size=6), min_s
 )
 
 
+@settings(deadline=None)
 @given(ragged)
 def test_aggregates_scale_and_do_not_know_an_order(scores):
     shuffled = [task[::-1] for task in scores][::-1]
@@ -209,6 +212,7 @@ def test_aggregates_scale_and_do_not_know_an_order(scores):
     np.testing.assert_allclose(stats.optimality_gap(scores, 200.0), 200 - stats.mean(scores), atol=1e-9)
 
 
+@settings(deadline=None)
 @given(ragged, ragged)
 def test_one_of_two_methods_is_better(a, b):
     tasks = min(len(a), len(b))
