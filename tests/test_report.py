@@ -1,4 +1,4 @@
-"""Reports: tables worked by hand, intervals against scipy, damaged runs, and pictures that exist."""
+"""Reports: tables worked by hand, damaged runs, and pictures that exist."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 from helpers import copy, finished, lines
 
 from segue import curves, records, shift, stats, tables
@@ -64,32 +63,6 @@ def row(text, label):
     return next([c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if x.startswith(f"| {label} "))
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_interval_is_scipys_over_seeds(seeds):
-    values = np.random.default_rng(0).normal(size=(seeds, 7))
-    mine = stats.estimate(values)
-    means = values.mean(axis=1)
-    low, high = scipy.stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=scipy.stats.sem(means))
-    assert mine.half is not None
-    np.testing.assert_allclose([mine.mean - mine.half, mine.mean + mine.half], [low, high])
-
-
-def test_more_episodes_of_the_same_seeds_buy_no_certainty():
-    returns = np.array([[0.0, 4.0], [6.0, 10.0]])
-    assert stats.estimate(returns) == stats.estimate(np.tile(returns, 50)) == stats.estimate(np.array([2.0, 8.0]))
-
-
-def test_one_seed_has_no_interval():
-    assert stats.estimate(np.array([[1.0, 3.0]])) == stats.Estimate(2.0, None, 1)
-
-
-@pytest.mark.parametrize(
-    ("returns", "reference", "score"), [(50, (50, 150), 0), (150, (50, 150), 100), (0, (50, 150), -50), (7, None, 7)]
-)
-def test_normalised_score(returns, reference, score):
-    assert stats.normalise(np.array(float(returns)), reference) == score
-
-
 def test_summary_by_hand(run):
     s = records.summarise(records.read(run()))
     t = 12.7062047  # 97.5 % of Student's t with one degree of freedom; std(a, b) / sqrt(2) = |a - b| / 2
@@ -112,37 +85,6 @@ def test_the_dip_by_hand(run):
     assert (s.recovered, s.never) == (stats.Estimate(0.0, None, 1), 1)
     s = records.summarise(records.read(run("c", score=None, lines=[lines[0], lines[3]])))
     assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, 0.0, 2), 0)
-
-
-@pytest.mark.parametrize(
-    ("scores", "dip", "back"),
-    [
-        ([5, 6, 7, 8], 0, 0),  # never below
-        ([4, 5, 4, 5], 1, 20),  # from the first of two lowest on
-        ([4, 6, 3, 5], 2, 40),  # not from the first time below
-        ([5, 9, 9, 2], 3, np.inf),  # lowest at the end
-        ([5, 1, 4, 4], 4, np.inf),
-    ],
-)
-def test_a_seed_s_dip_and_recovery(scores, dip, back):
-    """From a start of 5; a seed beside it, which never falls, does not matter."""
-    start, steps = np.array([5.0, 0.0]), np.array([10, 20, 30, 40])
-    both = np.stack([np.array(scores, float), np.ones(4)], axis=1)
-    assert stats.dips(start, both).tolist() == [dip, 0]
-    assert stats.recoveries(start, steps, both).tolist() == [back, 0]
-
-
-@pytest.mark.parametrize(
-    ("until", "expected"),
-    [(10, [5.0, 1.0]), (20, [4.0, 1.5]), (15, [62.5 / 15, 17.5 / 15]), (41, None)],
-)
-def test_the_area_by_hand(until, expected):
-    """Trapezoids of 50, 30 and 80, and of 10, 20 and 60; up to 15 half of the second, to (15, 3) and (15, 2)."""
-    steps, scores = np.array([0, 10, 20, 40]), np.array([[8.0, 1.0], [2.0, 1.0], [4.0, 3.0], [4.0, 3.0]])
-    found = stats.area(steps, scores, until)
-    assert found is expected or found == pytest.approx(expected)
-    assert stats.area(steps[1:], scores[1:], 20) is None, "it does not say how it began"
-    assert stats.area(steps[:0], scores[:0], 20) is None
 
 
 def test_table_by_hand(run):
