@@ -1,4 +1,4 @@
-"""Reports: tables worked by hand, intervals against scipy, damaged runs, and pictures that exist."""
+"""Reports: tables worked by hand, damaged runs, and pictures that exist."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 from helpers import copy, finished, lines
 
 from segue import curves, records, shift, stats, tables
@@ -64,32 +63,6 @@ def row(text, label):
     return next([c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if x.startswith(f"| {label} "))
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_interval_is_scipys_over_seeds(seeds):
-    values = np.random.default_rng(0).normal(size=(seeds, 7))
-    mine = stats.estimate(values)
-    means = values.mean(axis=1)
-    low, high = scipy.stats.t.interval(0.95, seeds - 1, loc=means.mean(), scale=scipy.stats.sem(means))
-    assert mine.half is not None
-    np.testing.assert_allclose([mine.mean - mine.half, mine.mean + mine.half], [low, high])
-
-
-def test_more_episodes_of_the_same_seeds_buy_no_certainty():
-    returns = np.array([[0.0, 4.0], [6.0, 10.0]])
-    assert stats.estimate(returns) == stats.estimate(np.tile(returns, 50)) == stats.estimate(np.array([2.0, 8.0]))
-
-
-def test_one_seed_has_no_interval():
-    assert stats.estimate(np.array([[1.0, 3.0]])) == stats.Estimate(2.0, None, 1)
-
-
-@pytest.mark.parametrize(
-    ("returns", "reference", "score"), [(50, (50, 150), 0), (150, (50, 150), 100), (0, (50, 150), -50), (7, None, 7)]
-)
-def test_normalised_score(returns, reference, score):
-    assert stats.normalise(np.array(float(returns)), reference) == score
-
-
 def test_summary_by_hand(run):
     s = records.summarise(records.read(run()))
     t = 12.7062047  # 97.5 % of Student's t with one degree of freedom; std(a, b) / sqrt(2) = |a - b| / 2
@@ -114,50 +87,20 @@ def test_the_dip_by_hand(run):
     assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, 0.0, 2), 0)
 
 
-@pytest.mark.parametrize(
-    ("scores", "dip", "back"),
-    [
-        ([5, 6, 7, 8], 0, 0),  # never below
-        ([4, 5, 4, 5], 1, 20),  # from the first of two lowest on
-        ([4, 6, 3, 5], 2, 40),  # not from the first time below
-        ([5, 9, 9, 2], 3, np.inf),  # lowest at the end
-        ([5, 1, 4, 4], 4, np.inf),
-    ],
-)
-def test_a_seed_s_dip_and_recovery(scores, dip, back):
-    """From a start of 5; a seed beside it, which never falls, does not matter."""
-    start, steps = np.array([5.0, 0.0]), np.array([10, 20, 30, 40])
-    both = np.stack([np.array(scores, float), np.ones(4)], axis=1)
-    assert stats.dips(start, both).tolist() == [dip, 0]
-    assert stats.recoveries(start, steps, both).tolist() == [back, 0]
-
-
-@pytest.mark.parametrize(
-    ("until", "expected"),
-    [(10, [5.0, 1.0]), (20, [4.0, 1.5]), (15, [62.5 / 15, 17.5 / 15]), (41, None)],
-)
-def test_the_area_by_hand(until, expected):
-    """Trapezoids of 50, 30 and 80, and of 10, 20 and 60; up to 15 half of the second, to (15, 3) and (15, 2)."""
-    steps, scores = np.array([0, 10, 20, 40]), np.array([[8.0, 1.0], [2.0, 1.0], [4.0, 3.0], [4.0, 3.0]])
-    found = stats.area(steps, scores, until)
-    assert found is expected or found == pytest.approx(expected)
-    assert stats.area(steps[1:], scores[1:], 20) is None, "it does not say how it began"
-    assert stats.area(steps[:0], scores[:0], 20) is None
-
-
 def test_table_by_hand(run):
     text = tables.table([records.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
         "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
-    assert row(early(text), "opt")[1:] == ["0.0 ± 0.0", "0 ± 0"], "too short for an area"
+    assert row(part(text, "The switch"), "opt")[1:] == ["0.0 ± 0.0", "0 ± 0", "never"]
+    assert "Early budget" not in text, "too short"
     assert row(text, "td3+opt †")[3] == "88.0"
     assert "mujoco 4.0.0" in text
     assert "2507.08387" in text
 
 
-def early(text):
-    return text.partition("### early budget")[2]
+def part(text, name):
+    return text.partition(f"### {name}")[2]
 
 
 def test_the_early_budget_by_hand(run):
@@ -166,13 +109,31 @@ def test_the_early_budget_by_hand(run):
     lines = [line("offline", 1, 0, [[4.0], [2.0]]), *(line("finetune", 1 + k, k, x) for k, x in points)]
     change = {"score": None, "settings": {"collect": {"until": 5_000}}}
     found = [records.read(run("a", lines=lines, **change)), records.read(run("b", lines=lines[:2], **change))]
-    text = early(tables.table(found))
-    assert row(text, "recipe") == ["recipe", "dip", "recovered", "area 10k", "area 50k"]
+    text = tables.table(found)
     first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
     whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
-    said = [stats.estimate(np.array([score, 2.0])) for score in (first, whole)]
-    assert row(text, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237", *map(str, said)]
-    assert row(text, "opt (b)")[1:] == ["2.0 ± 25.4", "0, 1 never", "–", "–"]
+    said = [stats.estimate(np.array([score, 2.0])) for score in (0.0, 4.0, first, whole)]
+    early = part(text, "Early budget")
+    assert row(early, "method") == ["method", "at 10k", "at 50k", "area 10k", "area 50k"]
+    assert row(early, "opt (a)")[1:] == [str(each) for each in said]
+    assert row(early, "opt (b)")[1:] == ["–"] * 4
+    switch = part(text, "The switch")
+    assert row(switch, "method") == ["method", "dip", "recovered"], "raw returns: no 50 to reach, no regret"
+    assert row(switch, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237"]
+    assert row(switch, "opt (b)")[1:] == ["2.0 ± 25.4", "0, 1 never"]
+
+
+def test_regret_is_read_from_training_episodes(run):
+    """Returns of 0 to 200 are 0 to 100; seed 0 has 50 and 100, seed 1 has 200, and one after the run's end."""
+    ended = [(10, 0, 50.0), (20, 1, 200.0), (30, 0, 100.0), (101, 0, 200.0)]
+    text = "".join(json.dumps({"env_step": e, "seed": s, "return": r}) + "\n" for e, s, r in ended)
+    path = run()
+    (path / "episodes.jsonl").write_text(text)
+    s = records.read(path).summary
+    assert s.regret.mean == pytest.approx((0.625 + 0.0) / 2)
+    (path / "episodes.jsonl").write_text(text + json.dumps({"env_step": 1, "seed": 2, "return": 1.0}) + "\n")
+    with pytest.raises(DataError, match="`seed` below 2"):
+        records.read(path)
 
 
 @pytest.mark.parametrize("env_step", [0, 25])
@@ -193,7 +154,9 @@ def test_a_run_from_scratch_has_nothing_to_fall_from(run):
     lines = [{**line("finetune", k, k, [[1.0], [2.0]]), "update": k} for k in (5_000, 20_000)]
     s = records.summarise(records.read(run(phases=["finetune"], lines=lines)))
     assert (s.offline, s.gain, s.dip, s.recovered, s.areas) == (None, None, None, None, {})
-    assert early(tables.table([records.read(run("b", phases=["finetune"], lines=lines))])) == ""
+    text = tables.table([records.read(run("b", phases=["finetune"], lines=lines))])
+    assert "The switch" not in text
+    assert "Early budget" in text, "its score at 10,000 is known all the same"
 
 
 def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
@@ -256,8 +219,12 @@ def test_not_a_run(run, tmp_path):
         r.report([run("empty", lines=[])])
     with pytest.raises(SegueError, match="format 2"):
         r.report([run("future", format=2)])
-    with pytest.raises(DataError, match="seeds and score"):
+    with pytest.raises(SegueError, match="seeds and score"):
         r.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
+    with pytest.raises(SegueError, match="is no folder"):
+        r.report([tmp_path / "nowhere"])
+    with pytest.raises(SegueError, match=r"None of 2 runs can be read; the first: .* no evaluation yet"):
+        r.report([run("empty2", lines=[]), run("empty3", lines=[])])
     with pytest.raises(SegueError, match="nothing to report"):
         r.report([])
 
@@ -293,20 +260,27 @@ def test_labels_are_moved_apart():
 def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     one, two = run("a"), run("b", seeds=1, score=None, lines=[line("offline", 9, 0, [[1]])])
-    for dirs, out, where in [([one], None, one / "report.png"), ([one, two], None, Path("report.png"))]:
+    for dirs, out in [([one], one / "report.png"), ([one, two], Path("report.png"))]:
         text = r.report(dirs, out)
-        assert text.endswith(f"Curves: {where}")
-        assert where.read_bytes().startswith(b"\x89PNG")
+        assert text.endswith(f"Curves: {out}")
+        assert out.read_bytes().startswith(b"\x89PNG")
         assert capsys.readouterr().out.strip() == text
-    with pytest.raises(SegueError, match="could not be written"):
+    with pytest.raises(SegueError, match="no kind that a report can be: choose"):
         r.report([one], tmp_path / "picture.word")
+    (tmp_path / "file").touch()
+    for name in ("x.png", "x.html"):
+        with pytest.raises(SegueError, match="written"):
+            r.report([one], tmp_path / "file" / name)
 
 
 def test_without_matplotlib_the_table_is_still_given(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    text = r.report([run()])
-    assert "| opt " in text
-    assert "pip install 'segue[report]'" in text
+    path = run()
+    assert "pip install 'segue[report]'" in r.report([path], path / "report.png")
+    assert "| opt " in r.report([path])
+    page = (path / "report.html").read_text()
+    assert "pip install &#x27;segue[report]&#x27;" in page
+    assert "<img" not in page
 
 
 def test_importing_it_does_not_import_matplotlib():

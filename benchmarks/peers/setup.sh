@@ -25,3 +25,5 @@ mkdir -p .peers
 # d3rlpy 2.8 asks for gymnasium 1.0.0 exactly, whose MuJoCo worlds want a MuJoCo of their time.
 make_venv d3rlpy torch==2.13.0 numpy==2.4.6 d3rlpy==2.8.1 "gymnasium[mujoco]==1.0.0" mujoco==3.2.7
 make_venv sb3 torch==2.13.0 numpy==2.4.6 stable-baselines3==2.9.2 "gymnasium[mujoco]==1.4.0" mujoco==4.0.0
+# rliable 1.2 does not import beside pandas 3; arch is its bootstrap.
+make_venv rliable numpy==2.4.6 rliable==1.2.0 arch==7.2.0 "pandas==2.3.3" scipy==1.17.1

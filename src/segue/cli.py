@@ -15,7 +15,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue run RECIPE --task NAME --out DIR    train; every setting of every phase is a flag (run RECIPE --help)
   segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps
-  segue report RUN [RUN ...]                a table and learning curves
+  segue report DIR [DIR ...]                a page with tables and learning curves; also .md, .csv, .tex, .png
   segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
@@ -292,9 +292,12 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _report_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("segue report", description="A table and learning curves of one run or more.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    parser.add_argument("--out", help="the picture's file; default: report.png in the run, or here for several runs")
+    parser = argparse.ArgumentParser("segue report", description="What runs came to: a table here, and a page.")
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="runs, folders that hold runs, or sweeps")
+    parser.add_argument(
+        "--out", metavar="FILE", help=".html (a page), .md, .csv or .tex (tables), .png, .svg or .pdf (curves); "
+        "default: report.html in DIR, or here for several",
+    )  # fmt: skip
     return parser
 
 
@@ -302,7 +305,7 @@ def _report(argv: list[str]) -> None:
     asked = _report_parser().parse_args(argv)
     from segue.report import report
 
-    report(asked.runs, asked.out)
+    report(asked.runs, asked.out, quiet=False)
 
 
 def _data_parser() -> argparse.ArgumentParser:

@@ -68,14 +68,14 @@ class Console(Quiet):
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def counting(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    def counting(self, what: str, total: int, unit: str = "rows") -> Iterator[Callable[[int, int], None]]:
         """A bar for work outside the phases, shown once the work says that it advances."""
         bar: list[int] = []
 
         def advance(done: int, total: int) -> None:
             if not bar:
                 self.progress.start()
-                bar.append(self.progress.add_task(what, total=total, unit="rows", score=""))
+                bar.append(self.progress.add_task(what, total=total, unit=unit, score=""))
                 self.say(f"{what} ...")
             self.progress.update(bar[0], completed=done)  # pyright: ignore[reportArgumentType]
             if time.monotonic() - self.said > LINE_EVERY:

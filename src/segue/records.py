@@ -1,18 +1,36 @@
 """Runs on disk as records: configuration, raw returns, curves and milestones. Pure functions of what a run wrote."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from segue import strict
 from segue.errors import DataError, SegueError
-from segue.stats import Estimate, area, dips, estimate, normalise, recoveries, seed_means
+from segue.stats import (
+    Estimate,
+    area,
+    at,
+    dips,
+    estimate,
+    normalise,
+    recoveries,
+    regret,
+    seed_means,
+    steps_to,
+)
 
 FORMAT = 1  # of the run directory
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care")
+"""What of config.json is an object, where it is there at all."""
+HIGHEST = 1e100
+"""A score beyond it is no score: it could not even be drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +45,23 @@ class Evaluation:
     returns: np.ndarray
 
 
+class Pace(NamedTuple):
+    """What was done in so many seconds, by each seed."""
+
+    seconds: float = 0.0
+    updates: int = 0
+    env_steps: int = 0
+
+    def plus(self, other: "Pace") -> "Pace":
+        return Pace(self.seconds + other.seconds, self.updates + other.updates, self.env_steps + other.env_steps)
+
+
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run directory as found: its configuration, its evaluations in order, and what had to be forgiven."""
+    """A run directory as found: its configuration, its evaluations in order, and what had to be forgiven.
+
+    Or several that differ in nothing but their seeds (`merge`).
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -38,10 +70,27 @@ class RunRecord:
     notes: tuple[str, ...] = ()
     failed: tuple[Any, ...] = ()
     """Seeds that diverged and were halted."""
+    status: str = "finished"
+    """What status.json says; a run without one counts as finished."""
+    paces: Mapping[str, Pace] = field(default_factory=dict)
+    """By phase, evaluation included, from its first journalled line to its last."""
+    names: tuple[str, str] | None = None
+    """What a sweep calls its task and its arm."""
+    runs: tuple["RunRecord", ...] = ()
+    """What was merged; empty where this is one run."""
+    episodes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    """For each seed the env steps at which training episodes ended, and their raw returns."""
 
     @property
     def task(self) -> str:
-        return self.config.get("task") or self.config["env_id"]
+        return self.names[0] if self.names else self.config.get("task") or self.config["env_id"]
+
+    @property
+    def name(self) -> str:
+        """The sweep's name for it, or the recipe."""
+        return (self.names[1] if self.names else self.config["recipe"]) + (
+            "" if self.status == "finished" else ", unfinished"
+        )
 
     @property
     def reference(self) -> tuple[float, float] | None:
@@ -49,10 +98,20 @@ class RunRecord:
         score = self.config.get("score")
         return None if score is None else (float(score["min"]), float(score["max"]))
 
-    @property
+    @cached_property
     def scores(self) -> np.ndarray:
         """[evaluations, seeds]: episode means, normalised where the run has reference returns."""
         return normalise(np.stack([seed_means(e.returns) for e in self.evaluations]), self.reference)
+
+    @property
+    def parts(self) -> tuple["RunRecord", ...]:
+        """The runs that it is made of: itself, unless it was merged."""
+        return self.runs or (self,)
+
+    @cached_property
+    def summary(self) -> "Summary":
+        """Its milestones."""
+        return summarise(self)
 
 
 def read(run_dir: str | Path) -> RunRecord:
@@ -83,19 +142,36 @@ def read(run_dir: str | Path) -> RunRecord:
         for _, line in failures
         if not line.get("halted")
     ]
-    return RunRecord(
-        path, config, evaluations, _seconds(logs), (*notes, *torn, *lost, *_unfinished(path)), tuple(failed)
+    word, why = _status(path)
+    unfinished = [] if word == "finished" else [f"{path} is {word}{why}, not finished."]
+    ended, cut = lines(path / "episodes.jsonl")
+    record = RunRecord(
+        path,
+        config,
+        evaluations,
+        _seconds(logs),
+        (*notes, *torn, *cut, *lost, *unfinished),
+        tuple(failed),
+        word,
+        _paces(logs),
+        episodes=_episodes(ended, config["seeds"]),
     )
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not (np.abs(record.scores) < HIGHEST).all():
+            raise DataError(
+                f"{path} has scores beyond {HIGHEST:g}: look at its returns, and at `score` in config.json."
+            )
+    return record
 
 
-def _unfinished(path: Path) -> list[str]:
-    """What status.json says of a run that did not end as planned."""
+def _status(path: Path) -> tuple[str, str]:
+    """What status.json says: a word, and in brackets why, if it says so; a run without one counts as finished."""
     try:
-        status = json.loads((path / "status.json").read_bytes())
+        status = strict.parse((path / "status.json").read_bytes())
         word, why = str(status["status"]), status.get("why")
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return []
-    return [] if word == "finished" else [f"{path} is {word}{f' ({why})' if why else ''}, not finished"]
+        return "finished", ""
+    return word, f" ({why})" if why else ""
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -116,15 +192,18 @@ def _config(path: Path) -> dict[str, Any]:
         "env_id": isinstance(config.get("env_id"), str),
         "task": config.get("task") is None or isinstance(config["task"], str),
         "seeds": _count(config.get("seeds")) and config["seeds"] > 0,
+        "seed": _count(config.get("seed", 0)),
         "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
         "score": score is None
         or (
             isinstance(score, dict)
-            and all(isinstance(score.get(k), int | float) for k in ("min", "max"))
-            and bool(np.isfinite([score["min"], score["max"]]).all())
+            and all(isinstance(score.get(k), int | float) and math.isfinite(score[k]) for k in ("min", "max"))
             and score["min"] < score["max"]
         ),
+        **{part: isinstance(config.get(part) or {}, dict) for part in PARTS},
     }
+    if sound["settings"]:
+        sound["settings"] = all(isinstance(phase, dict) for phase in (config.get("settings") or {}).values())
     if wrong := [name for name, fine in sound.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
@@ -138,6 +217,13 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
         return [], []
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error}).") from error
+    if not last.strip():
+        try:  # all at once is several times faster; what is wrong is then found line by line
+            together = strict.parse(b"[" + b",".join(whole) + b"]")
+            if len(together) == len(whole) and all(isinstance(value, dict) for value in together):
+                return [(f"{file}, line {number},", value) for number, value in enumerate(together, start=1)], []
+        except (ValueError, RecursionError):
+            pass
     objects, notes = [], []
     for number, text in enumerate([*whole, last] if last.strip() else whole, start=1):
         where = f"{file}, line {number},"
@@ -154,8 +240,8 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     return objects, notes
 
 
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
@@ -184,6 +270,118 @@ def _seconds(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
             raise DataError(f"{where} needs a number in `seconds`.")
         total, last = total + (now - last if now >= last else now), now
     return total if logs else None
+
+
+def _paces(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
+    """By phase, from the first line of each stretch to its last; a stretch ends where the run stopped."""
+    found: dict[str, Pace] = {}
+
+    def add(first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+        phase, (a, b, c, d) = (
+            first.get("phase"),
+            [line.get(k) for k in ("updates", "env_step") for line in (first, last)],
+        )
+        if isinstance(phase, str) and _count(a) and _count(b) and _count(c) and _count(d):
+            found[phase] = found.get(phase, Pace()).plus(Pace(last["seconds"] - first["seconds"], b - a, d - c))
+
+    stretch: list[Mapping[str, Any]] = []
+    for _, line in logs:
+        if stretch and (line.get("phase") != stretch[0].get("phase") or line["seconds"] < stretch[-1]["seconds"]):
+            add(stretch[0], stretch[-1])
+            stretch = []
+        stretch[1:] = [line]
+    if stretch:
+        add(stretch[0], stretch[-1])
+    return found
+
+
+def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Seed by seed, from episodes.jsonl."""
+    found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(seeds if ended else 0)]
+    for where, line in ended:
+        seed, step, value = line.get("seed"), line.get("env_step"), line.get("return")
+        if not (_count(seed) and seed < seeds and _count(step)):
+            raise DataError(f"{where} needs a `seed` below {seeds} and a whole number in `env_step`.")
+        if not isinstance(value, int | float) or not abs(value) < HIGHEST:
+            raise DataError(f"{where} needs a finite number in `return`.")
+        found[seed][0].append(step)
+        found[seed][1].append(value)
+    return tuple((np.array(steps, np.int64), np.array(values, np.float64)) for steps, values in found)
+
+
+def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Runs that differ in nothing but their seeds become one, with all their seeds; others stay as they are.
+
+    The same are arm, task, env, phases, settings, measuring, score and dataset, and whether they are finished; seed
+    numbers are disjoint. The merged run has the evaluations that all of them have, by phase and env step (by update
+    where the world sleeps); its wall-clock is the sum of theirs.
+    """
+    rows: list[list[RunRecord]] = []
+    alike: dict[str, list[list[RunRecord]]] = {}
+    for record in records:
+        here = alike.setdefault(_kind(record), [])
+        row = next((row for row in here if not _numbers(record) & {n for r in row for n in _numbers(r)}), None)
+        if row is None:
+            here.append(row := [])
+            rows.append(row)
+        row.append(record)
+    return [joined for row in rows for joined in _join(sorted(row, key=lambda r: r.config.get("seed", 0)))]
+
+
+def _kind(record: RunRecord) -> str:
+    """What runs must share to be one."""
+    names = ("recipe", "task", "env_id", "phases", "settings", "measuring", "score", "reward")
+    data = record.config.get("dataset") or {}
+    episodes = record.evaluations[0].returns.shape[1]
+    same = [record.config.get(name) for name in names]
+    said = [record.names, record.status == "finished", episodes, data.get("name"), data.get("sha256")]
+    return json.dumps([*said, *same], sort_keys=True)
+
+
+def _numbers(record: RunRecord) -> set[int]:
+    first = record.config.get("seed", 0)
+    return set(range(first, first + record.config["seeds"]))
+
+
+def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    if len(row) == 1:
+        return row
+    settings = row[0].config.get("settings") or {}
+
+    def places(record: RunRecord) -> dict[object, Evaluation]:
+        acts = lambda e: (settings.get(e.phase) or {}).get("until") is not None
+        return {(e.phase, e.kind, e.env_step, None if acts(e) else e.update): e for e in record.evaluations}
+
+    found = [places(record) for record in row]
+    common = [place for place in found[0] if all(place in other for other in found)]
+    evaluations = [
+        replace(found[0][place], returns=np.concatenate([other[place].returns for other in found]))
+        for place in common
+        if len({other[place].returns.shape[1] for other in found}) == 1
+    ]
+    if not evaluations:
+        return row
+    config = {**row[0].config, "seeds": sum(record.config["seeds"] for record in row)}
+    paces: dict[str, Pace] = {}
+    for record in row:
+        for phase, pace in record.paces.items():
+            paces[phase] = paces.get(phase, Pace()).plus(pace)
+    known = [record.seconds for record in row if record.seconds is not None]
+    return [
+        RunRecord(
+            Path(os.path.commonpath([record.path.absolute() for record in row])),
+            config,
+            tuple(evaluations),
+            sum(known) if known else None,
+            tuple(note for record in row for note in record.notes),
+            tuple((record.path, seed) for record in row for seed in record.failed),
+            row[0].status,
+            paces,
+            row[0].names,
+            tuple(row),
+            tuple(seed for record in row for seed in record.episodes) if all(r.episodes for r in row) else (),
+        )
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +438,10 @@ def borders(record: RunRecord) -> dict[str, int]:
 
 AREAS = (10_000, 50_000, 100_000)
 """Env steps over which the area under a learning curve is taken."""
+PLACES = (10_000, 50_000, 100_000, 300_000)
+"""Env steps at which scores are read off it."""
+HALF_WAY = 50.0
+"""The normalised score whose first env step is looked for."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +465,14 @@ class Summary:
     """Seeds that were below and did not come back."""
     areas: Mapping[int, Estimate]
     """Mean score over the first env steps (`area`), by how many, as far as the run goes."""
+    at: Mapping[int, Estimate]
+    """The score at env steps (`stats.at`), as far as the run goes."""
+    half_way: Estimate | None
+    """The env step of the first evaluation at `HALF_WAY` or above, over the seeds that got there."""
+    never_half_way: int | None
+    """Seeds that did not get there; None where scores are not normalised, or the run never went online."""
+    regret: Estimate | None
+    """`stats.regret` of the training episodes over all env steps of the run."""
     env_steps: int
 
 
@@ -278,7 +488,14 @@ def summarise(record: RunRecord) -> Summary:
         back = recoveries(before[-1], steps[steps > begun], after)
     online = online_curve(record)
     areas = {until: area(online.x, online.scores, until) for until in AREAS}
+    read_off = {until: at(online.x, online.scores, until) for until in PLACES}
     came = back[np.isfinite(back)]
+    scaled = record.reference is not None and len(online.x) > 0
+    reached = steps_to(online.x, online.scores, HALF_WAY) if scaled else np.empty(0)
+    there = reached[np.isfinite(reached)]
+    lost = None
+    if record.reference and record.episodes:
+        lost = regret(*zip(*record.episodes, strict=True), record.reference, int(steps[-1]))  # pyright: ignore
     return Summary(
         offline=estimate(before[-1]) if len(before) else None,
         final=estimate(after[-1]) if len(after) else None,
@@ -289,5 +506,9 @@ def summarise(record: RunRecord) -> Summary:
         recovered=estimate(came) if len(came) else None,
         never=len(back) - len(came),
         areas={until: estimate(found) for until, found in areas.items() if found is not None},
+        at={until: estimate(found) for until, found in read_off.items() if found is not None},
+        half_way=estimate(there) if len(there) else None,
+        never_half_way=len(reached) - len(there) if scaled else None,
+        regret=estimate(lost) if lost is not None else None,
         env_steps=int(steps[-1]),
     )

@@ -1,30 +1,88 @@
-"""`segue report`: what some runs came to, printed and drawn."""
+"""`segue report`: what some runs came to, as a page, a picture or tables."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segue import curves, shift
+from segue import curves, formats, shift, store
+from segue.console import Console
 from segue.errors import SegueError
-from segue.records import read
-from segue.tables import table
+from segue.gather import Lost, gather
+from segue.page import page
+from segue.records import RunRecord
+from segue.tables import brief, plain, table
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
-def report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> str:
-    """Print the table of some runs, draw their curves, and return what was printed.
+def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, quiet: bool = True) -> str:
+    """Print the table of some runs, write their report, and return what was printed.
 
-    The picture goes to `out`; by default to `report.png` in the run's directory, or in the current directory
-    when there are several runs. The last line says where it went, or how to get it when matplotlib is missing.
+    Args:
+        run_dirs: runs, folders that hold runs at any depth, or sweeps. Runs that differ in their seeds alone are one
+            row; what cannot be read is listed with the reason.
+        out: where to; the suffix says what: .html (a page), .md, .csv or .tex (tables), .png, .svg or .pdf (learning
+            curves). By default `report.html` in the directory, or here where there are several.
+        quiet: no progress display, which a terminal alone has.
+
+    Raises:
+        SegueError: where there is no run that can be read, or the file cannot be written.
     """
     if not run_dirs:
         raise SegueError("There is nothing to report: name one run directory or more.")
-    records = [read(run_dir) for run_dir in run_dirs]
-    path = Path(out) if out is not None else (records[0].path if len(records) == 1 else Path()) / "report.png"
-    print(text := table(records))
+    path = Path(out) if out is not None else (Path(run_dirs[0]) if len(run_dirs) == 1 else Path()) / "report.html"
+    write = _writers().get(path.suffix.lower())
+    if write is None:
+        raise SegueError(f"{path} is of no kind that a report can be: choose {', '.join(_writers())}.")
+    console = Console(quiet or not sys.stderr.isatty())
     try:
-        last = f"Curves: {curves.draw(records, path)}"
-        if len(records) == 1 and (drawn := shift.draw(records[0], path.with_name(f"{path.stem}-shift.png"))):
-            last += f"\nShift: {drawn}"
-    except curves.NoPicture as error:
-        last = str(error)
+        with console.counting("runs", len(run_dirs), "runs") as advance:
+            records, lost = gather(run_dirs, advance)
+        print(text := brief(records, [one.why for one in lost]))
+        with console.counting("tasks drawn", 1, "tasks") as advance:
+            last = plain(write(records, lost, path, advance))
+    finally:
+        console.close()
     print(f"\n{last}")
     return f"{text}\n\n{last}"
+
+
+Writer = Callable[[Sequence[RunRecord], Sequence[Lost], Path, Callable[[int, int], None]], str]
+"""Writes a report and says where."""
+
+
+def _writers() -> dict[str, Writer]:
+    def text(make: Callable[..., str]) -> Writer:
+        return lambda records, lost, path, advance: f"Table: {_write(path, make(records))}"
+
+    def markdown(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
+        whole = f"{table(records, [one.why for one in lost])}\n"
+        return f"Table: {_write(path, whole)}"
+
+    return {
+        ".html": lambda records, lost, path, advance: f"Page: {_write(path, page(records, lost, advance))}",
+        ".md": markdown,
+        ".csv": text(formats.tidy),
+        ".tex": text(formats.latex),
+        **dict.fromkeys(PICTURES, _picture),
+    }
+
+
+def _picture(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
+    """Learning curves, and beside them, of one run, its distribution shift. Without matplotlib: how to get it."""
+    try:
+        said = f"Curves: {curves.draw(records, path)}"
+        if len(records) == 1 and (drawn := shift.draw(records[0], path.with_name(f"{path.stem}-shift.png"))):
+            said += f"\nShift: {drawn}"
+    except curves.NoPicture as error:
+        said = str(error)
+    return said
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_bytes(path, text.encode())
+    except OSError as error:
+        raise SegueError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return path

@@ -5,15 +5,17 @@ Offline and online rows (s, a) in the plane of their two main components. What e
 first steps, against the discounted returns that followed: the paper's argument (its Figure 6) on one's own run.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from segue import store
-from segue.curves import frame
-from segue.errors import SegueError
+from segue.curves import canvas, frame, save
+from segue.errors import DataError, SegueError
 from segue.records import RunRecord, lines
+from segue.tables import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,50 +90,75 @@ def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     return flat[0], flat[1], float((size[:2] ** 2).sum() / (size**2).sum())
 
 
-def draw(record: RunRecord, path: Path) -> Path | None:
-    """Draw what there is and say where; None where there is nothing yet: no online rows, no evaluation of a critic."""
-    path = Path(path)
-    steps, shares = divergence(record.path)
-    when, errors = values(record.path)
-    points = plane(record)
-    if not len(steps) and not errors and points is None:
-        return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+class Panel(NamedTuple):
+    """What draws it; and what it shows over env steps [n], by name [n, seeds], where that is what it shows."""
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    _over_time(left, steps, {"": shares} if len(steps) else {}, "told apart by a learned ratio (0 not, 1 wholly)")
-    left.set_ylim(0, 1.02)
-    if points is None:
-        middle.set_visible(False)
-    else:
-        off, on, share = points
-        middle.scatter(*off.T, s=4, color="0.7", label="offline", linewidths=0)
-        shown = middle.scatter(*on.T, s=5, c=np.arange(len(on)), cmap="viridis", label="online", linewidths=0)
-        bar = figure.colorbar(shown, ax=middle, ticks=[0, max(len(on) - 1, 1)], pad=0.01)
-        bar.ax.set_yticklabels(["first", "last"], fontsize=8)
-        middle.set_title(f"(s, a) in two main components ({100 * share:.0f} % of variance)", fontsize=10, loc="left")
-        middle.set_xticks([])
-        middle.set_yticks([])
-        middle.legend(fontsize=8, frameon=False, markerscale=2)
-    _over_time(right, when, {f"Q_{k}": v for k, v in errors.items()}, "critic minus return, at first steps")
-    right.axhline(0, color="0.3", linewidth=0.8)
-    figure.suptitle(
-        f"{record.task}, {record.config['recipe']}: offline and online data", x=0.01, ha="left", fontsize=12
-    )
+    paint: "Callable[[Axes], None]"
+    steps: np.ndarray = np.empty(0)
+    lines: dict[str, np.ndarray] = {}  # noqa: RUF012 (never written to)
+
+
+def panels(record: RunRecord) -> dict[str, Panel]:
+    """What there is to draw of a run, by title: no panel without online rows, or evaluations of a critic.
+
+    Raises:
+        DataError: where its journals hold something else.
+    """
     try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise SegueError(f"{path} cannot be written: {error.strerror or error}.") from None
+        steps, shares = divergence(record.path)
+        when, errors = values(record.path)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{record.path} has a journal that does not say how its data shifts: {error!r}.") from None
+    found: dict[str, Panel] = {}
+    if len(steps):
+        title = "told apart by a learned ratio (0 not, 1 wholly)"
+        found[title] = Panel(lambda axis: _shares(axis, steps, shares), steps, {"": shares})
+    if (points := plane(record)) is not None:
+        title = f"(s, a) in two main components ({100 * points[2]:.0f} % of variance)"
+        found[title] = Panel(lambda axis: _scatter(axis, *points[:2]))
+    if errors:
+        named = {f"Q_{name}": rows for name, rows in errors.items()}
+        found["critic minus return, at first steps"] = Panel(lambda axis: _errors(axis, when, named), when, named)
+    return found
+
+
+def draw(record: RunRecord, path: Path) -> Path | None:
+    """Draw what there is and say where; None where there is nothing yet."""
+    if not (found := panels(record)):
+        return None
+    with canvas() as new:
+        figure = new(figsize=(13 / 3 * len(found), 4.2), layout="constrained")
+        for axis, (title, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+            one.paint(axis)
+            axis.set_title(title, fontsize=10, loc="left")
+        name = plain(f"{record.task}, {record.config['recipe']}: offline and online data")
+        figure.suptitle(name, x=0.01, ha="left", fontsize=12)
+        save(figure, path)
     return path
 
 
-def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], title: str) -> None:
-    if not lines:
-        axis.set_visible(False)
-        return
+def _shares(axis: "Axes", steps: np.ndarray, shares: np.ndarray) -> None:
+    _over_time(axis, steps, {"": shares})
+    axis.set_ylim(0, 1.02)
+
+
+def _scatter(axis: "Axes", off: np.ndarray, on: np.ndarray) -> None:
+    axis.scatter(*off.T, s=4, color="0.7", label="offline", linewidths=0, rasterized=True)
+    order = np.arange(len(on))
+    shown = axis.scatter(*on.T, s=5, c=order, cmap="viridis", label="online", linewidths=0, rasterized=True)
+    bar = axis.figure.colorbar(shown, ax=axis, ticks=[0, max(len(on) - 1, 1)], pad=0.01)
+    bar.ax.set_yticklabels(["first", "last"], fontsize=8)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.legend(fontsize=8, frameon=False, markerscale=2)
+
+
+def _errors(axis: "Axes", steps: np.ndarray, errors: dict[str, np.ndarray]) -> None:
+    _over_time(axis, steps, errors)
+    axis.axhline(0, color="0.3", linewidth=0.8)
+
+
+def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray]) -> None:
     for index, (name, rows) in enumerate(lines.items()):
         colour = ("#1f5fa8", "#d1652b")[index]
         axis.plot(steps, rows, color=colour, linewidth=0.7, alpha=0.4)
@@ -144,7 +171,6 @@ def _over_time(axis: "Axes", steps: np.ndarray, lines: dict[str, np.ndarray], ti
     low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
     room = (high - low) or 1.0
     frame(axis, low - 0.05 * room, high + 0.05 * room)
-    axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("online env steps")
     if any(lines):
         axis.legend(fontsize=8, frameon=False)

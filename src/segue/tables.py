@@ -1,11 +1,56 @@
-"""Records become Markdown tables, published numbers below ours."""
+"""Records become tables, published numbers below ours: what to say, and how Markdown says it."""
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from segue.records import AREAS, RunRecord, Summary, online_curve, summarise
+from segue.records import AREAS, HALF_WAY, PLACES, RunRecord, online_curve
+from segue.stats import Estimate
+
+WIDTH = 8
+"""Columns of numbers that stand side by side on paper; what has more goes on in another table."""
+LONG = 40
+"""Rows of tables that a terminal may show; of more it gets the last scores alone."""
+
+
+class Cell(NamedTuple):
+    """A number as it is shown, and how certain it is."""
+
+    value: str
+    spread: str = ""
+    more: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.spread}".rstrip() + self.more
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts, cells, or None for what there is not; the first of a row names it."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell | str | None]]
+    landmarks: Sequence[Sequence[Cell | str | None]] = ()
+    """Rows of published numbers: of other versions of environments and data."""
+
+
+def cell(found: Estimate | None, spec: str = ".1f", more: str = "") -> Cell | None:
+    """12.3 ± 4.5; a `spec` with a plus gives the mean its sign."""
+    if found is None:
+        return None
+    spread = "" if found.half is None else f"± {found.half:{spec.removeprefix('+')}}"
+    return Cell(f"{found.mean:{spec}}", spread, more)
+
+
+def plain(text: object) -> str:
+    """Text from a file, without what a terminal or a browser would obey: control characters become a replacement."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def published(task: str) -> dict[str, float]:
@@ -22,9 +67,25 @@ def _published() -> dict[str, Any]:
     return json.loads(resources.files("segue").joinpath("published.json").read_text("utf-8"))
 
 
-def table(records: Sequence[RunRecord]) -> str:
-    """One Markdown table per task, one row per run, published numbers below ours, and the small print."""
-    parts = [_group_table(group) for group in by_task(records)]
+def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
+    """Markdown: the tables of each task, one row per run, published numbers below ours, and the small print, with why
+    runs were left out."""
+    parts = []
+    for group in by_task(records):
+        whole, *rest = task_tables(group)
+        parts += [f"## {_line(whole.caption)}", markdown(whole), f"Ours: {_line(provenance(group))}."]
+        for more in rest:
+            parts += [f"### {more.caption}", markdown(more)]
+    return "\n\n".join(
+        [
+            *parts,
+            "\n".join([*small_print(records), *(f"Note: {_line(note)}" for note in notes(records)), *left_out(lost)]),
+        ]
+    )
+
+
+def small_print(records: Sequence[RunRecord]) -> list[str]:
+    """How the numbers in the tables of these records are computed, a sentence or two each."""
     small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes)."]
     if any(len(r.evaluations[0].returns) == 1 for r in records):
         small.append("A run of 1 seed has no interval.")
@@ -33,27 +94,52 @@ def table(records: Sequence[RunRecord]) -> str:
         "the run was given; `final` is the last one of the run.",
         "`best` is chosen on the episodes that score it, so it is optimistic.",
     ]
-    if any(summarise(record).dip for record in records):
+    if any(record.runs for record in records):
+        small.append(
+            "Runs that differ in their seeds alone are one row, at the evaluations that all of them have; its "
+            "wall-clock is the sum of theirs."
+        )
+    if any(record.summary.dip for record in records):
         small += [
             "`dip` is how far a seed's lowest online evaluation lies below its `offline`, `recovered` the env step that"
             " made it up (0: no dip). What lies between two evaluations is not seen: `--evaluate-early` adds more.",
+        ]
+    if any(record.summary.at or record.summary.areas for record in records):
+        small += [
+            "`at` is the score of the last evaluation up to that env step.",
             "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on.",
         ]
+    if any(record.summary.never_half_way is not None for record in records):
+        small.append(
+            f"`to {HALF_WAY:g}` is the env step of a seed's first evaluation at a score of {HALF_WAY:g} or above, over "
+            "the seeds that got there."
+        )
+    if any(record.summary.regret for record in records):
+        small.append(
+            "`regret` is 1 - mean score / 100 over the training episodes of a seed, as CORL logs it: 0 is the reference"
+            " of 100 from the first episode on."
+        )
     if any(comparable(group) for group in by_task(records)):
         small.append(
             f"† published: {source()}. Environment versions (see each table), data, budgets "
             "and evaluation differ from the paper's: a landmark, not a paired comparison."
         )
+    return small
+
+
+def notes(records: Sequence[RunRecord]) -> list[str]:
+    """What a reader must know of these very runs."""
+    found = []
     for group in by_task(records):
-        budgets = {summarise(record).env_steps for record in group if online_curve(record).x.size}
+        budgets = {record.summary.env_steps for record in group if online_curve(record).x.size}
         if len(budgets) > 1:
-            small.append(f"Note: runs of {group[0].task} differ in env steps: their final scores are not comparable.")
-    small += [f"Note: {note}" for record in records for note in record.notes]
+            found.append(f"runs of {group[0].task} differ in env steps: their final scores are not comparable.")
+    found += [note for record in records for note in record.notes]
     for record in records:
         here, phases = record.evaluations[-1].phase, record.config["phases"]
         if phases and here != phases[-1]:
-            small.append(f"Note: {record.path} was last evaluated in phase `{here}`, before `{phases[-1]}`.")
-    return "\n\n".join([*parts, "\n".join(small)])
+            found.append(f"{record.path} was last evaluated in phase `{here}`, before `{phases[-1]}`.")
+    return found
 
 
 def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -65,78 +151,134 @@ def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def labels(group: Sequence[RunRecord]) -> list[str]:
-    """The recipe; with the directory's name where a recipe was run more than once."""
-    recipes = [record.config["recipe"] for record in group]
-    return [
-        f"{recipe} ({record.path.resolve().name})" if recipes.count(recipe) > 1 else recipe
-        for recipe, record in zip(recipes, group, strict=True)
-    ]
+    """Names that tell the runs of a task apart: with what differs in their directories where one occurs twice."""
+    names = [record.name for record in group]
+    found: list[str] = []
+    for name, record in zip(names, group, strict=True):
+        alike = [other.path.absolute().parts for other in group if other.name == name]
+        own = record.path.absolute().parts
+        if len({len(parts) for parts in alike}) == 1:
+            own = tuple(p for i, p in enumerate(own) if len({parts[i] for parts in alike}) > 1)
+        else:
+            own = own[len(Path(os.path.commonpath([str(Path(*parts)) for parts in alike])).parts) :] or own[-1:]
+        label = f"{name} ({'/'.join(own)})" if len(alike) > 1 and own else name
+        again = sum(other.partition(" #")[0] == label for other in found)
+        found.append(f"{label} #{again + 1}" if again else label)
+    return found
 
 
 def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
     """Published scores that lie on the group's scale: they are normalised, raw returns are not."""
-    return published(group[0].task) if group[0].reference else {}
+    return published(group[0].config.get("task") or "") if group[0].reference else {}
 
 
-def _group_table(group: Sequence[RunRecord]) -> str:
-    scale = "normalised score" if group[0].reference else "raw return: no reference returns to normalise with"
-    head = [
-        "recipe",
-        "seeds",
-        "offline",
-        "final",
-        "gain",
-        "best",
-        "at env step",
-        "env steps",
-        "wall-clock",
-    ]
-    rows: list[list[object]] = []
+def scale(group: Sequence[RunRecord]) -> str:
+    return "normalised score" if group[0].reference else "raw return: no reference returns to normalise with"
+
+
+def task_tables(group: Sequence[RunRecord]) -> list[Table]:
+    """What the runs of one task came to; how the switch went; what the first env steps brought.
+
+    The last two only where some run went online from a policy.
+    """
+    return [_milestones(group), *_switch(group), *_budget(group)]
+
+
+def _milestones(group: Sequence[RunRecord]) -> Table:
+    head = ["method", "seeds", "offline", "final", "gain", "best", "at env step", "env steps", "wall-clock"]
+    rows: list[list[Cell | str | None]] = []
     for record, label in zip(group, labels(group), strict=True):
-        s = summarise(record)
+        s = record.summary
         seeds = "1 seed" if s.best.seeds == 1 else str(s.best.seeds)
         seeds += f" ({len(record.failed)} failed)" if record.failed else ""
-        gain = f"+{s.gain}" if s.gain and s.gain.mean >= 0 else s.gain
-        where = f"{s.best_step:,}"
-        time = _duration(record.seconds)
-        rows.append([label, seeds, s.offline, s.final, gain, s.best, where, f"{s.env_steps:,}", time])
-    for method, score in comparable(group).items():
-        rows.append([f"{method_name(method)} †", None, None, f"{score:.1f}", *[None] * 5])
-    if all(record.seconds is None for record in group):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    whole = [f"## {group[0].task} ({scale})", _markdown([head, *rows]), f"Ours: {_provenance(group)}."]
-    return "\n\n".join([*whole, *_early_table(group)])
-
-
-def _early_table(group: Sequence[RunRecord]) -> list[str]:
-    """How the switch went, and what the first env steps brought; nothing where no run went online from a policy."""
-    found = [summarise(record) for record in group]
-    if all(s.dip is None for s in found):
-        return []
-    lengths = [until for until in AREAS if any(until in s.areas for s in found)]
-    head = ["recipe", "dip", "recovered", *(f"area {steps_label(until)}" for until in lengths)]
-    rows = [
-        [label, s.dip, _recovered(s), *(s.areas.get(until) for until in lengths)]
-        for label, s in zip(labels(group), found, strict=True)
+        scores = [cell(s.offline), cell(s.final), cell(s.gain, "+.1f"), cell(s.best)]
+        rows.append([label, seeds, *scores, f"{s.best_step:,}", f"{s.env_steps:,}", duration(record.seconds)])
+    landmarks = [
+        [f"{method_name(method)} †", None, None, f"{score:.1f}", *[None] * 5]
+        for method, score in comparable(group).items()
     ]
-    return ["### early budget", _markdown([head, *rows])]
+    if all(record.seconds is None for record in group):
+        head, rows, landmarks = head[:-1], [row[:-1] for row in rows], [row[:-1] for row in landmarks]
+    return Table(f"{group[0].task} ({scale(group)})", head, rows, landmarks)
 
 
-def _recovered(s: Summary) -> str | None:
+def _switch(group: Sequence[RunRecord]) -> list[Table]:
+    found = [record.summary for record in group]
+    columns = {
+        "dip": [cell(s.dip) for s in found],
+        "recovered": [_steps(s.recovered, s.never) for s in found],
+        f"to {HALF_WAY:g}": [_steps(s.half_way, s.never_half_way or 0) for s in found],
+        "regret": [cell(s.regret, ".2f") for s in found],
+    }
+    return _columns("The switch", group, columns) if any(s.dip for s in found) else []
+
+
+def _budget(group: Sequence[RunRecord]) -> list[Table]:
+    found = [record.summary for record in group]
+    columns = {f"at {steps_label(n)}": [cell(s.at.get(n)) for s in found] for n in PLACES}
+    columns |= {f"area {steps_label(n)}": [cell(s.areas.get(n)) for s in found] for n in AREAS}
+    return _columns("Early budget", group, columns)
+
+
+def _columns(caption: str, group: Sequence[RunRecord], columns: Mapping[str, list[Cell | None]]) -> list[Table]:
+    """A table of the columns in which there is anything; none where there is nothing."""
+    kept = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    rows = [[label, *(cells[i] for cells in kept.values())] for i, label in enumerate(labels(group))]
+    return [Table(caption, ["method", *kept], rows)] if kept else []
+
+
+def last(record: RunRecord) -> Estimate:
+    """The last score: `final`, or, of a run that never went online, `offline`."""
+    return record.summary.final or record.summary.offline or record.summary.best
+
+
+def matrix(records: Sequence[RunRecord]) -> list[Table]:
+    """Method x task, the last scores; so many tables that each has `WIDTH` tasks at most."""
+    groups = by_task(records)
+    found: list[Table] = []
+    for first in range(0, len(groups), WIDTH):
+        some = groups[first : first + WIDTH]
+        cells = [{label: cell(last(r)) for label, r in zip(labels(group), group, strict=True)} for group in some]
+        theirs = [comparable(group) for group in some]
+        rows = [[name, *(column.get(name) for column in cells)] for name in dict.fromkeys(n for c in cells for n in c)]
+        landmarks = [
+            [f"{method_name(name)} †", *(f"{column[name]:.1f}" if name in column else None for column in theirs)]
+            for name in dict.fromkeys(n for column in theirs for n in column)
+        ]
+        tasks = [f"{group[0].task}{'' if group[0].reference else ' (raw return)'}" for group in some]
+        counted = f", tasks {first + 1} to {first + len(some)}" if len(groups) > WIDTH else ""
+        found.append(Table(f"Last score of each method on each task{counted}", ["method", *tasks], rows, landmarks))
+    return found
+
+
+def left_out(lost: Sequence[str]) -> list[str]:
+    return [f"Left out: {_line(why)}" for why in lost]
+
+
+def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
+    """Markdown for a terminal: of more than `LONG` rows the last scores alone."""
+    if len(records) <= LONG:
+        return table(records, lost)
+    parts = [part for each in matrix(records) for part in (f"## {each.caption}", markdown(each))]
+    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes).", *left_out(lost)]
+    return "\n\n".join([*parts, "\n".join(small)])
+
+
+def _steps(steps: Estimate | None, never: int) -> Cell | None:
     """17,250 ± 3,000, 1 never."""
-    if s.recovered is None:
-        return "never" if s.never else None
-    steps = f"{s.recovered.mean:,.0f}" + ("" if s.recovered.half is None else f" ± {s.recovered.half:,.0f}")
-    return f"{steps}, {s.never} never" if s.never else steps
+    if steps is None:
+        return Cell("never") if never else None
+    return cell(steps, ",.0f", f", {never} never" if never else "")
 
 
 def method_name(method: str) -> str:
     return method.replace("_", "-")
 
 
-def _markdown(rows: Sequence[Sequence[object]]) -> str:
+def markdown(table: Table) -> str:
     """A padded pipe table: names to the left, numbers to the right, a dash for None."""
-    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    rows = [table.head, *table.rows, *table.landmarks]
+    cells = [["–" if each is None else _line(each) for each in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(row: Iterable[str]) -> str:
@@ -148,28 +290,34 @@ def _markdown(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
-def _provenance(group: Sequence[RunRecord]) -> str:
+def _line(text: object) -> str:
+    """One line, in which no name ends a cell or begins a tag."""
+    return re.sub(r"([|<])", r"\\\1", plain(text).replace("\n", " "))
+
+
+def provenance(group: Sequence[RunRecord]) -> str:
     """Environment, versions, data, presets and evaluation size of a group; every value that occurs, once."""
 
     def said(values: Iterable[object]) -> str:
         return " / ".join(dict.fromkeys(str(v) for v in values if v))
 
-    configs = [record.config for record in group]
+    configs = [run.config for record in group for run in record.parts]
     versions = [c.get("versions") or {} for c in configs]
     data = [c.get("dataset") or {} for c in configs]
+    rows = lambda d: f" ({d['rows']:,} rows)" if isinstance(d.get("rows"), int) and d["rows"] else ""
     episodes = said(e.returns.shape[1] for record in group for e in record.evaluations)
     parts = [said(c["env_id"] for c in configs)]
     for name in ("mujoco", "gymnasium", "segue"):
         if found := said(version.get(name) for version in versions):
             parts.append(f"{name} {found}")
-    if names := said(f"{d.get('name')} ({d['rows']:,} rows)" if d.get("rows") else d.get("name") for d in data):
+    if names := said(f"{d['name']}{rows(d)}" for d in data if d.get("name")):
         parts.append(f"data {names}")
     if presets := said(c.get("preset") for c in configs):
         parts.append(f"preset {presets}")
     return ", ".join([*parts, f"{episodes} evaluation episodes a seed"])
 
 
-def _duration(seconds: float | None) -> str | None:
+def duration(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     if seconds < 60:

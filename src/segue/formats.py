@@ -1,0 +1,102 @@
+"""Tables as files: LaTeX, and tidy CSV with a line for each number."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from segue.records import HALF_WAY, RunRecord
+from segue.stats import Estimate
+from segue.tables import Cell, Table, by_task, labels, matrix, plain, small_print, task_tables
+
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "\n": " ",
+}
+
+
+def tex(text: object) -> str:
+    """Text for LaTeX, nothing in which is a command."""
+    return "".join(_TEX.get(c, c) for c in plain(text))
+
+
+def latex(records: Sequence[RunRecord]) -> str:
+    r"""Plain `tabular`s with \hline, which need no package: method x task, then the tables of each task."""
+    parts = ["% By `segue report`. Plain LaTeX; save as UTF-8."]
+    parts += map(_tabular, matrix(records))
+    for group in by_task(records):
+        first, *rest = task_tables(group)
+        parts += [_tabular(first), *(_tabular(more, f"{group[0].task}, ") for more in rest)]
+    notes = "\n".join(f"% {plain(line)}" for line in small_print(records))
+    return "\n\n".join([*parts, notes]) + "\n"
+
+
+def _tabular(table: Table, before: str = "") -> str:
+    def line(row: Sequence[Cell | str | None]) -> str:
+        return " & ".join("--" if cell is None else tex(cell) for cell in row) + r" \\"
+
+    body = [r"\hline", line(table.head), r"\hline", *map(line, table.rows)]
+    body += [r"\hline", *map(line, table.landmarks)] if table.landmarks else []
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{tex(before + table.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            *body,
+            r"\hline",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+HEAD = ("task", "method", "recipe", "metric", "mean", "low", "high", "seeds", "unit")
+
+
+def tidy(records: Sequence[RunRecord]) -> str:
+    """CSV: one line for each task, method and metric, with the ends of the 95 % interval where it has one."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(HEAD)
+    for group in by_task(records):
+        for label, record in zip(labels(group), group, strict=True):
+            for metric, found, unit in _metrics(record):
+                half = found.half
+                ends = ["", ""] if half is None else [f"{found.mean - half:.6g}", f"{found.mean + half:.6g}"]
+                names = [_text(record.task), _text(label), _text(record.config["recipe"])]
+                writer.writerow([*names, metric, f"{found.mean:.6g}", *ends, found.seeds, unit])
+    return out.getvalue()
+
+
+def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
+    s, scale = record.summary, "normalised score" if record.reference else "return"
+    alone = lambda value: Estimate(float(value), None, s.best.seeds)
+    named = {"offline": s.offline, "final": s.final, "gain": s.gain, "best": s.best, "dip": s.dip}
+    named |= {f"at {n}": found for n, found in s.at.items()} | {f"area {n}": found for n, found in s.areas.items()}
+    yield from ((name, found, scale) for name, found in named.items() if found is not None)
+    times = {"recovered": s.recovered, f"to {HALF_WAY:g}": s.half_way}
+    yield from ((name, found, "env steps, of the seeds that got there") for name, found in times.items() if found)
+    if s.dip is not None:
+        yield "never recovered", alone(s.never), "seeds"
+    if s.never_half_way is not None:
+        yield f"never to {HALF_WAY:g}", alone(s.never_half_way), "seeds"
+    if s.regret is not None:
+        yield "regret", s.regret, "1 - mean score / 100"
+    yield "env steps", alone(s.env_steps), "env steps"
+    if record.seconds is not None:
+        yield "wall-clock", alone(record.seconds), "s"
+
+
+def _text(text: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    shown = plain(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@", "\t", "\r")) else shown

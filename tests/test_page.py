@@ -1,0 +1,478 @@
+"""The page and its sister formats: runs gathered and merged, names that are hostile, and a real browser."""
+
+import csv
+import functools
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import finished
+
+from segue import aggregates, formats, gather, page, provenance, report, stats, tables
+from segue.cli import main
+from segue.errors import DataError
+
+PHASES = ["offline", "collect", "finetune"]
+EVIL = "<script>alert(1)</script>\"'&|$\\frac\x1b[31m\n=1+1"
+
+
+def line(phase, updates, env_step, *seeds):
+    kind = "offline" if phase == "offline" else "online"
+    place = {"phase": phase, "kind": kind, "update": updates, "updates": updates, "env_step": env_step}
+    return {**place, "returns": [[float(score)] for score in seeds]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(name, lines, seed=0, status=None, times=(), **changes):
+        path = tmp_path / name
+        path.mkdir(parents=True)
+        config = {
+            "format": 1, "recipe": "opt", "task": "walker2d-random", "env_id": "Walker2d-v5", "seed": seed,
+            "seeds": len(lines[0]["returns"]) if lines else 1, "phases": PHASES, "preset": "quick",
+            "settings": {"collect": {"is": "Collect", "until": 20}, "finetune": {"is": "Online", "until": 100}},
+            "score": {"min": 0.0, "max": 100.0}, "versions": {"segue": "0.1.0"}, "machine": {"cores": 2},
+        }  # fmt: skip
+        (path / "config.json").write_text(json.dumps(config | changes))
+        (path / "returns.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (path / "times.jsonl").write_text("".join(json.dumps(x) + "\n" for x in times))
+        if status:
+            (path / "status.json").write_text(json.dumps({"format": 1, "status": status, "why": "power"}))
+        return path
+
+    return write
+
+
+def curve(*seeds):
+    """Offline, half-way and at the end: 10, 20 and 30 more than each seed's number."""
+    return [
+        line("offline", 100, 0, *(s + 10 for s in seeds)),
+        line("finetune", 150, 50, *(s + 20 for s in seeds)),
+        line("finetune", 200, 100, *(s + 30 for s in seeds)),
+    ]
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, texts and the tables of a page; every element is closed in the right order."""
+
+    VOID = ("meta", "link", "img", "wbr", "line")
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.tables, self.text = [], [], {}, ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows, self.caption = [], ""
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "table":
+            self.tables[self.caption] = self.rows
+
+    def handle_data(self, data):
+        if "caption" in self.open:
+            self.caption += data
+        elif self.open and self.open[-1] in ("th", "td", "span") and "table" in self.open:
+            self.rows[-1][-1] += data
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def made(*folders, **options):
+    """The page that the command makes."""
+    out = folders[0].parent / "page.html"
+    report.report(folders, out, **options)
+    return Page(out.read_text())
+
+
+# --- gathering and merging -------------------------------------------------------------------------
+
+
+def test_seeds_of_one_method_become_one_row_by_hand(run):
+    """Seeds 0 and 1 in one run, 2 in another: (10, 20, 60) ends at 40, 50 and 90, mean 60."""
+    paths = run("b", curve(60), seed=2), run("a", curve(10, 20), seed=0)
+    found, lost = gather.gather(paths)
+    assert lost == []
+    (one,) = found
+    assert one.scores.tolist() == [[20, 30, 70], [30, 40, 80], [40, 50, 90]]
+    assert (one.config["seeds"], one.summary.final.mean, one.summary.final.seeds) == (3, 60.0, 3)
+    assert one.path == paths[0].parent
+    cell = made(*paths).tables["walker2d-random (normalised score)"]
+    half = stats.estimate(np.array([40.0, 50.0, 90.0])).half
+    assert cell[1][:4] == ["opt", "3", *(f"{m} ± {half:.1f}" for m in ("40.0", "60.0"))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 0},  # the same seed again
+        {"seed": 2, "settings": {"finetune": {"is": "Online", "until": 99}}},
+        {"seed": 2, "measuring": {"episodes": 7}},
+        {"seed": 2, "score": {"min": 0.0, "max": 50.0}},
+        {"seed": 2, "env_id": "Walker2d-v4"},
+        {"seed": 2, "recipe": "direct"},
+        {"seed": 2, "dataset": {"name": "other"}},
+        {"seed": 2, "status": "running"},
+    ],
+)
+def test_what_differs_in_more_than_seeds_stays_apart(run, change):
+    assert len(gather.gather([run("a", curve(1, 2)), run("b", curve(3), seed=2)])[0]) == 1
+    assert len(gather.gather([run("c", curve(1, 2)), run("d", curve(3), **change)])[0]) == 2
+
+
+def test_merged_runs_have_the_evaluations_that_all_have(run):
+    """One was not evaluated at 50; where the world sleeps, the update tells evaluations apart."""
+    sleep = [line("pretrain", 120, 20, 5), line("pretrain", 140, 20, 6)]
+    a, b = curve(1), curve(2)
+    paths = run("a", [a[0], *sleep, *a[1:]]), run("b", [b[0], sleep[1], b[2]], seed=1)
+    (one,) = gather.gather(paths)[0]
+    assert [(e.phase, e.updates, e.env_step) for e in one.evaluations] == [
+        ("offline", 100, 0), ("pretrain", 140, 20), ("finetune", 200, 100)
+    ]  # fmt: skip
+    assert one.scores.tolist() == [[11, 12], [6, 6], [31, 32]]
+
+
+def test_merged_runs_add_their_times(run):
+    first = [
+        {"phase": "offline", "updates": 0, "env_step": 0, "seconds": 1},
+        {"phase": "offline", "updates": 100, "env_step": 0, "seconds": 11},
+        {"phase": "finetune", "updates": 100, "env_step": 0, "seconds": 20},
+        {"phase": "finetune", "updates": 150, "env_step": 50, "seconds": 45},
+        {"phase": "finetune", "updates": 150, "env_step": 50, "seconds": 3},  # resumed
+        {"phase": "finetune", "updates": 200, "env_step": 100, "seconds": 28},
+    ]
+    (one,) = gather.gather([run("a", curve(1), times=first), run("b", curve(2), seed=1, times=first[:2])])[0]
+    assert one.seconds == 45 + 28 + 11
+    assert one.paces == {"offline": (20, 200, 0), "finetune": (50, 100, 100)}
+    rows = provenance.speeds([one]).rows
+    assert rows[0][5:] == ["10", "2", "2"]
+
+
+def test_a_sweep_names_its_arms_and_what_is_missing_is_said(run, tmp_path):
+    """Two trials of one arm, one that was not evaluated, one that is damaged, one that never began."""
+    sweep = tmp_path / "sweep"
+    for seed in (0, 1):
+        run(f"sweep/t/fast/{seed}", curve(seed), seed=seed)
+    run("sweep/t/fast/2", [], seed=2)
+    (run("sweep/t/slow/0", curve(0)) / "returns.jsonl").write_text("{\n")
+    run("sweep/t/stranger", curve(7))
+    names = [("fast", 0), ("fast", 1), ("fast", 2), ("slow", 0), ("slow", 1)]
+    trials = [{"folder": f"t/{arm}/{seed}", "task": "mine", "arm": arm, "seed": seed} for arm, seed in names]
+    (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
+    found, lost = gather.gather([sweep])
+    assert [(r.task, r.name, r.config["seeds"]) for r in found] == [("mine", "fast", 2)]
+    assert [one.run.path.relative_to(sweep).as_posix() for one in lost] == ["t/fast/2", "t/slow/0", "t/slow/1"]
+    rows = made(sweep).tables["Runs that are left out"]
+    for row, says in zip(rows[1:], ["no evaluation yet", "not JSON", "has not begun"], strict=True):
+        assert row[1] in ("mine, fast", "mine, slow")
+        assert says in row[2]
+    trials[0]["folder"] = "../t"
+    (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
+    with pytest.raises(DataError, match="lies outside the sweep"):
+        gather.gather([sweep])
+    (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": [{"folder": "t"}]}))
+    with pytest.raises(DataError, match="trial 0"):
+        gather.gather([sweep])
+
+
+def test_runs_are_found_at_any_depth_and_once(run, tmp_path):
+    run("x/deep/er/a", curve(1))
+    run("x/deep/er/a/commits/inner", curve(1))
+    run("x/.hidden", curve(1))
+    run("x/b", curve(2), seed=1)
+    assert [f.path.name for f in gather.find(tmp_path / "x")] == ["b", "a"]
+    found, _ = gather.gather([tmp_path / "x", tmp_path / "x/b"])
+    assert [r.config["seeds"] for r in found] == [2]
+
+
+def test_an_unfinished_run_is_a_row_of_its_own(run):
+    found, _ = gather.gather([run("a", curve(1), status="finished"), run("b", curve(2)[:2], seed=1, status="running")])
+    assert [(r.name, r.config["seeds"]) for r in found] == [("opt", 1), ("opt, unfinished", 1)]
+
+
+def test_labels_say_what_differs_in_the_directories(run):
+    other = {"settings": {"finetune": {"until": 99}}}
+    paths = run("a/t/opt", curve(1)), run("b/t/opt", curve(1), **other), run("b/t/more/opt", curve(1))
+    assert tables.labels(gather.gather(paths[:1])[0]) == ["opt"]
+    assert tables.labels(gather.gather(paths[:2])[0]) == ["opt (a)", "opt (b)"]
+    assert tables.labels(gather.gather(paths)[0]) == ["opt (a/t/opt)", "opt (b/t/opt)", "opt (b/t/more/opt)"]
+
+
+# --- over tasks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(run, tmp_path):
+    """Two methods on two tasks, two seeds each: `a` ends at 40, 50 and 60, 70; `b` at 45, 55 and 50, 90."""
+    ends = {"a": [(10, 20), (30, 40)], "b": [(15, 25), (20, 60)]}
+    for name, tasks in ends.items():
+        for task, seeds in zip(("hopper-random", "walker2d-random"), tasks, strict=True):
+            run(f"grid/{task}/{name}", curve(*seeds), task=task, recipe=name)
+    return tmp_path / "grid"
+
+
+def test_aggregates_by_hand(several):
+    found = aggregates.shared(gather.gather([several])[0])
+    assert found.tasks == ["hopper-random", "walker2d-random"]
+    cells = {row[0]: [cell.value for cell in row[1:]] for row in aggregates.table(found).rows}
+    assert cells == {"a": ["55.0", "55.0", "55.0", "45.0"], "b": ["52.5", "60.0", "60.0", "40.0"]}
+    rows = aggregates.improvement(found).rows
+    # hopper: a over b in 1 of 4 pairs; walker2d: in 2 of 4
+    assert [[cell and cell.value for cell in row[1:]] for row in rows] == [[None, "0.38"], ["0.62", None]]
+    profile = aggregates.profiles(found)
+    assert profile.shares["b"].value[0] == 1.0
+    assert profile.shares["b"].value[-1] == 0.0
+    assert profile.shares["b"].value[profile.taus.searchsorted(52)] == 0.5
+
+
+def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run):
+    run("grid/odd", curve(1), task="ant-random", recipe="c")
+    run("grid/even", curve(1), task="ant-random", recipe="a")
+    found = aggregates.shared(gather.gather([several])[0])
+    assert (list(found.scores), found.left, len(found.tasks)) == (["a", "b"], ["c"], 2)
+    assert aggregates.shared(gather.gather([several / "hopper-random"])[0]) is None, "one task"
+
+
+def test_the_settings_that_differ_by_hand(several, run, tmp_path):
+    offline = lambda **fields: {"offline": {"is": "Train", "method": {"is": "X", "lr": 0.1, **fields}}}
+    run("more/a", curve(1), settings=offline(rho=None, leash={"is": "Leash", "start": 1}))
+    run("more/b", curve(1), recipe="b", settings=offline(rho=2))
+    run("more/c", curve(1), recipe="c", settings={})
+    found = provenance.comparison(gather.gather([tmp_path / "more"])[0])
+    assert {row[0]: row[1:] for table in found.differ for row in table.rows} == {
+        "recipe": ["opt", "b", "c"],
+        "offline": ["Train", "Train", None],
+        "offline.rho": ["none", "2", None],
+        "offline.leash": ["Leash", None, None],
+    }
+    assert {row[0]: row[1:] for row in found.lacking[0].rows} == {
+        "offline.method": ["X", "X", None],
+        "offline.lr": ["0.1", "0.1", None],
+        "offline.leash.start": ["1", None, None],
+    }
+    common = {row[0]: row[1] for row in found.common.rows}
+    assert common["preset"] == "quick"
+    assert found.by_task.rows == []
+    run("grid/z/third", curve(1), task="ant-random", recipe="a", preset="paper")
+    by_task = provenance.comparison(gather.gather([several])[0]).by_task
+    assert ["preset", "quick: hopper-random, walker2d-random; paper: ant-random"] in by_task.rows
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+def test_the_page_has_its_parts_and_needs_nothing_else(several):
+    found = made(several)
+    (tag,) = found.all("html")
+    assert tag["lang"] == "en"
+    assert next(each["href"] for each in found.all("a")) == "#main"
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes in found.all("a"):
+        assert attributes["href"][1:] in ids
+    for heading in ("Methods and tasks", "Over all tasks", "hopper-random", "Settings", "Notes and failures"):
+        assert heading in found.text
+    for _, attributes in found.elements:
+        for key in ("src", "href", "data", "srcset", "poster", "action"):
+            assert attributes.get(key, "#").startswith(("#", "data:")), "nothing is fetched"
+        assert not [key for key in attributes if key.startswith("on")]
+    assert not found.all("script")
+    assert "url(" not in (Path(page.__file__).parent / "page.css").read_text()
+    for region in (each for each in found.all("div") if each.get("class") == "scroll"):
+        assert (region["role"], region["tabindex"]) == ("region", "0")
+        assert region["aria-label"]
+    assert all(each["scope"] in ("col", "row", "rowgroup") for each in found.all("th"))
+    assert len(found.all("caption")) == len(found.all("table"))
+    images = found.all("img")
+    assert len(images) == 5, "offline and online of two tasks, and profiles"
+    for image in images:
+        assert image["alt"]
+        assert image["src"].startswith("data:image/svg+xml;base64,")
+    assert len(found.all("details")) >= 5
+    table = found.tables["Last score of each method on each task"]
+    assert table[0] == ["method", "hopper-random", "walker2d-random"]
+    assert table[1][0] == "a"
+    assert table[1][1].startswith("45.0 ±")
+    assert "cal-ql †" in [row[0] for row in table]
+    assert "other versions of environments and data" in found.text
+
+
+def test_the_same_runs_make_the_same_page(several):
+    (a, _), (b, _) = gather.gather([several]), gather.gather([several])
+    assert page.page(a) == page.page(b)
+
+
+def test_nothing_that_a_file_says_becomes_markup(run):
+    """Names, settings, versions, phases and notes; in all formats. Pictures are drawn all the same."""
+    evil = {
+        "recipe": EVIL, "task": EVIL, "env_id": EVIL, "preset": EVIL, "phases": ["offline", EVIL, "finetune"],
+        "settings": {EVIL: {"is": EVIL, EVIL: EVIL, "until": 20}, "finetune": {"is": "Online", "until": [EVIL]}},
+        "versions": {EVIL: EVIL, "mujoco": EVIL}, "machine": {"device": {"x": EVIL}}, "git": EVIL, "start": EVIL,
+        "dataset": {"name": EVIL, "rows": EVIL, "sha256": EVIL}, "measuring": {EVIL: EVIL},
+    }  # fmt: skip
+    path = run("a", [*curve(1), line("finetune", 300, 200, 1)], status=EVIL, **evil)
+    (path / "failures.jsonl").write_text(json.dumps({"seed": 0, "why": EVIL, "phase": EVIL, "halted": True}) + "\n")
+    other = run("b", curve(3), **{**evil, "recipe": "plain"})
+    broken = run("c", [line(EVIL, 1, 0, 1) | {"kind": EVIL}])
+    found = made(path, other, broken)
+    assert not found.all("script")
+    assert {tag for tag, _ in found.elements} <= {
+        "html", "head", "meta", "link", "title", "style", "body", "a", "header", "h1", "p", "nav", "ul", "li", "main",
+        "section", "h2", "div", "table", "caption", "span", "thead", "tr", "th", "tbody", "td", "svg", "line", "figure",
+        "img", "figcaption", "details", "summary", "wbr", "dl", "dt", "dd", "code",
+    }  # fmt: skip
+    assert "<script>alert(1)</script>" in found.text, "it is shown as what it is"
+    assert "\x1b" not in found.text
+    assert len(found.all("img")) == 2
+    for suffix in ("md", "csv", "tex", "png", "svg"):
+        text = report.report([path, other, broken], path.parent / f"x.{suffix}")
+        assert "\x1b" not in text
+    assert "\x1b" not in (path.parent / "x.md").read_text()
+    rows = list(csv.DictReader(io.StringIO((path.parent / "x.csv").read_text())))
+    assert {row["task"].partition("\n")[0] for row in rows} == {EVIL.partition("\n")[0].replace("\x1b", "\ufffd")}
+    tex = (path.parent / "x.tex").read_text()
+    assert r"\textbackslash{}frac" in tex
+    assert r"\$" in tex
+    assert not re.search(r"(?<!\\)[&%$#_](?=frac|1)", tex)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", '{"settings": 3}'),
+        ("config.json", '{"settings": {"finetune": 3}}'),
+        ("config.json", '{"versions": [1]}'),
+        ("config.json", '{"seed": -1}'),
+        ("config.json", '{"score": {"min": 0, "max": 1e-300}}'),
+        ("returns.jsonl", json.dumps(line("offline", 1, 0, 1e200)) + "\n"),
+        ("returns.jsonl", json.dumps(line("offline", 1, 10**20, 1.0)) + "\n"),
+        ("times.jsonl", '{"seconds": "x"}\n'),
+        ("episodes.jsonl", '{"env_step": 1, "seed": 0, "return": NaN}\n'),
+    ],
+)
+def test_a_run_that_cannot_be_is_left_out_and_the_others_are_reported(run, file, text):
+    sound, odd = run("a", curve(1)), run("b", curve(1))
+    if file == "config.json":
+        text = json.dumps(json.loads((odd / file).read_text()) | json.loads(text))
+    (odd / file).write_text(text)
+    found, lost = gather.gather([sound, odd])
+    assert [r.path for r in found] == [sound]
+    assert [one.run.path for one in lost] == [odd]
+    assert "\n" not in lost[0].why
+
+
+def test_many_rows_are_a_summary_on_a_terminal(run, tmp_path, monkeypatch, capsys):
+    for name in "abc":
+        run(f"r/{name}", curve(1), recipe=name)
+    monkeypatch.setattr(tables, "LONG", 2)
+    main(["report", str(tmp_path / "r")])
+    said = capsys.readouterr()
+    assert "Last score of each method" in said.out
+    assert "offline" not in said.out
+    assert said.out.strip().endswith(f"Page: {tmp_path / 'r' / 'report.html'}")
+    assert said.err == "", "progress is for terminals"
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path / "nowhere")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"segue: {tmp_path}/nowhere is no folder: name a run's directory, or a folder " \
+        "that holds runs.\n"  # fmt: skip
+
+
+# --- other formats ---------------------------------------------------------------------------------
+
+
+def test_tidy_csv_by_hand(run):
+    found, _ = gather.gather([run("a", curve(10, 20))])
+    rows = list(csv.DictReader(io.StringIO(formats.tidy(found))))
+    assert list(rows[0]) == list(formats.HEAD)
+    final = next(row for row in rows if row["metric"] == "final")
+    half = stats.estimate(np.array([40.0, 50.0])).half
+    assert [final[k] for k in ("task", "method", "mean", "seeds")] == ["walker2d-random", "opt", "45", "2"]
+    assert float(final["high"]) == pytest.approx(45 + half, rel=1e-5)
+    assert {row["metric"] for row in rows} >= {"offline", "gain", "dip", "recovered", "to 50", "env steps"}
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_compiles(several):
+    text = formats.latex(gather.gather([several])[0])
+    document = f"\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"
+    (several / "x.tex").write_text(document)
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "x.tex"], cwd=several, capture_output=True)
+    assert done.returncode == 0
+
+
+def test_latex_has_a_tabular_for_each_table(several):
+    text = formats.latex(gather.gather([several])[0])
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
+    assert r"cal-ql $^\dagger$ & " in text
+    assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text
+    assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]
+
+
+# --- a real browser --------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@functools.cache
+def real():
+    """A page of a real run."""
+    out = finished().parent / "page.html"
+    report.report([finished()], out)
+    return out
+
+
+def test_a_real_run_s_page_shows_its_shift(tmp_path):
+    found = Page(real().read_text())
+    assert "Distribution shift" in found.text
+    assert len(found.all("img")) == 5
+    assert "updates/s, online" in found.text
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_chromium_it_is_laid_out_without_a_complaint(width, tmp_path):
+    """Nothing on the console; every picture is drawn; the page is as wide as its window, and tables scroll alone."""
+    probe = (
+        "<script>addEventListener('load', () => { const p = document.documentElement; const wide = p.scrollWidth;"
+        "const drawn = [...document.images].filter(i => i.complete && i.naturalWidth > 0).length;"
+        "const scrolls = [...document.querySelectorAll('.scroll')].every(d => d.clientWidth <= wide);"
+        "p.dataset.found = JSON.stringify({wide, drawn, all: document.images.length, scrolls}); });</script>"
+    )
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", real().read_text())  # it forbids the probe
+    frame = tmp_path / "frame.html"
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{probe}</body>"))
+    frame.write_text((tmp_path / "page.html").read_text())
+    common = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    common += ["--enable-logging=stderr", "--v=0", f"--window-size={max(width, 500)},900", "--virtual-time-budget=5000"]
+    done = subprocess.run([*common, "--dump-dom", f"file://{frame}"], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done.stdout)[1]))
+    assert found["drawn"] == found["all"] == 5
+    assert found["scrolls"]
+    assert found["wide"] <= max(width, 500)
