@@ -232,7 +232,7 @@ def test_a_run_is_the_same_beside_a_tracker_that_misbehaves(how, fake):
     bare, its = run("--track", "none")
     seen, took = run("--track", "tensorboard", "wandb")
     assert all((bare / name).read_bytes() == (seen / name).read_bytes() for name in NUMBERS)
-    assert took < its + Tracker.PATIENCE + 2
+    assert took < 2 * its + Tracker.PATIENCE + 5  # a loaded machine; what hangs hangs for 1,000 s
     assert (seen / "tensorboard").is_dir()
     assert not (bare / "tensorboard").exists()
 
