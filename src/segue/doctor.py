@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
-LIMIT = 12.0
-"""Seconds that a probe may take."""
+LIMIT = 60.0
+"""Seconds that a probe may take; a few are enough where nothing hangs and the machine is not busy."""
 
 
 class Finding(NamedTuple):
@@ -126,7 +126,7 @@ def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[
     except subprocess.TimeoutExpired:
         process.kill()
         said, _ = process.communicate()
-        why = f"no answer within {LIMIT:.0f} seconds"
+        why = f"no end within {LIMIT:.0f} seconds: it hangs, or the machine is very busy"
     for line in said.splitlines():
         with contextlib.suppress(ValueError):  # what a library prints
             part, text = line.split("\t")
