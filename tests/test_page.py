@@ -417,6 +417,18 @@ def test_tidy_csv_by_hand(run):
     assert {row["metric"] for row in rows} >= {"offline", "gain", "dip", "recovered", "to 50", "env steps"}
 
 
+def test_files_of_several_tasks_have_the_aggregates(several):
+    found, _ = gather.gather([several])
+    rows = list(csv.DictReader(io.StringIO(formats.tidy(found))))
+    (iqm,) = (row for row in rows if row["metric"] == "IQM" and row["method"] == "b")
+    assert [iqm[k] for k in ("task", "mean", "seeds")] == ["(2 tasks)", "52.5", "4"]
+    assert float(iqm["low"]) < 52.5 < float(iqm["high"])
+    text = formats.markdown_file(found, ["x is broken."])
+    assert "## Last score of each method on each task" in text
+    assert "| 52.5 [" in text
+    assert text.endswith("Left out: x is broken.\n")
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
 def test_latex_compiles(several):
     text = formats.latex(gather.gather([several])[0])
@@ -428,7 +440,7 @@ def test_latex_compiles(several):
 
 def test_latex_has_a_tabular_for_each_table(several):
     text = formats.latex(gather.gather([several])[0])
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 5
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
     assert r"cal-ql $^\dagger$ & " in text
     assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text
     assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]

@@ -48,14 +48,27 @@ def shared(records: Sequence[RunRecord]) -> Shared | None:
     return Shared([groups[n][0].task for n in common], scores, [label for label in found if label not in taken])
 
 
+MEASURES = {
+    "IQM": (stats.iqm, (-np.inf, np.inf)),
+    "mean": (stats.mean, (-np.inf, np.inf)),
+    "median": (stats.median, (-np.inf, np.inf)),
+    "optimality gap": (stats.optimality_gap, (0.0, np.inf)),
+}
+"""Name -> the statistic, and where it can lie."""
+
+
+def measured(found: Shared) -> dict[str, dict[str, stats.Interval]]:
+    """Method -> measure -> its value and interval."""
+    return {
+        label: {name: stats.interval(measure, scores, within=within) for name, (measure, within) in MEASURES.items()}
+        for label, scores in found.scores.items()
+    }
+
+
 def table(found: Shared) -> Table:
     """IQM, mean, median and optimality gap of each method."""
-    measures = {"IQM": stats.iqm, "mean": stats.mean, "median": stats.median, "optimality gap": stats.optimality_gap}
-    rows = [
-        [label, *(_cell(stats.interval(measure, scores)) for measure in measures.values())]
-        for label, scores in found.scores.items()
-    ]
-    return Table(f"Over {len(found.tasks)} tasks", ["method", *measures], rows)
+    rows = [[label, *map(_cell, values.values())] for label, values in measured(found).items()]
+    return Table(f"Over {len(found.tasks)} tasks", ["method", *MEASURES], rows)
 
 
 def improvement(found: Shared) -> Table | None:

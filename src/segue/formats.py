@@ -1,12 +1,13 @@
-"""Tables as files: LaTeX, and tidy CSV with a line for each number."""
+"""Tables as files: Markdown, LaTeX, and tidy CSV with a line for each number."""
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from segue import aggregates
 from segue.records import HALF_WAY, RunRecord
 from segue.stats import Estimate
-from segue.tables import Cell, Table, by_task, labels, matrix, plain, small_print, task_tables
+from segue.tables import Cell, Table, by_task, labels, line, markdown, matrix, plain, small_print, table, task_tables
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -15,12 +16,27 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    "\N{REPLACEMENT CHARACTER}": "?",
     "–": "--",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "\n": " ",
 }
+
+
+def overview(records: Sequence[RunRecord]) -> list[Table]:
+    """Method x task, and the methods over all tasks; nothing of one task."""
+    if len(by_task(records)) < 2:
+        return []
+    found = aggregates.shared(records)
+    return [*matrix(records), *([aggregates.table(found)] if found else [])]
+
+
+def markdown_file(records: Sequence[RunRecord], lost: Sequence[str]) -> str:
+    """All tables, the small print, and why runs were left out."""
+    parts = [part for each in overview(records) for part in (f"## {line(each.caption)}", markdown(each))]
+    return "\n\n".join([*parts, table(records, lost)]) + "\n"
 
 
 def tex(text: object) -> str:
@@ -29,22 +45,21 @@ def tex(text: object) -> str:
 
 
 def latex(records: Sequence[RunRecord]) -> str:
-    r"""Plain `tabular`s with \hline, which need no package: method x task, then the tables of each task."""
-    parts = ["% By `segue report`. Plain LaTeX; save as UTF-8."]
-    parts += map(_tabular, matrix(records))
+    r"""Plain `tabular`s with \hline, which need no package: method x task, over tasks, then the tables of each task."""
+    parts = ["% By `segue report`: plain LaTeX, no package is needed.", *map(_tabular, overview(records))]
     for group in by_task(records):
         first, *rest = task_tables(group)
         parts += [_tabular(first), *(_tabular(more, f"{group[0].task}, ") for more in rest)]
-    notes = "\n".join(f"% {plain(line)}" for line in small_print(records))
+    notes = "\n".join(f"% {plain(sentence)}" for sentence in small_print(records))
     return "\n\n".join([*parts, notes]) + "\n"
 
 
 def _tabular(table: Table, before: str = "") -> str:
-    def line(row: Sequence[Cell | str | None]) -> str:
-        return " & ".join("--" if cell is None else tex(cell) for cell in row) + r" \\"
+    def cells(row: Sequence[Cell | str | None]) -> str:
+        return " & ".join(map(_tex_cell, row)) + r" \\"
 
-    body = [r"\hline", line(table.head), r"\hline", *map(line, table.rows)]
-    body += [r"\hline", *map(line, table.landmarks)] if table.landmarks else []
+    body = [r"\hline", cells(table.head), r"\hline", *map(cells, table.rows)]
+    body += [r"\hline", *map(cells, table.landmarks)] if table.landmarks else []
     return "\n".join(
         [
             r"\begin{table}",
@@ -59,11 +74,19 @@ def _tabular(table: Table, before: str = "") -> str:
     )
 
 
+def _tex_cell(cell: Cell | str | None) -> str:
+    if cell is None:
+        return "--"
+    minus = "$-$" if isinstance(cell, Cell) and cell.value.startswith("-") else ""
+    return minus + tex(str(cell)[bool(minus) :])
+
+
 HEAD = ("task", "method", "recipe", "metric", "mean", "low", "high", "seeds", "unit")
 
 
 def tidy(records: Sequence[RunRecord]) -> str:
-    """CSV: one line for each task, method and metric, with the ends of the 95 % interval where it has one."""
+    """CSV: one line for each task, method and metric, with the ends of the 95 % interval where it has one; and for each
+    method over all tasks."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEAD)
@@ -74,6 +97,13 @@ def tidy(records: Sequence[RunRecord]) -> str:
                 ends = ["", ""] if half is None else [f"{found.mean - half:.6g}", f"{found.mean + half:.6g}"]
                 names = [_text(record.task), _text(label), _text(record.config["recipe"])]
                 writer.writerow([*names, metric, f"{found.mean:.6g}", *ends, found.seeds, unit])
+    if found := aggregates.shared(records):
+        for label, measures in aggregates.measured(found).items():
+            for metric, one in measures.items():
+                ends = ["", ""] if one.low is None else [f"{one.low:.6g}", f"{one.high:.6g}"]
+                place = f"({len(found.tasks)} tasks)", _text(label), ""
+                seeds = sum(map(len, found.scores[label]))
+                writer.writerow([*place, metric, f"{one.value:.6g}", *ends, seeds, "normalised score"])
     return out.getvalue()
 
 

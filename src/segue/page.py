@@ -37,10 +37,11 @@ PLACES = 24
 SHIFTS = 4
 """Methods whose distribution shift the page shows at most; of more each can have a page of its own."""
 CITED = {
-    "Intervals over seeds": "On one task Student's t. Over tasks the stratified bootstrap over seeds (Agarwal et al., "
-    "Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021, arXiv 2108.13264), widened "
-    "for few seeds after Hesterberg (What Teachers Should Know about the Bootstrap, The American Statistician 69, "
-    "2015); its resamples are the same every time. The tasks are given, not drawn.",
+    "Intervals over seeds": "On one task Student's t. Over tasks Student's t about the standard error of a stratified "
+    "bootstrap over seeds (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, "
+    "NeurIPS 2021, arXiv 2108.13264), widened for few seeds after Hesterberg (What Teachers Should Know about the "
+    "Bootstrap, The American Statistician 69, 2015); its resamples are the same every time. The tasks are given, not "
+    "drawn. A long tail of bad seeds makes every interval too sure.",
     "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
     "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
     "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "

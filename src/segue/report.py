@@ -10,7 +10,7 @@ from segue.errors import SegueError
 from segue.gather import Lost, gather
 from segue.page import page
 from segue.records import RunRecord
-from segue.tables import brief, plain, table
+from segue.tables import brief, plain
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -56,8 +56,7 @@ def _writers() -> dict[str, Writer]:
         return lambda records, lost, path, advance: f"Table: {_write(path, make(records))}"
 
     def markdown(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
-        whole = f"{table(records, [one.why for one in lost])}\n"
-        return f"Table: {_write(path, whole)}"
+        return f"Table: {_write(path, formats.markdown_file(records, [one.why for one in lost]))}"
 
     return {
         ".html": lambda records, lost, path, advance: f"Page: {_write(path, page(records, lost, advance))}",

@@ -73,13 +73,13 @@ def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
     parts = []
     for group in by_task(records):
         whole, *rest = task_tables(group)
-        parts += [f"## {_line(whole.caption)}", markdown(whole), f"Ours: {_line(provenance(group))}."]
+        parts += [f"## {line(whole.caption)}", markdown(whole), f"Ours: {line(provenance(group))}."]
         for more in rest:
             parts += [f"### {more.caption}", markdown(more)]
     return "\n\n".join(
         [
             *parts,
-            "\n".join([*small_print(records), *(f"Note: {_line(note)}" for note in notes(records)), *left_out(lost)]),
+            "\n".join([*small_print(records), *(f"Note: {line(note)}" for note in notes(records)), *left_out(lost)]),
         ]
     )
 
@@ -252,7 +252,7 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
 
 
 def left_out(lost: Sequence[str]) -> list[str]:
-    return [f"Left out: {_line(why)}" for why in lost]
+    return [f"Left out: {line(why)}" for why in lost]
 
 
 def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
@@ -278,19 +278,19 @@ def method_name(method: str) -> str:
 def markdown(table: Table) -> str:
     """A padded pipe table: names to the left, numbers to the right, a dash for None."""
     rows = [table.head, *table.rows, *table.landmarks]
-    cells = [["–" if each is None else _line(each) for each in row] for row in rows]
+    cells = [["–" if each is None else line(each) for each in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
-    def line(row: Iterable[str]) -> str:
+    def padded(row: Iterable[str]) -> str:
         name, *numbers = zip(row, widths, strict=True)
-        padded = [name[0].ljust(name[1]), *(number.rjust(width) for number, width in numbers)]
-        return f"| {' | '.join(padded)} |"
+        shown = [name[0].ljust(name[1]), *(number.rjust(width) for number, width in numbers)]
+        return f"| {' | '.join(shown)} |"
 
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+    return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
-def _line(text: object) -> str:
+def line(text: object) -> str:
     """One line, in which no name ends a cell or begins a tag."""
     return re.sub(r"([|<])", r"\\\1", plain(text).replace("\n", " "))
 
