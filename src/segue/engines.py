@@ -4,6 +4,7 @@ A worker is told what to do by one line on its standard input, whose end tells i
 more: whatever becomes of a driver, its workers commit and stop.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -104,7 +105,7 @@ class Ray:
 
     def __init__(self, workers: int | None, cores: int, gpus: int, address: str | None):
         try:
-            import ray
+            ray = importlib.import_module("ray")
         except ImportError:
             raise SegueError("--engine ray needs Ray: pip install 'segue[ray]'.") from None
         self.ray, self.ours = ray, not ray.is_initialized()

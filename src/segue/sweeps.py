@@ -101,7 +101,7 @@ class Sweep:
     """How often a trial that was killed is tried again."""
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Flags of every trial; those of a task, of an arm and of a grid go before."""
-    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Values by flag, for every arm."""
     beside: Path = dataclasses.field(default_factory=Path)
     """The folder from which relative paths in `dataset`, `policy` and `from` are looked up."""
@@ -139,21 +139,26 @@ class Sweep:
 
     @classmethod
     def _of(cls, found: dict[str, Any], beside: Path) -> "Sweep":
-        simple = ("seeds", "seed", "together", "cores", "gpus", "retries", "flags", "grid")
-        known = (*simple, "tasks", "task", "arm")
-        if odd := sorted(found.keys() - set(known)):
-            raise DataError(f"there is no key {odd[0]!r} (there are {', '.join(known)}; flags stand under [flags]).")
-        tables, names = found.get("task", {}), found.get("tasks")
-        _table("[task]", tables)
-        names = list(tables) if names is None else names
+        numbers, tables = ("seeds", "seed", "together", "cores", "gpus", "retries"), ("flags", "grid", "arm", "task")
+        known = (*numbers, "tasks", *tables)
+        for name, value in found.items():
+            if name not in known:
+                raise DataError(f"there is no key {name!r} (there are {', '.join(known)}; flags stand under [flags]).")
+            if name in numbers and type(value) is not int:
+                raise DataError(f"{name} is a whole number, not {value!r}.")
+            if name in tables:
+                _table(f"[{name}]", value)
+            if name in ("arm", "task"):
+                for inner, table in value.items():
+                    _table(f"[{name}.{inner}]", table)
+        own = found.get("task", {})
+        names = found.get("tasks", list(own))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"tasks is a list of names, not {names!r}.")
         if len(set(names)) < len(names):
             raise DataError("a name stands twice in tasks.")
-        tasks = {name: tables.get(name, {}) for name in names}
-        return cls(
-            found.get("arm", {}), tasks, beside=beside, **{key: found[key] for key in simple if key in found}
-        )  # fmt: skip
+        simple = {name: found[name] for name in (*numbers, "flags", "grid") if name in found}
+        return cls(found.get("arm", {}), {name: own.get(name, {}) for name in names}, beside=beside, **simple)
 
     def trials(self) -> list[Trial]:
         """Every trial, task by task, an arm after those whose results it takes.
@@ -186,11 +191,7 @@ class Sweep:
         return found
 
     def _check(self) -> None:
-        for name in ("seeds", "seed", "together", "cores", "gpus", "retries"):
-            value = getattr(self, name)
-            if type(value) is not int and not (name == "together" and value is None):
-                raise DataError(f"{name} is a whole number, not {value!r}.")
-        at_least(1, seeds=self.seeds, cores=self.cores, together=self.together or (1 if self.together is None else 0))
+        at_least(1, seeds=self.seeds, cores=self.cores, together=1 if self.together is None else self.together)
         at_least(0, seed=self.seed, gpus=self.gpus, retries=self.retries)
         if self.seeds > MOST_TRIALS:
             raise SegueError(f"seeds is at most {MOST_TRIALS:,}, not {self.seeds:,}.")

@@ -96,7 +96,7 @@ def listen() -> None:
     """Stop, with a commit, when standard input ends."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not through sys.stdin, which the interpreter could not close at its end
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -116,7 +116,8 @@ def run(order: dict[str, Any]) -> int:
             os.chdir(root)
             words = prepare(Path(trial["folder"]), trial["command"])
             speak(Path(f"{trial['folder']}.log"))
-            print(f"segue: {socket.gethostname()}, {about}: segue {shlex.join(words)}", flush=True)
+            where = f"{socket.gethostname()}, process {os.getpid()}, {about}"
+            print(f"segue: {where}: segue {shlex.join(words)}", flush=True)
             sys.argv = ["segue", *words]  # which config.json keeps
             try:
                 cli.main(words)
@@ -181,11 +182,11 @@ def check(commands: list[list[str]]) -> list[str | None]:
 
 
 def sentence(panel: str) -> str:
-    """What the parser says of wrong flags, without its frame and its help: the lines above the first rule."""
-    lines = [line.strip("│ ") for line in panel.splitlines() if line.startswith("│")]
-    said = list(itertools.takewhile(lambda line: not line.startswith("──"), lines))
-    if "Perhaps you meant:" in lines[:-1]:
-        said.append(f"(did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
+    """What the parser says of wrong flags: the lines between the title of its panel and the next rule."""
+    lines = [line.strip("│╭╮╰╯─- ") for line in panel.splitlines()[1:]]
+    said = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
+    if "Perhaps you meant:" in lines:
+        said.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
     return f"{' '.join(said).rstrip('.')}."
 
 
