@@ -138,11 +138,13 @@ TASK = 'tasks = ["hopper-random"]\n'
         (TASK + "[arm]\nopt = 3\n", r"\[arm.opt\] is a table, not 3"),
         (TASK + "[arm.opt]\nrecipe = 3\n", "a name belongs there, not 3"),
         (TASK + ARM + '"--preset" = "quick"\n', "'--preset' is no flag.*without the dashes"),
-        (TASK + ARM + "seeds = 3\n", "the sweep itself sets this flag"),
-        (TASK + ARM + 'task = "ant-random"\n', "task: the sweep itself"),
+        (TASK + ARM + "seeds = 3\n", "seeds: this flag is the sweep's own business"),
+        (TASK + ARM + 'task = "ant-random"\n', "task: this flag is the sweep's own"),
         (TASK + ARM + "day = 2026-11-21\n", "text, a number, true, false"),
         (TASK + ARM + "score = []\n", "one at least"),
         (TASK + ARM + 'preset = "--env-id"\n', "reads like a flag"),
+        (TASK + ARM + 'preset = "-h"\n', "reads like a flag"),
+        (TASK + ARM + "help = true\n", "help: this flag is the sweep's own"),
         (TASK + ARM + '[arm.td3bc.grid]\nrows = "ab"\n', "a list of values belongs there"),
         (TASK + ARM + "[arm.td3bc.grid]\nrows = []\n", "a list of values belongs there"),
         (TASK + ARM + '[arm.td3bc.grid]\ndataset = ["a b", "a_b"]\n', "read alike"),
@@ -167,6 +169,16 @@ def test_what_is_refused_before_anything_starts(text, word, capsys):
         raise SegueError(said)
     assert said.startswith(f"segue: {path}")
     assert said.count("\n") == 1
+
+
+def test_the_sweep_that_the_readme_shows():
+    text = (Path(__file__).parent.parent / "README.md").read_text().split("```toml\n")[1].split("```")[0]
+    path = written(text)
+    (path.parent / "my_logs.npz").touch()
+    trials = Sweep.read(path).trials()
+    arms = ("offline", "opt,finetune.kappa.start=0.1", "opt,finetune.kappa.start=0.3")
+    assert [trial.folder for trial in trials] == [f"{t}/{arm}/0-3" for t in ("hopper-random", "mine") for arm in arms]
+    assert worker.check([list(trial.command[1:]) for trial in trials]) == [None] * 6
 
 
 def test_an_env_of_a_module_that_the_user_trusts():
@@ -480,38 +492,30 @@ def test_real_trials_on_one_core_each(whole):
     assert {line["phase"] for line in lines(whole / "pendulum/direct/0/returns.jsonl")} == {"collect", "finetune"}
 
 
-def test_a_killed_driver_and_a_killed_worker_lose_nothing(real, whole):
+def test_a_stopped_driver_a_killed_one_and_a_killed_worker_lose_nothing(real, whole):
     out = new("killed")
-    trial = out / "pendulum/direct/0"
-    first = driver(real, out)
-    until(lambda: (trial / "commits/000003").exists())
-    first.kill()
-    first.communicate(timeout=30)
-    until(lambda: not at_work(trial), 20)  # its worker has stopped by itself
-    assert store.read_json(trial / "status.json")["status"] == "interrupted"
-    second = driver(real, out)
-    until(lambda: at_work(trial) and "segue resume" in (out / "pendulum/direct/0.log").read_text())
-    said = (out / "pendulum/direct/0.log").read_text()
-    holder = int(re.findall(r"process (\d+), core", said)[-1])
-    os.kill(holder, signal.SIGKILL)
-    said = second.communicate(timeout=120)[0]
-    assert second.returncode == 0, said
-    assert results(out) == results(whole)
-    assert (out / "pendulum/direct/0.log").read_text().count("segue resume pendulum/direct/0") >= 2
-
-
-def test_ctrl_c_commits_and_the_same_command_goes_on(real, whole):
-    out = new("stopped")
+    offline, trial, log = out / "pendulum/td3bc/0", out / "pendulum/direct/0", out / "pendulum/direct/0.log"
     process = driver(real, out)
-    until(lambda: (out / "pendulum/td3bc/0/commits/000001").exists())
+    until(lambda: (offline / "commits/000001").exists())
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 130
     assert "the same command goes on" in said
-    assert not at_work(out / "pendulum/td3bc/0")
+    assert not at_work(offline)
+    assert store.read_json(offline / "status.json")["status"] == "interrupted"
     process = driver(real, out)
-    assert "2 of 2" in process.communicate(timeout=120)[0]
+    until(lambda: (trial / "commits/000003").exists())
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: not at_work(trial), 20)  # its worker has stopped by itself
+    assert store.read_json(trial / "status.json")["status"] == "interrupted"
+    process = driver(real, out)
+    until(lambda: "segue resume pendulum" in log.read_text())
+    os.kill(int(re.findall(r"process (\d+), core", log.read_text())[-1]), signal.SIGKILL)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
     assert results(out) == results(whole)
+    assert log.read_text().count("segue resume pendulum/direct/0 ") == 2
 
 
 def test_at_a_url_a_trial_goes_on_on_another_node(real, whole):

@@ -32,6 +32,7 @@ class Board:
         self.looked, self.lined, self.ended = 0.0, 0.0, -1
         self.lengths: dict[str, float] = {}
         self.first: dict[str, float] = {}
+        self.before: set[str] | None = None
         self.told: set[str] = set()
         if self.live:
             self.live.start()
@@ -41,7 +42,8 @@ class Board:
         now = time.monotonic()
         for folder, why in {**left.failed, **left.skipped}.items():
             if folder not in self.told and not self.quiet:
-                self.terminal.print(Text(f"{'failed' if folder in left.failed else 'skipped'} {folder}: {why}"))
+                word = "failed" if folder in left.failed else "skipped"
+                self.terminal.print(Text(f"{word} {folder}: {why}"), soft_wrap=True)
             self.told.add(folder)
         ended = left.total - len(left.waiting) - len(left.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
@@ -59,10 +61,12 @@ class Board:
         words = [f"{len(left.done)} of {left.total} done", f"{len(left.running)} running"]
         words += [f"{len(left.waiting)} waiting", f"{len(left.failed)} failed"]
         words += [f"{len(left.skipped)} skipped"] if left.skipped else []
+        if self.before is None:
+            self.before = left.done.keys() - set()
         for folder, (_, share) in at.items():
             self.first.setdefault(folder, share)
-        worked = sum((1.0 if each in left.done else at.get(each, ("", first))[1]) - first
-                     for each, first in self.first.items())  # fmt: skip
+        worked = sum(1 - self.first.get(folder, 0.0) for folder in left.done.keys() - self.before)
+        worked += sum(share - self.first[folder] for folder, (_, share) in at.items())
         todo = len(left.waiting) + sum(1 - share for _, share in at.values())
         if worked > 0.02 and todo:
             words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")

@@ -19,17 +19,17 @@ PATIENCE = 15.0
 """Seconds that workers have to commit and stop, which takes them 8 at most."""
 
 
-def worker(*words: str, stdout: int, path: list[str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a worker, which imports from where its starter does (`path`: another list of folders). It is not in the
-    terminal's group: Ctrl-C reaches the driver alone, so that a worker hears of it once."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path if path is None else path))}
+def worker(*words: str, stdout: int) -> subprocess.Popen[bytes]:
+    """Start a worker, which imports from where its starter does. It is not in the terminal's group: Ctrl-C reaches the
+    driver alone, so that a worker hears of it once."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-m", "segue.worker", *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, env=env, start_new_session=True)
 
 
 def begin(order: dict[str, Any]) -> subprocess.Popen[bytes]:
     """A worker that does what it is ordered."""
-    process = worker(path=order.get("path"), stdout=subprocess.DEVNULL)
+    process = worker(stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(order).encode() + b"\n")

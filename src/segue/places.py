@@ -127,6 +127,7 @@ class Bucket:
                 for need in needs:
                     self._fetch(need, root, without=("commits", "tensorboard"))
                 self._fetch(folder, root)
+                (root / folder).parent.mkdir(parents=True, exist_ok=True)
                 mirror = Mirror(self, root, folder)
                 try:
                     yield root
@@ -218,7 +219,7 @@ class Mirror(threading.Thread):
                 stages[4].append(path)
             else:
                 stages[1 if path.name == "manifest.json" else 0].append(path)
-        stages[0].append(top.with_name(f"{top.name}.log"))
+        stages[0] += [log for log in (top.with_name(f"{top.name}.log"),) if log.exists()]
         for path in (path for stage in stages[:4] for path in stage):
             self._put(path)
         if whole:

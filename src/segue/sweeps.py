@@ -32,8 +32,8 @@ from segue.errors import DataError, SegueError, Stopped, at_least
 
 LARGEST_FILE, MOST_TRIALS = 1 << 20, 100_000
 """Bytes of a sweep's file and trials of a sweep, beyond which there must be a mistake."""
-OWN = ("recipe", "seed", "seeds", "out", "quiet")
-"""Flags of `segue run` that the sweep itself sets."""
+OWN = ("recipe", "seed", "seeds", "out", "quiet", "help")
+"""Flags of `segue run` that are the sweep's own business."""
 PATHS = ("dataset", "policy", "from")
 """Flags whose value may be a path."""
 LOOK = 0.1
@@ -148,9 +148,9 @@ class Sweep:
                 raise DataError(f"{name} is a whole number, not {value!r}.")
             if name in tables:
                 _table(f"[{name}]", value)
-            if name in ("arm", "task"):
-                for inner, table in value.items():
-                    _table(f"[{name}.{inner}]", table)
+        for name in ("arm", "task"):
+            for inner, table in found.get(name, {}).items():
+                _table(f"[{name}.{inner}]", table)
         own = found.get("task", {})
         names = found.get("tasks", list(own))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -284,12 +284,12 @@ def _flags(where: str, table: Any, without: Sequence[str] = ()) -> dict[str, Any
         if not re.fullmatch(r"[a-z][a-z0-9-]*(\.[a-z0-9-]+)*", name):
             raise DataError(f"{where} {name!r} is no flag: as `segue run` has it, without the dashes before it.")
         if name in (*OWN, *without):
-            raise DataError(f"{where} {name}: the sweep itself sets this flag.")
+            raise DataError(f"{where} {name}: this flag is the sweep's own business.")
         if not all(isinstance(part, str | int | float) for part in (value if isinstance(value, list) else [value])):
             raise DataError(f"{where} {name}: text, a number, true, false or a list of them belongs there.")
         if isinstance(value, list) and (not value or any(isinstance(part, bool) for part in value)):
             raise DataError(f"{where} {name}: a list is of texts and numbers, one at least.")
-        if any(text.startswith("--") for text in _texts(value)):
+        if any(re.match("-[^0-9.]", text) for text in _texts(value)):
             raise DataError(f"{where} {name}: {value!r} reads like a flag, and a value belongs there.")
     return found
 
@@ -391,6 +391,8 @@ def sweep(
             that fails does not raise.
     """
     at_least(1, workers=1 if workers is None else workers)
+    if engine not in engines.ENGINES:
+        raise SegueError(f"There is no engine {engine!r}: there are {', '.join(engines.ENGINES)}.")
     trials, place = plan.trials(), places.at(out)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_stoppable())

@@ -51,7 +51,7 @@ class Claims:
 
     def take(self, kind: str, count: int) -> list[str]:
         """Wait until `count` of a kind are free, and take them."""
-        while True:
+        while sys.platform == "linux":
             names, mine = [], []
             for name in machine()[kind]:
                 if len(names) < count and (claim := self._claim(f"segue-{kind}-{name}")) is not None:
@@ -63,13 +63,13 @@ class Claims:
             for claim in mine:
                 claim.close()
             time.sleep(random.uniform(0.1, 0.3))
+        return machine()[kind][:count]
 
     @staticmethod
     def _claim(name: str) -> socket.socket | None:
         claim = socket.socket(socket.AF_UNIX)
         try:
-            if sys.platform == "linux":
-                claim.bind(f"\0{name}")
+            claim.bind(f"\0{name}")
         except OSError:
             claim.close()
             return None
@@ -107,7 +107,8 @@ def run(order: dict[str, Any]) -> int:
     """Run or go on with one trial, unless it is done. Returns an exit code."""
     from segue import cli, places, store
 
-    about = pin(Claims(), order["cores"], order["gpus"])
+    claims = Claims()  # which end with this function, or with the process
+    about = pin(claims, order["cores"], order["gpus"])
     trial, place = order["trial"], places.at(order["place"])
     try:
         with place.here(trial["folder"], trial["needs"], PATIENCE) as root:
@@ -168,8 +169,7 @@ def check(commands: list[list[str]]) -> list[str | None]:
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 asked = cli.parsed(words)
-            if asked is None:
-                raise SegueError("it asks for help and runs nothing.")
+            assert asked is not None  # help is no flag of a sweep
             options, phases, _ = asked
             if options["from_"] is not None:
                 runs.skip(phases, options["from_"])
