@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from segue.runs import evaluate as evaluate
     from segue.runs import resume as resume
     from segue.runs import run as run
+    from segue.sweeps import Sweep as Sweep
+    from segue.sweeps import sweep as sweep
     from segue.tasks import task as task
     from segue.tuner import Tuner as Tuner
 
@@ -92,6 +94,7 @@ _HOME = {
         *("policy_init", "porl", "rlpd", "sac", "wsrl"),
     ],
     "segue.runs": ["evaluate", "resume", "run"],
+    "segue.sweeps": ["Sweep", "sweep"],
     "segue.tasks": ["task"],
     "segue.tuner": ["Tuner"],
 }

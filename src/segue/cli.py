@@ -16,6 +16,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps
   segue report DIR [DIR ...]                a page with tables and learning curves; also .md, .csv, .tex, .png
+  segue sweep FILE --out DIR                recipes by tasks by seeds by settings, on one machine or a cluster
   segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "resume": _resume,
         "evaluate": _evaluate,
         "report": _report,
+        "sweep": _sweep,
         "data": _data,
         "policy": _policy,
         "recipes": _recipes,
@@ -63,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt as stopped:
         number = getattr(stopped, "number", 2)
-        goes_on = "what was written stays readable, and segue resume RUN goes on"
-        print(f"segue: stopped{f'; {goes_on}' if known.command in ('run', 'resume') else ''}.", file=sys.stderr)
+        goes_on = {
+            "sweep": "; trials keep their commits, and the same command goes on",
+            **dict.fromkeys(("run", "resume"), "; what was written stays readable, and segue resume RUN goes on"),
+        }
+        print(f"segue: stopped{goes_on.get(known.command, '')}.", file=sys.stderr)
         raise SystemExit(128 + number) from None
     except BrokenPipeError:
         sys.stderr.close()
@@ -82,7 +87,42 @@ def _guess(word: str, known: Any) -> str:
 
 
 def _run(argv: list[str]) -> None:
-    """segue run RECIPE ...: a first look finds recipe, task and preset, whose values are the flags' defaults."""
+    """segue run RECIPE ..."""
+    asked = parsed(argv)
+    if asked is None:
+        return
+    import dataclasses
+
+    from segue import runs
+    from segue.recipes import PRESETS
+
+    options, phases, job = asked
+    runs.compile_cache()
+    out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
+    done = runs.run(
+        phases,
+        job,
+        out=out,
+        seeds=options["seeds"],
+        seed=options["seed"],
+        budget=dataclasses.replace(PRESETS[options["preset"]], **{name: options[name] for name in runs.MEASURING}),
+        since=options["from_"],
+        **{name: options[name] for name in CARE},
+        track=() if options["track"] == ("none",) else options["track"],
+        about={"recipe": options["recipe"], "preset": options["preset"]},
+        quiet=options["quiet"],
+    )
+    _done(done)
+
+
+def parsed(argv: list[str]) -> "tuple[dict[str, Any], Any, Task] | None":
+    """The options, phases and task that `segue run` is asked for; None where it was asked for help alone.
+
+    A first look finds recipe, task and preset, whose values are the flags' defaults.
+
+    Raises:
+        SegueError: for names and numbers that cannot be; SystemExit for flags that there are not, which it has said.
+    """
     import inspect
 
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
@@ -101,7 +141,7 @@ def _run(argv: list[str]) -> None:
         if wants_help:
             print(f"usage: segue run RECIPE [flags]\n\nrecipes: {', '.join(RECIPES)}; segue run RECIPE --help lists")
             print("the flags, whose defaults depend on --task and --preset; segue recipes says what they are.")
-            return
+            return None
         raise SegueError(f"segue run needs a recipe: {', '.join(RECIPES)}.")
     if chosen.recipe not in RECIPES:
         raise SegueError(f"There is no recipe {chosen.recipe!r}; did you mean {nearest(chosen.recipe, list(RECIPES))}?")
@@ -126,31 +166,14 @@ def _run(argv: list[str]) -> None:
     phases = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
     options, phases = _flags(argv, chosen.recipe, preset, phases, job)
 
-    import dataclasses
-
-    from segue import runs
-
     if options["score"] is not None:
+        import dataclasses
+
         low, high = options["score"]
         if not -float("inf") < low < high < float("inf"):
             raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
         job = dataclasses.replace(job, score=(low, high))
-    runs.compile_cache()
-    out = options["out"] or f"runs/{chosen.recipe}-{job.name or job.env_id}-{options['seed']}"
-    done = runs.run(
-        phases,
-        job,
-        out=out,
-        seeds=options["seeds"],
-        seed=options["seed"],
-        budget=dataclasses.replace(PRESETS[preset], **{name: options[name] for name in runs.MEASURING}),
-        since=options["from_"],
-        **{name: options[name] for name in CARE},
-        track=() if options["track"] == ("none",) else options["track"],
-        about={"recipe": chosen.recipe, "preset": preset},
-        quiet=options["quiet"],
-    )
-    _done(done)
+    return options, phases, job
 
 
 def _done(done: Any) -> None:
@@ -306,6 +329,38 @@ def _report(argv: list[str]) -> None:
     from segue.report import report
 
     report(asked.runs, asked.out, quiet=False)
+
+
+def _sweep_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "segue sweep",
+        description="Run every trial of a sweep: recipes by tasks by seeds by settings. Start the same command again "
+        "after any end: finished trials stay, the others go on. README.md shows such a file.",
+    )
+    parser.add_argument("file", metavar="FILE.toml", help="what to run")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the sweep's directory, or a URL (s3://, gs://)")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine (default), or Ray")
+    parser.add_argument("--address", help="of Ray's cluster, or auto; default: Ray's own choice")
+    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: what the cores hold")
+    parser.add_argument("--env-id", action="append", default=[], help="one that names a module to import, if FILE does")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the trials, and run nothing")
+    parser.add_argument("--quiet", action="store_true", help="no status display")
+    return parser
+
+
+def _sweep(argv: list[str]) -> None:
+    asked = _sweep_parser().parse_args(argv)
+    from segue import sweeps
+
+    plan = sweeps.Sweep.read(asked.file, asked.env_id)
+    if asked.dry_run:
+        print(sweeps.preview(plan))
+        return
+    how = {"engine": asked.engine, "address": asked.address, "workers": asked.workers, "quiet": asked.quiet}
+    done = sweeps.sweep(plan, out=asked.out, **how)
+    print(done)
+    if done.failed:
+        raise SystemExit(1)
 
 
 def _data_parser() -> argparse.ArgumentParser:
@@ -558,6 +613,7 @@ PARSERS = {
     "resume": _resume_parser,
     "evaluate": _evaluate_parser,
     "report": _report_parser,
+    "sweep": _sweep_parser,
     "data": _data_parser,
     "policy": _policy_parser,
     "recipes": _recipes_parser,

@@ -20,7 +20,7 @@ import numpy as np
 from segue import engine, policies, store, tracking
 from segue.core import Pretrained, Spec
 from segue.data.replay import Ring
-from segue.errors import DataError, SegueError
+from segue.errors import DataError, SegueError, Stopped
 from segue.evaluation import Evaluation, Evaluator, Unfit
 from segue.phases import AbstractPhase, Live, Run
 from segue.worlds import World
@@ -225,14 +225,6 @@ class Episodes(Quiet):
             self.journal.write("episodes", name, live, **entry)
             self.journal.tracker.add(f"return/training/seed{seed}", returned, live.env_step)
         return live
-
-
-class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, by signal `number`."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class Stop:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import domains, foreign, runs
+from segue import domains, foreign, runs, store
 from segue.core import Transition
 from segue.data import Dataset, check_against, collect, load, validate
 from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, FetchScript, PointNavigator, Policy
@@ -22,7 +22,7 @@ from segue.nn.actors import AbstractActor
 from segue.offline.bc import BC
 from segue.offline.sac import SAC
 from segue.phases import Online, Train, pipeline
-from segue.tasks import Task, cache_dir
+from segue.tasks import Task
 from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, make_env, spec_of
 
 Progress = Callable[[int, int], None]
@@ -325,7 +325,7 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
 def cached(task: Task, rows: int) -> Path:
     """Where a task's made dataset is kept."""
     physics = "-".join(f"{key}-{value}" for key, value in versions().items() if key in ("mujoco", "gymnasium-robotics"))
-    return cache_dir() / "datasets" / f"{task.name}-{rows}-{physics}.npz"
+    return store.cache_dir() / "datasets" / f"{task.name}-{rows}-{physics}.npz"
 
 
 def found(task: Task, rows: int) -> Path | None:

@@ -41,7 +41,7 @@ from segue.meter import Meter
 from segue.nn.actors import AbstractActor
 from segue.phases import AbstractPhase, Live, Run, pipeline
 from segue.recipes import PAPER, Budget
-from segue.tasks import Task, cache_dir
+from segue.tasks import Task
 from segue.worlds import Reward, Watchdog, Worlds, spec_of
 
 
@@ -723,7 +723,7 @@ def revision() -> str | None:
 
 def compile_cache() -> None:
     """Keep compiled programs between processes."""
-    folder = cache_dir() / "jax"
+    folder = store.cache_dir() / "jax"
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

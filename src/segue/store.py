@@ -1,18 +1,21 @@
-"""Arrays and JSON on disk: atomic to write, checked to read, and nothing in them is ever executed."""
+"""Arrays and JSON on disk: atomic to write, checked to read, and nothing in them is ever executed.
+
+JAX is imported by what needs it alone: a sweep's driver reads and locks files without it.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+import platformdirs
 import safetensors.numpy
-from jaxtyping import PyTree
 
 from segue import strict
 from segue.errors import DataError, SegueError
@@ -20,6 +23,11 @@ from segue.errors import DataError, SegueError
 FORMAT = 1
 LARGEST_JSON, LARGEST_POLICY = 64 << 20, 1 << 30
 """Bytes beyond which such a file is not even opened."""
+
+
+def cache_dir() -> Path:
+    """Where datasets and compiled programs are kept: $SEGUE_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("SEGUE_CACHE") or platformdirs.user_cache_dir("segue"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -71,13 +79,15 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def flatten(tree: PyTree) -> dict[str, np.ndarray]:
+def flatten(tree: Any) -> dict[str, np.ndarray]:
     """Leaves by the path that leads to them."""
+    import jax
+
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
 
-def dump(tree: PyTree, about: dict[str, Any] | None = None) -> bytes:
+def dump(tree: Any, about: dict[str, Any] | None = None) -> bytes:
     """A safetensors file's bytes; `about` goes into its header, sealed together with the arrays (`described`)."""
     found = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     if about is None:
@@ -132,7 +142,7 @@ def arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
         raise DataError(f"{where} is damaged or not a safetensors file: {error}.") from None
 
 
-def restore(content: bytes, like: PyTree, where: str) -> PyTree:
+def restore(content: bytes, like: Any, where: str) -> Any:
     """Arrays back into the structure of `like`, whose leaves tell shapes and dtypes.
 
     Raises:
@@ -141,8 +151,10 @@ def restore(content: bytes, like: PyTree, where: str) -> PyTree:
     return fitted(arrays(content, where), like, where)
 
 
-def fitted(found: dict[str, np.ndarray], like: PyTree, where: str) -> PyTree:
+def fitted(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
     """The same for arrays by name."""
+    import jax
+
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
     if odd := sorted(set(names) ^ found.keys()):
@@ -208,12 +220,21 @@ def read_sealed(path: Path, expected: Any) -> bytes:
     return content
 
 
+class Busy(SegueError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
     """Keep every other process off a run. The lock dies with its process, however that ends.
 
+    Args:
+        folder: what is locked.
+        name: the lock's file in it.
+        patience: seconds to wait for another process that holds it.
+
     Raises:
-        SegueError: where another process holds it.
+        Busy: where another process holds it.
     """
     try:
         import fcntl
@@ -221,15 +242,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise SegueError(f"{folder / '.lock'} cannot be opened: {error.strerror or error}.") from None
+        raise SegueError(f"{folder / name} cannot be opened: {error.strerror or error}.") from None
     _held.add(file)
+    end = time.monotonic() + patience
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise Busy(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
+                time.sleep(0.1)
         yield
-    except BlockingIOError:
-        raise SegueError(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
     finally:
         _held.discard(file)
         os.close(file)

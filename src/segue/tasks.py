@@ -3,13 +3,10 @@
 import dataclasses
 import difflib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import platformdirs
 
 from segue import domains
 from segue.backbone import AbstractBackbone
@@ -24,6 +21,7 @@ from segue.offline.rebrac import ReBRAC
 from segue.offline.sac import SAC
 from segue.offline.spot import SPOT
 from segue.offline.td3bc import TD3BC
+from segue.store import cache_dir as cache_dir
 from segue.worlds import Reward, make_env
 
 
@@ -137,11 +135,6 @@ class Task:
             made, path = making.make(self, rows, progress=progress), making.cached(self, rows)
             save(made, path, overwrite=True)
         return load(str(path))
-
-
-def cache_dir() -> Path:
-    """Where datasets and compiled programs are kept: $SEGUE_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("SEGUE_CACHE") or platformdirs.user_cache_dir("segue"))
 
 
 # Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.

@@ -1,0 +1,658 @@
+"""A sweep: what its file means and what is refused; what is done after any end; one trial, one worker, one result."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, lines, new
+
+from segue import cli, engines, places, store, sweeps, worker
+from segue.board import length
+from segue.errors import SegueError
+from segue.sweeps import Sweep
+
+PLAN = """
+seeds = 3
+together = 2
+seed = 5
+tasks = ["hopper-random", "mine", "ant-medium"]
+
+[flags]
+preset = "quick"
+offline.steps = 100
+
+[task.mine]
+env-id = "Pendulum-v1"
+dataset = "rows.npz"
+
+[task.ant-medium]
+offline.steps = 300
+
+[arm.offline]
+recipe = "td3bc"
+
+[arm.opt]
+from = "{offline}:offline"
+"finetune.kappa.start" = 0.1
+pretrain.first-order = true
+pretrain.cap-online-loss = false
+score = [-1.5, 100]
+[arm.opt.grid]
+"finetune.until" = [10, 20]
+"""
+
+
+def written(text: str) -> Path:
+    path = new("plan.toml")
+    (path.parent / "rows.npz").touch()
+    path.write_text(text)
+    return path
+
+
+def test_a_plan_worked_by_hand():
+    path = written(PLAN)
+    trials = Sweep.read(path).trials()
+    assert [trial.folder for trial in trials] == [
+        f"{task}/{arm}/{seeds}"
+        for task in ("hopper-random", "mine", "ant-medium")
+        for seeds in ("5-6", "7")
+        for arm in ("offline", "opt,finetune.until=10", "opt,finetune.until=20")
+    ]
+    by = {trial.folder: trial for trial in trials}
+    first, mine = by["hopper-random/offline/5-6"], by["mine/opt,finetune.until=20/7"]
+    assert (first.task, first.arm, first.seed, first.seeds, first.needs) == ("hopper-random", "offline", 5, 2, ())
+    assert " ".join(first.command) == (
+        "run td3bc --preset quick --offline.steps 100 --task hopper-random --seeds 2 --seed 5 "
+        "--out hopper-random/offline/5-6"
+    )
+    assert mine.needs == ("mine/offline/7",)
+    assert " ".join(mine.command) == (
+        f"run opt --preset quick --offline.steps 100 --env-id Pendulum-v1 --dataset {path.parent / 'rows.npz'} "
+        "--from mine/offline/7:offline --finetune.kappa.start 0.1 --pretrain.first-order "
+        "--pretrain.no-cap-online-loss --score -1.5 100 --finetune.until 20 --seeds 1 --seed 7 "
+        "--out mine/opt,finetune.until=20/7"
+    )
+    ant = by["ant-medium/offline/7"].command  # a task's flag goes before that of every trial
+    assert ant[ant.index("--offline.steps") + 1] == "300"
+    assert ant[ant.index("--task") + 1] == "ant-medium"
+    entry = first.entry()
+    assert entry == json.loads(json.dumps(entry))
+    assert entry.keys() == {"folder", "task", "arm", "seed", "seeds", "command"}
+
+
+def test_the_same_from_python():
+    plan = Sweep(
+        arms={"offline": {"recipe": "td3bc"}, "opt": {"from": "{offline}:offline", "grid": {"finetune.until": [10]}}},
+        tasks=["hopper-random"],
+        seeds=2,
+    )
+    assert [trial.folder for trial in plan.trials()] == [
+        "hopper-random/offline/0-1",
+        "hopper-random/opt,finetune.until=10/0-1",
+    ]
+
+
+def test_an_arm_means_the_one_at_its_own_point_of_a_shared_grid():
+    base, more = {"recipe": "td3bc"}, {"recipe": "direct", "from": "{base}:offline", "grid": {"rows": [1, 2]}}
+    trials = Sweep({"base": base, "more": more}, ["t"], grid={"offline.steps": [10, 20]}).trials()
+    assert len(trials) == 6
+    for trial in trials[2:]:
+        steps = trial.arm.split("offline.steps=")[1].split(",")[0]
+        assert trial.needs == (f"t/base,offline.steps={steps}/0",)
+    exact = {"from": "{base,offline.steps=10}:offline", "grid": {"offline.steps": [20]}}
+    arms = {"base": {**base, "grid": {"offline.steps": [10, 20]}}, "direct": exact}
+    assert Sweep(arms, ["t"]).trials()[-1].needs == ("t/base,offline.steps=10/0",)
+
+
+ARM = "[arm.td3bc]\n"
+TASK = 'tasks = ["hopper-random"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("seeds = ", "cannot be read as TOML"),
+        ("sedes = 3\n", "no key 'sedes'"),
+        ("seeds = 0\n" + TASK + ARM, "seeds must be at least 1"),
+        ("seeds = true\n" + TASK + ARM, "seeds is a whole number, not True"),
+        ("together = 0\n" + TASK + ARM, "together must be at least 1"),
+        ("cores = 1.5\n" + TASK + ARM, "cores is a whole number"),
+        ("gpus = -1\n" + TASK + ARM, "gpus must be at least 0"),
+        ("seeds = 100_001\n" + TASK + ARM, "at most 100,000"),
+        ("seeds = 60_000\ntogether = 1\n" + 'tasks = ["a", "b"]\n' + ARM, "120,000 trials"),
+        (TASK, "no arm to run"),
+        (ARM, "no task to run on"),
+        ("tasks = 3\n" + ARM, "tasks is a list of names, not 3"),
+        ('tasks = ["a", "a"]\n' + ARM, "a name stands twice"),
+        ('tasks = ["../a"]\n' + ARM, "'../a' cannot name"),
+        (TASK + '[arm."a b"]\n', "'a b' cannot name"),
+        (TASK + "arm = 3\n", r"\[arm\] is a table, not 3"),
+        (TASK + "[arm]\nopt = 3\n", r"\[arm.opt\] is a table, not 3"),
+        (TASK + "[arm.opt]\nrecipe = 3\n", "a name belongs there, not 3"),
+        (TASK + ARM + '"--preset" = "quick"\n', "'--preset' is no flag.*without the dashes"),
+        (TASK + ARM + "seeds = 3\n", "seeds: this flag is the sweep's own business"),
+        (TASK + ARM + 'task = "ant-random"\n', "task: this flag is the sweep's own"),
+        (TASK + ARM + "day = 2026-11-21\n", "text, a number, true, false"),
+        (TASK + ARM + "score = []\n", "one at least"),
+        (TASK + ARM + 'preset = "--env-id"\n', "reads like a flag"),
+        (TASK + ARM + 'preset = "-h"\n', "reads like a flag"),
+        (TASK + ARM + "help = true\n", "help: this flag is the sweep's own"),
+        (TASK + ARM + '[arm.td3bc.grid]\nrows = "ab"\n', "a list of values belongs there"),
+        (TASK + ARM + "[arm.td3bc.grid]\nrows = []\n", "a list of values belongs there"),
+        (TASK + ARM + '[arm.td3bc.grid]\ndataset = ["a b", "a_b"]\n', "read alike"),
+        (TASK + ARM + f'[grid]\na = {[*range(400)]}\nb = {[*range(400)]}\n', "more than 100,000 combinations"),
+        (TASK + ARM + f'[grid]\nbackbone = ["{"x" * 300}"]\n', "too long for a directory"),
+        (TASK + '[arm.opt]\nfrom = "{offline}:offline"\n', "there is no such arm"),
+        (TASK + '[arm.opt]\nfrom = "{opt}:offline"\n', "wait for each other: opt"),
+        (TASK + '[arm.a]\npolicy = "{b}"\n[arm.b]\npolicy = "{a}"\n', "wait for each other: [ab], [ab]"),
+        (TASK + ARM + '[arm.opt]\nfrom = "{td3bc}:offline"\n[arm.td3bc.grid]\nrows = [1, 2]\n', "name one"),
+        (TASK + ARM + '[flags]\npolicy = "{td3bc}/policy-0.safetensors"\n', "only an arm's own flags"),
+        (TASK + ARM + 'policy = "none.npz"\n', "none.npz is not in"),
+        (TASK + ARM + 'dataset = "none.npz"\n', "none.npz is not in"),
+        (ARM + '[task.a]\nenv-id = "evil:Env-v0"\n', "names a module to import: if you trust it, pass --env-id evil"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_anything_starts(text, word, capsys):
+    path = written(text)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["sweep", str(path), "--out", str(new())])
+    said = capsys.readouterr().err
+    with pytest.raises(SegueError, match=word):
+        raise SegueError(said)
+    assert said.startswith(f"segue: {path}")
+    assert said.count("\n") == 1
+
+
+def test_the_sweep_that_the_readme_shows():
+    text = (Path(__file__).parent.parent / "README.md").read_text().split("```toml\n")[1].split("```")[0]
+    path = written(text)
+    (path.parent / "my_logs.npz").touch()
+    trials = Sweep.read(path).trials()
+    arms = ("offline", "opt,finetune.kappa.start=0.1", "opt,finetune.kappa.start=0.3")
+    assert [trial.folder for trial in trials] == [f"{t}/{arm}/0-3" for t in ("hopper-random", "mine") for arm in arms]
+    assert worker.check([list(trial.command[1:]) for trial in trials]) == [None] * 6
+
+
+def test_an_env_of_a_module_that_the_user_trusts():
+    path = written(ARM + '[task.a]\nenv-id = "mine:Env-v0"\n')
+    assert "mine:Env-v0" in Sweep.read(path, ["mine:Env-v0"]).trials()[0].command
+
+
+def test_paths_begin_where_the_file_lies(monkeypatch):
+    path = written(
+        TASK + ARM + 'policy = "rows.npz:3"\n[arm.opt]\nfrom = "old:offline"\ndataset = "D4RL/pen/human-v2"\n'
+    )
+    (path.parent / "old").mkdir()
+    monkeypatch.chdir(ROOT)
+    one, two = (trial.command for trial in Sweep.read(path).trials())
+    assert f"{path.parent / 'rows.npz'}:3" in one
+    assert f"{path.parent / 'old'}:offline" in two
+    assert "D4RL/pen/human-v2" in two
+
+
+def test_flags_are_checked_by_the_parser_of_segue_run(capsys):
+    trials = sweeps.Sweep.read(written(TASK + ARM)).trials()
+    sweeps._check_flags(trials)
+    wrong = {
+        "[flags]\noffline.stepz = 3\n": r"Unrecognized options: --offline.stepz.*did you mean --offline.steps\?",
+        '[flags]\noffline.steps = "x"\n': "Error parsing --offline.steps",
+        "[arm.none]\n": "There is no recipe 'none'",
+        '[arm.opt]\nfrom = "{td3bc}:finetune"\n': "Phase 'finetune' is this recipe's last",
+    }
+    commands = [list(Sweep.read(written(TASK + ARM + text)).trials()[-1].command[1:]) for text in wrong]
+    found = worker.check(commands)
+    for why, word in zip(found, wrong.values(), strict=True):
+        with pytest.raises(AssertionError, match=word):
+            raise AssertionError(why)
+    out = new()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["sweep", str(written(TASK + ARM + next(iter(wrong)))), "--out", str(out)])
+    assert "Arm td3bc on task hopper-random: Unrecognized" in capsys.readouterr().err
+    assert not (out / "sweep.json").exists()
+
+
+# The driver, with workers that only pretend
+
+
+class Pretended:
+    """An engine whose workers end at once: a trial's exit codes in turn; 0 writes that it is finished."""
+
+    slots = 2
+
+    def __init__(self, root: Path, codes: dict[str, list[int]]):
+        self.root, self.codes, self.orders, self.now = root, codes, [], []
+
+    def start(self, folder, order):
+        assert len(self.now) < self.slots
+        assert order["place"] == str(self.root)
+        self.orders.append(folder)
+        self.now.append(folder)
+
+    def ended(self):
+        found = [(folder, self.codes.get(folder, [0]).pop(0) if self.codes.get(folder) else 0) for folder in self.now]
+        self.now = []
+        for folder, code in found:
+            pretend(self.root, folder, "finished" if code == 0 else "failed")
+            (self.root / f"{folder}.log").write_text(f"segue: {folder} said\x1b[2J {code}\n\n")
+        return found
+
+    def close(self): ...
+
+
+def pretend(root: Path, folder: str, status: str) -> None:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "status.json").write_text(json.dumps({"format": 1, "status": status}))
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """Sweep a plan with pretended workers; the result, and the folders in the order of their starts."""
+    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
+    monkeypatch.setattr(sweeps, "LOOK", 0.0)
+
+    def run(plan, out, codes=None):
+        engine = Pretended(out.absolute(), codes or {})
+        monkeypatch.setitem(engines.ENGINES, "local", lambda *_: engine)
+        return sweeps.sweep(plan, out=out), engine.orders
+
+    return run
+
+
+CHAIN = Sweep(
+    {
+        "opt": {"from": "{offline}:offline"},
+        "offline": {"recipe": "td3bc"},
+        "more": {"recipe": "direct", "policy": "{opt}/policy-0.safetensors"},
+        "alone": {"recipe": "sac"},
+    },
+    ["t"],
+)
+
+
+def test_a_trial_waits_for_what_it_needs(swept):
+    out = new()
+    done, orders = swept(CHAIN, out)
+    assert orders == ["t/offline/0", "t/alone/0", "t/opt/0", "t/more/0"]
+    assert len(done.finished) == 4
+    assert "4 of 4 trials are done: segue report" in str(done)
+    said = store.read_json(out / "sweep.json")
+    assert said["cores"] == 1
+    assert said["trials"] == [trial.entry() for trial in CHAIN.trials()]
+    assert swept(CHAIN, out)[1] == []  # nothing is done twice
+
+
+def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_again(swept):
+    out = new()
+    done, orders = swept(CHAIN, out, {"t/opt/0": [1]})
+    assert done.failed == {"t/opt/0": "t/opt/0 said[2J 1"}  # without what a terminal obeys
+    assert done.skipped == {"t/more/0": "it needs t/opt/0, which failed"}
+    assert set(done.finished) == {"t/offline/0", "t/alone/0"}
+    assert "t/more/0" not in orders
+    assert str(done).startswith("failed   t/opt/0: t/opt/0 said")
+    done, orders = swept(CHAIN, out)
+    assert orders == ["t/opt/0", "t/more/0"]
+    assert not done.failed
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
+def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
+    done, orders = swept(CHAIN, new(), {"t/offline/0": [code] * 3})
+    assert orders.count("t/offline/0") == 4
+    assert len(done.finished) == 4
+    done, orders = swept(CHAIN, new(), {"t/offline/0": [code] * 4})
+    assert orders.count("t/offline/0") == 4
+    word = {-9: "SIGKILL", 143: "SIGTERM", 75: "ended with code 75"}[code]
+    assert word in done.failed["t/offline/0"]
+    assert done.skipped["t/more/0"] == "it needs t/opt/0, which was skipped"
+
+
+def test_a_trial_that_was_killed_after_its_end_is_done(swept, monkeypatch):
+    monkeypatch.setattr(Pretended, "ended", lambda self: [self.now.pop() and ("t/alone/0", -9)] if self.now else [])
+    out = new()
+    pretend(out, "t/alone/0", "running")
+    store.write_json(out / "sweep.json", {"format": 1})
+    monkeypatch.setattr(
+        Pretended, "start", lambda self, folder, order: (self.now.append(1), pretend(out, folder, "finished"))
+    )
+    done, _ = swept(Sweep({"alone": {}}, ["t"]), out)
+    assert done.finished == ("t/alone/0",)
+
+
+def test_a_plan_may_grow_and_a_trial_may_not_change(swept):
+    out, arms = new(), {"a": {"rows": 3}}
+    swept(Sweep(arms, ["t"]), out)
+    began = lambda folder, words: store.write_json(out / folder / "config.json", {"format": 1, "command": words})
+    began("t/a/0", ["segue", *Sweep(arms, ["t"]).trials()[0].command])
+    assert swept(Sweep({**arms, "b": {}}, ["t"]), out)[1] == ["t/b/0"]
+    with pytest.raises(SegueError, match="t/a/0 was run by another command than segue run a --task t --rows 4"):
+        swept(Sweep({"a": {"rows": 4}}, ["t"]), out)
+    assert len(store.read_json(out / "sweep.json")["trials"]) == 2
+    for damage in (b"", b"{", b"[]", b'"x"', b"[" * 100_000):
+        (out / "t/a/0/config.json").write_bytes(damage)
+        with pytest.raises(SegueError, match="another command"):
+            swept(Sweep(arms, ["t"]), out)
+
+
+def test_a_directory_of_something_else_and_one_in_use(swept):
+    out = new()
+    out.mkdir()
+    with store.locked(out), pytest.raises(SegueError, match="Another process is at work"):
+        swept(CHAIN, out)
+    (out / "thesis.tex").touch()
+    with pytest.raises(SegueError, match="holds something else than a sweep"):
+        swept(CHAIN, out)
+    with pytest.raises(SegueError, match="cannot be used"):
+        swept(CHAIN, out / "thesis.tex" / "x")
+
+
+def test_a_restart_of_a_thousand_finished_trials_starts_nothing(swept):
+    out, plan = new(), Sweep({"a": {}, "b": {}}, [f"t{i}" for i in range(50)], seeds=10, together=1)
+    for trial in plan.trials():
+        pretend(out, trial.folder, "finished")
+    store.write_json(out / "sweep.json", {"format": 1})
+    pretend(out, "t7/b/3", "interrupted")
+    (out / "t9/a/9/status.json").write_bytes(b'{"status": ["finished"]}')
+    done, orders = swept(plan, out)
+    assert sorted(orders) == ["t7/b/3", "t9/a/9"]
+    assert len(done.finished) == 1000
+
+
+def test_the_driver_imports_no_jax():
+    code = "import sys, segue; segue.Sweep({'a': {}}, ['t']).trials(); "
+    code += "print(sorted({'jax', 'ray', 'fsspec'} & sys.modules.keys()))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert asked.stdout == "[]\n"
+
+
+# Workers
+
+
+def test_cores_are_taken_once_on_a_machine_and_free_again(monkeypatch):
+    if sys.platform != "linux":
+        pytest.skip("nothing is claimed here")
+    monkeypatch.setattr(worker, "machine", lambda: {"cores": [f"test{os.getpid()}-{i}" for i in range(3)]})
+    one, two = worker.Claims(), worker.Claims()
+    first, second = one.take("cores", 2), []
+    thread = threading.Thread(target=lambda: second.extend(two.take("cores", 2)))
+    thread.start()
+    time.sleep(0.5)
+    assert not second  # one is free, and two are needed; it is not held back meanwhile
+    three = worker.Claims()
+    assert three.take("cores", 1) != first
+    three.close()
+    one.close()
+    thread.join(5)
+    assert len(set(second)) == 2
+    two.close()
+
+
+@pytest.mark.parametrize("title", ["╭─ Value error ──╮", " Value error \n -------- "])
+def test_what_the_parser_says_in_one_sentence(title):
+    panel = f"{title}\n│ Error parsing --a: no   │\n│ number.       │\n│ ─────── │\n│ For help │\n╰──╯\n"
+    assert worker.sentence(panel) == "Error parsing --a: no number."
+
+
+def test_a_runs_length_from_its_settings():
+    """1000 updates, 300 env steps, 50 updates, then 500 env steps with 2 updates each."""
+    settings = {"offline": {"steps": 1000}, "collect": {"until": 300}, "pretrain": {"steps": 50}}
+    assert length({**settings, "finetune": {"until": 800, "updates_per_step": 2}}) == 1000 + 300 + 50 + 500 * 3
+
+
+REAL = """
+seeds = 2
+together = 1
+[flags]
+episodes = 2
+evaluate-steps = 200
+evaluate-updates = 100
+log-every = 20
+commit-every = 10
+offline.steps = 200
+offline.width = 8
+[task.pendulum]
+env-id = "Pendulum-v1"
+dataset = "rows.npz"
+[arm.td3bc]
+[arm.direct]
+from = "{td3bc}:offline"
+collect.until = 40
+finetune.until = 600
+finetune.updates-per-step = 1
+finetune.backbone.width = 8
+finetune.source.batch = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """The file of a sweep of two trials, one needing the other."""
+    path = new("real.toml")
+    words = ["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(path.parent / "rows.npz")]
+    cli.main(words)
+    path.write_text(REAL.replace("seeds = 2", "seeds = 1"))
+    return path
+
+
+def driver(path: Path, out: str | Path, *words: str, **env: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "segue.cli", "sweep", str(path), "--out", str(out), *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True, **streams)
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """What a sweep's trials computed."""
+    folders = [path.parent for path in root.glob("*/*/*/status.json")]
+    found = [folder / f"{name}.jsonl" for folder in folders for name in ("returns", "metrics", "episodes")]
+    found += [path for folder in folders for path in folder.glob("policy-*.safetensors")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def until(happened, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(real) -> Path:
+    """The sweep that nothing interrupted."""
+    out = new("whole")
+    process = driver(real, out, "--workers", "1")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert f"2 of 2 trials are done: segue report {out}" in said
+    assert "segue: 2 of 2 done, 0 running, 0 waiting, 0 failed" in said
+    return out
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a worker has a trial."""
+    try:
+        with store.locked(folder.parent, f".{folder.name}.lock"):
+            return False
+    except (store.Busy, SegueError):
+        return folder.parent.exists()
+
+
+def test_real_trials_on_one_core_each(whole):
+    for arm in ("td3bc", "direct"):
+        config = store.read_json(whole / f"pendulum/{arm}/0/config.json")
+        assert config["machine"]["cores"] == 1
+        assert config["command"][1:] == store.read_json(whole / "sweep.json")["trials"][arm == "direct"]["command"]
+    assert config["start"] == "pendulum/td3bc/0:offline"
+    assert {line["phase"] for line in lines(whole / "pendulum/direct/0/returns.jsonl")} == {"collect", "finetune"}
+
+
+def test_a_stopped_driver_a_killed_one_and_a_killed_worker_lose_nothing(real, whole):
+    out = new("killed")
+    offline, trial, log = out / "pendulum/td3bc/0", out / "pendulum/direct/0", out / "pendulum/direct/0.log"
+    process = driver(real, out)
+    until(lambda: (offline / "commits/000001").exists())
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert not at_work(offline)
+    assert store.read_json(offline / "status.json")["status"] == "interrupted"
+    process = driver(real, out)
+    until(lambda: (trial / "commits/000003").exists())
+    process.kill()
+    process.communicate(timeout=30)
+    until(lambda: not at_work(trial), 20)  # its worker has stopped by itself
+    assert store.read_json(trial / "status.json")["status"] == "interrupted"
+    process = driver(real, out)
+    until(lambda: "segue resume pendulum" in log.read_text())
+    os.kill(int(re.findall(r"process (\d+), core", log.read_text())[-1]), signal.SIGKILL)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert results(out) == results(whole)
+    assert log.read_text().count("segue resume pendulum/direct/0 ") == 2
+
+
+def test_at_a_url_a_trial_goes_on_on_another_node(real, whole):
+    pytest.importorskip("fsspec")
+    out = new("bucket")
+    url, trial = f"file://{out}", out / "pendulum/direct/0"
+    process = driver(real, url, SEGUE_CACHE=str(new("node-a")))
+    until(lambda: any(trial.glob("commits/*/manifest.json")))
+    process.kill()
+    process.communicate(timeout=30)
+    process = driver(real, url, SEGUE_CACHE=str(new("node-b")))
+    said = process.communicate(timeout=150)[0]
+    assert process.returncode == 0, said
+    assert f"segue report {url}" in said
+    assert results(out) == results(whole)
+    assert "segue resume pendulum/direct/0" in (out / "pendulum/direct/0.log").read_text()
+    assert not list(out.rglob(".*"))
+
+
+# URLs
+
+
+def fabricated(root: Path, folder: str, commits: list[int]) -> Path:
+    top = root / folder
+    for name in ("config.json", "returns.jsonl", "status.json", "checkpoints/offline/manifest.json",
+                 "checkpoints/offline/waist.safetensors", ".lock"):  # fmt: skip
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(name)
+    for number in commits:
+        (top / f"commits/{number:06}").mkdir(parents=True)
+        (top / f"commits/rows-{number:06}.safetensors").write_text("rows")
+        for name in ("state.safetensors", "manifest.json"):
+            (top / f"commits/{number:06}/{name}").write_text(f"{number}")
+    (root / f"{folder}.log").write_text("said")
+    return top
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("SEGUE_CACHE", str(new("cache")))
+    out = new("bucket")
+    return places.at(f"file://{out}"), out
+
+
+def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatch):
+    place, out = bucket
+    local, put, order = new("local"), places.Bucket.put, []
+    top = fabricated(local, "t/a/0", [1, 2])
+    (top / "commits/.000003.part").mkdir()
+    (top / "commits/000003").mkdir()  # not whole yet
+    (top / "commits/000003/state.safetensors").write_text("3")
+    mirror = places.Mirror(place, local, "t/a/0")
+    monkeypatch.setattr(places.Bucket, "put", lambda self, name, path: (order.append(name[6:]), put(self, name, path)))
+    mirror.close()
+    assert not [name for name in order if "000003" in name or "/." in name]
+    place_of = {name: index for index, name in enumerate(order)}
+    rank = lambda part: max(index for name, index in place_of.items() if part in name)
+    least = lambda part: min(index for name, index in place_of.items() if part in name)
+    assert rank("returns.jsonl") < least("commits/")
+    assert place_of["checkpoints/offline/waist.safetensors"] < place_of["checkpoints/offline/manifest.json"]
+    assert rank("checkpoints/") < least("commits/")
+    assert max(rank("rows-"), rank("state")) < place_of["commits/000001/manifest.json"]
+    assert order[-1] == "status.json"
+    del order[:]
+    shutil.rmtree(top / "commits/000001")
+    (top / "returns.jsonl").write_text("more")
+    mirror.push()
+    assert order == ["returns.jsonl"]  # what is there stays
+    assert not (out / "t/a/0/commits/000001/manifest.json").exists()
+    assert (out / "t/a/0/commits/000002/manifest.json").exists()
+
+
+def test_what_a_node_brings_is_whole(bucket):
+    place, out = bucket
+    fabricated(out, "t/base/0", [4])
+    top = fabricated(out, "t/a/0", [1, 2])
+    (top / "commits/000002/manifest.json").unlink()
+    with place.here("t/a/0", ["t/base/0"], 0) as root:
+        there = sorted(str(path.relative_to(root / "t")) for path in root.rglob("*") if path.is_file())
+        assert [name for name in there if "commits/0" in name] == [
+            "a/0/commits/000001/manifest.json",
+            "a/0/commits/000001/state.safetensors",
+        ]
+        assert "base/0/checkpoints/offline/waist.safetensors" in there
+        assert "a/0.log" in there
+        (root / "t/a/0/returns.jsonl").write_text("new")
+        with pytest.raises(store.Busy), places.at(place.where).here("t/a/0", [], 0):
+            pass
+    assert (top / "returns.jsonl").read_text() == "new"
+    assert not root.exists()
+
+
+def test_a_store_that_does_not_take_the_end_is_no_success(bucket, monkeypatch):
+    place, out = bucket
+
+    def full(self, name, path):
+        raise OSError("no room")
+
+    monkeypatch.setattr(places.Bucket, "put", full)
+    with pytest.raises(OSError, match="no room"), place.here("t/a/0", [], 0) as root:
+        fabricated(root, "t/a/0", [1])
+    assert not (out / "t/a/0/status.json").exists()
+
+
+def test_the_driver_at_a_url(bucket):
+    place, out = bucket
+    assert place.read(["sweep.json"]) == {}
+    assert place.tail("t/a/0.log") == b""
+    place.write("sweep.json", b"{}")
+    assert place.read(["sweep.json", "none"]) == {"sweep.json": b"{}"}
+    for folder, status in (("t/a/0", "finished"), ("t/b/0", "running")):
+        pretend(out, folder, status)
+    assert places.finished(place, ["t/a/0", "t/b/0", "t/c/0"]) == {"t/a/0"}
+    with place.locked(), pytest.raises(SegueError, match="Another process"), places.at(place.where).locked():
+        pass
+    with pytest.raises(SegueError, match="cannot be used"):
+        places.at("nosuch://x/y")
+
+
+def test_tasks_of_a_ray_cluster(whole):
+    """A task runs the same worker, which finds its trial done; what a task itself dies of may be tried again."""
+    pytest.importorskip("ray")
+    code = f"""
+import os, sys, time
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+from segue import engines
+pool = engines.ENGINES["ray"](None, 1, 0, None)
+assert pool.slots >= 1
+trial = {{"folder": "pendulum/td3bc/0", "needs": [], "command": ["run"]}}
+pool.start("pendulum/td3bc/0", {{"trial": trial, "place": {str(whole)!r}, "cores": 1, "gpus": 0}})
+found = []
+while not found:
+    found = pool.ended()
+    time.sleep(0.1)
+print(found)
+pool.close()
+"""
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert asked.stdout.strip().endswith("[('pendulum/td3bc/0', 0)]"), asked.stderr
