@@ -286,7 +286,7 @@ def _shifts(records: Sequence[RunRecord]) -> str:
             "from the dataset, and how far critics are from returns: <code>segue report RUN</code>.</p>"
         )
     text = ""
-    for record in records:
+    for record, name in (pair for group in by_task(records) for pair in zip(group, labels(group), strict=True)):
         first = record.parts[0]
         try:
             found = shift.panels(first)
@@ -296,14 +296,14 @@ def _shifts(records: Sequence[RunRecord]) -> str:
         figures = [
             Figure(
                 lambda one=one: svg(one.paint),
-                f"{title}: {record.task}, {record.name}.",
+                f"{title}: {record.task}, {name}.",
                 f"{title[:1].upper()}{title[1:]}.",
                 _series(title, one),
             )
             for title, one in found.items()
         ]
         if figures:
-            of = f"{record.task}, {record.name}" + (f": its first run, {first.path.name}" if record.runs else "")
+            of = f"{record.task}, {name}" + (f": its first run, {first.path.name}" if record.runs else "")
             text += _folded(of, _figures(figures), opened=len(records) == 1)
     return text
 
