@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import finished
+from helpers import copy, edit, finished
 
-from segue import aggregates, formats, gather, page, provenance, report, stats, tables
+from segue import aggregates, formats, gather, page, provenance, report, shift, stats, tables
 from segue.cli import main
 from segue.errors import DataError
 
@@ -466,6 +466,16 @@ def test_a_real_run_s_page_shows_its_shift(tmp_path):
     assert "Distribution shift" in found.text
     assert len(found.all("img")) == 5
     assert "updates/s, online" in found.text
+
+
+def test_a_report_makes_no_env_that_a_file_names():
+    """`module:Env-v0` would import the module."""
+    folder = copy(finished())
+    edit(folder / "config.json", env_id="no_such_module:Own-v0")
+    assert len(shift.panels(records.read(folder))) == 3
+    (folder / "metrics.jsonl").write_text('{"env_step": 1, "metrics": {"shift": 3}}\n')
+    with pytest.raises(DataError, match="how its data shifts"):
+        shift.panels(records.read(folder))
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
