@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import finished
+from helpers import copy, edit, finished
 
-from segue import aggregates, formats, gather, page, provenance, report, stats, tables
+from segue import aggregates, formats, gather, page, provenance, report, shift, stats, tables
 from segue.cli import main
 from segue.errors import DataError
 
 PHASES = ["offline", "collect", "finetune"]
-EVIL = "<script>alert(1)</script>\"'&|$\\frac\x1b[31m\n=1+1"
+EVIL = "<script>alert(1)</script>\"'&|$\\frac$\x1b[31m\n=1+1"
 
 
 def line(phase, updates, env_step, *seeds):
@@ -146,7 +146,8 @@ def test_merged_runs_have_the_evaluations_that_all_have(run):
     """One was not evaluated at 50; where the world sleeps, the update tells evaluations apart."""
     sleep = [line("pretrain", 120, 20, 5), line("pretrain", 140, 20, 6)]
     a, b = curve(1), curve(2)
-    paths = run("a", [a[0], *sleep, *a[1:]]), run("b", [b[0], sleep[1], b[2]], seed=1)
+    late = {**b[2], "update": 190}  # a phase before it took other updates, since it ends by evidence
+    paths = run("a", [a[0], *sleep, *a[1:]]), run("b", [b[0], sleep[1], late], seed=1)
     (one,) = gather.gather(paths)[0]
     assert [(e.phase, e.updates, e.env_step) for e in one.evaluations] == [
         ("offline", 100, 0), ("pretrain", 140, 20), ("finetune", 200, 100)
@@ -353,9 +354,8 @@ def test_nothing_that_a_file_says_becomes_markup(run):
     rows = list(csv.DictReader(io.StringIO((path.parent / "x.csv").read_text())))
     assert {row["task"].partition("\n")[0] for row in rows} == {EVIL.partition("\n")[0].replace("\x1b", "\ufffd")}
     tex = (path.parent / "x.tex").read_text()
-    assert r"\textbackslash{}frac" in tex
-    assert r"\$" in tex
-    assert not re.search(r"(?<!\\)[&%$#_](?=frac|1)", tex)
+    assert r"'''\&\textbar{}\$\textbackslash{}frac\$?[31m =1+1" in tex
+    assert "<script>" not in tex
 
 
 @pytest.mark.parametrize(
@@ -415,6 +415,8 @@ def test_tidy_csv_by_hand(run):
     assert [final[k] for k in ("task", "method", "mean", "seeds")] == ["walker2d-random", "opt", "45", "2"]
     assert float(final["high"]) == pytest.approx(45 + half, rel=1e-5)
     assert {row["metric"] for row in rows} >= {"offline", "gain", "dip", "recovered", "to 50", "env steps"}
+    found, _ = gather.gather([run("b", curve(1), recipe="=1+1")])
+    assert {row["recipe"] for row in csv.DictReader(io.StringIO(formats.tidy(found)))} == {"'=1+1"}, "no formula"
 
 
 def test_files_of_several_tasks_have_the_aggregates(several):
@@ -464,6 +466,16 @@ def test_a_real_run_s_page_shows_its_shift(tmp_path):
     assert "Distribution shift" in found.text
     assert len(found.all("img")) == 5
     assert "updates/s, online" in found.text
+
+
+def test_a_report_makes_no_env_that_a_file_names():
+    """`module:Env-v0` would import the module."""
+    folder = copy(finished())
+    edit(folder / "config.json", env_id="no_such_module:Own-v0")
+    assert len(shift.panels(records.read(folder))) == 3
+    (folder / "metrics.jsonl").write_text('{"env_step": 1, "metrics": {"shift": 3}}\n')
+    with pytest.raises(DataError, match="how its data shifts"):
+        shift.panels(records.read(folder))
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")

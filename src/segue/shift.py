@@ -58,9 +58,8 @@ def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Offline and online (s, a) of the first seed in their two main components [rows, 2], and the share of variance
     that these hold; None where the dataset or the replay is not at hand. Online rows are in the order they came."""
+    from segue import policies
     from segue.data import load
-    from segue.tasks import Task
-    from segue.worlds import spec_of
 
     folder = record.path / "checkpoints" / record.config["phases"][-1]
     try:
@@ -68,9 +67,7 @@ def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
         online = store.arrays(files["replay.safetensors"], str(folder))
         said = record.config["dataset"]
         data = load(said["path"], clip_actions=bool(said.get("clip_actions")))
-        env = Task(record.config["env_id"]).make()
-        spec = spec_of(env)
-        env.close()
+        _, spec = policies.load(record.path / "policy-0")  # which knows the box: no env of a file's choice is made
     except (SegueError, KeyError, TypeError):
         return None
     rng, t = np.random.default_rng(0), data.transitions
@@ -107,13 +104,14 @@ def panels(record: RunRecord) -> dict[str, Panel]:
     try:
         steps, shares = divergence(record.path)
         when, errors = values(record.path)
+        points = plane(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{record.path} has a journal that does not say how its data shifts: {error!r}.") from None
+        raise DataError(f"{record.path} does not say how its data shifts ({error!r}): was it edited?") from None
     found: dict[str, Panel] = {}
     if len(steps):
         title = "told apart by a learned ratio (0 not, 1 wholly)"
         found[title] = Panel(lambda axis: _shares(axis, steps, shares), steps, {"": shares})
-    if (points := plane(record)) is not None:
+    if points is not None:
         title = f"(s, a) in two main components ({100 * points[2]:.0f} % of variance)"
         found[title] = Panel(lambda axis: _scatter(axis, *points[:2]))
     if errors:
