@@ -16,8 +16,8 @@ from pathlib import Path
 
 from sweep_faults import SEGUE
 
-FLAGS = {"episodes": 2, "evaluate-updates": 10_000, "evaluate-steps": 1_000, "offline.steps": 10_000}
-FLAGS |= {"collect.until": 500, "finetune.until": 2_000, "finetune.updates-per-step": 1}
+FLAGS = {"episodes": 2, "evaluate-updates": 2_000, "evaluate-steps": 500, "offline.steps": 2_000}
+FLAGS |= {"collect.until": 200, "finetune.until": 800, "finetune.updates-per-step": 1}
 
 
 def by_hand(root: Path, trials: int, cores: list[int]) -> float:

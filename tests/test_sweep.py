@@ -302,6 +302,12 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_agai
     assert not done.failed
 
 
+def test_a_directory_that_the_nodes_do_not_share_is_said(swept, monkeypatch):
+    monkeypatch.setattr(Pretended, "ended", lambda self: [(self.now.pop(), 0)] if self.now else [])
+    done, _ = swept(Sweep({"alone": {}}, ["t"]), new())
+    assert "do all nodes see the same directory" in done.failed["t/alone/0"]
+
+
 @pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
 def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
     done, orders = swept(CHAIN, new(), {"t/offline/0": [code] * 3})

@@ -92,7 +92,8 @@ class Sweep:
     seed: int = 0
     """The first seed's number."""
     together: int | None = None
-    """Seeds that one trial trains side by side; None: all."""
+    """Seeds that one trial trains side by side; None: all. A trial is named by its seeds: say how many where some may
+    be added later."""
     cores: int = 1
     """Cores that each trial has for itself. XLA on a CPU gives other bits for another number."""
     gpus: int = 0
@@ -460,7 +461,9 @@ def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int
     """What a worker's exit code means: 1 and 2 are for the user to mend, all others but 0 an accident."""
     if places.finished(place, [folder]):  # even if it was killed thereafter
         left.end(folder)
-    elif code in (0, 1, 2):
+    elif code == 0:
+        left.end(folder, f"it ended well, and {place.where} does not show it: do all nodes see the same directory?")
+    elif code in (1, 2):
         left.end(folder, last_words(place, folder))
     elif left.tries.get(folder, 0) < retries:
         left.again(folder)
