@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import copy, edit, finished
 
-from segue import aggregates, formats, gather, page, provenance, report, shift, stats, tables
+from segue import aggregates, formats, gather, page, provenance, records, report, shift, stats, tables
 from segue.cli import main
 from segue.errors import DataError
 
