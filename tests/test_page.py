@@ -399,8 +399,9 @@ def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path / "nowhere")])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == f"segue: {tmp_path}/nowhere is no folder: name a run's directory, or a folder " \
-        "that holds runs.\n"  # fmt: skip
+    assert capsys.readouterr().err == (
+        f"segue: {tmp_path}/nowhere is not a run, for there is no such folder: name a run, or a folder that holds some.\n"
+    )
 
 
 # --- other formats ---------------------------------------------------------------------------------
