@@ -400,7 +400,8 @@ def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
         main(["report", str(tmp_path / "nowhere")])
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        f"segue: {tmp_path}/nowhere is not a run, for there is no such folder: name a run, or a folder that holds some.\n"
+        f"segue: {tmp_path}/nowhere is not a run, for there is no such folder: name a run, or a folder that holds "
+        "some.\n"
     )
 
 
