@@ -135,7 +135,7 @@ def test_a_setup_that_fails_does_not_take_the_name(capsys):
         (["xyz"], "run, resume, evaluate, report, data"),
         (["data"], "command"),
         (["data", "collect", *PENDULUM], "--out"),
-        (["report"], "RUN"),
+        (["report"], "DIR"),
         (["run", *flags("opt"), "--finetun.kappa.start", "1"], "--finetune.kappa.start"),
         (["run", *flags("opt"), "--kappa.start", "1"], "--finetune.kappa.start"),
         (["run", *flags("opt"), "--offline.width", "wide"], "--offline.width"),
@@ -194,7 +194,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_it_runs_without_the_extras():
-    """No matplotlib, no tensorboardX, no mujoco: a table all the same, and a word about the picture."""
+    """No matplotlib, no tensorboardX, no mujoco: a table and a page all the same, and a word about pictures."""
     code = """if True:
         import sys
         for name in ("matplotlib", "tensorboardX", "mujoco"):
@@ -253,8 +253,8 @@ def test_a_gymnasium_env_of_one_s_own_from_collecting_to_the_report(tmp_path, mo
     main(["evaluate", "runs/td3bc-Pendulum-v1-0", "--episodes", "2"])
     assert "mean over policies: return" in capsys.readouterr().out
     main(["report", "runs/td3bc-Pendulum-v1-0"])
-    assert "Curves: runs/td3bc-Pendulum-v1-0/report.png" in capsys.readouterr().out
-    assert (tmp_path / "runs/td3bc-Pendulum-v1-0/report.png").stat().st_size > 1000
+    assert "Page: runs/td3bc-Pendulum-v1-0/report.html" in capsys.readouterr().out
+    assert (tmp_path / "runs/td3bc-Pendulum-v1-0/report.html").stat().st_size > 1000
 
 
 def test_evaluate_repeats_and_differs_with_the_seed(capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import copy, edit, finished
 
-from segue import aggregates, formats, gather, page, provenance, report, shift, stats, tables
+from segue import aggregates, formats, gather, page, provenance, records, report, shift, stats, tables
 from segue.cli import main
 from segue.errors import DataError
 
@@ -399,8 +399,10 @@ def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path / "nowhere")])
     assert ended.value.code == 1
-    assert capsys.readouterr().err == f"segue: {tmp_path}/nowhere is no folder: name a run's directory, or a folder " \
-        "that holds runs.\n"  # fmt: skip
+    assert capsys.readouterr().err == (
+        f"segue: {tmp_path}/nowhere is not a run, for there is no such folder: name a run, or a folder that holds "
+        "some.\n"
+    )
 
 
 # --- other formats ---------------------------------------------------------------------------------

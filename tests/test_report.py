@@ -221,7 +221,7 @@ def test_not_a_run(run, tmp_path):
         r.report([run("future", format=2)])
     with pytest.raises(SegueError, match="seeds and score"):
         r.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
-    with pytest.raises(SegueError, match="is no folder"):
+    with pytest.raises(SegueError, match="no such folder"):
         r.report([tmp_path / "nowhere"])
     with pytest.raises(SegueError, match=r"None of 2 runs can be read; the first: .* no evaluation yet"):
         r.report([run("empty2", lines=[]), run("empty3", lines=[])])

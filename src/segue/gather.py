@@ -35,7 +35,7 @@ def find(folder: str | Path) -> list[Found]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise SegueError(f"{root} is no folder: name a run's directory, or a folder that holds runs.")
+        raise SegueError(f"{root} is not a run, for there is no such folder: name a run, or a folder that holds some.")
     found: list[Found] = []
     for here, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -59,12 +59,22 @@ def _writers() -> dict[str, Writer]:
         return f"Table: {_write(path, formats.markdown_file(records, [one.why for one in lost]))}"
 
     return {
-        ".html": lambda records, lost, path, advance: f"Page: {_write(path, page(records, lost, advance))}",
+        ".html": _page,
         ".md": markdown,
         ".csv": text(formats.tidy),
         ".tex": text(formats.latex),
         **dict.fromkeys(PICTURES, _picture),
     }
+
+
+def _page(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: Callable[[int, int], None]) -> str:
+    """The page, without matplotlib one of tables alone."""
+    said = f"Page: {_write(path, page(records, lost, advance))}"
+    try:
+        with curves.canvas():
+            return said
+    except curves.NoPicture as error:
+        return f"{said}\n{error}"
 
 
 def _picture(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
