@@ -31,9 +31,9 @@ def by_hand(root: Path, trials: int, cores: list[int]) -> float:
             core, seed = free.pop(), waiting.pop(0)
             command = [*SEGUE, "run", "direct", *flags, *world, "--seed", str(seed), "--out", str(root / str(seed))]
             pinned = ["taskset", "-c", str(core), *command]
-            running[subprocess.Popen(pinned, stdout=subprocess.DEVNULL, env={**os.environ, "JAX_PLATFORMS": "cpu"})] = (
-                core
-            )
+            # a session of its own, as a sweep's workers have: Linux shares the machine out among sessions
+            more = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+            running[subprocess.Popen(pinned, env={**os.environ, "JAX_PLATFORMS": "cpu"}, **more)] = core
         for process in [process for process in running if process.poll() is not None]:
             if process.returncode:
                 raise SystemExit(f"{process.args} ended with {process.returncode}")

@@ -352,9 +352,9 @@ from pathlib import Path
 from segue import store
 with store.locked(Path({str(folder)!r})):
     if os.fork() == 0:
+        print("held", flush=True)
         time.sleep(30)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(30)
 """
     command = [sys.executable, "-W", "ignore", "-c", script]
