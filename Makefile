@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: setup  ## run the tests
-	@$(BIN)/python -m pytest
+test: setup  ## run the tests, files in two processes side by side
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup  ## lint, formatting and types
 	$(BIN)/ruff check .
