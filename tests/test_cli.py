@@ -132,7 +132,7 @@ def test_a_setup_that_fails_does_not_take_the_name(capsys):
     ("argv", "words"),
     [
         (["rnu"], "did you mean 'run'"),
-        (["xyz"], "run, resume, evaluate, report, data"),
+        (["xyz"], "run, resume, evaluate, report, sweep, data"),
         (["data"], "command"),
         (["data", "collect", *PENDULUM], "--out"),
         (["report"], "DIR"),
