@@ -1,9 +1,13 @@
 """Live curves and the meter: whatever becomes of them, a run computes the same and is not kept waiting."""
 
+import getpass
 import json
 import os
+import re
 import signal
+import socket
 import sqlite3
+import sys
 import time
 from pathlib import Path
 
@@ -194,6 +198,11 @@ def test_weights_and_biases_offline(monkeypatch):
     files = list(where.glob("wandb/offline-run-*/run-0123abcd.wandb"))
     assert files
     assert all(b"loss" in file.read_bytes() for file in files)
+    content = b"".join(file.read_bytes() for file in files)
+    for place in (where.parent, Path.cwd(), Path(tracking.__file__).parent, Path(sys.executable).parent):
+        assert str(place).encode() not in content
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert not re.search(rf"(?<!\w){re.escape(name)}".encode(), content), name
 
 
 @pytest.mark.filterwarnings("default")
