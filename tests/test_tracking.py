@@ -269,10 +269,11 @@ def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["wandb", "wandb.log", "mlflow"])
+@pytest.mark.parametrize("name", ["wandb", "wandb.log", "mlflow", "mlflow/mlflow.db"])
 def test_what_leads_out_of_a_run_s_directory_is_not_followed(name, tmp_path):
     out, _ = run()
     (out / "status.json").write_text(json.dumps({"format": 1, "status": "failed"}))
+    (out / name).parent.mkdir(exist_ok=True)
     (out / name).symlink_to(tmp_path)
     with pytest.raises(DataError, match="leads elsewhere"):
         runs.resume(out)

@@ -210,9 +210,6 @@ def resume(
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
     check_unfinished(folder)
-    for name in ("commits", "checkpoints", *tracking.TRACKERS, *(f"{name}.log" for name in tracking.TRACKERS)):
-        if (folder / name).is_symlink():
-            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
     try:
         if task is None:
             task = _task_of(config, folder, env_id)
@@ -237,9 +234,13 @@ def resume(
 
 
 def check_unfinished(folder: Path) -> None:
-    """Refuse a run that has come to its end. Raises SegueError."""
+    """Refuse a run that has come to its end, and a directory from which a link leads out. Raises SegueError."""
     if store.read_json(folder / "status.json").get("status") == "finished":
         raise SegueError(f"{folder} is finished: nothing is left to do.")
+    logs = (f"{name}.log" for name in tracking.TRACKERS)
+    for name in ("commits", "checkpoints", *tracking.TRACKERS, *logs, "mlflow/mlflow.db"):
+        if (folder / name).is_symlink():
+            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:
