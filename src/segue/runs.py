@@ -66,7 +66,8 @@ def start(
         spec: sizes and action box.
         offline: rows with actions in [-1, 1], or None for no dataset.
         phases: the phases it will go through; the longest `until` sizes the online replay.
-        seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
+        seeds: how many, numbered from `seed`. A seed draws the same random numbers whichever others run beside it; the
+            last bits of what it computes may differ.
         policy: what every seed starts from; None: nothing is given.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
