@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import segue
-from segue.cli import main
+from segue.cli import PARSERS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -36,24 +36,36 @@ def test_every_block_is_run_or_is_a_file(page):
 
 
 def commands(page):
-    for block in blocks(page):
-        if block.language == "sh":
-            for text in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(text)
-                if words and words[0] == "segue":
-                    yield pytest.param(words[1:], id=f"{page.stem}-{block.line}-{words[1]}")
+    """The words after `segue`, of blocks and of what is only indented."""
+    told = [(block.line, block.text) for block in blocks(page) if block.language == "sh"]
+    told += [(0, text) for text in re.findall(r"^ {4}(segue .*)$", page.read_text(), re.M)]
+    for line, text in told:
+        for each in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(each, comments=True)
+            if words and words[0] == "segue":
+                yield pytest.param(words[1:], id=f"{page.stem}-{line}-{words[1]}")
 
 
-@pytest.mark.parametrize("words", [c for page in PAGES for c in commands(page) if c.values[0][0] == "run"])
-def test_every_run_has_flags_that_there_are(words, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [c for page in PAGES for c in commands(page)])
+def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, capsys):
     """Parsed, not run: the files that they name are not there."""
     monkeypatch.chdir(tmp_path)
+    if words[0] != "run":
+        PARSERS[words[0]]().parse_args(words[1:])
+        return
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
     assert ended.value.code in (0, None)
     flags = [word for word in words if word.startswith("--")]
     known = capsys.readouterr().out
     assert [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs/index.md", *PAGES], ids=lambda page: page.stem)
+def test_every_link_leads_to_a_page(page):
+    """Sphinx is told to be quiet about them: README.md and its like link to files beside them."""
+    links = re.findall(r"\]\(([^)#:]+\.md)[^):]*\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):

@@ -69,6 +69,24 @@ def test_what_breaks_is_one_line_and_what_came_before_stands(code, words, capsys
     assert words in line
 
 
+def test_a_probe_that_hangs_takes_no_time_of_another(capsys, monkeypatch):
+    """The second one has answered long before it is asked. The first one's child keeps its pipe open."""
+    hangs = "import subprocess, time; subprocess.Popen(['sleep', '20'])\nprint('cores\\t2', flush=True); time.sleep(60)"
+    codes = {"learning": hangs, "physics": "print('physics\\tsteps')"}
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        doctor.subprocess, "Popen", lambda command, **o: real([sys.executable, "-c", codes[command[-1]]], **o)
+    )
+    monkeypatch.setattr(doctor, "PROBES", {name: doctor.PROBES[name]._replace(package=None) for name in codes})
+    monkeypatch.setattr(doctor, "LIMIT", 2.0)
+    begun = time.monotonic()
+    assert not doctor.doctor()
+    assert time.monotonic() - begun < 12
+    told = capsys.readouterr().out.splitlines()
+    states = {line.split()[1]: line.split()[0] for line in told if line.split()[1] in {*codes, "cores"}}
+    assert states == {"cores": "ok", "learning": "broken", "physics": "ok"}
+
+
 def test_a_run_without_pictures_can_work(capsys, monkeypatch):
     broken(monkeypatch, "import os; os.abort()", "rendering")
     assert doctor.doctor()

@@ -175,6 +175,22 @@ def test_two_seeds_are_two_runs_of_one():
     assert not np.allclose(numbers(both.waist)[0][0], numbers(both.waist)[0][1])
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_method_may_report_plain_numbers(seeds):
+    class Plain(Diary):
+        def update(self, learner, batch, *, key, clock):
+            return super().update(learner, batch, key=key, clock=clock)[0], {"lr": 0.5, "max_size": 3}
+
+    class Look(Quiet):
+        def ticked(self, name, phase, live):
+            found.append({key: value.tolist() for key, value in live.scalars().items()})
+            return live
+
+    found = []
+    drive({"learn": Train(Plain(), 4)}, seeds=seeds, world=False, watches=[Look()])
+    assert found == [{"lr": [0.5] * len(seeds), "max_size": [3.0] * len(seeds)}]
+
+
 def test_phases_draw_different_batches():
     _, _, _, watch = drive({"one": Train(Diary(), 5), "two": Train(Diary(), 5)}, world=False)
     seen = {name: learner[-1] for name, learner in watch.learners.items()}

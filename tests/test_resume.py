@@ -171,8 +171,9 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
     assert everything(resumed(folder)) == everything(whole())
 
 
-def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatch):
-    """Their journal begins where the run does; one that is there although no commit knows of it is damage."""
+@pytest.mark.parametrize("there", [True, False], ids=["begun since", "never begun"])
+def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatch, there):
+    """A journal that no commit knows of began after it."""
     folder = interrupted(monkeypatch, 14)
     config = store.read_json(folder / "config.json")
     del config["measuring"]["evaluate_early"]
@@ -180,11 +181,11 @@ def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatc
     for number in commits.numbers(folder):
         path = folder / "commits" / f"{number:06}" / "manifest.json"
         manifest = store.read_json(path) | {"config": runs.pinned(config)}
-        del manifest["logs"]["episodes.jsonl"]
+        del manifest["logs"]["episodes.jsonl"], manifest["logs"]["machine.jsonl"]  # nor a meter
         store.write_json(path, store.signed(manifest))
-    with pytest.raises(DataError, match=r"how long .*episodes.jsonl"):
-        runs.resume(Path(shutil.copytree(folder, new())), env_id=STILL)
-    (folder / "episodes.jsonl").unlink()
+    if not there:
+        (folder / "episodes.jsonl").unlink()
+        (folder / "machine.jsonl").unlink()
     resumed(folder)
     found, expected = lines(folder / "episodes.jsonl"), lines(whole() / "episodes.jsonl")
     assert found
@@ -287,6 +288,33 @@ def test_a_run_that_ended_before_its_first_commit_begins_again(monkeypatch):
     shutil.rmtree(folder / "commits")
     (folder / "commits" / ".000001.part").mkdir(parents=True)
     assert everything(resumed(folder)) == everything(whole())
+
+
+@pytest.mark.parametrize("lacks", [["machine"], list(Journal.NAMES)], ids=["no meter", "no journal"])
+def test_a_run_that_ended_before_it_had_its_journals_begins_again(monkeypatch, lacks):
+    """One of an older release, and one that was killed right after config.json."""
+    folder = interrupted(monkeypatch, 6)
+    shutil.rmtree(folder / "commits")
+    for name in lacks:
+        (folder / f"{name}.jsonl").unlink()
+    assert everything(resumed(folder)) == everything(whole())
+
+
+def test_journals_that_a_commit_needs_are_not_begun_anew(monkeypatch, tmp_path):
+    folder = interrupted(monkeypatch, 14)
+    logs = {**commits.newest(folder)[0].manifest["logs"], "machine.jsonl": {"size": 0}}
+    for seal in ({"size": -1}, {"size": True}, {}, None):
+        with pytest.raises(DataError, match=r"how long .*machine.jsonl"):
+            commits.cut(folder, {**logs, "machine.jsonl": seal})
+    (folder / "machine.jsonl").unlink()
+    (folder / "machine.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"machine.jsonl is missing"):
+        commits.cut(folder, logs)
+    (folder / "machine.jsonl").unlink()
+    commits.cut(folder, logs)
+    (folder / "returns.jsonl").unlink()
+    with pytest.raises(DataError, match=r"returns.jsonl is missing"):
+        commits.cut(folder, logs)
 
 
 @pytest.mark.parametrize("change", ["discount", "phases", "reward", "seed"])

@@ -595,6 +595,35 @@ def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatc
     assert (out / "t/a/0/commits/000002/manifest.json").exists()
 
 
+def test_files_of_trackers_come_and_go(bucket, monkeypatch):
+    """tensorboard/ is mirrored, W&B's and MLflow's folders are not; only a commit must be whole."""
+    place, out = bucket
+    local, put = new("local"), places.Bucket.put
+    top = fabricated(local, "t/a/0", [1])
+    for name in ("tensorboard/events", "tensorboard/old", "wandb/run/files", "mlflow/mlflow.db", "wandb.log"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(name)
+    goes = top / "tensorboard/old"
+
+    def vanishing(self, name, path):
+        goes.unlink(missing_ok=True)
+        put(self, name, path)
+
+    monkeypatch.setattr(places.Bucket, "put", vanishing)
+    mirror = places.Mirror(place, local, "t/a/0")
+    mirror.push()
+    there = {path.relative_to(out / "t/a/0").as_posix() for path in (out / "t/a/0").rglob("*") if path.is_file()}
+    assert {"tensorboard/events", "wandb.log", "status.json", "commits/000001/manifest.json"} <= there
+    assert not {"tensorboard/old", "wandb/run/files", "mlflow/mlflow.db"} & there
+    goes = top / "commits/000001/state.safetensors"
+    mirror.there.clear()
+    with pytest.raises(FileNotFoundError):
+        mirror.push()
+    goes.write_text("1")
+    goes = top / "tensorboard/old"
+    mirror.close()
+
+
 def test_what_a_node_brings_is_whole(bucket):
     place, out = bucket
     fabricated(out, "t/base/0", [4])

@@ -15,7 +15,7 @@ from conftest import changed, same
 from helpers import ROOT, Ragged, new
 
 import segue
-from segue import engine, policies, runs
+from segue import engine, meter, policies, runs
 from segue.core import Linear, Spec, Transition
 from segue.data.sources import Ratio
 from segue.errors import DataError, SegueError
@@ -117,6 +117,31 @@ def test_it_goes_on_where_it_was(task):
             arm.live(again)
         assert json.loads((folder / "status.json").read_text())["resume"] == label
         assert same(again.drive.run.waist, whole.drive.run.waist) == (label == "exact")
+
+
+@pytest.mark.parametrize("name", ["commits", "checkpoints", "tensorboard"])
+def test_it_does_not_follow_what_leads_out_of_its_directory(task, name, tmp_path):
+    with tuner(task, folder := new("arm")) as first:
+        Arm().live(first, 5)
+    if (folder / name).exists():
+        (folder / name).rename(folder / "aside")
+    (folder / name).symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(DataError, match="leads elsewhere"):
+        tuner(task, folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_says_how_fast_it_goes(task, monkeypatch):
+    monkeypatch.setattr(meter.Meter, "EVERY", 0.05)
+    monkeypatch.setattr(meter, "gpus", lambda: iter(()))
+    with tuner(task, folder := new("arm")) as first:
+        Arm().live(first, 45)
+        until = time.monotonic() + 20
+        while not (folder / "machine.jsonl").read_text() and time.monotonic() < until:
+            time.sleep(0.05)
+    found = [json.loads(line) for line in (folder / "machine.jsonl").read_text().splitlines()]
+    assert found
+    assert not [thread for thread in threading.enumerate() if thread.name == "segue-meter"]
 
 
 def test_another_recipe_does_not_go_on_with_it(task):

@@ -366,14 +366,17 @@ def worlds(found: Found, folder: Path, worlds: World) -> tuple[dict[str, np.ndar
 
 
 def cut(folder: Path, logs: Mapping[str, Any]) -> None:
-    """Cut the journals back to a commit: what was written after it will be written again."""
+    """Cut the journals back to a commit: what was written after it will be written again.
+
+    A journal that the commit does not name began after it. One that should be empty may be missing.
+    """
     for name in (f"{name}.jsonl" for name in Journal.NAMES):
-        path, seal = folder / name, logs.get(name)
-        if seal is None and not os.path.lexists(path):  # the run began before there was such a journal
-            continue
+        path, seal = folder / name, logs.get(name, {"size": 0})
         size = seal.get("size") if isinstance(seal, dict) else None
         if type(size) is not int or size < 0:
             raise DataError(f"The commit does not say how long {path} was: it is damaged.")
+        if size == 0 and not os.path.lexists(path):
+            continue
         if path.is_symlink() or not path.is_file():
             raise DataError(f"{path} is missing: the run cannot go on without a gap.")
         with path.open("r+b") as file:

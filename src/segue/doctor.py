@@ -23,6 +23,8 @@ from typing import NamedTuple
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 LIMIT = 60.0
 """Seconds that a probe may take; a few are enough where nothing hangs and the machine is not busy."""
+READ = 2.0
+"""Seconds that reading what a probe said may take, whatever the one before it took."""
 
 
 class Finding(NamedTuple):
@@ -119,13 +121,13 @@ def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[
         yield Finding(MISSING, name, f"pip install 'segue[{probe.extra}]' brings it")
         return
     try:
-        said, erred = process.communicate(timeout=max(0.0, end - time.monotonic()))
+        said, erred = process.communicate(timeout=max(READ, end - time.monotonic()))
         if process.returncode:
             last = (erred.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
             why = f"killed by signal {-process.returncode}" if process.returncode < 0 else last[:300]
     except subprocess.TimeoutExpired:
         process.kill()
-        said, _ = process.communicate()
+        said = _rest(process)
         why = f"no end within {LIMIT:.0f} seconds: it hangs, or the machine is very busy"
     for line in said.splitlines():
         with contextlib.suppress(ValueError):  # what a library prints
@@ -133,6 +135,15 @@ def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[
             yield Finding(OK, part, text)
     if why:
         yield Finding(BROKEN, name, f"{why}; {probe.advice}", probe.needed)
+
+
+def _rest(process: subprocess.Popen) -> str:
+    """What a killed process said, unless a child of its own still holds the pipe."""
+    with process:
+        try:
+            return process.communicate(timeout=READ)[0]
+        except subprocess.TimeoutExpired as late:  # bytes, even where the pipe is a text's
+            return (late.stdout or b"").decode(errors="replace")
 
 
 # --- in a probe's process ---------------------------------------------------------------------------------------------
@@ -154,7 +165,10 @@ def _learning() -> Iterator[tuple[str, str]]:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=cache) as file:
         file.write(bytes(1 << 20))
-    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    size = 0
+    for path in cache.rglob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            size += path.stat().st_size if path.is_file() else 0
     yield "cache", f"{cache}, {size / 2**30:,.2f} GiB, writable"
     free = {what: shutil.disk_usage(place).free / 2**30 for what, place in (("cache", cache), ("here", there))}
     yield "free disk", ", ".join(f"{what} {size:,.1f} GiB" for what, size in free.items())

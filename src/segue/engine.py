@@ -125,7 +125,7 @@ def _bare(tree, keys):
 
 def _clad(tree, keys):
     """With it again."""
-    return tree if len(keys) > 1 else jax.tree.map(lambda leaf: leaf[None], tree)
+    return tree if len(keys) > 1 else jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)
 
 
 def _remember(

@@ -54,10 +54,11 @@ class Journal:
     def write(self, file: str, phase: str, live: Live | Place, **entry: Any) -> None:
         place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
         seconds = round(time.monotonic() - self.begun, 3)
-        for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
-            with self.lock, contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` says so
+        with self.lock:  # a commit's sizes have both lines or none
+            for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
                 self.waiting[name] += (json.dumps(line) + "\n").encode()
-                self._flush(name)
+                with contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` says so
+                    self._flush(name)
 
     def _flush(self, name: str) -> None:
         """Write what waits, whole lines or nothing."""

@@ -80,11 +80,11 @@ GPU_LIMIT = 3
 
 def gpus() -> Iterator[tuple[str, float]]:
     """What NVIDIA's own tool says of the GPUs that this process may use; nothing where there is none or it is mute."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    tool, chosen = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None or chosen == "":  # "" allows none
         return
     ask = [tool, "--query-gpu=index,utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-    if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    if chosen:
         ask.append(f"--id={chosen}")
     try:
         said = subprocess.run(ask, capture_output=True, text=True, timeout=GPU_LIMIT, check=True).stdout

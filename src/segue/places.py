@@ -3,6 +3,7 @@
 At a URL a trial runs in a directory of the worker's own, brought from there first, and a thread takes every commit
 back. It goes in an order in which what lies at the URL can be gone on with at any moment: the commits are listed, then
 journals, policies and checkpoints go, then the commits' files, each manifest last, and status.json at the very end.
+What W&B and MLflow keep in the trial's directory is not taken: name them a server.
 """
 
 import contextlib
@@ -14,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from segue import store, strict
+from segue import store, strict, tracking
 from segue.errors import SegueError
 
+LEFT = tracking.TRACKERS.keys() - {"tensorboard"}
+"""Folders that are not mirrored: they are other programs', which write and remove files there as they like."""
 TAIL = 4096
 """Bytes of a file's end in which its last line is looked for."""
 
@@ -208,7 +211,9 @@ class Mirror(threading.Thread):
     def push(self) -> None:
         """Raises OSError; what lies at the URL can be gone on with even then."""
         top, whole = self.root / self.folder, self.commits()
-        files = [path for path in sorted(top.rglob("*")) if path.is_file() and not _hidden(path.relative_to(top))]
+        ours = [path for path in top.glob("*") if path.name not in LEFT]
+        every = sorted(ours + [path for part in ours for path in part.rglob("*")])
+        files = [path for path in every if path.is_file() and not _hidden(path.relative_to(top))]
         stages: list[list[Path]] = [[], [], [], [], []]
         for path in files:
             parts = path.relative_to(top).parts
@@ -228,8 +233,14 @@ class Mirror(threading.Thread):
             self._put(path)
 
     def _put(self, path: Path) -> None:
-        """Store a file, unless it is there as it is."""
-        name, about = path.relative_to(self.root).as_posix(), path.stat()
+        """Store a file, unless it is there as it is. One that is gone by now is left out, but for a commit's."""
+        name = path.relative_to(self.root).as_posix()
+        try:
+            about = path.stat()
+        except FileNotFoundError:
+            if self.root / self.folder / "commits" in path.parents:
+                raise
+            return
         if self.there.get(name) != (now := (about.st_mtime_ns, about.st_size)):
             self.bucket.put(name, path)
             self.there[name] = now

@@ -66,7 +66,8 @@ def start(
         spec: sizes and action box.
         offline: rows with actions in [-1, 1], or None for no dataset.
         phases: the phases it will go through; the longest `until` sizes the online replay.
-        seeds: how many, numbered from `seed`: a seed's numbers do not depend on which others run beside it.
+        seeds: how many, numbered from `seed`. A seed draws the same random numbers whichever others run beside it; the
+            last bits of what it computes may differ.
         policy: what every seed starts from; None: nothing is given.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
@@ -210,9 +211,6 @@ def resume(
     folder = Path(folder)
     config = store.read_json(folder / "config.json")
     check_unfinished(folder)
-    for name in ("commits", "checkpoints", *tracking.TRACKERS, *(f"{name}.log" for name in tracking.TRACKERS)):
-        if (folder / name).is_symlink():
-            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
     try:
         if task is None:
             task = _task_of(config, folder, env_id)
@@ -237,9 +235,13 @@ def resume(
 
 
 def check_unfinished(folder: Path) -> None:
-    """Refuse a run that has come to its end. Raises SegueError."""
+    """Refuse a run that has come to its end, and a directory from which a link leads out. Raises SegueError."""
     if store.read_json(folder / "status.json").get("status") == "finished":
         raise SegueError(f"{folder} is finished: nothing is left to do.")
+    logs = (f"{name}.log" for name in tracking.TRACKERS)
+    for name in ("commits", "checkpoints", *tracking.TRACKERS, *logs, "mlflow/mlflow.db"):
+        if (folder / name).is_symlink():
+            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:

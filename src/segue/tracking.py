@@ -117,7 +117,16 @@ class WandB:
             resume="allow",
             dir=folder,
             config=_told(config),
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_code=True),
+            settings=wandb.Settings(
+                console="off",
+                host="segue",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+            ),
         )
         self.run.define_metric("*", step_metric="step")
         self.row: dict[str, float] = {}

@@ -33,6 +33,7 @@ from segue.console import Console
 from segue.core import Clock, Spec, Transition
 from segue.data import load
 from segue.errors import DataError, SegueError
+from segue.meter import Meter
 from segue.phases import AbstractPhase, Drive
 from segue.recipes import PAPER
 from segue.tasks import Task
@@ -167,7 +168,7 @@ class Tuner:
         log.inexact, self.commit.worlds = self.commit.inexact, self.body
         self.commit.config, self.commit.settle = begun.seal, keep.settle
         state, phases, resumed = job.come_back(begun, self.commit, self.body, config, console)
-        watching = [hooks.Episodes(begun.journal, self.body), self.commit, log, keep]
+        watching = [hooks.Episodes(begun.journal, self.body), self.commit, log, keep, hold(Meter(begun.journal))]
         self.drive, self.journal = Drive(state, phases, watching, resumed=resumed), begun.journal
 
     @property
