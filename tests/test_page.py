@@ -135,6 +135,9 @@ def test_seeds_of_one_method_become_one_row_by_hand(run):
         {"seed": 2, "recipe": "direct"},
         {"seed": 2, "dataset": {"name": "other"}},
         {"seed": 2, "status": "running"},
+        {"seed": 2, "start": "runs/y:offline"},
+        {"seed": 2, "policy": {"path": "x", "sha256": "a" * 64}},
+        {"seed": 2, "care": {"rollback": True}},
     ],
 )
 def test_what_differs_in_more_than_seeds_stays_apart(run, change):
@@ -196,6 +199,24 @@ def test_a_sweep_names_its_arms_and_what_is_missing_is_said(run, tmp_path):
     (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": [{"folder": "t"}]}))
     with pytest.raises(DataError, match="trial 0"):
         gather.gather([sweep])
+
+
+def test_trials_of_one_arm_merge_whatever_they_began_from(run, tmp_path):
+    """Each takes the policy, or the run, of its own seeds; the same two runs without a plan are two methods."""
+    policy = lambda seed: {"path": f"t/clone/{seed}/policy-0", "sha256": f"{seed}" * 64}
+    for sweep in ("one", "two"):
+        for seed in (0, 1):
+            about = {"policy": policy(seed), "start": f"t/offline/{seed}:offline"}
+            run(f"{sweep}/t/fast/{seed}", curve(seed), seed=seed + 2 * (sweep == "two"), **about)
+        trials = [{"folder": f"t/fast/{seed}", "task": "mine", "arm": "fast"} for seed in (0, 1)]
+        (tmp_path / sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
+    assert [r.config["seeds"] for r in gather.gather([tmp_path / "one"])[0]] == [2]
+    assert [r.config["seeds"] for r in gather.gather([tmp_path])[0]] == [2, 2], "of two sweeps"
+    (tmp_path / "one/sweep.json").unlink()
+    found = gather.gather([tmp_path / "one"])[0]
+    assert [r.config["seeds"] for r in found] == [1, 1]
+    differ = {row[0]: row[1:] for table in provenance.comparison(found).differ for row in table.rows}
+    assert differ["policy"] == ["0" * 12, "1" * 12]
 
 
 def test_runs_are_found_at_any_depth_and_once(run, tmp_path):

@@ -27,7 +27,7 @@ from segue.stats import (
 )
 
 FORMAT = 1  # of the run directory
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care", "policy")
 """What of config.json is an object, where it is there at all."""
 HIGHEST = 1e100
 """A score beyond it is no score: it could not even be drawn."""
@@ -76,6 +76,8 @@ class RunRecord:
     """By phase, evaluation included, from its first journalled line to its last."""
     names: tuple[str, str] | None = None
     """What a sweep calls its task and its arm."""
+    sweep: Path | None = None
+    """The sweep's directory."""
     runs: tuple["RunRecord", ...] = ()
     """What was merged; empty where this is one run."""
     episodes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
@@ -193,6 +195,7 @@ def _config(path: Path) -> dict[str, Any]:
         "task": config.get("task") is None or isinstance(config["task"], str),
         "seeds": _count(config.get("seeds")) and config["seeds"] > 0,
         "seed": _count(config.get("seed", 0)),
+        "start": isinstance(config.get("start"), str | None),
         "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
         "score": score is None
         or (
@@ -312,8 +315,9 @@ def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tup
 def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Runs that differ in nothing but their seeds become one, with all their seeds; others stay as they are.
 
-    The same are arm, task, env, phases, settings, measuring, score and dataset, and whether they are finished; seed
-    numbers are disjoint. The merged run has the evaluations that all of them have, by phase and env step (by update
+    The same are arm, task, env, phases, settings, care, measuring, score and dataset, what they began from, and whether
+    they are finished; seed numbers are disjoint. Trials that one sweep names as one arm of one task may begin from
+    different policies or runs, for so the sweep was planned. The merged run has the evaluations that all of them have, by phase and env step (by update
     where the world sleeps); its wall-clock is the sum of theirs.
     """
     rows: list[list[RunRecord]] = []
@@ -330,12 +334,15 @@ def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _kind(record: RunRecord) -> str:
     """What runs must share to be one."""
-    names = ("recipe", "task", "env_id", "phases", "settings", "measuring", "score", "reward")
-    data = record.config.get("dataset") or {}
+    names = ("recipe", "task", "env_id", "phases", "settings", "care", "measuring", "score", "reward")
+    data, policy = record.config.get("dataset") or {}, record.config.get("policy") or {}
+    origin = [policy.get("sha256"), record.config.get("start")]
+    if record.sweep is not None and any(origin):
+        origin = [str(record.sweep)]
     episodes = record.evaluations[0].returns.shape[1]
     same = [record.config.get(name) for name in names]
     said = [record.names, record.status == "finished", episodes, data.get("name"), data.get("sha256")]
-    return json.dumps([*said, *same], sort_keys=True)
+    return json.dumps([*said, *same, *origin], sort_keys=True)
 
 
 def _numbers(record: RunRecord) -> set[int]:
@@ -378,6 +385,7 @@ def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
             row[0].status,
             paces,
             row[0].names,
+            row[0].sweep,
             tuple(row),
             tuple(seed for record in row for seed in record.episodes) if all(r.episodes for r in row) else (),
         )
