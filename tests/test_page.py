@@ -234,6 +234,63 @@ def test_an_unfinished_run_is_a_row_of_its_own(run):
     assert [(r.name, r.config["seeds"]) for r in found] == [("opt", 1), ("opt, unfinished", 1)]
 
 
+def halted(path, *seeds):
+    lines = [
+        {"phase": "finetune", "update": 60, "seed": s, "why": "its loss is no longer finite", "halted": True}
+        for s in seeds
+    ]
+    (path / "failures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def test_a_seed_that_diverged_counts_alone_as_it_does_beside_others(run, tmp_path):
+    """Seed 1 diverged after the evaluation at 50, in a run of its own, and held its policy in a run of three."""
+    fine, bad = curve(0, 4), curve(30)[:2]
+    run("apart/a", fine, status="finished")
+    halted(run("apart/b", bad, seed=2, status="failed"), 0)
+    held = [line("finetune", 200, 100, 30, 34, 50)]
+    halted(run("beside/a", [*curve(0, 4, 30)[:2], *held], status="finished"), 2)
+    ((apart,), _), ((beside,), _) = gather.gather([tmp_path / "apart"]), gather.gather([tmp_path / "beside"])
+    assert apart.scores.tolist() == beside.scores.tolist() == [[10, 14, 40], [20, 24, 50], [30, 34, 50]]
+    assert (apart.name, len(apart.failed), apart.ended) == ("opt", 1, True)
+    assert [note.rpartition("; ")[2] for note in apart.notes if "carried on" in note] == [
+        "its last scores are carried on to the end of the other seeds."
+    ]
+    (alone,) = gather.gather([tmp_path / "apart/b"])[0]
+    assert (alone.name, alone.diverged) == ("opt", True)
+    two = [tmp_path / "apart/b", halted(run("apart/c", bad[:1], seed=3, status="failed"), 0)]
+    (both,) = gather.gather(two)[0]
+    assert (both.scores.tolist(), both.diverged) == ([[40, 40], [50, 40]], True)
+    (tmp_path / "apart/b/failures.jsonl").unlink()
+    assert [r.name for r in gather.gather(two)[0]] == ["opt, unfinished", "opt"], "stopped by something else"
+
+
+def test_failures_are_marked_in_every_table(several):
+    halted(several / "hopper-random/b", 1)
+    found, _ = gather.gather([several])
+    over = aggregates.shared(found)
+    assert dict(over.failed) == {"a": 0, "b": 1}
+    assert str(tables.matrix(found)[0].rows[1][1]).endswith("(1 failed)")
+    for table in (aggregates.table(over), aggregates.improvement(over), *tables.task_tables(found[:2])[1:]):
+        assert [row[0] for row in table.rows] == ["a", "b (1 failed)"]
+    rows = [row for row in csv.DictReader(io.StringIO(formats.tidy(found))) if row["metric"] == "failed"]
+    assert [(row["task"], row["method"], row["mean"]) for row in rows if row["mean"] != "0"] == [
+        ("hopper-random", "b", "1"), ("(2 tasks)", "b", "1")
+    ]  # fmt: skip
+    page = made(several)
+    assert page.tables["hopper-random, online"][0] == ["env steps", "a", "b (1 failed)"]
+    assert "Seeds that failed count" in page.text
+
+
+def test_what_has_not_ended_is_no_method_over_tasks(several, run):
+    run("grid/x", curve(1)[:2], task="hopper-random", recipe="a", seed=7, status="running")
+    run("grid/y", curve(1)[:2], task="ant-random", recipe="a", seed=7, status="failed")
+    found = aggregates.shared(gather.gather([several])[0])
+    assert (list(found.scores), found.left, len(found.tasks), found.unfinished) == (["a", "b"], [], 2, 2)
+    assert aggregates.table(found).caption == "Over 2 tasks (2 unfinished left out)"
+    assert "2 rows" in made(several).text
+
+
 def test_labels_say_what_differs_in_the_directories(run):
     other = {"settings": {"finetune": {"until": 99}}}
     paths = run("a/t/opt", curve(1)), run("b/t/opt", curve(1), **other), run("b/t/more/opt", curve(1))

@@ -104,6 +104,7 @@ def tidy(records: Sequence[RunRecord]) -> str:
                 place = f"({len(found.tasks)} tasks)", _text(label), ""
                 seeds = sum(map(len, found.scores[label]))
                 writer.writerow([*place, metric, f"{one.value:.6g}", *ends, seeds, "normalised score"])
+            writer.writerow([*place, "failed", found.failed[label], "", "", seeds, "seeds"])
     return out.getvalue()
 
 
@@ -121,6 +122,7 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
         yield f"never to {HALF_WAY:g}", alone(s.never_half_way), "seeds"
     if s.regret is not None:
         yield "regret", s.regret, "1 - mean score / 100"
+    yield "failed", alone(len(record.failed)), "seeds"
     yield "env steps", alone(s.env_steps), "env steps"
     if record.seconds is not None:
         yield "wall-clock", alone(record.seconds), "s"

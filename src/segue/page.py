@@ -23,6 +23,7 @@ from segue.tables import (
     comparable,
     labels,
     last,
+    marked,
     matrix,
     notes,
     plain,
@@ -219,6 +220,10 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     text = f"<p>Last scores on {_count(len(found.tasks), 'task')}: {escape(', '.join(found.tasks))}.</p>"
     if found.left:
         text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(found.left))}.</p>"
+    if any(found.failed.values()):
+        text += "<p>Seeds that failed count with the scores of their last finite policies.</p>"
+    if found.unfinished:
+        text += f"<p>Left out, not having come to their end: {_count(found.unfinished, 'row')}.</p>"
     text += _table(shown)
     if (better := aggregates.improvement(found)) is not None:
         text += _table(better)
@@ -276,7 +281,7 @@ def _numbers(group: Sequence[RunRecord], name: str) -> Table:
     rows = [[f"{x:,}", *(cell(estimate(one[x])) if x in one else None for one in at)] for x in kept]
     axis = {"offline": "gradient steps", "online": "env steps"}[name]
     some = f" ({len(kept)} of {len(every)} places)" if len(kept) < len(every) else ""
-    return Table(f"{group[0].task}, {name}{some}", [axis, *labels(group)], rows)
+    return Table(f"{group[0].task}, {name}{some}", [axis, *marked(group)], rows)
 
 
 def _shifts(records: Sequence[RunRecord]) -> str:

@@ -90,9 +90,17 @@ class RunRecord:
     @property
     def name(self) -> str:
         """The sweep's name for it, or the recipe."""
-        return (self.names[1] if self.names else self.config["recipe"]) + (
-            "" if self.status == "finished" else ", unfinished"
-        )
+        return (self.names[1] if self.names else self.config["recipe"]) + ("" if self.ended else ", unfinished")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end: it finished, or all its seeds diverged, which is a result as well."""
+        return self.status == "finished" or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed because none of its seeds was left."""
+        return self.status == "failed" and len(self.failed) == self.config["seeds"]
 
     @property
     def reference(self) -> tuple[float, float] | None:
@@ -133,7 +141,11 @@ def read(run_dir: str | Path) -> RunRecord:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
     logs, torn = lines(path / "times.jsonl")
     failures, _ = lines(path / "failures.jsonl")
-    failed = {line["seed"]: line for _, line in failures if line.get("halted") and _count(line.get("seed"))}
+    failed = {
+        line["seed"]: line
+        for _, line in failures
+        if line.get("halted") and _count(line.get("seed")) and line["seed"] < config["seeds"]
+    }
     lost = [
         f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
         f"({line.get('why')}); its scores are those of its last finite policy."
@@ -316,9 +328,12 @@ def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Runs that differ in nothing but their seeds become one, with all their seeds; others stay as they are.
 
     The same are arm, task, env, phases, settings, care, measuring, score and dataset, what they began from, and whether
-    they are finished; seed numbers are disjoint. Trials that one sweep names as one arm of one task may begin from
-    different policies or runs, for so the sweep was planned. The merged run has the evaluations that all of them have, by phase and env step (by update
-    where the world sleeps); its wall-clock is the sum of theirs.
+    they came to their end; seed numbers are disjoint. Trials that one sweep names as one arm of one task may begin from
+    different policies or runs, for so the sweep was planned.
+
+    The merged run has the evaluations that all of them have, by phase and env step (by update where the world sleeps);
+    its wall-clock is the sum of theirs. A run that diverged before the others' end keeps its last scores, as a seed
+    that diverges beside others does.
     """
     rows: list[list[RunRecord]] = []
     alike: dict[str, list[list[RunRecord]]] = {}
@@ -341,13 +356,17 @@ def _kind(record: RunRecord) -> str:
         origin = [str(record.sweep)]
     episodes = record.evaluations[0].returns.shape[1]
     same = [record.config.get(name) for name in names]
-    said = [record.names, record.status == "finished", episodes, data.get("name"), data.get("sha256")]
+    said = [record.names, record.ended, episodes, data.get("name"), data.get("sha256")]
     return json.dumps([*said, *same, *origin], sort_keys=True)
 
 
 def _numbers(record: RunRecord) -> set[int]:
     first = record.config.get("seed", 0)
     return set(range(first, first + record.config["seeds"]))
+
+
+def _place(evaluation: Evaluation) -> tuple[int, int]:
+    return evaluation.env_step, evaluation.updates
 
 
 def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
@@ -360,9 +379,20 @@ def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
         return {(e.phase, e.kind, e.env_step, None if acts(e) else e.update): e for e in record.evaluations}
 
     found = [places(record) for record in row]
-    common = [place for place in found[0] if all(place in other for other in found)]
+    whole = [n for n, record in enumerate(row) if not record.diverged] or [
+        max(range(len(row)), key=lambda n: _place(row[n].evaluations[-1]))
+    ]
+    model = found[whole[0]]
+    carried = []
+    for record, own in zip(row, found, strict=True):
+        end = record.evaluations[-1]
+        later = [place for place, e in model.items() if place not in own and _place(e) > _place(end)]
+        if record.diverged and later:
+            own |= dict.fromkeys(later, end)
+            carried.append(f"{record.path} diverged; its last scores are carried on to the end of the other seeds.")
+    common = [place for place in model if all(place in other for other in found)]
     evaluations = [
-        replace(found[0][place], returns=np.concatenate([other[place].returns for other in found]))
+        replace(model[place], returns=np.concatenate([other[place].returns for other in found]))
         for place in common
         if len({other[place].returns.shape[1] for other in found}) == 1
     ]
@@ -380,9 +410,9 @@ def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
             config,
             tuple(evaluations),
             sum(known) if known else None,
-            tuple(note for record in row for note in record.notes),
+            (*(note for record in row for note in record.notes), *carried),
             tuple((record.path, seed) for record in row for seed in record.failed),
-            row[0].status,
+            row[whole[0]].status,
             paces,
             row[0].names,
             row[0].sweep,
