@@ -326,6 +326,21 @@ def test_aggregates_by_hand(several):
     assert profile.shares["b"].value[profile.taus.searchsorted(52)] == 0.5
 
 
+def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path):
+    for task in ("hopper-random", "walker2d-random"):
+        run(f"{task}/a", curve(0, 10), task=task, recipe="a")
+        run(f"{task}/b", curve(40, 60), task=task, recipe="b")
+    found = aggregates.shared(gather.gather([tmp_path])[0])
+    assert [[cell and str(cell) for cell in row[1:]] for row in aggregates.improvement(found).rows] == [
+        [None, "0.00"], ["1.00", None]
+    ]  # fmt: skip
+    band = aggregates.profiles(found).shares["a"]
+    certain = (band.value == 0) | (band.value == 1)
+    assert (np.isnan(band.low) == certain).all()
+    assert 0 < certain.sum() < len(certain)
+    assert "Over all tasks" in made(*(tmp_path / task for task in ("hopper-random", "walker2d-random"))).text
+
+
 def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run):
     run("grid/odd", curve(1), task="ant-random", recipe="c")
     run("grid/even", curve(1), task="ant-random", recipe="a")

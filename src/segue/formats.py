@@ -99,10 +99,10 @@ def tidy(records: Sequence[RunRecord]) -> str:
                 writer.writerow([*names, metric, f"{found.mean:.6g}", *ends, found.seeds, unit])
     if found := aggregates.shared(records):
         for label, measures in aggregates.measured(found).items():
+            place = f"({len(found.tasks)} tasks)", _text(label), ""
+            seeds = sum(map(len, found.scores[label]))
             for metric, one in measures.items():
                 ends = ["", ""] if one.low is None else [f"{one.low:.6g}", f"{one.high:.6g}"]
-                place = f"({len(found.tasks)} tasks)", _text(label), ""
-                seeds = sum(map(len, found.scores[label]))
                 writer.writerow([*place, metric, f"{one.value:.6g}", *ends, seeds, "normalised score"])
             writer.writerow([*place, "failed", found.failed[label], "", "", seeds, "seeds"])
     return out.getvalue()
