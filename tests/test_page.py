@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import copy, edit, finished
+from helpers import copy, edit, finished, lines
 
 from segue import aggregates, formats, gather, page, provenance, records, report, shift, stats, tables
 from segue.cli import main
@@ -571,6 +571,66 @@ def test_a_report_makes_no_env_that_a_file_names():
     (folder / "metrics.jsonl").write_text('{"env_step": 1, "metrics": {"shift": 3}}\n')
     with pytest.raises(DataError, match="how its data shifts"):
         shift.panels(records.read(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("metrics", {"metrics": {"shift": [1e308, -1e308]}}, "beyond 1e\\+100"),
+        ("metrics", {"env_step": -1e308}, "whole number in `env_step`"),
+        ("metrics", {"env_step": 1e308}, "whole number in `env_step`"),
+        ("metrics", {"metrics": {"shift": [10**39 * 10.0**70, 0.5]}}, "beyond 1e\\+100"),
+        ("returns", {"values": {"off": [1e308, 0], "return": [-1e308, 0]}}, "beyond 1e\\+100"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_are_one_sentence(name, change, says):
+    folder = copy(finished())
+    kept = lines(folder / f"{name}.jsonl")
+    last = next(n for n in reversed(range(len(kept))) if "shift" in kept[n].get("metrics", {}) or "values" in kept[n])
+    kept[last] |= change
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    with pytest.raises(DataError, match=f"{name}.jsonl, line {last + 1}, .*{says}"):
+        shift.panels(records.read(folder))
+    assert says.partition("\\")[0] in made(folder).text
+
+
+def test_what_is_not_finite_is_drawn_as_a_gap():
+    folder = copy(finished())
+    kept = lines(folder / "metrics.jsonl")
+    next(each for each in kept if "shift" in each["metrics"])["metrics"]["shift"][0] = None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    assert np.isnan(shift.divergence(folder)[1]).sum() == 1
+    assert len(made(folder).all("img")) == 5
+
+
+@pytest.mark.parametrize("seconds", [1e308, -1e308, -1, float("nan"), None])
+def test_seconds_that_no_run_takes_are_one_sentence(run, seconds):
+    with pytest.raises(DataError, match=r"times\.jsonl, line 1, needs a number in `seconds`"):
+        records.read(run("a", curve(1), times=[{"seconds": seconds}]))
+
+
+@pytest.mark.parametrize("path", ["x" * 5_000 + ".npz", "x\0.npz", "wide", "forbidden"])
+def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
+    """An overlong name, a name that cannot be, rows of another width, and a folder that one may not look into."""
+    folder = copy(finished())
+    said = json.loads((folder / "config.json").read_text())["dataset"]
+    if path == "wide":
+        path = tmp_path / "wide.npz"
+        held = dict(np.load(said["path"]))
+        more = {key: np.repeat(held[key], 2, axis=1) for key in held if held[key].ndim == 2}
+        np.savez(path, **(held | more))
+    if path == "forbidden":
+        exists = Path.exists
+
+        def refuse(self):
+            if self.name == "forbidden":
+                raise PermissionError(13, "Permission denied")
+            return exists(self)
+
+        monkeypatch.setattr(Path, "exists", refuse)
+    edit(folder / "config.json", dataset={**said, "path": str(path)})
+    assert shift.plane(records.read(folder)) is None
+    assert len(shift.panels(records.read(folder))) == 2
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")

@@ -240,7 +240,8 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     drawn = Figure(
         lambda: svg(lambda axis: aggregates.paint(axis, profiles, known)),
         alt,
-        "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals, too sure with few seeds.",
+        "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals, too sure with "
+        "few seeds.",
         data,
     )
     return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])

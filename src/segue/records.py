@@ -31,6 +31,8 @@ PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "c
 """What of config.json is an object, where it is there at all."""
 HIGHEST = 1e100
 """A score beyond it is no score: it could not even be drawn."""
+LONGEST = 1e12
+"""Seconds that no run takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,7 @@ def read(run_dir: str | Path) -> RunRecord:
     failed = {
         line["seed"]: line
         for _, line in failures
-        if line.get("halted") and _count(line.get("seed")) and line["seed"] < config["seeds"]
+        if line.get("halted") and is_count(line.get("seed")) and line["seed"] < config["seeds"]
     }
     lost = [
         f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
@@ -205,8 +207,8 @@ def _config(path: Path) -> dict[str, Any]:
         "recipe": isinstance(config.get("recipe"), str),
         "env_id": isinstance(config.get("env_id"), str),
         "task": config.get("task") is None or isinstance(config["task"], str),
-        "seeds": _count(config.get("seeds")) and config["seeds"] > 0,
-        "seed": _count(config.get("seed", 0)),
+        "seeds": is_count(config.get("seeds")) and config["seeds"] > 0,
+        "seed": is_count(config.get("seed", 0)),
         "start": isinstance(config.get("start"), str | None),
         "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
         "score": score is None
@@ -255,7 +257,8 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     return objects, notes
 
 
-def _count(value: object) -> TypeGuard[int]:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value from a file is a whole number, 0 or above, that a float holds exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
@@ -263,7 +266,7 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
     phase, kind = line.get("phase"), line.get("kind")
     if not isinstance(phase, str) or kind not in ("offline", "online"):
         raise DataError(f"{where} needs a `phase`, and a `kind` that is `offline` or `online`.")
-    if wrong := [k for k in ("update", "updates", "env_step") if not _count(line.get(k))]:
+    if wrong := [k for k in ("update", "updates", "env_step") if not is_count(line.get(k))]:
         raise DataError(f"{where} needs a whole number in {' and '.join(f'`{k}`' for k in wrong)}.")
     try:
         returns = np.asarray(line.get("returns"), dtype=np.float64)
@@ -281,8 +284,8 @@ def _seconds(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
     total, last = 0.0, 0.0
     for where, line in logs:
         now = line.get("seconds")
-        if not isinstance(now, int | float) or not np.isfinite(now):
-            raise DataError(f"{where} needs a number in `seconds`.")
+        if not isinstance(now, int | float) or not 0 <= now < LONGEST:
+            raise DataError(f"{where} needs a number in `seconds`, from 0 to {LONGEST:g}.")
         total, last = total + (now - last if now >= last else now), now
     return total if logs else None
 
@@ -296,7 +299,7 @@ def _paces(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
             first.get("phase"),
             [line.get(k) for k in ("updates", "env_step") for line in (first, last)],
         )
-        if isinstance(phase, str) and _count(a) and _count(b) and _count(c) and _count(d):
+        if isinstance(phase, str) and is_count(a) and is_count(b) and is_count(c) and is_count(d):
             found[phase] = found.get(phase, Pace()).plus(Pace(last["seconds"] - first["seconds"], b - a, d - c))
 
     stretch: list[Mapping[str, Any]] = []
@@ -315,7 +318,7 @@ def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tup
     found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(seeds if ended else 0)]
     for where, line in ended:
         seed, step, value = line.get("seed"), line.get("env_step"), line.get("return")
-        if not (_count(seed) and seed < seeds and _count(step)):
+        if not (is_count(seed) and seed < seeds and is_count(step)):
             raise DataError(f"{where} needs a `seed` below {seeds} and a whole number in `env_step`.")
         if not isinstance(value, int | float) or not abs(value) < HIGHEST:
             raise DataError(f"{where} needs a finite number in `return`.")
