@@ -192,6 +192,8 @@ def test_a_sweep_names_its_arms_and_what_is_missing_is_said(run, tmp_path):
     for row, says in zip(rows[1:], ["no evaluation yet", "not JSON", "has not begun"], strict=True):
         assert row[1] in ("mine, fast", "mine, slow")
         assert says in row[2]
+    for folders in ([sweep, sweep / "t/fast/0"], [sweep / "t/fast/0", sweep]):
+        assert [(r.name, r.config["seeds"]) for r in gather.gather(folders)[0]] == [("fast", 2)], "its arm is known"
     trials[0]["folder"] = "../t"
     (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
     with pytest.raises(DataError, match="lies outside the sweep"):
@@ -447,7 +449,7 @@ def test_nothing_that_a_file_says_becomes_markup(run):
     rows = list(csv.DictReader(io.StringIO((path.parent / "x.csv").read_text())))
     assert {row["task"].partition("\n")[0] for row in rows} == {EVIL.partition("\n")[0].replace("\x1b", "\ufffd")}
     tex = (path.parent / "x.tex").read_text()
-    assert r"'''\&\textbar{}\$\textbackslash{}frac\$?[31m =1+1" in tex
+    assert r"'''\&\textbar{}\$\textbackslash{}frac\$?{[}31m =1+1" in tex
     assert "<script>" not in tex
 
 
@@ -541,6 +543,15 @@ def test_latex_has_a_tabular_for_each_table(several):
     assert r"cal-ql $^\dagger$ & " in text
     assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text
     assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]
+
+
+@pytest.mark.parametrize("name", ["[1em]", "*", "*[x]"])
+def test_no_row_of_latex_begins_with_an_argument(run, name):
+    r"""LaTeX reads `[` and `*` after a row's \\ as what belongs to it, across the line's end."""
+    text = formats.latex(gather.gather([run("a", curve(1), recipe=name), run("b", curve(2), recipe="b")])[0])
+    rows = text.split("\n")
+    assert "".join(f"{{{c}}}" if c in "[]*" else c for c in name) in text
+    assert not [row for row in rows if row.startswith(("[", "*"))]
 
 
 # --- a real browser --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from segue.stats import Estimate
 from segue.tables import Cell, Table, by_task, labels, line, markdown, matrix, plain, small_print, table, task_tables
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    **{c: f"{{{c}}}" for c in "[]*"},  # at the beginning of a row they would be arguments of the \\ before
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

@@ -80,7 +80,10 @@ def gather(
     Raises:
         SegueError: where no run can be read, with the first one's reason.
     """
-    found = {run.path.resolve(): run for folder in folders for run in find(folder)}
+    found: dict[Path, Found] = {}
+    for run in (run for folder in folders for run in find(folder)):
+        place = run.path.resolve()
+        found[place] = run if run.names else found.get(place, run)  # a sweep knows more of its trial
     records, lost = [], []
     for number, run in enumerate(found.values(), start=1):
         try:
