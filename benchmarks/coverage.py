@@ -4,6 +4,10 @@
 
 The truth is the statistic of infinitely many seeds of the same tasks (here 200,000 of each). Tasks lie 5 to 20 points
 apart and differ threefold in spread. With 1,000 repeats a share of 95 % is known to 1.4 % (two standard errors).
+
+The probability of improvement and performance profiles are not among the four, for they are not held to 95 % with few
+seeds: intervals of the former, with normal scores on two tasks, held the truth in 38 to 72 % of draws with 2 seeds, in
+64 % with 3 and in 90 % with 5 (before those of width 0 at 0 and 1 were given up).
 """
 
 import argparse

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import copy, edit, finished
+from helpers import copy, edit, finished, lines
 
 from segue import aggregates, formats, gather, page, provenance, records, report, shift, stats, tables
 from segue.cli import main
@@ -135,6 +135,9 @@ def test_seeds_of_one_method_become_one_row_by_hand(run):
         {"seed": 2, "recipe": "direct"},
         {"seed": 2, "dataset": {"name": "other"}},
         {"seed": 2, "status": "running"},
+        {"seed": 2, "start": "runs/y:offline"},
+        {"seed": 2, "policy": {"path": "x", "sha256": "a" * 64}},
+        {"seed": 2, "care": {"rollback": True}},
     ],
 )
 def test_what_differs_in_more_than_seeds_stays_apart(run, change):
@@ -189,6 +192,8 @@ def test_a_sweep_names_its_arms_and_what_is_missing_is_said(run, tmp_path):
     for row, says in zip(rows[1:], ["no evaluation yet", "not JSON", "has not begun"], strict=True):
         assert row[1] in ("mine, fast", "mine, slow")
         assert says in row[2]
+    for folders in ([sweep, sweep / "t/fast/0"], [sweep / "t/fast/0", sweep]):
+        assert [(r.name, r.config["seeds"]) for r in gather.gather(folders)[0]] == [("fast", 2)], "its arm is known"
     trials[0]["folder"] = "../t"
     (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
     with pytest.raises(DataError, match="lies outside the sweep"):
@@ -196,6 +201,24 @@ def test_a_sweep_names_its_arms_and_what_is_missing_is_said(run, tmp_path):
     (sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": [{"folder": "t"}]}))
     with pytest.raises(DataError, match="trial 0"):
         gather.gather([sweep])
+
+
+def test_trials_of_one_arm_merge_whatever_they_began_from(run, tmp_path):
+    """Each takes the policy, or the run, of its own seeds; the same two runs without a plan are two methods."""
+    policy = lambda seed: {"path": f"t/clone/{seed}/policy-0", "sha256": f"{seed}" * 64}
+    for sweep in ("one", "two"):
+        for seed in (0, 1):
+            about = {"policy": policy(seed), "start": f"t/offline/{seed}:offline"}
+            run(f"{sweep}/t/fast/{seed}", curve(seed), seed=seed + 2 * (sweep == "two"), **about)
+        trials = [{"folder": f"t/fast/{seed}", "task": "mine", "arm": "fast"} for seed in (0, 1)]
+        (tmp_path / sweep / "sweep.json").write_text(json.dumps({"format": 1, "trials": trials}))
+    assert [r.config["seeds"] for r in gather.gather([tmp_path / "one"])[0]] == [2]
+    assert [r.config["seeds"] for r in gather.gather([tmp_path])[0]] == [2, 2], "of two sweeps"
+    (tmp_path / "one/sweep.json").unlink()
+    found = gather.gather([tmp_path / "one"])[0]
+    assert [r.config["seeds"] for r in found] == [1, 1]
+    differ = {row[0]: row[1:] for table in provenance.comparison(found).differ for row in table.rows}
+    assert differ["policy"] == ["0" * 12, "1" * 12]
 
 
 def test_runs_are_found_at_any_depth_and_once(run, tmp_path):
@@ -211,6 +234,63 @@ def test_runs_are_found_at_any_depth_and_once(run, tmp_path):
 def test_an_unfinished_run_is_a_row_of_its_own(run):
     found, _ = gather.gather([run("a", curve(1), status="finished"), run("b", curve(2)[:2], seed=1, status="running")])
     assert [(r.name, r.config["seeds"]) for r in found] == [("opt", 1), ("opt, unfinished", 1)]
+
+
+def halted(path, *seeds):
+    lines = [
+        {"phase": "finetune", "update": 60, "seed": s, "why": "its loss is no longer finite", "halted": True}
+        for s in seeds
+    ]
+    (path / "failures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def test_a_seed_that_diverged_counts_alone_as_it_does_beside_others(run, tmp_path):
+    """Seed 1 diverged after the evaluation at 50, in a run of its own, and held its policy in a run of three."""
+    fine, bad = curve(0, 4), curve(30)[:2]
+    run("apart/a", fine, status="finished")
+    halted(run("apart/b", bad, seed=2, status="failed"), 0)
+    held = [line("finetune", 200, 100, 30, 34, 50)]
+    halted(run("beside/a", [*curve(0, 4, 30)[:2], *held], status="finished"), 2)
+    ((apart,), _), ((beside,), _) = gather.gather([tmp_path / "apart"]), gather.gather([tmp_path / "beside"])
+    assert apart.scores.tolist() == beside.scores.tolist() == [[10, 14, 40], [20, 24, 50], [30, 34, 50]]
+    assert (apart.name, len(apart.failed), apart.ended) == ("opt", 1, True)
+    assert [note.rpartition("; ")[2] for note in apart.notes if "carried on" in note] == [
+        "its last scores are carried on to the end of the other seeds."
+    ]
+    (alone,) = gather.gather([tmp_path / "apart/b"])[0]
+    assert (alone.name, alone.diverged) == ("opt", True)
+    two = [tmp_path / "apart/b", halted(run("apart/c", bad[:1], seed=3, status="failed"), 0)]
+    (both,) = gather.gather(two)[0]
+    assert (both.scores.tolist(), both.diverged) == ([[40, 40], [50, 40]], True)
+    (tmp_path / "apart/b/failures.jsonl").unlink()
+    assert [r.name for r in gather.gather(two)[0]] == ["opt, unfinished", "opt"], "stopped by something else"
+
+
+def test_failures_are_marked_in_every_table(several):
+    halted(several / "hopper-random/b", 1)
+    found, _ = gather.gather([several])
+    over = aggregates.shared(found)
+    assert dict(over.failed) == {"a": 0, "b": 1}
+    assert str(tables.matrix(found)[0].rows[1][1]).endswith("(1 failed)")
+    for table in (aggregates.table(over), aggregates.improvement(over), *tables.task_tables(found[:2])[1:]):
+        assert [row[0] for row in table.rows] == ["a", "b (1 failed)"]
+    rows = [row for row in csv.DictReader(io.StringIO(formats.tidy(found))) if row["metric"] == "failed"]
+    assert [(row["task"], row["method"], row["mean"]) for row in rows if row["mean"] != "0"] == [
+        ("hopper-random", "b", "1"), ("(2 tasks)", "b", "1")
+    ]  # fmt: skip
+    page = made(several)
+    assert page.tables["hopper-random, online"][0] == ["env steps", "a", "b (1 failed)"]
+    assert "Seeds that failed count" in page.text
+
+
+def test_what_has_not_ended_is_no_method_over_tasks(several, run):
+    run("grid/x", curve(1)[:2], task="hopper-random", recipe="a", seed=7, status="running")
+    run("grid/y", curve(1)[:2], task="ant-random", recipe="a", seed=7, status="failed")
+    found = aggregates.shared(gather.gather([several])[0])
+    assert (list(found.scores), found.left, len(found.tasks), found.unfinished) == (["a", "b"], [], 2, 2)
+    assert aggregates.table(found).caption == "Over 2 tasks (2 unfinished left out)"
+    assert "2 rows" in made(several).text
 
 
 def test_labels_say_what_differs_in_the_directories(run):
@@ -246,6 +326,21 @@ def test_aggregates_by_hand(several):
     assert profile.shares["b"].value[0] == 1.0
     assert profile.shares["b"].value[-1] == 0.0
     assert profile.shares["b"].value[profile.taus.searchsorted(52)] == 0.5
+
+
+def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path):
+    for task in ("hopper-random", "walker2d-random"):
+        run(f"{task}/a", curve(0, 10), task=task, recipe="a")
+        run(f"{task}/b", curve(40, 60), task=task, recipe="b")
+    found = aggregates.shared(gather.gather([tmp_path])[0])
+    assert [[cell and str(cell) for cell in row[1:]] for row in aggregates.improvement(found).rows] == [
+        [None, "0.00"], ["1.00", None]
+    ]  # fmt: skip
+    band = aggregates.profiles(found).shares["a"]
+    certain = (band.value == 0) | (band.value == 1)
+    assert (np.isnan(band.low) == certain).all()
+    assert 0 < certain.sum() < len(certain)
+    assert "Over all tasks" in made(*(tmp_path / task for task in ("hopper-random", "walker2d-random"))).text
 
 
 def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run):
@@ -354,7 +449,7 @@ def test_nothing_that_a_file_says_becomes_markup(run):
     rows = list(csv.DictReader(io.StringIO((path.parent / "x.csv").read_text())))
     assert {row["task"].partition("\n")[0] for row in rows} == {EVIL.partition("\n")[0].replace("\x1b", "\ufffd")}
     tex = (path.parent / "x.tex").read_text()
-    assert r"'''\&\textbar{}\$\textbackslash{}frac\$?[31m =1+1" in tex
+    assert r"'''\&\textbar{}\$\textbackslash{}frac\$?{[}31m =1+1" in tex
     assert "<script>" not in tex
 
 
@@ -450,6 +545,15 @@ def test_latex_has_a_tabular_for_each_table(several):
     assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]
 
 
+@pytest.mark.parametrize("name", ["[1em]", "*", "*[x]"])
+def test_no_row_of_latex_begins_with_an_argument(run, name):
+    r"""LaTeX reads `[` and `*` after a row's \\ as what belongs to it, across the line's end."""
+    text = formats.latex(gather.gather([run("a", curve(1), recipe=name), run("b", curve(2), recipe="b")])[0])
+    rows = text.split("\n")
+    assert "".join(f"{{{c}}}" if c in "[]*" else c for c in name) in text
+    assert not [row for row in rows if row.startswith(("[", "*"))]
+
+
 # --- a real browser --------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -480,25 +584,104 @@ def test_a_report_makes_no_env_that_a_file_names():
         shift.panels(records.read(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("metrics", {"metrics": {"shift": [1e308, -1e308]}}, "beyond 1e\\+100"),
+        ("metrics", {"env_step": -1e308}, "whole number in `env_step`"),
+        ("metrics", {"env_step": 1e308}, "whole number in `env_step`"),
+        ("metrics", {"metrics": {"shift": [10**39 * 10.0**70, 0.5]}}, "beyond 1e\\+100"),
+        ("returns", {"values": {"off": [1e308, 0], "return": [-1e308, 0]}}, "beyond 1e\\+100"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_are_one_sentence(name, change, says):
+    folder = copy(finished())
+    kept = lines(folder / f"{name}.jsonl")
+    last = next(n for n in reversed(range(len(kept))) if "shift" in kept[n].get("metrics", {}) or "values" in kept[n])
+    kept[last] |= change
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    with pytest.raises(DataError, match=f"{name}.jsonl, line {last + 1}, .*{says}"):
+        shift.panels(records.read(folder))
+    assert says.partition("\\")[0] in made(folder).text
+
+
+def test_what_is_not_finite_is_drawn_as_a_gap():
+    folder = copy(finished())
+    kept = lines(folder / "metrics.jsonl")
+    next(each for each in kept if "shift" in each["metrics"])["metrics"]["shift"][0] = None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    assert np.isnan(shift.divergence(folder)[1]).sum() == 1
+    assert len(made(folder).all("img")) == 5
+
+
+@pytest.mark.parametrize("seconds", [1e308, -1e308, -1, float("nan"), None])
+def test_seconds_that_no_run_takes_are_one_sentence(run, seconds):
+    with pytest.raises(DataError, match=r"times\.jsonl, line 1, needs a number in `seconds`"):
+        records.read(run("a", curve(1), times=[{"seconds": seconds}]))
+
+
+@pytest.mark.parametrize("path", ["x" * 5_000 + ".npz", "x\0.npz", "wide", "forbidden"])
+def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
+    """An overlong name, a name that cannot be, rows of another width, and a folder that one may not look into."""
+    folder = copy(finished())
+    said = json.loads((folder / "config.json").read_text())["dataset"]
+    if path == "wide":
+        path = tmp_path / "wide.npz"
+        held = dict(np.load(said["path"]))
+        more = {key: np.repeat(held[key], 2, axis=1) for key in held if held[key].ndim == 2}
+        np.savez(path, **(held | more))
+    if path == "forbidden":
+        exists = Path.exists
+
+        def refuse(self):
+            if self.name == "forbidden":
+                raise PermissionError(13, "Permission denied")
+            return exists(self)
+
+        monkeypatch.setattr(Path, "exists", refuse)
+    edit(folder / "config.json", dataset={**said, "path": str(path)})
+    assert shift.plane(records.read(folder)) is None
+    assert len(shift.panels(records.read(folder))) == 2
+
+
+PROBE = """<script>addEventListener('load', () => {
+const root = document.documentElement;
+const regions = [...document.querySelectorAll('.scroll')].filter(each => each.checkVisibility());
+parent.postMessage(JSON.stringify({
+  window: innerWidth,
+  wide: root.scrollWidth,
+  images: document.images.length,
+  drawn: [...document.images].filter(each => each.complete && each.naturalWidth > 0).length,
+  regions: regions.map(each => {
+    each.scrollLeft = 1e6;
+    const {left, right} = each.getBoundingClientRect();
+    return {left, right, hidden: each.scrollWidth - each.clientWidth, moved: each.scrollLeft};
+  }),
+}), '*'); });</script>"""
+FRAME = """<!DOCTYPE html><link rel="icon" href="data:,">
+<iframe src="page.html" width="WIDTH" height="800" style="border: 0"></iframe>
+<script>addEventListener('message', said => { document.documentElement.dataset.found = said.data; });</script>"""
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_chromium_it_is_laid_out_without_a_complaint(width, tmp_path):
-    """Nothing on the console; every picture is drawn; the page is as wide as its window, and tables scroll alone."""
-    probe = (
-        "<script>addEventListener('load', () => { const p = document.documentElement; const wide = p.scrollWidth;"
-        "const drawn = [...document.images].filter(i => i.complete && i.naturalWidth > 0).length;"
-        "const scrolls = [...document.querySelectorAll('.scroll')].every(d => d.clientWidth <= wide);"
-        "p.dataset.found = JSON.stringify({wide, drawn, all: document.images.length, scrolls}); });</script>"
-    )
+    """Nothing on the console; every picture is drawn; the page is as wide as its window, and tables scroll alone.
+
+    The page stands in a frame, for Chromium has no window of a telephone's width.
+    """
     text = re.sub(r"<meta http-equiv=[^>]*>", "", real().read_text())  # it forbids the probe
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
     frame = tmp_path / "frame.html"
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"{probe}</body>"))
-    frame.write_text((tmp_path / "page.html").read_text())
+    frame.write_text(FRAME.replace("WIDTH", str(width)))
     common = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    common += ["--enable-logging=stderr", "--v=0", f"--window-size={max(width, 500)},900", "--virtual-time-budget=5000"]
+    common += ["--enable-logging=stderr", "--v=0", "--window-size=1400,900", "--virtual-time-budget=5000"]
     done = subprocess.run([*common, "--dump-dom", f"file://{frame}"], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done.stdout)[1]))
-    assert found["drawn"] == found["all"] == 5
-    assert found["scrolls"]
-    assert found["wide"] <= max(width, 500)
+    assert found["drawn"] == found["images"] == 5
+    assert found["wide"] <= found["window"] == width
+    assert all(0 <= each["left"] < each["right"] <= width for each in found["regions"])
+    hidden = [each for each in found["regions"] if each["hidden"] > 0]
+    assert all(each["moved"] >= each["hidden"] - 1 for each in hidden), "what does not fit can be scrolled to"
+    assert hidden or width > 390, "a telephone shows no table of nine columns whole"

@@ -28,24 +28,40 @@ class Shared:
     scores: Mapping[str, Sequence[np.ndarray]]
     left: Sequence[str]
     """Methods that have too few of the tasks to be here."""
+    failed: Mapping[str, int]
+    """Method -> its seeds that diverged; they are here with their last finite scores."""
+    unfinished: int
+    """Rows that are not here because they have not come to their end."""
+
+    @property
+    def marked(self) -> dict[str, str]:
+        """Method -> its name with its failures."""
+        return {label: label + (f" ({n} failed)" if (n := self.failed[label]) else "") for label in self.scores}
 
 
 def shared(records: Sequence[RunRecord]) -> Shared | None:
     """None where there are fewer than two tasks with normalised scores that the methods share.
 
-    A method that has fewer than half of these tasks is left out, so that it does not take the tasks from the others.
+    A run that has not come to its end is left out. A method that has fewer than half of these tasks is left out, so
+    that it does not take the tasks from the others.
     """
-    groups = [group for group in by_task(records) if group[0].reference]
-    found: dict[str, dict[int, np.ndarray]] = {}
+    groups = [group for group in by_task(records) if group[0].reference and any(record.ended for record in group)]
+    found: dict[str, dict[int, RunRecord]] = {}
     for number, group in enumerate(groups):
         for label, record in zip(labels(group), group, strict=True):
-            found.setdefault(label, {})[number] = record.scores[-1]
+            if record.ended:
+                found.setdefault(label, {})[number] = record
     taken = {label: tasks for label, tasks in found.items() if 2 * len(tasks) >= len(groups)}
     common = [n for n in range(len(groups)) if all(n in tasks for tasks in taken.values())]
     if len(common) < 2 or not taken:
         return None
-    scores = {label: [tasks[n] for n in common] for label, tasks in taken.items()}
-    return Shared([groups[n][0].task for n in common], scores, [label for label in found if label not in taken])
+    return Shared(
+        tasks=[groups[n][0].task for n in common],
+        scores={label: [tasks[n].scores[-1] for n in common] for label, tasks in taken.items()},
+        left=[label for label in found if label not in taken],
+        failed={label: sum(len(tasks[n].failed) for n in common) for label, tasks in taken.items()},
+        unfinished=sum(not record.ended for record in records if record.reference),
+    )
 
 
 MEASURES = {
@@ -67,8 +83,9 @@ def measured(found: Shared) -> dict[str, dict[str, stats.Interval]]:
 
 def table(found: Shared) -> Table:
     """IQM, mean, median and optimality gap of each method."""
-    rows = [[label, *map(_cell, values.values())] for label, values in measured(found).items()]
-    return Table(f"Over {len(found.tasks)} tasks", ["method", *MEASURES], rows)
+    rows = [[found.marked[label], *map(_cell, values.values())] for label, values in measured(found).items()]
+    left = f" ({found.unfinished} unfinished left out)" if found.unfinished else ""
+    return Table(f"Over {len(found.tasks)} tasks{left}", ["method", *MEASURES], rows)
 
 
 def improvement(found: Shared) -> Table | None:
@@ -84,7 +101,7 @@ def improvement(found: Shared) -> Table | None:
             there = None if one.low is None else 1 - one.high
             back = stats.Interval(1 - one.value, there, None if one.low is None else 1 - one.low)
             cells[a, b], cells[b, a] = _cell(one, ".2f"), _cell(back, ".2f")
-    rows = [[a, *(cells.get((a, b)) for b in names)] for a in names]
+    rows = [[found.marked[a], *(cells.get((a, b)) for b in names)] for a in names]
     return Table(
         "Probability of improvement: that a run of the row is above one of the column", ["method", *names], rows
     )

@@ -11,7 +11,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.records import RunRecord, borders, offline_curve, online_curve
 from segue.stats import half_width
-from segue.tables import by_task, comparable, labels, method_name, plain, source, steps_label
+from segue.tables import by_task, comparable, failures, labels, method_name, plain, source, steps_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,7 @@ def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], known: Ma
 
 def counted_seeds(record: RunRecord) -> str:
     seeds = record.scores.shape[1]
-    return f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"{seeds} seed{'s' * (seeds > 1)}{failures(record)}"
 
 
 def limits(group: Sequence[RunRecord], names: Sequence[str]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from segue.stats import Estimate
 from segue.tables import Cell, Table, by_task, labels, line, markdown, matrix, plain, small_print, table, task_tables
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    **{c: f"{{{c}}}" for c in "[]*"},  # at the beginning of a row they would be arguments of the \\ before
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -99,11 +100,12 @@ def tidy(records: Sequence[RunRecord]) -> str:
                 writer.writerow([*names, metric, f"{found.mean:.6g}", *ends, found.seeds, unit])
     if found := aggregates.shared(records):
         for label, measures in aggregates.measured(found).items():
+            place = f"({len(found.tasks)} tasks)", _text(label), ""
+            seeds = sum(map(len, found.scores[label]))
             for metric, one in measures.items():
                 ends = ["", ""] if one.low is None else [f"{one.low:.6g}", f"{one.high:.6g}"]
-                place = f"({len(found.tasks)} tasks)", _text(label), ""
-                seeds = sum(map(len, found.scores[label]))
                 writer.writerow([*place, metric, f"{one.value:.6g}", *ends, seeds, "normalised score"])
+            writer.writerow([*place, "failed", found.failed[label], "", "", seeds, "seeds"])
     return out.getvalue()
 
 
@@ -121,6 +123,7 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
         yield f"never to {HALF_WAY:g}", alone(s.never_half_way), "seeds"
     if s.regret is not None:
         yield "regret", s.regret, "1 - mean score / 100"
+    yield "failed", alone(len(record.failed)), "seeds"
     yield "env steps", alone(s.env_steps), "env steps"
     if record.seconds is not None:
         yield "wall-clock", alone(record.seconds), "s"

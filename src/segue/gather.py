@@ -14,10 +14,11 @@ SWEEP = "sweep.json"
 
 
 class Found(NamedTuple):
-    """A run's directory, there or not, and what its sweep calls its task and its arm."""
+    """A run's directory, there or not, and what its sweep, where it is of one, calls its task and its arm."""
 
     path: Path
     names: tuple[str, str] | None = None
+    sweep: Path | None = None
 
 
 class Lost(NamedTuple):
@@ -65,7 +66,7 @@ def _trials(folder: Path) -> list[Found]:
         place, task, arm = map(str, said)
         if Path(place).is_absolute() or ".." in Path(place).parts:
             raise DataError(f"{file}: trial {number} (counted from 0) lies outside the sweep: {place!r}.")
-        found.append(Found(folder / place, (task, arm)))
+        found.append(Found(folder / place, (task, arm), folder.resolve()))
     return found
 
 
@@ -79,13 +80,16 @@ def gather(
     Raises:
         SegueError: where no run can be read, with the first one's reason.
     """
-    found = {run.path.resolve(): run for folder in folders for run in find(folder)}
+    found: dict[Path, Found] = {}
+    for run in (run for folder in folders for run in find(folder)):
+        place = run.path.resolve()
+        found[place] = run if run.names else found.get(place, run)  # a sweep knows more of its trial
     records, lost = [], []
     for number, run in enumerate(found.values(), start=1):
         try:
             if not run.path.is_dir():
                 raise SegueError(f"{run.path} has not begun.")
-            records.append(replace(read(run.path), names=run.names))
+            records.append(replace(read(run.path), names=run.names, sweep=run.sweep))
         except SegueError as error:
             lost.append(Lost(run, str(error)))
         if advance:

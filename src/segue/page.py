@@ -23,6 +23,7 @@ from segue.tables import (
     comparable,
     labels,
     last,
+    marked,
     matrix,
     notes,
     plain,
@@ -41,7 +42,10 @@ CITED = {
     "bootstrap over seeds (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, "
     "NeurIPS 2021, arXiv 2108.13264), widened for few seeds after Hesterberg (What Teachers Should Know about the "
     "Bootstrap, The American Statistician 69, 2015); its resamples are the same every time. The tasks are given, not "
-    "drawn. A long tail of bad seeds makes every interval too sure.",
+    "drawn. A long tail of bad seeds makes every interval too sure. Those of the probability of improvement and of "
+    "performance profiles are not held to 95 % with few seeds: of the former, with normal scores on two tasks, 38 to "
+    "72 % held the truth with 2 seeds, 64 % with 3 and 90 % with 5. Where all resamples agree, at 0 or 1, none is "
+    "given.",
     "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
     "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
     "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "
@@ -219,6 +223,10 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     text = f"<p>Last scores on {_count(len(found.tasks), 'task')}: {escape(', '.join(found.tasks))}.</p>"
     if found.left:
         text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(found.left))}.</p>"
+    if any(found.failed.values()):
+        text += "<p>Seeds that failed count with the scores of their last finite policies.</p>"
+    if found.unfinished:
+        text += f"<p>Left out, not having come to their end: {_count(found.unfinished, 'row')}.</p>"
     text += _table(shown)
     if (better := aggregates.improvement(found)) is not None:
         text += _table(better)
@@ -232,7 +240,8 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     drawn = Figure(
         lambda: svg(lambda axis: aggregates.paint(axis, profiles, known)),
         alt,
-        "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals.",
+        "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals, too sure with "
+        "few seeds.",
         data,
     )
     return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
@@ -276,7 +285,7 @@ def _numbers(group: Sequence[RunRecord], name: str) -> Table:
     rows = [[f"{x:,}", *(cell(estimate(one[x])) if x in one else None for one in at)] for x in kept]
     axis = {"offline": "gradient steps", "online": "env steps"}[name]
     some = f" ({len(kept)} of {len(every)} places)" if len(kept) < len(every) else ""
-    return Table(f"{group[0].task}, {name}{some}", [axis, *labels(group)], rows)
+    return Table(f"{group[0].task}, {name}{some}", [axis, *marked(group)], rows)
 
 
 def _shifts(records: Sequence[RunRecord]) -> str:

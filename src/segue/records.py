@@ -27,10 +27,12 @@ from segue.stats import (
 )
 
 FORMAT = 1  # of the run directory
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care", "policy")
 """What of config.json is an object, where it is there at all."""
 HIGHEST = 1e100
 """A score beyond it is no score: it could not even be drawn."""
+LONGEST = 1e12
+"""Seconds that no run takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,8 @@ class RunRecord:
     """By phase, evaluation included, from its first journalled line to its last."""
     names: tuple[str, str] | None = None
     """What a sweep calls its task and its arm."""
+    sweep: Path | None = None
+    """The sweep's directory."""
     runs: tuple["RunRecord", ...] = ()
     """What was merged; empty where this is one run."""
     episodes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
@@ -88,9 +92,17 @@ class RunRecord:
     @property
     def name(self) -> str:
         """The sweep's name for it, or the recipe."""
-        return (self.names[1] if self.names else self.config["recipe"]) + (
-            "" if self.status == "finished" else ", unfinished"
-        )
+        return (self.names[1] if self.names else self.config["recipe"]) + ("" if self.ended else ", unfinished")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end: it finished, or all its seeds diverged, which is a result as well."""
+        return self.status == "finished" or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed because none of its seeds was left."""
+        return self.status == "failed" and len(self.failed) == self.config["seeds"]
 
     @property
     def reference(self) -> tuple[float, float] | None:
@@ -131,7 +143,11 @@ def read(run_dir: str | Path) -> RunRecord:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
     logs, torn = lines(path / "times.jsonl")
     failures, _ = lines(path / "failures.jsonl")
-    failed = {line["seed"]: line for _, line in failures if line.get("halted") and _count(line.get("seed"))}
+    failed = {
+        line["seed"]: line
+        for _, line in failures
+        if line.get("halted") and is_count(line.get("seed")) and line["seed"] < config["seeds"]
+    }
     lost = [
         f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
         f"({line.get('why')}); its scores are those of its last finite policy."
@@ -191,8 +207,9 @@ def _config(path: Path) -> dict[str, Any]:
         "recipe": isinstance(config.get("recipe"), str),
         "env_id": isinstance(config.get("env_id"), str),
         "task": config.get("task") is None or isinstance(config["task"], str),
-        "seeds": _count(config.get("seeds")) and config["seeds"] > 0,
-        "seed": _count(config.get("seed", 0)),
+        "seeds": is_count(config.get("seeds")) and config["seeds"] > 0,
+        "seed": is_count(config.get("seed", 0)),
+        "start": isinstance(config.get("start"), str | None),
         "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
         "score": score is None
         or (
@@ -240,7 +257,8 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     return objects, notes
 
 
-def _count(value: object) -> TypeGuard[int]:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value from a file is a whole number, 0 or above, that a float holds exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
@@ -248,7 +266,7 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
     phase, kind = line.get("phase"), line.get("kind")
     if not isinstance(phase, str) or kind not in ("offline", "online"):
         raise DataError(f"{where} needs a `phase`, and a `kind` that is `offline` or `online`.")
-    if wrong := [k for k in ("update", "updates", "env_step") if not _count(line.get(k))]:
+    if wrong := [k for k in ("update", "updates", "env_step") if not is_count(line.get(k))]:
         raise DataError(f"{where} needs a whole number in {' and '.join(f'`{k}`' for k in wrong)}.")
     try:
         returns = np.asarray(line.get("returns"), dtype=np.float64)
@@ -266,8 +284,8 @@ def _seconds(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
     total, last = 0.0, 0.0
     for where, line in logs:
         now = line.get("seconds")
-        if not isinstance(now, int | float) or not np.isfinite(now):
-            raise DataError(f"{where} needs a number in `seconds`.")
+        if not isinstance(now, int | float) or not 0 <= now < LONGEST:
+            raise DataError(f"{where} needs a number in `seconds`, from 0 to {LONGEST:g}.")
         total, last = total + (now - last if now >= last else now), now
     return total if logs else None
 
@@ -281,7 +299,7 @@ def _paces(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
             first.get("phase"),
             [line.get(k) for k in ("updates", "env_step") for line in (first, last)],
         )
-        if isinstance(phase, str) and _count(a) and _count(b) and _count(c) and _count(d):
+        if isinstance(phase, str) and is_count(a) and is_count(b) and is_count(c) and is_count(d):
             found[phase] = found.get(phase, Pace()).plus(Pace(last["seconds"] - first["seconds"], b - a, d - c))
 
     stretch: list[Mapping[str, Any]] = []
@@ -300,7 +318,7 @@ def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tup
     found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(seeds if ended else 0)]
     for where, line in ended:
         seed, step, value = line.get("seed"), line.get("env_step"), line.get("return")
-        if not (_count(seed) and seed < seeds and _count(step)):
+        if not (is_count(seed) and seed < seeds and is_count(step)):
             raise DataError(f"{where} needs a `seed` below {seeds} and a whole number in `env_step`.")
         if not isinstance(value, int | float) or not abs(value) < HIGHEST:
             raise DataError(f"{where} needs a finite number in `return`.")
@@ -312,9 +330,13 @@ def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tup
 def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Runs that differ in nothing but their seeds become one, with all their seeds; others stay as they are.
 
-    The same are arm, task, env, phases, settings, measuring, score and dataset, and whether they are finished; seed
-    numbers are disjoint. The merged run has the evaluations that all of them have, by phase and env step (by update
-    where the world sleeps); its wall-clock is the sum of theirs.
+    The same are arm, task, env, phases, settings, care, measuring, score and dataset, what they began from, and whether
+    they came to their end; seed numbers are disjoint. Trials that one sweep names as one arm of one task may begin from
+    different policies or runs, for so the sweep was planned.
+
+    The merged run has the evaluations that all of them have, by phase and env step (by update where the world sleeps);
+    its wall-clock is the sum of theirs. A run that diverged before the others' end keeps its last scores, as a seed
+    that diverges beside others does.
     """
     rows: list[list[RunRecord]] = []
     alike: dict[str, list[list[RunRecord]]] = {}
@@ -330,17 +352,24 @@ def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _kind(record: RunRecord) -> str:
     """What runs must share to be one."""
-    names = ("recipe", "task", "env_id", "phases", "settings", "measuring", "score", "reward")
-    data = record.config.get("dataset") or {}
+    names = ("recipe", "task", "env_id", "phases", "settings", "care", "measuring", "score", "reward")
+    data, policy = record.config.get("dataset") or {}, record.config.get("policy") or {}
+    origin = [policy.get("sha256"), record.config.get("start")]
+    if record.sweep is not None and any(origin):
+        origin = [str(record.sweep)]
     episodes = record.evaluations[0].returns.shape[1]
     same = [record.config.get(name) for name in names]
-    said = [record.names, record.status == "finished", episodes, data.get("name"), data.get("sha256")]
-    return json.dumps([*said, *same], sort_keys=True)
+    said = [record.names, record.ended, episodes, data.get("name"), data.get("sha256")]
+    return json.dumps([*said, *same, *origin], sort_keys=True)
 
 
 def _numbers(record: RunRecord) -> set[int]:
     first = record.config.get("seed", 0)
     return set(range(first, first + record.config["seeds"]))
+
+
+def _place(evaluation: Evaluation) -> tuple[int, int]:
+    return evaluation.env_step, evaluation.updates
 
 
 def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
@@ -353,9 +382,20 @@ def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
         return {(e.phase, e.kind, e.env_step, None if acts(e) else e.update): e for e in record.evaluations}
 
     found = [places(record) for record in row]
-    common = [place for place in found[0] if all(place in other for other in found)]
+    whole = [n for n, record in enumerate(row) if not record.diverged] or [
+        max(range(len(row)), key=lambda n: _place(row[n].evaluations[-1]))
+    ]
+    model = found[whole[0]]
+    carried = []
+    for record, own in zip(row, found, strict=True):
+        end = record.evaluations[-1]
+        later = [place for place, e in model.items() if place not in own and _place(e) > _place(end)]
+        if record.diverged and later:
+            own |= dict.fromkeys(later, end)
+            carried.append(f"{record.path} diverged; its last scores are carried on to the end of the other seeds.")
+    common = [place for place in model if all(place in other for other in found)]
     evaluations = [
-        replace(found[0][place], returns=np.concatenate([other[place].returns for other in found]))
+        replace(model[place], returns=np.concatenate([other[place].returns for other in found]))
         for place in common
         if len({other[place].returns.shape[1] for other in found}) == 1
     ]
@@ -373,11 +413,12 @@ def _join(row: Sequence[RunRecord]) -> Sequence[RunRecord]:
             config,
             tuple(evaluations),
             sum(known) if known else None,
-            tuple(note for record in row for note in record.notes),
+            (*(note for record in row for note in record.notes), *carried),
             tuple((record.path, seed) for record in row for seed in record.failed),
-            row[0].status,
+            row[whole[0]].status,
             paces,
             row[0].names,
+            row[0].sweep,
             tuple(row),
             tuple(seed for record in row for seed in record.episodes) if all(r.episodes for r in row) else (),
         )

@@ -5,7 +5,7 @@ Offline and online rows (s, a) in the plane of their two main components. What e
 first steps, against the discounted returns that followed: the paper's argument (its Figure 6) on one's own run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from segue import store
 from segue.curves import canvas, frame, save
 from segue.errors import DataError, SegueError
-from segue.records import RunRecord, lines
+from segue.records import HIGHEST, RunRecord, is_count, lines
 from segue.tables import plain
 
 if TYPE_CHECKING:
@@ -27,28 +27,42 @@ ROWS = 2_000
 def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Env steps [n], and the share of divergence [n, seeds] that the density ratio attains: 0 to 1."""
     logged, _ = lines(path / "metrics.jsonl")
-    found = [(line["env_step"], line["metrics"]["shift"]) for _, line in logged if "shift" in line.get("metrics", {})]
-    steps = np.array([step for step, _ in found], float)
-    return steps, np.array([[float(v) for v in row] for _, row in found], float)
+    found = [(where, line) for where, line in logged if "shift" in line.get("metrics", {})]
+    rows = [_numbers(line["metrics"]["shift"], where) for where, line in found]
+    return _steps(found), np.array(rows, float)
+
+
+def _steps(found: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
+    for where, line in found:
+        if not is_count(line.get("env_step")):
+            raise DataError(f"{where} needs a whole number in `env_step`.")
+    return np.array([line["env_step"] for _, line in found], float)
+
+
+def _numbers(row: Sequence[float | None], where: str) -> np.ndarray:
+    """None is NaN; what could not be drawn is refused."""
+    found = np.array([np.nan if value is None else float(value) for value in row])
+    if (np.abs(found) > HIGHEST).any():
+        raise DataError(f"{where} holds a number beyond {HIGHEST:g}, which cannot be drawn: was it edited?")
+    return found
 
 
 def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Env steps [n], and by name ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations; NaN where
     there was no such critic."""
     evaluated, _ = lines(path / "returns.jsonl")
-    known = [line for _, line in evaluated if isinstance(line.get("values"), dict)]
-    first = next((k for k, line in enumerate(known) if line.get("kind") == "online"), len(known))
+    known = [(where, line) for where, line in evaluated if isinstance(line.get("values"), dict)]
+    first = next((k for k, (_, line) in enumerate(known) if line.get("kind") == "online"), len(known))
     held = known[max(first - 1, 0) :] if first < len(known) else []  # from the last one before the switch on
-    steps = np.array([line["env_step"] for line in held], float)
-    number = lambda row: np.array([np.nan if v is None else float(v) for v in row])
-    seeds = len(held[0]["values"]["return"]) if held else 0
+    steps = _steps(held)
+    seeds = len(held[0][1]["values"]["return"]) if held else 0
     errors = {}
     for name in ("off", "on"):
         rows = [
-            number(line["values"][name]) - number(line["values"]["return"])
+            _numbers(line["values"][name], where) - _numbers(line["values"]["return"], where)
             if name in line["values"]
             else np.full(seeds, np.nan)
-            for line in held
+            for where, line in held
         ]
         if any(np.isfinite(row).any() for row in rows):
             errors[name] = np.stack(rows)
@@ -57,19 +71,24 @@ def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Offline and online (s, a) of the first seed in their two main components [rows, 2], and the share of variance
-    that these hold; None where the dataset or the replay is not at hand. Online rows are in the order they came."""
+    that these hold; None where the dataset or the replay is not at hand, or they do not belong together. Online rows
+    are in the order they came."""
+    try:
+        return _plane(record)
+    except (SegueError, OSError, KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     from segue import policies
     from segue.data import load
 
     folder = record.path / "checkpoints" / record.config["phases"][-1]
-    try:
-        files, _ = store.read_checked(folder)
-        online = store.arrays(files["replay.safetensors"], str(folder))
-        said = record.config["dataset"]
-        data = load(said["path"], clip_actions=bool(said.get("clip_actions")))
-        _, spec = policies.load(record.path / "policy-0")  # which knows the box: no env of a file's choice is made
-    except (SegueError, KeyError, TypeError):
-        return None
+    files, _ = store.read_checked(folder)
+    online = store.arrays(files["replay.safetensors"], str(folder))
+    said = record.config["dataset"]
+    data = load(said["path"], clip_actions=bool(said.get("clip_actions")))
+    _, spec = policies.load(record.path / "policy-0")  # which knows the box: no env of a file's choice is made
     rng, t = np.random.default_rng(0), data.transitions
     some = lambda n: np.sort(rng.choice(n, min(ROWS, n), replace=False))
     off, on = some(len(data)), some(online["obs"].shape[1])

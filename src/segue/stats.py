@@ -226,7 +226,8 @@ def _finite(values: np.ndarray, what: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A statistic and its interval, numbers or arrays [...]; no interval (None) where a task has a single run."""
+    """A statistic and its interval, numbers or arrays [...]; no interval (None; NaN where others of an array have one)
+    where a task has a single run, or `interval` finds none."""
 
     value: Any
     low: Any
@@ -249,7 +250,9 @@ def interval(
 
     `statistic` maps batches as the aggregates here do: `iqm`, or `partial(performance_profile, taus=taus)`, whose bands
     are then pointwise. It takes one argument for each of `samples`, which are resampled independently. `within` is
-    where it can lie at all, for instance 0 to 1. One method's mean on one task has the interval of `estimate`.
+    where it can lie at all, for instance 0 to 1: where that has two ends and all resamples agree, as shares at 0 and 1
+    do, there is no interval, for that of width 0 would claim certainty. One method's mean on one task
+    has the interval of `estimate`.
 
     half = t(1/2 + level/2, d) sqrt(sum_t w_t / sum_t v_t) std(statistic of stratified resamples)
     w_t  = v_t n_t / (n_t - 1)        v_t: the variance where task t alone, of n_t runs, is resampled
@@ -272,6 +275,10 @@ def interval(
     moderate one, over 9 tasks or more (22 of 24). It does not where bad seeds make a tail over one task or three (11 of
     48): every interval is too sure then, most of all that of the IQM, which is itself biased there. With two seeds and
     no tail the shares are 91-99 [49-83], and the intervals wide.
+
+    The probability of improvement and performance profiles are not held to 95 with few seeds: with normal scores on two
+    tasks, intervals of the former (those of width 0 at 0 and 1 among them, which are no longer given) held the truth in
+    38 to 72 % of draws with 2 seeds, 64 % with 3 and 90 % with 5.
     """
     value = np.asarray(statistic(*samples))
     n = np.array([len(task) for tasks in samples for task in tasks])
@@ -279,7 +286,12 @@ def interval(
         return Interval(value[()], None, None)
     from scipy.special import stdtrit
 
-    error = bootstrap(statistic, *samples, resamples=resamples, seed=seed).std(axis=0)
+    resampled = bootstrap(statistic, *samples, resamples=resamples, seed=seed)
+    error = resampled.std(axis=0)
+    if np.isfinite(within).all():
+        error = np.where(np.ptp(resampled, axis=0) > 0, error, np.nan)
+    if np.isnan(error).all():
+        return Interval(value[()], None, None)
     rng = np.random.default_rng(seed)
     alone = [statistic(*_resample(samples, ALONE, rng, only)) for only in range(len(n))]
     v = np.moveaxis(np.var(alone, axis=1), 0, -1)

@@ -94,6 +94,8 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
         "the run was given; `final` is the last one of the run.",
         "`best` is chosen on the episodes that score it, so it is optimistic.",
     ]
+    if any(record.failed for record in records):
+        small.append("A failed seed diverged and was halted; it counts with the scores of its last finite policy.")
     if any(record.runs for record in records):
         small.append(
             "Runs that differ in their seeds alone are one row, at the evaluations that all of them have; its "
@@ -167,6 +169,16 @@ def labels(group: Sequence[RunRecord]) -> list[str]:
     return found
 
 
+def failures(record: RunRecord) -> str:
+    """How many of its seeds diverged, to stand behind a name or a number; nothing where none did."""
+    return f" ({len(record.failed)} failed)" if record.failed else ""
+
+
+def marked(group: Sequence[RunRecord]) -> list[str]:
+    """Labels with failures."""
+    return [label + failures(record) for label, record in zip(labels(group), group, strict=True)]
+
+
 def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
     """Published scores that lie on the group's scale: they are normalised, raw returns are not."""
     return published(group[0].config.get("task") or "") if group[0].reference else {}
@@ -190,7 +202,7 @@ def _milestones(group: Sequence[RunRecord]) -> Table:
     for record, label in zip(group, labels(group), strict=True):
         s = record.summary
         seeds = "1 seed" if s.best.seeds == 1 else str(s.best.seeds)
-        seeds += f" ({len(record.failed)} failed)" if record.failed else ""
+        seeds += failures(record)
         scores = [cell(s.offline), cell(s.final), cell(s.gain, "+.1f"), cell(s.best)]
         rows.append([label, seeds, *scores, f"{s.best_step:,}", f"{s.env_steps:,}", duration(record.seconds)])
     landmarks = [
@@ -223,7 +235,7 @@ def _budget(group: Sequence[RunRecord]) -> list[Table]:
 def _columns(caption: str, group: Sequence[RunRecord], columns: Mapping[str, list[Cell | None]]) -> list[Table]:
     """A table of the columns in which there is anything; none where there is nothing."""
     kept = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
-    rows = [[label, *(cells[i] for cells in kept.values())] for i, label in enumerate(labels(group))]
+    rows = [[label, *(cells[i] for cells in kept.values())] for i, label in enumerate(marked(group))]
     return [Table(caption, ["method", *kept], rows)] if kept else []
 
 
@@ -238,7 +250,10 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
     found: list[Table] = []
     for first in range(0, len(groups), WIDTH):
         some = groups[first : first + WIDTH]
-        cells = [{label: cell(last(r)) for label, r in zip(labels(group), group, strict=True)} for group in some]
+        cells = [
+            {label: cell(last(r), more=failures(r)) for label, r in zip(labels(group), group, strict=True)}
+            for group in some
+        ]
         theirs = [comparable(group) for group in some]
         rows = [[name, *(column.get(name) for column in cells)] for name in dict.fromkeys(n for c in cells for n in c)]
         landmarks = [
