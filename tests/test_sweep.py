@@ -595,6 +595,28 @@ def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatc
     assert (out / "t/a/0/commits/000002/manifest.json").exists()
 
 
+def test_a_trial_that_ends_while_it_is_taken_to_the_url_is_not_finished_there_yet(bucket, monkeypatch):
+    place, out = bucket
+    put = places.Bucket.put
+    with place.here("t/a/0", [], 0) as root:
+        top = fabricated(root, "t/a/0", [])
+        pretend(root, "t/a/0", "running")
+
+        def ends(self, name, path):
+            put(self, name, path)
+            (top / "returns.jsonl").write_text("all")
+            pretend(root, "t/a/0", "finished")
+
+        mirror = places.Mirror(place, root, "t/a/0")
+        monkeypatch.setattr(places.Bucket, "put", ends)
+        (top / "returns.jsonl").write_text("few")
+        mirror.push()
+        assert not (out / "t/a/0/status.json").exists()
+        mirror.close()
+    assert places.finished(place, ["t/a/0"])
+    assert (out / "t/a/0/returns.jsonl").read_text() == "all"
+
+
 def test_what_a_node_brings_is_whole(bucket):
     place, out = bucket
     fabricated(out, "t/base/0", [4])

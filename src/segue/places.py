@@ -2,7 +2,8 @@
 
 At a URL a trial runs in a directory of the worker's own, brought from there first, and a thread takes every commit
 back. It goes in an order in which what lies at the URL can be gone on with at any moment: the commits are listed, then
-journals, policies and checkpoints go, then the commits' files, each manifest last, and status.json at the very end.
+journals, policies and checkpoints go, then the commits' files, each manifest last; status.json, which says that all is
+there, goes when the trial has ended, after everything else.
 """
 
 import contextlib
@@ -205,8 +206,8 @@ class Mirror(threading.Thread):
                 except OSError as error:
                     print(f"segue: {self.bucket.where} did not take a commit ({error}); at the next look again.")
 
-    def push(self) -> None:
-        """Raises OSError; what lies at the URL can be gone on with even then."""
+    def push(self, last: bool = False) -> None:
+        """Raises OSError; what lies at the URL can be gone on with even then. Only the `last` one says how it ended."""
         top, whole = self.root / self.folder, self.commits()
         files = [path for path in sorted(top.rglob("*")) if path.is_file() and not _hidden(path.relative_to(top))]
         stages: list[list[Path]] = [[], [], [], [], []]
@@ -216,7 +217,7 @@ class Mirror(threading.Thread):
                 if len(parts) == 2 or parts[1] in whole:
                     stages[3 if path.name == "manifest.json" else 2].append(path)
             elif parts == ("status.json",):
-                stages[4].append(path)
+                stages[4] += [path] if last else []
             else:
                 stages[1 if path.name == "manifest.json" else 0].append(path)
         stages[0] += [log for log in (top.with_name(f"{top.name}.log"),) if log.exists()]
@@ -238,7 +239,7 @@ class Mirror(threading.Thread):
         """Take the rest. Raises OSError where the store does not take it."""
         self.over.set()
         self.join()
-        self.push()
+        self.push(last=True)
 
 
 def _hidden(path: Path) -> bool:
