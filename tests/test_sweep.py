@@ -1,5 +1,6 @@
 """A sweep: what its file means and what is refused; what is done after any end; one trial, one worker, one result."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, lines, new
 
-from segue import cli, engines, places, store, sweeps, worker
+from segue import cli, engines, places, runs, store, sweeps, worker
 from segue.board import length
 from segue.errors import SegueError
 from segue.sweeps import Sweep
@@ -303,9 +304,24 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_agai
 
 
 def test_a_directory_that_the_nodes_do_not_share_is_said(swept, monkeypatch):
+    monkeypatch.setattr(sweeps, "SHOWN", 0.1)
     monkeypatch.setattr(Pretended, "ended", lambda self: [(self.now.pop(), 0)] if self.now else [])
     done, _ = swept(Sweep({"alone": {}}, ["t"]), new())
     assert "do all nodes see the same directory" in done.failed["t/alone/0"]
+
+
+def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_moment_fail_nothing(swept, monkeypatch):
+    out, looks, finished = new(), [], places.finished
+
+    def late(place, folders):
+        looks.append(folders)
+        if len(looks) == 3:
+            raise OSError("away")
+        return finished(place, folders) if len(looks) in (1, 6) else set()
+
+    monkeypatch.setattr(places, "finished", late)
+    done, orders = swept(Sweep({"alone": {}}, ["t"]), out)
+    assert (done.finished, orders, len(looks)) == (("t/alone/0",), ["t/alone/0"], 6)
 
 
 @pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
@@ -637,16 +653,91 @@ def test_what_a_node_brings_is_whole(bucket):
     assert not root.exists()
 
 
+@pytest.mark.parametrize("commits", [[], [1]])
+def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch, commits):
+    place, out = bucket
+    put, words, done = places.Bucket.put, ["run", "td3bc"], 0
+
+    def first(self, name, path):
+        nonlocal done
+        if done == most:
+            raise KeyboardInterrupt
+        done += 1
+        put(self, name, path)
+
+    local = new("local")
+    fabricated(local, "t/a/0", commits)
+    for most in range(20):
+        shutil.rmtree(out, ignore_errors=True)
+        done = 0
+        mirror = places.Mirror(place, local, "t/a/0")
+        mirror.over.set()
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(places.Bucket, "put", first)
+            mirror.push()
+        with place.here("t/a/0", [], 0) as root:
+            whole = (out / "t/a/0/commits/000001/manifest.json").exists()
+            folder = root / "t/a/0"
+            assert worker.prepare(folder, words) == (["resume", str(folder)] if whole else words)
+            if whole:
+                runs.check_unfinished(folder)
+            else:
+                store.new_folder(folder)
+    assert done < most  # each way of breaking off has been seen
+    assert whole == bool(commits)
+
+
 def test_a_store_that_does_not_take_the_end_is_no_success(bucket, monkeypatch):
     place, out = bucket
+    open_there, tries = place.files.open, []
 
-    def full(self, name, path):
-        raise OSError("no room")
+    def full(path, mode):
+        tries.append(path)
+        raise ValueError("no room")  # what a store's client raises may be anything
 
-    monkeypatch.setattr(places.Bucket, "put", full)
-    with pytest.raises(OSError, match="no room"), place.here("t/a/0", [], 0) as root:
+    monkeypatch.setattr(places.Mirror, "AGAIN", (0.0, 0.0))
+    monkeypatch.setattr(place.files, "open", full)
+    with pytest.raises(OSError, match="ValueError: no room"), place.here("t/a/0", [], 0) as root:
         fabricated(root, "t/a/0", [1])
+    assert len(tries) == 3
     assert not (out / "t/a/0/status.json").exists()
+    assert (root / "t/a/0/returns.jsonl").exists()  # the only copy
+    monkeypatch.setattr(place.files, "open", lambda *how: open_there(*how) if len(tries) > 4 else full(*how))
+    with place.here("t/a/0", [], 0) as root:
+        fabricated(root, "t/a/0", [1])
+    assert (out / "t/a/0/status.json").exists()
+    assert not root.exists()
+
+
+def test_a_commit_that_the_store_does_not_take_is_taken_at_a_later_look(bucket, monkeypatch):
+    place, out = bucket
+    open_there, tries = place.files.open, []
+
+    def once(*how):
+        tries.append(how)
+        if len(tries) == 1:
+            raise ValueError("expired")
+        return open_there(*how)
+
+    monkeypatch.setattr(places.Mirror, "EVERY", 0.05)
+    monkeypatch.setattr(place.files, "open", once)
+    with place.here("t/a/0", [], 0) as root:
+        fabricated(root, "t/a/0", [1])
+        until((out / "t/a/0/commits/000001/manifest.json").exists, 10)
+
+
+def test_a_store_that_is_away_is_not_one_that_is_empty(bucket, monkeypatch):
+    place, out = bucket
+    pretend(out, "t/a/0", "finished")
+
+    def away(path, *_, **__):
+        raise (PermissionError if path.endswith("status.json") else RuntimeError)("away")
+
+    monkeypatch.setattr(place.files, "cat_file", away)
+    for name in ("t/a/0/status.json", "sweep.json"):
+        with pytest.raises(OSError, match="away"):
+            place.read([name])
+    assert places.at(place.where).tail("none") == b""
 
 
 def test_the_driver_at_a_url(bucket):

@@ -100,10 +100,10 @@ class Board:
         """Updates and env steps of a whole trial, as far as its settings tell."""
         if folder not in self.lengths:
             name = f"{folder}/config.json"
-            config = places.parse(self.place.read([name]).get(name, b""))
             try:
+                config = places.parse(self.place.read([name]).get(name, b""))
                 self.lengths[folder] = length(config["settings"])
-            except (KeyError, TypeError, AttributeError, ValueError):
+            except (KeyError, TypeError, AttributeError, ValueError, OSError):
                 return float("inf")
         return self.lengths[folder]
 

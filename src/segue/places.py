@@ -7,10 +7,12 @@ there, goes when the trial has ended, after everything else.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,18 +92,21 @@ class Bucket:
         self.scratch = store.cache_dir() / "sweeps" / hashlib.sha256(self.where.encode()).hexdigest()[:16]
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """As a directory's; all at once, because each file is a way to the store."""
+        """As a directory's; all at once, because each file is a way to the store. Raises OSError where it fails."""
         if not names:
             return {}
         paths = {f"{self.root}/{name}": name for name in names}
-        found: dict[str, bytes] = self.files.cat(list(paths), on_error="omit")
-        return {paths[path]: content for path, content in found.items()}
+        with _as_os_errors(self.where):
+            found = self.files.cat(list(paths), on_error="return")
+            for error in found.values():
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+                    raise error
+        return {paths[path]: content for path, content in found.items() if isinstance(content, bytes)}
 
     def tail(self, name: str) -> bytes:
-        try:
+        with contextlib.suppress(OSError), _as_os_errors(self.where):
             return self.files.tail(f"{self.root}/{name}", TAIL)
-        except OSError:
-            return b""
+        return b""
 
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all."""
@@ -119,37 +124,46 @@ class Bucket:
 
     @contextlib.contextmanager
     def here(self, folder: str, needs: Sequence[str], patience: float) -> Iterator[Path]:
-        """As a directory's: a copy of the trial and of what it needs, and the store follows it."""
+        """As a directory's: a copy of the trial and of what it needs, and the store follows it.
+
+        The lock is of this machine. A store has none across machines: a node that was cut off and lives on may
+        overwrite what another one does meanwhile.
+
+        Raises:
+            Busy: as a directory's; OSError: where the store fails. The copy stays where its end could not be stored,
+                until the trial is tried again on this machine.
+        """
         self.scratch.mkdir(parents=True, exist_ok=True)
         root = self.scratch / hashlib.sha256(folder.encode()).hexdigest()[:16]
         with store.locked(self.scratch, f".{root.name}.lock", patience):
             shutil.rmtree(root, ignore_errors=True)  # of a worker that was killed
+            for need in needs:
+                self._fetch(need, root, without=("commits", "tensorboard"))
+            self._fetch(folder, root)
+            (root / folder).parent.mkdir(parents=True, exist_ok=True)
+            if (root / folder).is_dir() and not (root / folder / "status.json").exists():  # killed before its end
+                store.write_json(root / folder / "status.json", {"format": store.FORMAT, "status": "running"})
+            mirror = Mirror(self, root, folder)
             try:
-                for need in needs:
-                    self._fetch(need, root, without=("commits", "tensorboard"))
-                self._fetch(folder, root)
-                (root / folder).parent.mkdir(parents=True, exist_ok=True)
-                mirror = Mirror(self, root, folder)
-                try:
-                    yield root
-                finally:
-                    mirror.close()
+                yield root
             finally:
+                mirror.close()
                 shutil.rmtree(root, ignore_errors=True)
 
     def _fetch(self, folder: str, root: Path, without: Sequence[str] = ()) -> None:
         """Bring a trial and its log, but for commits that were not stored to their end."""
-        self.files.invalidate_cache()
         base = f"{self.root}/{folder}"
-        names = [path.removeprefix(f"{base}/") for path in self.files.find(base)]
-        whole = {name.rpartition("/")[0] for name in names if name.endswith("/manifest.json")}
-        for name in names:
-            parts = name.split("/")
-            torn = parts[0] == "commits" and len(parts) == 3 and f"commits/{parts[1]}" not in whole
-            if parts[0] not in without and not torn and ".." not in parts:
-                self._get(f"{folder}/{name}", root)
-        if self.files.exists(f"{base}.log"):
-            self._get(f"{folder}.log", root)
+        with _as_os_errors(base):
+            self.files.invalidate_cache()
+            names = [path.removeprefix(f"{base}/") for path in self.files.find(base)]
+            whole = {name.rpartition("/")[0] for name in names if name.endswith("/manifest.json")}
+            for name in names:
+                parts = name.split("/")
+                torn = parts[0] == "commits" and len(parts) == 3 and f"commits/{parts[1]}" not in whole
+                if parts[0] not in without and not torn and ".." not in parts:
+                    self._get(f"{folder}/{name}", root)
+            if self.files.exists(f"{base}.log"):
+                self._get(f"{folder}.log", root)
 
     def _get(self, name: str, root: Path) -> None:
         path = root / name
@@ -159,17 +173,30 @@ class Bucket:
 
     def put(self, name: str, path: Path) -> None:
         target = f"{self.root}/{name}"
-        self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        with path.open("rb") as ours, self.files.transaction, self.files.open(target, "wb") as theirs:
-            shutil.copyfileobj(ours, theirs)
+        with _as_os_errors(target):
+            self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            with path.open("rb") as ours, self.files.transaction, self.files.open(target, "wb") as theirs:
+                shutil.copyfileobj(ours, theirs)
 
     def prune(self, folder: str, kept: Sequence[str]) -> None:
         """Remove commits that are no longer kept, manifests first."""
-        self.files.invalidate_cache()
         base = f"{self.root}/{folder}/commits"
-        old = [path for path in self.files.find(base) if path.removeprefix(f"{base}/").split("/")[0] not in kept]
-        for path in sorted((path for path in old if "/" in path.removeprefix(f"{base}/")), key=_manifests_first):
-            self.files.rm_file(path)
+        with _as_os_errors(base):
+            self.files.invalidate_cache()
+            old = [path for path in self.files.find(base) if path.removeprefix(f"{base}/").split("/")[0] not in kept]
+            for path in sorted((path for path in old if "/" in path.removeprefix(f"{base}/")), key=_manifests_first):
+                self.files.rm_file(path)
+
+
+@contextlib.contextmanager
+def _as_os_errors(where: str) -> Iterator[None]:
+    """Whatever a store's client raises, as an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", where) from error
 
 
 def _manifests_first(path: str) -> tuple[bool, str]:
@@ -181,6 +208,8 @@ class Mirror(threading.Thread):
 
     EVERY = 1.0
     """Seconds between looks for a new commit."""
+    AGAIN = (20.0, 40.0)
+    """Seconds before each further try to store the end."""
 
     def __init__(self, bucket: Bucket, root: Path, folder: str):
         super().__init__(daemon=True, name="segue-mirror")
@@ -236,10 +265,16 @@ class Mirror(threading.Thread):
             self.there[name] = now
 
     def close(self) -> None:
-        """Take the rest. Raises OSError where the store does not take it."""
+        """Take the rest. Raises OSError where the store does not take it for a while."""
         self.over.set()
         self.join()
-        self.push(last=True)
+        for pause in self.AGAIN:
+            try:
+                return self.push(last=True)
+            except OSError as error:
+                print(f"segue: {self.bucket.where} did not take the end ({error}); in {pause:.0f} s again.", flush=True)
+                time.sleep(pause)
+        return self.push(last=True)
 
 
 def _hidden(path: Path) -> bool:
