@@ -18,6 +18,8 @@ LINE_EVERY, LOOK_EVERY = 30.0, 2.0
 """Seconds between lines where there is no terminal, and between looks at the trials' files."""
 MOST = 20
 """Trials of a kind that the table shows."""
+BEGINS = "begins"
+"""Where a trial is that has not said anything yet."""
 
 
 class Board:
@@ -48,13 +50,13 @@ class Board:
         ended = left.total - len(left.waiting) - len(left.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
             return
-        self.looked = now
+        news, self.looked, self.ended = ended != self.ended, now, ended
         at = {folder: self._progress(folder) for folder in left.running}
         counts = self._counts(left, at, slots)
         if self.live:
             self.live.update(self._table(left, at, counts), refresh=True)
-        elif now - self.lined > LINE_EVERY or ended != self.ended:
-            self.lined, self.ended = now, ended
+        elif now - self.lined > LINE_EVERY or news:
+            self.lined = now
             print(f"segue: {counts}", file=sys.stderr, flush=True)
 
     def _counts(self, left: "Left", at: dict[str, tuple[str, float]], slots: int) -> str:
@@ -63,10 +65,11 @@ class Board:
         words += [f"{len(left.skipped)} skipped"] if left.skipped else []
         if self.before is None:
             self.before = left.done.keys() - set()
-        for folder, (_, share) in at.items():
-            self.first.setdefault(folder, share)
+        for folder, (where, share) in at.items():
+            if where != BEGINS:  # one that starts from a checkpoint may begin far on
+                self.first.setdefault(folder, share)
         worked = sum(1 - self.first.get(folder, 0.0) for folder in left.done.keys() - self.before)
-        worked += sum(share - self.first[folder] for folder, (_, share) in at.items())
+        worked += sum(share - self.first.get(folder, share) for folder, (_, share) in at.items())
         todo = len(left.waiting) + sum(1 - share for _, share in at.values())
         if worked > 0.02 and todo:
             words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")
@@ -88,7 +91,7 @@ class Board:
             if isinstance(said, dict) and isinstance(said.get("phase"), str):
                 break
         else:
-            return "begins", 0.0
+            return BEGINS, 0.0
         try:
             done = float(said["updates"]) + float(said["env_step"])
             where = f"{said['phase']}, update {int(said['updates']):,}, env step {int(said['env_step']):,}"
