@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LINE_EVERY, LOOK_EVERY = 30.0, 2.0
 """Seconds between lines where there is no terminal, and between looks at the trials' files."""
 MOST = 20
-"""Trials of a kind that the table shows."""
+"""Trials that the table shows."""
 BEGINS = "begins"
 """Where a trial is that has not said anything yet."""
 
@@ -45,7 +45,7 @@ class Board:
         for folder, why in {**left.failed, **left.skipped}.items():
             if folder not in self.told and not self.quiet:
                 word = "failed" if folder in left.failed else "skipped"
-                self.terminal.print(Text(f"{word} {folder}: {why}"), soft_wrap=True)
+                self.terminal.print(Text(f"{word} {folder}: {why}", "red"), soft_wrap=True)
             self.told.add(folder)
         ended = left.total - len(left.waiting) - len(left.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
@@ -54,7 +54,7 @@ class Board:
         at = {folder: self._progress(folder) for folder in left.running}
         counts = self._counts(left, at, slots)
         if self.live:
-            self.live.update(self._table(left, at, counts), refresh=True)
+            self.live.update(self._table(at, counts), refresh=True)
         elif now - self.lined > LINE_EVERY or news:
             self.lined = now
             print(f"segue: {counts}", file=sys.stderr, flush=True)
@@ -75,13 +75,13 @@ class Board:
             words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")
         return ", ".join(words)
 
-    def _table(self, left: "Left", at: dict[str, tuple[str, float]], counts: str) -> Group:
+    def _table(self, at: dict[str, tuple[str, float]], counts: str) -> Group:
+        """What runs; what failed stands above it, once."""
         table = Table("trial", "where it is", "done", box=None, pad_edge=False)
+        table.columns[-1].justify = "right"
         for folder, (where, share) in list(at.items())[:MOST]:
             table.add_row(Text(folder), Text(where), Text(f"{share:.0%}"))
-        for folder, why in list(left.failed.items())[:MOST]:
-            table.add_row(Text(folder, "red"), Text(f"failed: {why}", "red"), "")
-        return Group(table, Text(counts, "bold"))
+        return Group(*([table] if at else []), Text(counts, "bold"))
 
     def _progress(self, folder: str) -> tuple[str, float]:
         """Where a trial is, and the share of its updates and env steps that it has done."""
