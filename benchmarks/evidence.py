@@ -31,7 +31,7 @@ def main() -> None:
     print("".join(about(file)), end="", flush=True)
     runs = args.runs / file.stem
     swept = subprocess.run([*SEGUE, "sweep", str(file), "--out", str(runs), *flags]).returncode
-    if swept not in (0, 1):  # 1: a trial failed; the others are a result, and the report says which
+    if swept not in (0, 3):  # 3: a trial failed; the others are a result, and the report says which
         raise SystemExit(swept)
     keep(file, runs)
     raise SystemExit(swept)

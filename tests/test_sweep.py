@@ -1,5 +1,7 @@
 """A sweep: what its file means and what is refused; what is done after any end; one trial, one worker, one result."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, lines, new
+from rich.console import Console
 
-from segue import cli, engines, places, store, sweeps, worker
-from segue.board import length
+from segue import board, cli, engines, places, runs, store, sweeps, worker
 from segue.errors import SegueError
 from segue.sweeps import Sweep
 
@@ -303,9 +305,24 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_agai
 
 
 def test_a_directory_that_the_nodes_do_not_share_is_said(swept, monkeypatch):
+    monkeypatch.setattr(sweeps, "SHOWN", 0.1)
     monkeypatch.setattr(Pretended, "ended", lambda self: [(self.now.pop(), 0)] if self.now else [])
     done, _ = swept(Sweep({"alone": {}}, ["t"]), new())
     assert "do all nodes see the same directory" in done.failed["t/alone/0"]
+
+
+def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_moment_fail_nothing(swept, monkeypatch):
+    out, looks, finished = new(), [], places.finished
+
+    def late(place, folders):
+        looks.append(folders)
+        if len(looks) == 3:
+            raise OSError("away")
+        return finished(place, folders) if len(looks) in (1, 6) else set()
+
+    monkeypatch.setattr(places, "finished", late)
+    done, orders = swept(Sweep({"alone": {}}, ["t"]), out)
+    assert (done.finished, orders, len(looks)) == (("t/alone/0",), ["t/alone/0"], 6)
 
 
 @pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
@@ -318,6 +335,49 @@ def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
     word = {-9: "SIGKILL", 143: "SIGTERM", 75: "ended with code 75"}[code]
     assert word in done.failed["t/offline/0"]
     assert done.skipped["t/more/0"] == "it needs t/opt/0, which was skipped"
+
+
+def test_failed_trials_have_an_exit_code_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
+    out = new()
+    engine = Pretended(out.absolute(), {"hopper-random/td3bc/0": [1]})
+    monkeypatch.setitem(engines.ENGINES, "local", lambda *_: engine)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
+    assert ended.value.code == 3
+    assert "the same command tries again: segue report" in capsys.readouterr().out
+    cli.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
+
+
+def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(monkeypatch):
+    monkeypatch.setattr(board, "Console", lambda stderr: Console(force_terminal=True, file=io.StringIO()))
+    out, looks = new(), []
+    shown = board.Board(places.at(out), quiet=False)
+    monkeypatch.setattr(shown, "_progress", lambda folder: (looks.append(folder), (board.BEGINS, 0.0))[1])
+    left = sweeps.Left(CHAIN.trials(), set())
+    assert left.next()
+    assert left.next()
+    for _ in range(9):
+        shown.show(left, 2)
+    assert len(looks) == 2
+    left.end("t/offline/0")
+    for _ in range(9):
+        shown.show(left, 2)
+    shown.close()
+    assert looks == ["t/offline/0", "t/alone/0", "t/alone/0"]
+
+
+def test_the_time_that_is_left_counts_what_was_done_here(monkeypatch):
+    """A trial of a checkpoint begins at half of its updates; one quarter more in 10 s leaves 10 s."""
+    alone = [trial for trial in CHAIN.trials() if trial.folder == "t/offline/0"]
+    shown, left, clock = board.Board(places.at(new()), quiet=True), sweeps.Left(alone, set()), [0.0]
+    monkeypatch.setattr(board.time, "monotonic", lambda: clock[0])
+    shown.begun = 0.0
+    assert left.next()
+    said = [shown._counts(left, {"t/offline/0": at}, 1) for at in ((board.BEGINS, 0.0), ("finetune", 0.5))]
+    assert not any("about" in line for line in said)
+    clock[0] = 10.0
+    assert "about 10 s left" in shown._counts(left, {"t/offline/0": ("finetune", 0.75)}, 1)
 
 
 def test_a_trial_that_was_killed_after_its_end_is_done(swept, monkeypatch):
@@ -400,6 +460,74 @@ def test_cores_are_taken_once_on_a_machine_and_free_again(monkeypatch):
     two.close()
 
 
+def ordered(root: str | Path) -> dict:
+    trial = {"folder": "t/a/0", "needs": [], "command": ["run", "td3bc"]}
+    return {"trial": trial, "place": str(root), "cores": 1, "gpus": 0}
+
+
+@pytest.mark.parametrize(("error", "code"), [(SegueError, 1), (OSError, engines.LOST), (store.Busy, engines.LOST)])
+def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, error, code):
+    out, logs = new(), []
+    out.mkdir()
+
+    def refuse(*_):
+        assert logs == [out / "t/a/0.log"]
+        assert logs[0].parent.is_dir()
+        raise error("no lock here")
+
+    monkeypatch.setattr(worker, "speak", logs.append)
+    monkeypatch.setattr(worker, "pin", lambda *_: "core 0")
+    monkeypatch.setattr(places.Directory, "here", refuse)
+    assert worker.run(ordered(out)) == code
+    assert capsys.readouterr().err == "segue: no lock here\n"
+
+
+def test_a_trial_without_gpus_is_on_the_cpu_whatever_the_user_set(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(worker.os, "sched_setaffinity", lambda *_: None, raising=False)
+    claims = worker.Claims()
+    monkeypatch.setattr(claims, "take", lambda kind, count: ["0"])
+    worker.pin(claims, 1, 0)
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+def test_a_worker_that_is_gone_before_it_has_read_its_order():
+    process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    process.wait()
+    process.stdin.write(b"order")
+    engines.end([process])
+    assert process.returncode == 0
+
+
+class RayOf:
+    """As much of Ray as the engine asks before its first task."""
+
+    class exceptions:
+        class RayError(Exception): ...
+
+    def __init__(self, *nodes):
+        self.nodes = lambda: [{"Alive": alive, "Resources": has} for alive, has in nodes]
+
+    is_initialized = staticmethod(lambda: True)
+    cluster_resources = staticmethod(lambda: {"CPU": 6.0, "GPU": 1.0})
+    remote = staticmethod(lambda **_: lambda task: task)
+
+    def get(self, task):
+        raise self.exceptions.RayError("\x1b[36mray::task\x1b[39m\n  File x\nFileNotFoundError: no python\n\n")
+
+
+def test_a_ray_cluster_whose_nodes_are_too_small_and_what_its_task_died_of(monkeypatch, capsys):
+    nodes = ((True, {"CPU": 4.0}), (True, {"CPU": 2.0, "GPU": 1.0}), (False, {"CPU": 64.0, "GPU": 8.0}))
+    monkeypatch.setitem(sys.modules, "ray", RayOf(*nodes))
+    for cores, gpus in ((4, 1), (5, 0), (1, 2)):
+        with pytest.raises(SegueError, match=f"cores = {cores} and gpus = {gpus}: the largest has 4 cores"):
+            engines.Ray(None, cores, gpus, None)
+    pool = engines.Ray(None, 2, 1, None)
+    assert pool.slots == 1
+    assert pool._code("task") == engines.LOST
+    assert capsys.readouterr().err == "segue: FileNotFoundError: no python\n"
+
+
 @pytest.mark.parametrize("title", ["╭─ Value error ──╮", " Value error \n -------- "])
 def test_what_the_parser_says_in_one_sentence(title):
     panel = f"{title}\n│ Error parsing --a: no   │\n│ number.       │\n│ ─────── │\n│ For help │\n╰──╯\n"
@@ -409,7 +537,7 @@ def test_what_the_parser_says_in_one_sentence(title):
 def test_a_runs_length_from_its_settings():
     """1000 updates, 300 env steps, 50 updates, then 500 env steps with 2 updates each."""
     settings = {"offline": {"steps": 1000}, "collect": {"until": 300}, "pretrain": {"steps": 50}}
-    assert length({**settings, "finetune": {"until": 800, "updates_per_step": 2}}) == 1000 + 300 + 50 + 500 * 3
+    assert board.length({**settings, "finetune": {"until": 800, "updates_per_step": 2}}) == 1000 + 300 + 50 + 500 * 3
 
 
 REAL = """
@@ -535,7 +663,7 @@ def test_at_a_url_a_trial_goes_on_on_another_node(real, whole):
     process = driver(real, url, SEGUE_CACHE=str(new("node-b")))
     said = process.communicate(timeout=150)[0]
     assert process.returncode == 0, said
-    assert f"segue report {url}" in said
+    assert f"copy {url} here with the store's own tool" in said
     assert results(out) == results(whole)
     assert "segue resume pendulum/direct/0" in (out / "pendulum/direct/0.log").read_text()
     assert not list(out.rglob(".*"))
@@ -613,7 +741,7 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
     mirror = places.Mirror(place, local, "t/a/0")
     mirror.push()
     there = {path.relative_to(out / "t/a/0").as_posix() for path in (out / "t/a/0").rglob("*") if path.is_file()}
-    assert {"tensorboard/events", "wandb.log", "status.json", "commits/000001/manifest.json"} <= there
+    assert {"tensorboard/events", "wandb.log", "commits/000001/manifest.json"} <= there
     assert not {"tensorboard/old", "wandb/run/files", "mlflow/mlflow.db"} & there
     goes = top / "commits/000001/state.safetensors"
     mirror.there.clear()
@@ -622,6 +750,28 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
     goes.write_text("1")
     goes = top / "tensorboard/old"
     mirror.close()
+
+
+def test_a_trial_that_ends_while_it_is_taken_to_the_url_is_not_finished_there_yet(bucket, monkeypatch):
+    place, out = bucket
+    put = places.Bucket.put
+    with place.here("t/a/0", [], 0) as root:
+        top = fabricated(root, "t/a/0", [])
+        pretend(root, "t/a/0", "running")
+
+        def ends(self, name, path):
+            put(self, name, path)
+            (top / "returns.jsonl").write_text("all")
+            pretend(root, "t/a/0", "finished")
+
+        mirror = places.Mirror(place, root, "t/a/0")
+        monkeypatch.setattr(places.Bucket, "put", ends)
+        (top / "returns.jsonl").write_text("few")
+        mirror.push()
+        assert not (out / "t/a/0/status.json").exists()
+        mirror.close()
+    assert places.finished(place, ["t/a/0"])
+    assert (out / "t/a/0/returns.jsonl").read_text() == "all"
 
 
 def test_what_a_node_brings_is_whole(bucket):
@@ -644,16 +794,91 @@ def test_what_a_node_brings_is_whole(bucket):
     assert not root.exists()
 
 
+@pytest.mark.parametrize("commits", [[], [1]])
+def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch, commits):
+    place, out = bucket
+    put, words, left = places.Bucket.put, ["run", "td3bc"], 0
+
+    def first(self, name, path):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        put(self, name, path)
+
+    local = new("local")
+    fabricated(local, "t/a/0", commits)
+    for files in range(20):
+        shutil.rmtree(out, ignore_errors=True)
+        left = files
+        mirror = places.Mirror(place, local, "t/a/0")
+        mirror.over.set()
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(places.Bucket, "put", first)
+            mirror.push()
+        with place.here("t/a/0", [], 0) as root:
+            whole = (out / "t/a/0/commits/000001/manifest.json").exists()
+            folder = root / "t/a/0"
+            assert worker.prepare(folder, words) == (["resume", str(folder)] if whole else words)
+            if whole:
+                runs.check_unfinished(folder)
+            else:
+                store.new_folder(folder)
+    assert left  # each way of breaking off has been seen
+    assert whole == bool(commits)
+
+
 def test_a_store_that_does_not_take_the_end_is_no_success(bucket, monkeypatch):
     place, out = bucket
+    open_there, tries = place.files.open, []
 
-    def full(self, name, path):
-        raise OSError("no room")
+    def full(path, mode):
+        tries.append(path)
+        raise ValueError("no room")  # what a store's client raises may be anything
 
-    monkeypatch.setattr(places.Bucket, "put", full)
-    with pytest.raises(OSError, match="no room"), place.here("t/a/0", [], 0) as root:
+    monkeypatch.setattr(places.Mirror, "AGAIN", (0.0, 0.0))
+    monkeypatch.setattr(place.files, "open", full)
+    with pytest.raises(OSError, match="ValueError: no room"), place.here("t/a/0", [], 0) as root:
         fabricated(root, "t/a/0", [1])
+    assert len(tries) == 3
     assert not (out / "t/a/0/status.json").exists()
+    assert (root / "t/a/0/returns.jsonl").exists()  # the only copy
+    monkeypatch.setattr(place.files, "open", lambda *how: open_there(*how) if len(tries) > 4 else full(*how))
+    with place.here("t/a/0", [], 0) as root:
+        fabricated(root, "t/a/0", [1])
+    assert (out / "t/a/0/status.json").exists()
+    assert not root.exists()
+
+
+def test_a_commit_that_the_store_does_not_take_is_taken_at_a_later_look(bucket, monkeypatch):
+    place, out = bucket
+    open_there, tries = place.files.open, []
+
+    def once(*how):
+        tries.append(how)
+        if len(tries) == 1:
+            raise ValueError("expired")
+        return open_there(*how)
+
+    monkeypatch.setattr(places.Mirror, "EVERY", 0.05)
+    monkeypatch.setattr(place.files, "open", once)
+    with place.here("t/a/0", [], 0) as root:
+        fabricated(root, "t/a/0", [1])
+        until((out / "t/a/0/commits/000001/manifest.json").exists, 10)
+
+
+def test_a_store_that_is_away_is_not_one_that_is_empty(bucket, monkeypatch):
+    place, out = bucket
+    pretend(out, "t/a/0", "finished")
+
+    def away(path, *_, **__):
+        raise (PermissionError if path.endswith("status.json") else RuntimeError)("away")
+
+    monkeypatch.setattr(place.files, "cat_file", away)
+    for name in ("t/a/0/status.json", "sweep.json"):
+        with pytest.raises(OSError, match="away"):
+            place.read([name])
+    assert places.at(place.where).tail("none") == b""
 
 
 def test_the_driver_at_a_url(bucket):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 LINE_EVERY, LOOK_EVERY = 30.0, 2.0
 """Seconds between lines where there is no terminal, and between looks at the trials' files."""
 MOST = 20
-"""Trials of a kind that the table shows."""
+"""Trials that the table shows."""
+BEGINS = "begins"
+"""Where a trial is that has not said anything yet."""
 
 
 class Board:
@@ -43,18 +45,18 @@ class Board:
         for folder, why in {**left.failed, **left.skipped}.items():
             if folder not in self.told and not self.quiet:
                 word = "failed" if folder in left.failed else "skipped"
-                self.terminal.print(Text(f"{word} {folder}: {why}"), soft_wrap=True)
+                self.terminal.print(Text(f"{word} {folder}: {why}", "red"), soft_wrap=True)
             self.told.add(folder)
         ended = left.total - len(left.waiting) - len(left.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
             return
-        self.looked = now
+        news, self.looked, self.ended = ended != self.ended, now, ended
         at = {folder: self._progress(folder) for folder in left.running}
         counts = self._counts(left, at, slots)
         if self.live:
-            self.live.update(self._table(left, at, counts), refresh=True)
-        elif now - self.lined > LINE_EVERY or ended != self.ended:
-            self.lined, self.ended = now, ended
+            self.live.update(self._table(at, counts), refresh=True)
+        elif now - self.lined > LINE_EVERY or news:
+            self.lined = now
             print(f"segue: {counts}", file=sys.stderr, flush=True)
 
     def _counts(self, left: "Left", at: dict[str, tuple[str, float]], slots: int) -> str:
@@ -63,22 +65,23 @@ class Board:
         words += [f"{len(left.skipped)} skipped"] if left.skipped else []
         if self.before is None:
             self.before = left.done.keys() - set()
-        for folder, (_, share) in at.items():
-            self.first.setdefault(folder, share)
+        for folder, (where, share) in at.items():
+            if where != BEGINS:  # one that starts from a checkpoint may begin far on
+                self.first.setdefault(folder, share)
         worked = sum(1 - self.first.get(folder, 0.0) for folder in left.done.keys() - self.before)
-        worked += sum(share - self.first[folder] for folder, (_, share) in at.items())
+        worked += sum(share - self.first.get(folder, share) for folder, (_, share) in at.items())
         todo = len(left.waiting) + sum(1 - share for _, share in at.values())
         if worked > 0.02 and todo:
             words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")
         return ", ".join(words)
 
-    def _table(self, left: "Left", at: dict[str, tuple[str, float]], counts: str) -> Group:
+    def _table(self, at: dict[str, tuple[str, float]], counts: str) -> Group:
+        """What runs; what failed stands above it, once."""
         table = Table("trial", "where it is", "done", box=None, pad_edge=False)
+        table.columns[-1].justify = "right"
         for folder, (where, share) in list(at.items())[:MOST]:
             table.add_row(Text(folder), Text(where), Text(f"{share:.0%}"))
-        for folder, why in list(left.failed.items())[:MOST]:
-            table.add_row(Text(folder, "red"), Text(f"failed: {why}", "red"), "")
-        return Group(table, Text(counts, "bold"))
+        return Group(*([table] if at else []), Text(counts, "bold"))
 
     def _progress(self, folder: str) -> tuple[str, float]:
         """Where a trial is, and the share of its updates and env steps that it has done."""
@@ -88,7 +91,7 @@ class Board:
             if isinstance(said, dict) and isinstance(said.get("phase"), str):
                 break
         else:
-            return "begins", 0.0
+            return BEGINS, 0.0
         try:
             done = float(said["updates"]) + float(said["env_step"])
             where = f"{said['phase']}, update {int(said['updates']):,}, env step {int(said['env_step']):,}"
@@ -100,10 +103,10 @@ class Board:
         """Updates and env steps of a whole trial, as far as its settings tell."""
         if folder not in self.lengths:
             name = f"{folder}/config.json"
-            config = places.parse(self.place.read([name]).get(name, b""))
             try:
+                config = places.parse(self.place.read([name]).get(name, b""))
                 self.lengths[folder] = length(config["settings"])
-            except (KeyError, TypeError, AttributeError, ValueError):
+            except (KeyError, TypeError, AttributeError, ValueError, OSError):
                 return float("inf")
         return self.lengths[folder]
 

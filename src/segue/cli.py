@@ -27,7 +27,8 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0, 1 (something to mend), 2 (wrong flags) or 128 + a signal's number."""
+    """The entry point. Exits with 0, 1 (something to mend), 2 (wrong flags), 3 (trials of a sweep failed) or 128 + a
+    signal's number."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -360,7 +361,7 @@ def _sweep(argv: list[str]) -> None:
     done = sweeps.sweep(plan, out=asked.out, **how)
     print(done)
     if done.failed:
-        raise SystemExit(1)
+        raise SystemExit(3)
 
 
 def _data_parser() -> argparse.ArgumentParser:

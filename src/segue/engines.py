@@ -4,6 +4,7 @@ A worker is told what to do by one line on its standard input, whose end tells i
 more: whatever becomes of a driver, its workers commit and stop.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -43,7 +44,8 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
     """Let workers commit and stop, and wait for it; those that do not are killed."""
     for process in processes:
         assert process.stdin is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is gone, and has not read what it should do
+            process.stdin.close()
     limit = time.monotonic() + PATIENCE
     for process in processes:
         try:
@@ -114,11 +116,19 @@ class Ray:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise SegueError(f"Ray at {address} does not answer ({str(error).splitlines()[0]}).") from None
+        self.tasks: dict[Any, str] = {}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cores and node.get("GPU", 0) >= gpus for node in nodes):
+            self.close()
+            largest = max(((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes), default=(0, 0))
+            raise SegueError(
+                f"No node of the Ray cluster has cores = {cores} and gpus = {gpus}: the largest has {largest[0]} cores "
+                f"and {largest[1]} GPUs."
+            )
         has = ray.cluster_resources()
         most = int(has.get("CPU", 0)) // cores
         self.slots = workers or max(1, min(most, int(has.get("GPU", 0)) // gpus) if gpus else most)
         self.task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1)(_on_a_node)
-        self.tasks: dict[Any, str] = {}
 
     def start(self, folder: str, order: dict[str, Any]) -> None:
         self.tasks[self.task.remote(order)] = folder
@@ -133,7 +143,8 @@ class Ray:
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            print(f"segue: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            why = [line for line in str(error).splitlines() if line.strip()]  # a traceback, the reason last
+            print(f"segue: {why[-1] if why else type(error).__name__}", file=sys.stderr, flush=True)
             return LOST
 
     def close(self) -> None:

@@ -2,15 +2,18 @@
 
 At a URL a trial runs in a directory of the worker's own, brought from there first, and a thread takes every commit
 back. It goes in an order in which what lies at the URL can be gone on with at any moment: the commits are listed, then
-journals, policies and checkpoints go, then the commits' files, each manifest last, and status.json at the very end.
-What W&B and MLflow keep in the trial's directory is not taken: name them a server.
+journals, policies and checkpoints go, then the commits' files, each manifest last; status.json, which says that all is
+there, goes when the trial has ended, after everything else. What W&B and MLflow keep in the trial's directory is not
+taken: name them a server.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,18 +95,21 @@ class Bucket:
         self.scratch = store.cache_dir() / "sweeps" / hashlib.sha256(self.where.encode()).hexdigest()[:16]
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """As a directory's; all at once, because each file is a way to the store."""
+        """As a directory's; all at once, because each file is a way to the store. Raises OSError where it fails."""
         if not names:
             return {}
         paths = {f"{self.root}/{name}": name for name in names}
-        found: dict[str, bytes] = self.files.cat(list(paths), on_error="omit")
-        return {paths[path]: content for path, content in found.items()}
+        with _as_os_errors(self.where):
+            found = self.files.cat(list(paths), on_error="return")
+            for error in found.values():
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+                    raise error
+        return {paths[path]: content for path, content in found.items() if isinstance(content, bytes)}
 
     def tail(self, name: str) -> bytes:
-        try:
+        with contextlib.suppress(OSError), _as_os_errors(self.where):
             return self.files.tail(f"{self.root}/{name}", TAIL)
-        except OSError:
-            return b""
+        return b""
 
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all."""
@@ -121,37 +127,46 @@ class Bucket:
 
     @contextlib.contextmanager
     def here(self, folder: str, needs: Sequence[str], patience: float) -> Iterator[Path]:
-        """As a directory's: a copy of the trial and of what it needs, and the store follows it."""
+        """As a directory's: a copy of the trial and of what it needs, and the store follows it.
+
+        The lock is of this machine. A store has none across machines: a node that was cut off and lives on may
+        overwrite what another one does meanwhile.
+
+        Raises:
+            Busy: as a directory's; OSError: where the store fails. The copy stays where its end could not be stored,
+                until the trial is tried again on this machine.
+        """
         self.scratch.mkdir(parents=True, exist_ok=True)
         root = self.scratch / hashlib.sha256(folder.encode()).hexdigest()[:16]
         with store.locked(self.scratch, f".{root.name}.lock", patience):
             shutil.rmtree(root, ignore_errors=True)  # of a worker that was killed
+            for need in needs:
+                self._fetch(need, root, without=("commits", "tensorboard"))
+            self._fetch(folder, root)
+            (root / folder).parent.mkdir(parents=True, exist_ok=True)
+            if (root / folder).is_dir() and not (root / folder / "status.json").exists():  # killed before its end
+                store.write_json(root / folder / "status.json", {"format": store.FORMAT, "status": "running"})
+            mirror = Mirror(self, root, folder)
             try:
-                for need in needs:
-                    self._fetch(need, root, without=("commits", "tensorboard"))
-                self._fetch(folder, root)
-                (root / folder).parent.mkdir(parents=True, exist_ok=True)
-                mirror = Mirror(self, root, folder)
-                try:
-                    yield root
-                finally:
-                    mirror.close()
+                yield root
             finally:
+                mirror.close()
                 shutil.rmtree(root, ignore_errors=True)
 
     def _fetch(self, folder: str, root: Path, without: Sequence[str] = ()) -> None:
         """Bring a trial and its log, but for commits that were not stored to their end."""
-        self.files.invalidate_cache()
         base = f"{self.root}/{folder}"
-        names = [path.removeprefix(f"{base}/") for path in self.files.find(base)]
-        whole = {name.rpartition("/")[0] for name in names if name.endswith("/manifest.json")}
-        for name in names:
-            parts = name.split("/")
-            torn = parts[0] == "commits" and len(parts) == 3 and f"commits/{parts[1]}" not in whole
-            if parts[0] not in without and not torn and ".." not in parts:
-                self._get(f"{folder}/{name}", root)
-        if self.files.exists(f"{base}.log"):
-            self._get(f"{folder}.log", root)
+        with _as_os_errors(base):
+            self.files.invalidate_cache()
+            names = [path.removeprefix(f"{base}/") for path in self.files.find(base)]
+            whole = {name.rpartition("/")[0] for name in names if name.endswith("/manifest.json")}
+            for name in names:
+                parts = name.split("/")
+                torn = parts[0] == "commits" and len(parts) == 3 and f"commits/{parts[1]}" not in whole
+                if parts[0] not in without and not torn and ".." not in parts:
+                    self._get(f"{folder}/{name}", root)
+            if self.files.exists(f"{base}.log"):
+                self._get(f"{folder}.log", root)
 
     def _get(self, name: str, root: Path) -> None:
         path = root / name
@@ -161,17 +176,30 @@ class Bucket:
 
     def put(self, name: str, path: Path) -> None:
         target = f"{self.root}/{name}"
-        self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        with path.open("rb") as ours, self.files.transaction, self.files.open(target, "wb") as theirs:
-            shutil.copyfileobj(ours, theirs)
+        with _as_os_errors(target):
+            self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            with path.open("rb") as ours, self.files.transaction, self.files.open(target, "wb") as theirs:
+                shutil.copyfileobj(ours, theirs)
 
     def prune(self, folder: str, kept: Sequence[str]) -> None:
         """Remove commits that are no longer kept, manifests first."""
-        self.files.invalidate_cache()
         base = f"{self.root}/{folder}/commits"
-        old = [path for path in self.files.find(base) if path.removeprefix(f"{base}/").split("/")[0] not in kept]
-        for path in sorted((path for path in old if "/" in path.removeprefix(f"{base}/")), key=_manifests_first):
-            self.files.rm_file(path)
+        with _as_os_errors(base):
+            self.files.invalidate_cache()
+            old = [path for path in self.files.find(base) if path.removeprefix(f"{base}/").split("/")[0] not in kept]
+            for path in sorted((path for path in old if "/" in path.removeprefix(f"{base}/")), key=_manifests_first):
+                self.files.rm_file(path)
+
+
+@contextlib.contextmanager
+def _as_os_errors(where: str) -> Iterator[None]:
+    """Whatever a store's client raises, as an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", where) from error
 
 
 def _manifests_first(path: str) -> tuple[bool, str]:
@@ -183,6 +211,8 @@ class Mirror(threading.Thread):
 
     EVERY = 1.0
     """Seconds between looks for a new commit."""
+    AGAIN = (20.0, 40.0)
+    """Seconds before each further try to store the end."""
 
     def __init__(self, bucket: Bucket, root: Path, folder: str):
         super().__init__(daemon=True, name="segue-mirror")
@@ -208,8 +238,8 @@ class Mirror(threading.Thread):
                 except OSError as error:
                     print(f"segue: {self.bucket.where} did not take a commit ({error}); at the next look again.")
 
-    def push(self) -> None:
-        """Raises OSError; what lies at the URL can be gone on with even then."""
+    def push(self, last: bool = False) -> None:
+        """Raises OSError; what lies at the URL can be gone on with even then. Only the `last` one says how it ended."""
         top, whole = self.root / self.folder, self.commits()
         ours = [path for path in top.glob("*") if path.name not in LEFT]
         every = sorted(ours + [path for part in ours for path in part.rglob("*")])
@@ -221,7 +251,7 @@ class Mirror(threading.Thread):
                 if len(parts) == 2 or parts[1] in whole:
                     stages[3 if path.name == "manifest.json" else 2].append(path)
             elif parts == ("status.json",):
-                stages[4].append(path)
+                stages[4] += [path] if last else []
             else:
                 stages[1 if path.name == "manifest.json" else 0].append(path)
         stages[0] += [log for log in (top.with_name(f"{top.name}.log"),) if log.exists()]
@@ -246,10 +276,16 @@ class Mirror(threading.Thread):
             self.there[name] = now
 
     def close(self) -> None:
-        """Take the rest. Raises OSError where the store does not take it."""
+        """Take the rest. Raises OSError where the store does not take it for a while."""
         self.over.set()
         self.join()
-        self.push()
+        for pause in self.AGAIN:
+            try:
+                return self.push(last=True)
+            except OSError as error:
+                print(f"segue: {self.bucket.where} did not take the end ({error}); in {pause:.0f} s again.", flush=True)
+                time.sleep(pause)
+        return self.push(last=True)
 
 
 def _hidden(path: Path) -> bool:

@@ -38,6 +38,8 @@ PATHS = ("dataset", "policy", "from")
 """Flags whose value may be a path."""
 LOOK = 0.1
 """Seconds between looks at what the workers do."""
+SHOWN = 10.0
+"""Seconds after a worker's end in which the directory it shares with the driver may not show it yet (NFS caches)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,7 +359,10 @@ class Swept:
         lines += [f"skipped  {folder}: {why}" for folder, why in self.skipped.items()]
         total = sum(map(len, (self.finished, self.failed, self.skipped)))
         again = "; the same command tries again" if self.failed else ""
-        return "\n".join([*lines, f"{len(self.finished)} of {total} trials are done{again}: segue report {self.out}"])
+        report = f"segue report {self.out}"
+        if "://" in self.out:
+            report = f"copy {self.out} here with the store's own tool, and segue report the copy"
+        return "\n".join([*lines, f"{len(self.finished)} of {total} trials are done{again}: {report}"])
 
 
 def preview(plan: Sweep) -> str:
@@ -404,12 +409,15 @@ def sweep(
         if left.waiting:
             board = hold(Board(place, quiet))
             pool = hold(engines.ENGINES[engine](workers, plan.cores, plan.gpus, address))
+            ended: dict[str, tuple[int, float]] = {}
             while left.waiting or left.running:
                 while len(left.running) < pool.slots and (trial := left.next()):
                     order = {"trial": {**trial.entry(), "needs": trial.needs}, "place": place.where}
                     pool.start(trial.folder, {**order, "cores": plan.cores, "gpus": plan.gpus})
-                for folder, code in pool.ended():
-                    _judge(left, place, folder, code, plan.retries)
+                ended |= {folder: (code, time.monotonic()) for folder, code in pool.ended()}
+                for folder, (code, at) in list(ended.items()):
+                    if _judge(left, place, folder, code, plan.retries, time.monotonic() - at):
+                        del ended[folder]
                 board.show(left, pool.slots)
                 time.sleep(LOOK)
             board.show(left, pool.slots)
@@ -457,10 +465,19 @@ class Left:
         return self.tries[folder]
 
 
-def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int) -> None:
-    """What a worker's exit code means: 1 and 2 are for the user to mend, all others but 0 an accident."""
-    if places.finished(place, [folder]):  # even if it was killed thereafter
+def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int, since: float) -> bool:
+    """What a worker's exit code means: 1 and 2 are for the user to mend, all others but 0 an accident.
+
+    Returns whether that is known; it is not where the store does not answer, and `since` seconds may be too few.
+    """
+    try:
+        finished = places.finished(place, [folder])
+    except OSError:
+        return False
+    if finished:  # even if it was killed thereafter
         left.end(folder)
+    elif code == 0 and since < SHOWN:
+        return False
     elif code == 0:
         left.end(folder, f"it ended well, and {place.where} does not show it: do all nodes see the same directory?")
     elif code in (1, 2):
@@ -472,6 +489,7 @@ def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int
         known = number in set(signal.Signals)
         how = f"was ended by {signal.Signals(number).name}" if known else f"ended with code {code}"
         left.end(folder, f"it {how}, as {retries} times before: {last_words(place, folder)}")
+    return True
 
 
 def last_words(place: places.Place, folder: str) -> str:

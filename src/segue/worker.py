@@ -88,7 +88,7 @@ def pin(claims: Claims, cores: int, gpus: int) -> str:
     if cards:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
     else:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ["JAX_PLATFORMS"] = "cpu"
     return f"core {', '.join(mine)}{f', GPU {chr(44).join(cards)}' if cards else ''}"
 
 
@@ -106,11 +106,15 @@ def listen() -> None:
 def run(order: dict[str, Any]) -> int:
     """Run or go on with one trial, unless it is done. Returns an exit code."""
     from segue import cli, places, store
+    from segue.errors import SegueError
 
     claims = Claims()  # which end with this function, or with the process
-    about = pin(claims, order["cores"], order["gpus"])
-    trial, place = order["trial"], places.at(order["place"])
+    trial = order["trial"]
     try:
+        if (shared := Path(order["place"])).is_dir():  # at a URL the log comes with the trial
+            (shared / trial["folder"]).parent.mkdir(parents=True, exist_ok=True)
+            speak(shared / f"{trial['folder']}.log")
+        place, about = places.at(order["place"]), pin(claims, order["cores"], order["gpus"])
         with place.here(trial["folder"], trial["needs"], PATIENCE) as root:
             if places.finished(places.Directory(root), [trial["folder"]]):
                 return 0
@@ -125,9 +129,9 @@ def run(order: dict[str, Any]) -> int:
             except SystemExit as ended:
                 return ended.code if isinstance(ended.code, int) else 1
             return 0
-    except (store.Busy, OSError) as error:
+    except (SegueError, OSError) as error:
         print(f"segue: {error}", file=sys.stderr, flush=True)
-        return LOST
+        return LOST if isinstance(error, store.Busy | OSError) else 1
 
 
 def prepare(folder: Path, command: Sequence[str]) -> list[str]:
