@@ -288,7 +288,7 @@ def test_what_leads_out_of_a_run_s_directory_is_not_followed(name, tmp_path):
 def test_the_meter_says_how_fast_and_how_busy_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(meter.Meter, "EVERY", 1e6)
     bare, _ = run("--track", "none")
-    monkeypatch.setattr(meter.Meter, "EVERY", 0.05)
+    monkeypatch.setattr(meter.Meter, "EVERY", 0.001)
     monkeypatch.setattr(meter, "gpus", lambda: iter([("gpu0_busy", 0.5)]))
     seen, _ = run("--track", "none")
     assert all((bare / name).read_bytes() == (seen / name).read_bytes() for name in NUMBERS)

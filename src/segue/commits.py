@@ -370,7 +370,10 @@ def cut(folder: Path, logs: Mapping[str, Any]) -> None:
 
     A journal that the commit does not name began after it. One that should be empty may be missing.
     """
-    for name in (f"{name}.jsonl" for name in Journal.NAMES):
+    names = [f"{name}.jsonl" for name in Journal.NAMES]
+    if odd := logs.keys() - set(names):
+        raise DataError(f"The commit names {min(odd, key=str)!r}, which is no journal: it is damaged.")
+    for name in names:
         path, seal = folder / name, logs.get(name, {"size": 0})
         size = seal.get("size") if isinstance(seal, dict) else None
         if type(size) is not int or size < 0:
