@@ -312,7 +312,8 @@ class Tuner:
         live = self.drive.live
         if live is None:
             return
-        learner = jax.block_until_ready(jax.tree.map(jnp.copy, live.learner))
+        ready = jax.block_until_ready(live.learner)  # a copy that has to wait for updates lets nothing else through
+        learner = jax.block_until_ready(jax.tree.map(jnp.copy, ready))
         self.front = (live.rule, learner, live.keys, live.clock)
         self.awake.set()
 
