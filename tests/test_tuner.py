@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import changed, same
@@ -270,6 +271,17 @@ def test_in_the_background_act_does_not_wait_for_updates(task, monkeypatch):
     assert mine.behind > 5
     mine.close()
     assert mine.env_step == 21
+
+
+def test_in_the_background_a_learner_is_copied_when_it_stands_still(task, monkeypatch):
+    """A copy that waits for updates holds up every other dispatch meanwhile, `act`'s too."""
+    copy, still = jnp.copy, []
+    monkeypatch.setattr(jnp, "copy", lambda leaf: still.append(leaf.is_ready()) or copy(leaf))
+    slow = Online(PORL(dataclasses.replace(TINY, width=128)), 100, ONLINE, 20)
+    with tuner(task, new("arm"), {"finetune": slow}, background=True) as mine:
+        Arm().live(mine, 10)
+    assert len(still) > 100
+    assert all(still)
 
 
 def test_what_fails_in_the_background_is_raised(task, monkeypatch):
