@@ -26,7 +26,7 @@ def main() -> None:
     np.savez(folder / "clone.npz", W0=np.array([[-0.4, -0.1]], np.float32), b0=np.zeros(1, np.float32))
     spec = segue.Spec(obs=2, act=1, low=(-2.0,), high=(2.0,))
     task = segue.task(env_id="cart", policy=str(folder / "clone.npz"))
-    sac = segue.SAC(width=32, temperature=0.1, entropy_backup=False)
+    sac = segue.SAC(width=32, entropy_backup=False)
     logs = segue.Ratio(segue.Linear(1.0, 1.0, 0), batch=64)
     phases = {
         "appraise": segue.Online(segue.Appraise(sac), until=1_000, source=logs),

@@ -36,7 +36,7 @@ def main() -> None:
     np.savez(folder / "clone.npz", **gains)
     spec = segue.Spec(obs=2, act=1, low=(-2.0,), high=(2.0,))
     task = segue.task(env_id="cart", policy=str(folder / "clone.npz"))
-    sac = segue.SAC(width=32, critics=3, subset=2, delay=2, temperature=0.1, entropy_backup=False)
+    sac = segue.SAC(width=32, critics=3, subset=2, delay=2, entropy_backup=False)
     online = segue.Ratio(segue.Linear(1.0, 1.0, 0), batch=64)
     phases = {
         "presample": segue.Online(segue.Appraise(sac), until=500, source=online, updates_per_step=2),

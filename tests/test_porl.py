@@ -57,7 +57,8 @@ def test_porl_with_a_given_critic_no_chance_and_no_updates_at_first_is_wsrl():
     """Bit for bit, through the phases of both recipes."""
     data = rows(40, spec=RAGGED)
     offline = Train(Appraise(TINY, 0.0), 5)
-    fine = Online(Direct(TINY, reset_optimizers=False), 30, ONLINE, 2)
+    recipe = RECIPES["wsrl"](task(env_id="Pendulum-v1", policy="p.npz"))["finetune"].method
+    fine = Online(dataclasses.replace(recipe, backbone=TINY), 30, ONLINE, 2)
     wsrl = {"offline": offline, "collect": Collect(12, TINY.explore_noise), "finetune": fine}
     first = Online(Appraise(TINY, 0.0, keep_critic=True), 12, ONLINE, 0)
     porl = {"offline": offline, "presample": first, "finetune": Online(PORL(TINY), 30, ONLINE, 2)}
@@ -118,7 +119,7 @@ def test_the_frozen_policy_stays_and_its_critic_learns():
     assert same(seed_of(actor.net.mlp, 0), POLICY.mlp)
     assert same(actor.net, actor.slow)
     assert (np.asarray(critic.opt.count) == 3 * 14).all()
-    assert float(run.waist.temperature.net.log_alpha[0]) == 0.0
+    np.testing.assert_allclose(run.waist.temperature.net.log_alpha, np.log(0.1), rtol=1e-6)  # where it began
     assert run.updates == 42
 
 
@@ -436,10 +437,17 @@ def test_policy_init_uses_nothing_but_the_policy():
     fine = RECIPES["policy-init"](task("hopper-medium"), SMALL)["finetune"].method
     assert not fine.keep_critic
     assert not same(PORL(TINY).init(SPEC, given, key=KEY).critics[0].net, a.critics[0].net)
-    cool = dataclasses.replace(TINY, temperature=0.1)
-    np.testing.assert_allclose(
-        PORL(cool).init(SPEC, given, key=KEY).aux.temperature.net.log_alpha, np.log(0.1), rtol=1e-6
+
+
+def test_the_temperature_begins_lower_for_a_policy_that_had_no_spread():
+    given = waist(0, TINY)
+    alpha = lambda method, actor: np.exp(
+        float(method.init(SPEC, given._replace(actor=Trained.new(actor)), key=KEY).aux.temperature.net.log_alpha)
     )
+    method = PORL(dataclasses.replace(TINY, temperature=0.7, given_temperature=0.2))
+    spread = TanhGaussian.around(POLICY, -2.0)  # as the first stage leaves it
+    np.testing.assert_allclose([alpha(method, actor) for actor in (POLICY, spread)], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(alpha(method, given.actor.net), 0.7, rtol=1e-6)
 
 
 def test_rlpd_and_jsrl_by_domain():

@@ -219,7 +219,9 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSource | None = Non
     return {
         "offline": Train(offline, budget.offline, calql.source(budget.batch or 256)),
         "collect": Collect(budget.warmup, sac.explore_noise),
-        "finetune": Online(Direct(sac), budget.online, replay or online_only(budget.batch or 256), utd),
+        "finetune": Online(
+            Direct(sac, reset_optimizers=False), budget.online, replay or online_only(budget.batch or 256), utd
+        ),
     }
 
 

@@ -6,8 +6,9 @@ r"""PORL: policy-only fine-tuning (arXiv 2505.16856). A policy is given, and not
 SAC's constants are the paper's rates (policy 1e-4, critics 3e-4, temperature 1e-4), batch (512) and ensemble (10, the
 target is the minimum over 2); what it leaves open is taken from WSRL (inferred): LayerNorm in both networks, discount
 0.99, tau 0.005, temperature 1 at the start, target entropy -dim(a), no entropy in the target, the policy listens to the
-minimum over all critics, one policy step per env step. Critics learn while the policy acts, with as many updates per
-env step as later (inferred).
+minimum over all critics, one policy step per env step. A deterministic policy is given a spread, and the temperature
+then begins at 0.1 (inferred). Critics learn while the policy acts, with as many updates per env step as later
+(inferred).
 """
 
 from typing import Any

@@ -50,6 +50,9 @@ class AbstractSAC(AbstractBackbone):
     """Adam's rate for the temperature's logarithm."""
     temperature: float = 1.0
     """Alpha at the start."""
+    given_temperature: float = 0.1
+    """The same for a policy that was given its spread (PORL lowers it; the value is inferred): such a spread is small,
+    and at 1 the entropy would outweigh the return for thousands of updates."""
     target_entropy: float = -1.0
     """H, for each dimension of an action."""
     explore_noise: float = 0.0
@@ -99,7 +102,9 @@ class AbstractSAC(AbstractBackbone):
         return super().adopt(actor, spec=spec, key=key)
 
     def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        start = LogAlpha(jnp.log(jnp.asarray(self.temperature, jnp.float32)))
+        assert given.actor is not None
+        alpha = self.temperature if given.actor.net.log_std is None else self.given_temperature
+        start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
         return given._replace(temperature=given.temperature or Trained.new(start, slow=False))
 
     def alpha(self, aux: Pretrained) -> Float[Array, ""]:
