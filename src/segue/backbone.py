@@ -102,9 +102,8 @@ class AbstractBackbone(AbstractMethod):
         """Where its batches come from, by itself and under direct fine-tuning; by default every row is alike."""
         return Uniform(batch)
 
-    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        """`given`, whose policy is the adopted one, with whatever else the backbone needs and nobody has made; nothing
-        by default."""
+    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+        """`given` with whatever else the backbone needs to train `actor` and nobody has made; nothing by default."""
         return given
 
     def step_aux(
@@ -132,8 +131,8 @@ class AbstractBackbone(AbstractMethod):
         actor_key, critic_key = jax.random.split(key)
         actor = self.adopt(given.actor, spec=spec, key=actor_key)
         critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
-        aux = self.new_aux(spec, given._replace(actor=actor, critic=None), key=jax.random.fold_in(key, 1))
-        return Agent(actor, (critic,), aux._replace(actor=None))
+        aux = self.new_aux(spec, actor, given._replace(actor=None, critic=None), key=jax.random.fold_in(key, 1))
+        return Agent(actor, (critic,), aux)
 
     def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
         return step(self, learner, lambda q: q, batch, key=key, clock=clock)

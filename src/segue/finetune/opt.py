@@ -52,7 +52,7 @@ class MetaCritic(AbstractMethod):
         assert given.actor is not None
         assert given.critic is not None
         critic = given.critic if self.trainee == "critic" else Trained.new(self.backbone.new_critic(spec, key=key))
-        aux = self.backbone.new_aux(spec, given._replace(actor=None), key=jax.random.fold_in(key, 1))
+        aux = self.backbone.new_aux(spec, given.actor, given._replace(actor=None), key=jax.random.fold_in(key, 1))
         return Agent(given.actor, (critic,), aux)
 
     def update(
@@ -118,7 +118,7 @@ class OPT(AbstractMethod):
         if self.reset_optimizers:
             actor, old = actor.restart(), old.restart()
         actor = self.backbone.adopt(actor, spec=spec, key=key)
-        aux = self.backbone.new_aux(spec, given._replace(actor=None, critic=None, fresh=None), key=key)
+        aux = self.backbone.new_aux(spec, actor, given._replace(actor=None, critic=None, fresh=None), key=key)
         return self.leash.tied(Agent(actor, (old, new), aux))
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:

@@ -63,8 +63,8 @@ class CalQL(AbstractSAC):
         """Batches with returns-to-go, half of them online where there are online rows."""
         return Returning(discount=self.discount, batch=batch)
 
-    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        aux = super().new_aux(spec, given, key=key)
+    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+        aux = super().new_aux(spec, actor, given, key=key)
         if self.target_gap is None:
             return aux
         return aux._replace(multiplier=given.multiplier or Trained.new(LogAlpha(jnp.ones(())), slow=False))

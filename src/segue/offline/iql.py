@@ -74,7 +74,7 @@ class IQL(AbstractBackbone):
         sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
         return Ensemble(2, sizes, layer_norm=self.critic_norm, key=key)
 
-    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
         sizes = (spec.obs, *(self.width,) * self.depth, 1)
         return given._replace(
             value=given.value or Trained.new(MLP(sizes, layer_norm=self.critic_norm, key=key), slow=False)

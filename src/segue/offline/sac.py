@@ -101,9 +101,8 @@ class AbstractSAC(AbstractBackbone):
             return Trained.new(TanhGaussian.around(actor.net, self.log_std))
         return super().adopt(actor, spec=spec, key=key)
 
-    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        assert given.actor is not None
-        alpha = self.temperature if given.actor.net.log_std is None else self.given_temperature
+    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+        alpha = self.temperature if actor.net.log_std is None else self.given_temperature
         start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
         return given._replace(temperature=given.temperature or Trained.new(start, slow=False))
 

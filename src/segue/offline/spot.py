@@ -87,7 +87,7 @@ class SPOT(AbstractTD3):
     cools: bool = eqx.field(static=True, default=False)
     """Whether the price falls; what `online` sets."""
 
-    def new_aux(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
         require(given, "SPOT", prior="put Train(Prior(), steps=100_000) before it")
         return given
 
