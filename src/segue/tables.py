@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,6 +194,11 @@ def task_tables(group: Sequence[RunRecord]) -> list[Table]:
     The last two only where some run went online from a policy.
     """
     return [_milestones(group), *_switch(group), *_budget(group)]
+
+
+def of_task(task: str, table: Table) -> Table:
+    """A table whose caption says its task, for where nothing around it does."""
+    return replace(table, caption=f"{task}: {table.caption[:1].lower()}{table.caption[1:]}")
 
 
 def _milestones(group: Sequence[RunRecord]) -> Table:
