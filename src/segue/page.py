@@ -44,8 +44,7 @@ CITED = {
     "Bootstrap, The American Statistician 69, 2015); its resamples are the same every time. The tasks are given, not "
     "drawn. A long tail of bad seeds makes every interval too sure. Those of the probability of improvement and of "
     "performance profiles are not held to 95 % with few seeds: of the former, with normal scores on two tasks, 38 to "
-    "72 % held the truth with 2 seeds, 64 % with 3 and 90 % with 5. Where all resamples agree, at 0 or 1, none is "
-    "given.",
+    "72 % held the truth with 2 seeds, 64 % with 3 and 90 % with 5. Where all resamples agree, none is given.",
     "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
     "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
     "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "

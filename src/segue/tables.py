@@ -86,7 +86,10 @@ def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
 
 def small_print(records: Sequence[RunRecord]) -> list[str]:
     """How the numbers in the tables of these records are computed, a sentence or two each."""
-    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes)."]
+    small = [
+        "± is the half width of a 95 % Student-t interval over seeds (not over episodes).",
+        "Where all seeds agree there is none: one of width 0 would claim certainty.",
+    ]
     if any(len(r.evaluations[0].returns) == 1 for r in records):
         small.append("A run of 1 seed has no interval.")
     small += [
