@@ -231,6 +231,24 @@ def test_not_a_run(run, tmp_path):
         r.report([])
 
 
+def test_evidence_of_nothing_ends_as_its_report_does_and_leaves_no_folder(tmp_path):
+    """What `make evidence-NAME` keeps where every trial failed."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(benchmarks)!r})
+import evidence
+evidence.HERE = Path()
+evidence.keep(Path("table.toml"), Path("runs"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("segue: runs is not a run")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_curves_keep_the_two_axes_apart(run):
     record = records.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
     assert records.offline_curve(record).x.tolist() == [100]
