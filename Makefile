@@ -64,11 +64,17 @@ paper-table-small: evidence-paper-table-small  ## OPT and three others, 2 tasks,
 evidence-%: setup  ## NAME of benchmarks/sweeps: a comparison, kept under benchmarks/results (hours or days), resumable
 	$(BIN)/python benchmarks/evidence.py $*
 
-faults: setup  ## kill runs at random moments and compare; stalls of commits; a soak (an hour or more)
+faults: setup  ## kill runs and sweeps at random moments and compare; stalls of commits; a soak (hours)
+	@$(BIN)/python -c 'import ray' 2> /dev/null || $(BIN)/python -m pip install -qq --no-input -c constraints.txt ray
 	$(BIN)/python benchmarks/faults.py kills
 	$(BIN)/python benchmarks/faults.py stalls
 	$(BIN)/python benchmarks/faults.py soak
 	$(BIN)/python benchmarks/faults.py fuzz --count 10000
+	@echo "Sweeps of 240 trials without faults and under fire, here and on Ray: on two cores an hour or so each"
+	$(BIN)/python benchmarks/sweep_faults.py
+	$(BIN)/python benchmarks/sweep_faults.py --engine ray --nodes 3
+	@echo "A sweep beside packing by hand; some minutes, with nothing else at work"
+	$(BIN)/python benchmarks/packing.py
 
 clean:  ## remove .venv and tool caches; runs and datasets stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -46,9 +46,15 @@ def about(file: Path) -> list[str]:
 def keep(file: Path, runs: Path) -> None:
     """What a sweep came to: the page, tables, every trial's settings and raw returns, and the sweep's own file."""
     out = HERE / "results" / file.stem
-    out.mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "table.csv", "table.md"):
-        subprocess.run([*SEGUE, "report", str(runs), "--out", str(out / name)], check=True, stdout=subprocess.DEVNULL)
+        words = [
+            "report",
+            str(runs),
+            "--out",
+            str(out / name),
+        ]  # which makes the folder, if there is anything to report
+        if code := subprocess.run([*SEGUE, *words], stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(code)
     shutil.copy(file, out / "sweep.toml")
     peaks = []
     for folder in sorted(path.parent for path in runs.rglob("config.json")):

@@ -4,6 +4,7 @@ import csv
 import functools
 import html.parser
 import io
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import copy, edit, finished, lines
 
-from segue import aggregates, formats, gather, page, provenance, records, report, shift, stats, tables
+from segue import aggregates, curves, formats, gather, page, provenance, records, report, shift, stats, tables
 from segue.cli import main
 from segue.errors import DataError
 
@@ -396,7 +397,10 @@ def test_the_page_has_its_parts_and_needs_nothing_else(several):
         assert not [key for key in attributes if key.startswith("on")]
     assert not found.all("script")
     assert "url(" not in (Path(page.__file__).parent / "page.css").read_text()
-    for region in (each for each in found.all("div") if each.get("class") == "scroll"):
+    regions = [each for each in found.all("div") if each.get("class") == "scroll"]
+    assert len({each["aria-label"] for each in regions}) == len(regions), "none is called as another"
+    assert "hopper-random: the switch" in found.tables
+    for region in regions:
         assert (region["role"], region["tabindex"]) == ("region", "0")
         assert region["aria-label"]
     assert all(each["scope"] in ("col", "row", "rowgroup") for each in found.all("th"))
@@ -413,6 +417,38 @@ def test_the_page_has_its_parts_and_needs_nothing_else(several):
     assert table[1][1].startswith("45.0 ±")
     assert "cal-ql †" in [row[0] for row in table]
     assert "other versions of environments and data" in found.text
+
+
+def test_a_picture_s_text_has_the_last_scores_of_its_own_curves(run):
+    """One run was offline until 11 and then online until 31; the other had its policy from elsewhere."""
+    given = {"phases": ["finetune"], "recipe": "given"}
+    found = made(run("a", curve(1)), run("b", [line("finetune", 200, 0, 5), line("finetune", 300, 100, 7)], **given))
+    assert [each["alt"].partition("walker2d-random, ")[2] for each in found.all("img")[:2]] == [
+        "offline. Last scores: opt 11.0.", "online. Last scores: opt 31.0; given 7.0."
+    ]  # fmt: skip
+
+
+def test_lines_can_be_told_apart_without_colour(run, tmp_path):
+    """Of 21 methods none looks like another; a line's neighbours have other styles; colours are 3:1 on white."""
+    for n in range(21):
+        run(f"r/{n}", curve(n), recipe=f"m{n:02}")
+    found, _ = gather.gather([tmp_path / "r"])
+    known = curves.looks(found)
+    assert len(set(known.values())) == 21
+    ours = list(known.values())
+    assert all(one.style != other.style for one, other in itertools.pairwise(ours))
+    for colour, _ in ours:
+        channels = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        light = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (light @ [0.2126, 0.7152, 0.0722] + 0.05) >= 3, colour  # WCAG 2.2, 1.4.11
+    legend = Page(page._legend({name: name for name in known}, known)).all("line")
+    assert [(each["stroke"], "stroke-dasharray" in each) for each in legend] == [(c, s != "-") for c, s in ours]
+
+
+def test_below_0_a_bracket_has_minus_signs_too():
+    assert page._cell(tables.Cell("-1.5", "[-3.0, 2.0]")) == (
+        '<span>\N{MINUS SIGN}1.5</span> <span class="pm">[\N{MINUS SIGN}3.0, 2.0]</span>'
+    )
 
 
 def test_the_same_runs_make_the_same_page(several):
@@ -539,6 +575,7 @@ def test_latex_compiles(several):
 
 def test_latex_has_a_tabular_for_each_table(several):
     text = formats.latex(gather.gather([several])[0])
+    assert r"\caption{hopper-random: the switch}" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
     assert r"cal-ql $^\dagger$ & " in text
     assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text

@@ -69,7 +69,7 @@ def test_summary_by_hand(run):
     plain = lambda e: (e.mean, e.half, e.seeds)
     assert plain(s.offline) == (7.5, pytest.approx(t * 2.5), 2)
     assert plain(s.final) == (17.5, pytest.approx(t * 2.5), 2)
-    assert plain(s.gain) == (10.0, pytest.approx(0.0), 2), "paired: both seeds gained 10"
+    assert plain(s.gain) == (10.0, None, 2), "paired: both seeds gained 10"
     assert (s.best.mean, s.best_step, s.env_steps) == (25.0, 60, 100)
 
 
@@ -84,15 +84,17 @@ def test_the_dip_by_hand(run):
     s = records.summarise(records.read(run("b", score=None, lines=lines[:3])))
     assert (s.recovered, s.never) == (stats.Estimate(0.0, None, 1), 1)
     s = records.summarise(records.read(run("c", score=None, lines=[lines[0], lines[3]])))
-    assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, 0.0, 2), 0)
+    assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, None, 2), 0)
 
 
 def test_table_by_hand(run):
     text = tables.table([records.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
-        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0 ± 0.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
+        "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
-    assert row(part(text, "The switch"), "opt")[1:] == ["0.0 ± 0.0", "0 ± 0", "never"]
+    assert row(part(text, "The switch"), "opt")[1:] == ["0.0", "0", "never"]
+    assert "Where all seeds agree there is none" in text
+    assert "1 seed" not in text
     assert "Early budget" not in text, "too short"
     assert row(text, "td3+opt †")[3] == "88.0"
     assert "mujoco 4.0.0" in text
@@ -227,6 +229,24 @@ def test_not_a_run(run, tmp_path):
         r.report([run("empty2", lines=[]), run("empty3", lines=[])])
     with pytest.raises(SegueError, match="nothing to report"):
         r.report([])
+
+
+def test_evidence_of_nothing_ends_as_its_report_does_and_leaves_no_folder(tmp_path):
+    """What `make evidence-NAME` keeps where every trial failed."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(benchmarks)!r})
+import evidence
+evidence.HERE = Path()
+evidence.keep(Path("table.toml"), Path("runs"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("segue: runs is not a run")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_curves_keep_the_two_axes_apart(run):

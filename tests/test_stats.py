@@ -36,6 +36,13 @@ def test_one_seed_has_no_interval():
     assert stats.estimate(np.array([[1.0, 3.0]])) == stats.Estimate(2.0, None, 1)
 
 
+@pytest.mark.parametrize("score", [0.0, 0.1])
+def test_seeds_that_agree_claim_no_certainty(score):
+    """0.1 three times has a mean, and so a standard deviation, that is rounded."""
+    found = stats.estimate(np.full(3, score))
+    assert (found.mean, found.half, found.seeds) == (pytest.approx(score), None, 3)
+
+
 @pytest.mark.parametrize(
     ("returns", "reference", "score"), [(50, (50, 150), 0), (150, (50, 150), 100), (0, (50, 150), -50), (7, None, 7)]
 )
@@ -295,8 +302,9 @@ def test_bands_of_a_profile_are_intervals_point_by_point():
 def test_what_one_run_or_equal_runs_know():
     lone = stats.interval(stats.mean, [np.array([1.0, 2.0]), np.array([3.0])])
     assert (lone.value, lone.low, lone.high) == (2.25, None, None)
-    level = stats.interval(stats.median, [np.full(3, 7.0), np.full(2, 9.0)])
-    assert (level.value, level.low, level.high) == (8, 8, 8)
+    for level, within in ((100.0, (0.0, np.inf)), (7.0, (-np.inf, np.inf))):  # an end, or none, of where it can lie
+        known = stats.interval(stats.mean, [np.full(3, level), np.full(2, level)], within=within)
+        assert (known.value, known.low, known.high) == (level, None, None)
     pair = [np.array([1.0, 2.0]), np.array([5.0, 6.0])], [np.array([3.0, 4.0]), np.array([7.0, 8.0])]
     sure = stats.interval(stats.probability_of_improvement, *pair, within=(0, 1))
     assert (sure.value, sure.low, sure.high) == (0, None, None), "two seeds a task know no certainty"

@@ -18,7 +18,7 @@ from helpers import ROOT, lines, new
 from rich.console import Console
 
 from segue import board, cli, engines, places, runs, store, sweeps, worker
-from segue.errors import SegueError
+from segue.errors import Busy, SegueError
 from segue.sweeps import Sweep
 
 PLAN = """
@@ -325,6 +325,20 @@ def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_momen
     assert (done.finished, orders, len(looks)) == (("t/alone/0",), ["t/alone/0"], 6)
 
 
+def test_a_store_that_stays_away_ends_the_trial():
+    class Away(places.Directory):
+        def read(self, names):
+            raise OSError("no\x1b[2J route")
+
+    place, left = Away(new()), sweeps.Left(Sweep({"alone": {}}, ["t"]).trials(), set())
+    assert left.next()
+    assert not sweeps._judge(left, place, "t/alone/0", 0, 3, sweeps.AWAY - 1)
+    assert left.running
+    assert sweeps._judge(left, place, "t/alone/0", 0, 3, sweeps.AWAY)
+    assert not left.running
+    assert left.failed == {"t/alone/0": f"{place.where} does not answer (no[2J route)"}
+
+
 @pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
 def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
     done, orders = swept(CHAIN, new(), {"t/offline/0": [code] * 3})
@@ -460,12 +474,41 @@ def test_cores_are_taken_once_on_a_machine_and_free_again(monkeypatch):
     two.close()
 
 
+@pytest.mark.parametrize(
+    ("limit", "cores", "slots"),
+    [("max 100000", 1, 8), ("250000 100000", 1, 2), ("250000 100000", 2, 1), ("50000 100000", 1, 1), (None, 4, 2)],
+)
+def test_a_container_s_limit_is_not_overbooked(monkeypatch, limit, cores, slots):
+    quota = new("cpu.max")
+    if limit:
+        quota.write_text(f"{limit}\n")
+    monkeypatch.setattr(worker, "QUOTA", quota)
+    monkeypatch.setattr(worker, "machine", lambda: {"cores": [str(core) for core in range(8)], "gpus": []})
+    assert engines.Local(None, cores, 0, None).slots == slots
+    assert engines.Local(3, cores, 0, None).slots == 3
+
+
+def test_a_worker_keeps_to_its_cores_before_numpy_counts_them():
+    code = f"""
+import sys
+from segue import worker
+def pin(*_):
+    print(sorted({{"numpy", "jax"}} & sys.modules.keys()))
+    raise OSError("seen")
+worker.pin = pin
+worker.speak = print
+sys.exit(worker.run({ordered(new())}))
+"""
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (asked.stdout, asked.returncode) == ("[]\n", engines.LOST), asked.stderr
+
+
 def ordered(root: str | Path) -> dict:
     trial = {"folder": "t/a/0", "needs": [], "command": ["run", "td3bc"]}
     return {"trial": trial, "place": str(root), "cores": 1, "gpus": 0}
 
 
-@pytest.mark.parametrize(("error", "code"), [(SegueError, 1), (OSError, engines.LOST), (store.Busy, engines.LOST)])
+@pytest.mark.parametrize(("error", "code"), [(SegueError, 1), (OSError, engines.LOST), (Busy, engines.LOST)])
 def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, error, code):
     out, logs = new(), []
     out.mkdir()
@@ -613,7 +656,7 @@ def at_work(folder: Path) -> bool:
     try:
         with store.locked(folder.parent, f".{folder.name}.lock"):
             return False
-    except (store.Busy, SegueError):
+    except SegueError:
         return folder.parent.exists()
 
 
@@ -788,7 +831,7 @@ def test_what_a_node_brings_is_whole(bucket):
         assert "base/0/checkpoints/offline/waist.safetensors" in there
         assert "a/0.log" in there
         (root / "t/a/0/returns.jsonl").write_text("new")
-        with pytest.raises(store.Busy), places.at(place.where).here("t/a/0", [], 0):
+        with pytest.raises(Busy), places.at(place.where).here("t/a/0", [], 0):
             pass
     assert (top / "returns.jsonl").read_text() == "new"
     assert not root.exists()
@@ -896,23 +939,31 @@ def test_the_driver_at_a_url(bucket):
         places.at("nosuch://x/y")
 
 
-def test_tasks_of_a_ray_cluster(whole):
-    """A task runs the same worker, which finds its trial done; what a task itself dies of may be tried again."""
+def test_tasks_of_a_ray_cluster(real, whole):
+    """A trial through a Ray task comes to the same bits as here; a task whose trial is done leaves it."""
     pytest.importorskip("ray")
+    out = new("ray")
+    shutil.copytree(whole / "pendulum/td3bc", out / "pendulum/td3bc")
+    store.write_json(out / "sweep.json", {"format": store.FORMAT})
+    (trial,) = [trial for trial in Sweep.read(real).trials() if trial.arm == "direct"]
+    orders = [{**trial.entry(), "needs": trial.needs}]
+    orders += [{**orders[0], "folder": "pendulum/td3bc/0", "needs": [], "command": ["run"]}]
     code = f"""
-import os, sys, time
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import time
 from segue import engines
 pool = engines.ENGINES["ray"](None, 1, 0, None)
 assert pool.slots >= 1
-trial = {{"folder": "pendulum/td3bc/0", "needs": [], "command": ["run"]}}
-pool.start("pendulum/td3bc/0", {{"trial": trial, "place": {str(whole)!r}, "cores": 1, "gpus": 0}})
+for trial in {orders}:
+    pool.start(trial["folder"], {{"trial": trial, "place": {str(out)!r}, "cores": 1, "gpus": 0}})
 found = []
-while not found:
-    found = pool.ended()
+while len(found) < 2:
+    found += pool.ended()
     time.sleep(0.1)
-print(found)
+print(sorted(found))
 pool.close()
 """
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert asked.stdout.strip().endswith("[('pendulum/td3bc/0', 0)]"), asked.stderr
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=env)
+    assert asked.stdout.strip().endswith("[('pendulum/direct/0', 0), ('pendulum/td3bc/0', 0)]"), asked.stderr
+    assert results(out) == results(whole)
+    assert "process" in (out / "pendulum/direct/0.log").read_text()

@@ -7,6 +7,7 @@ of them at once, each with a time limit.
 import contextlib
 import getpass
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -158,9 +159,11 @@ def _learning() -> Iterator[tuple[str, str]]:
     import jax.numpy as jnp
 
     from segue import runs, tasks
+    from segue.worker import allowed
 
     yield "revision", runs.revision() or "not a checkout"
-    yield "cores", f"{runs.cores()} of {os.cpu_count()}{_quota()}"
+    limit = f", limited to the time of {most:g}" if math.isfinite(most := allowed()) else ""
+    yield "cores", f"{runs.cores()} of {os.cpu_count()}{limit}"
     cache, there = tasks.cache_dir(), Path.cwd()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=cache) as file:
@@ -177,15 +180,6 @@ def _learning() -> Iterator[tuple[str, str]]:
     moved = jax.jit(lambda w: w - 0.1 * jax.grad(lambda w: jnp.square(one @ w).sum() / 2)(w))(one)
     assert jnp.allclose(moved, 0.9 * one), "a gradient step gave wrong numbers"
     yield "update", f"one jitted gradient step in {time.monotonic() - begun:.1f} s, compilation included"
-
-
-def _quota() -> str:
-    """What a container's limit leaves of the cores, where there is one."""
-    try:
-        most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return f", limited to the time of {int(most) / int(period):g}"
-    except (OSError, ValueError):
-        return ""
 
 
 def _physics() -> Iterator[tuple[str, str]]:

@@ -78,13 +78,13 @@ class Local:
     def __init__(self, workers: int | None, cores: int, gpus: int, address: str | None):
         if address is not None:
             raise SegueError("--address is of a Ray cluster: choose --engine ray, or leave it out.")
-        from segue.worker import machine
+        from segue.worker import allowed, machine
 
         has = machine()
         for what, needed in (("cores", cores), ("gpus", gpus)):
             if needed > len(has[what]):
                 raise SegueError(f"{what} = {needed} is more than the {len(has[what])} that this machine has.")
-        most = len(has["cores"]) // cores
+        most = max(1, int(min(len(has["cores"]), allowed())) // cores)
         self.slots = workers or (min(most, len(has["gpus"]) // gpus) if gpus else most)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 

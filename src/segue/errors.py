@@ -18,6 +18,10 @@ class DataError(SegueError):
     """A file or an array that Segue refuses to learn from."""
 
 
+class Busy(SegueError):
+    """Another process holds the lock."""
+
+
 class Stopped(KeyboardInterrupt):
     """A run or a sweep was asked to stop, by signal `number`."""
 

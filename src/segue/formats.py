@@ -7,7 +7,20 @@ from collections.abc import Iterator, Sequence
 from segue import aggregates
 from segue.records import HALF_WAY, RunRecord
 from segue.stats import Estimate
-from segue.tables import Cell, Table, by_task, labels, line, markdown, matrix, plain, small_print, table, task_tables
+from segue.tables import (
+    Cell,
+    Table,
+    by_task,
+    labels,
+    line,
+    markdown,
+    matrix,
+    of_task,
+    plain,
+    small_print,
+    table,
+    task_tables,
+)
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     **{c: f"{{{c}}}" for c in "[]*"},  # at the beginning of a row they would be arguments of the \\ before
@@ -50,12 +63,12 @@ def latex(records: Sequence[RunRecord]) -> str:
     parts = ["% By `segue report`: plain LaTeX, no package is needed.", *map(_tabular, overview(records))]
     for group in by_task(records):
         first, *rest = task_tables(group)
-        parts += [_tabular(first), *(_tabular(more, f"{group[0].task}, ") for more in rest)]
+        parts += [_tabular(first), *(_tabular(of_task(group[0].task, more)) for more in rest)]
     notes = "\n".join(f"% {plain(sentence)}" for sentence in small_print(records))
     return "\n\n".join([*parts, notes]) + "\n"
 
 
-def _tabular(table: Table, before: str = "") -> str:
+def _tabular(table: Table) -> str:
     def cells(row: Sequence[Cell | str | None]) -> str:
         return " & ".join(map(_tex_cell, row)) + r" \\"
 
@@ -65,7 +78,7 @@ def _tabular(table: Table, before: str = "") -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{tex(before + table.caption)}}}",
+            rf"\caption{{{tex(table.caption)}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
             *body,
             r"\hline",

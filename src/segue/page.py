@@ -22,10 +22,10 @@ from segue.tables import (
     cell,
     comparable,
     labels,
-    last,
     marked,
     matrix,
     notes,
+    of_task,
     plain,
     scale,
     small_print,
@@ -44,8 +44,7 @@ CITED = {
     "Bootstrap, The American Statistician 69, 2015); its resamples are the same every time. The tasks are given, not "
     "drawn. A long tail of bad seeds makes every interval too sure. Those of the probability of improvement and of "
     "performance profiles are not held to 95 % with few seeds: of the former, with normal scores on two tasks, 38 to "
-    "72 % held the truth with 2 seeds, 64 % with 3 and 90 % with 5. Where all resamples agree, at 0 or 1, none is "
-    "given.",
+    "72 % held the truth with 2 seeds, 64 % with 3 and 90 % with 5. Where all resamples agree, none is given.",
     "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
     "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
     "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "
@@ -77,8 +76,8 @@ def page(
         sections.append(("Methods and tasks", "".join(map(_table, matrix(records)))))
         if found := aggregates.shared(records):
             sections.append(("Over all tasks", _aggregates(found, known)))
-    for number, group in enumerate(groups, start=1):
-        sections.append((_titles(groups)[number - 1], _task(group, known)))
+    for number, (title, group) in enumerate(zip(_titles(groups), groups, strict=True), start=1):
+        sections.append((title, _task(title, group, known)))
         if advance:
             advance(number, len(groups))
     sections.append(("Distribution shift", _shifts(records)))
@@ -170,9 +169,9 @@ def _cell(each: Cell | str | None) -> str:
         return "–"
     if isinstance(each, str):
         return escape(each)
-    spread = f' <span class="pm">{escape(each.spread)}</span>' if each.spread else ""
-    value = escape(each.value).replace("-", "\N{MINUS SIGN}")
-    return f"<span>{value}</span>{spread}{escape(each.more)}"
+    value, spread = (escape(text).replace("-", "\N{MINUS SIGN}") for text in (each.value, each.spread))
+    shown = f' <span class="pm">{spread}</span>' if spread else ""
+    return f"<span>{value}</span>{shown}{escape(each.more)}"
 
 
 def _folded(summary: str, body: str, opened: bool = False) -> str:
@@ -247,7 +246,7 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
 
 
-def _task(group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
+def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
     whole, *rest = task_tables(group)
     text = f"<p>{escape(said_of(group))}.</p>{_table(whole)}"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
@@ -260,21 +259,26 @@ def _task(group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
             lambda name=name: svg(
                 lambda axis: panel(axis, name, group, known, ends), right=right if name == "online" else 0.97
             ),
-            f"Learning curves on {group[0].task}, {name}. Last scores: "
-            + "; ".join(f"{label} {last(record)}" for label, record in zip(labels(group), group, strict=True)),
+            f"Learning curves on {title}, {name}. Last scores: {_ends(group, name)}.",
             {
                 "offline": "Offline, before the switch: " + scale(group).partition(":")[0] + " over gradient steps.",
                 "online": "Online: the bar at 0 is the switch from offline data to the world"
                 + (", dashed grey are published final scores." if comparable(group) else "."),
             }[name],
-            _numbers(group, name),
+            _numbers(title, group, name),
         )
         for name in drawn
     ]
-    return text + _figures(figures) + "".join(map(_table, rest))
+    return text + _figures(figures) + "".join(_table(of_task(title, more)) for more in rest)
 
 
-def _numbers(group: Sequence[RunRecord], name: str) -> Table:
+def _ends(group: Sequence[RunRecord], name: str) -> str:
+    """The last score of every curve in a panel."""
+    curves = {label: PANELS[name][0](record) for label, record in zip(labels(group), group, strict=True)}
+    return "; ".join(f"{label} {estimate(curve.scores[-1])}" for label, curve in curves.items() if len(curve.x))
+
+
+def _numbers(title: str, group: Sequence[RunRecord], name: str) -> Table:
     """A curve's means and intervals, at some of its places where there are many."""
     curves = [PANELS[name][0](record) for record in group]
     every = sorted({int(x) for curve in curves for x in curve.x})
@@ -285,7 +289,7 @@ def _numbers(group: Sequence[RunRecord], name: str) -> Table:
     rows = [[f"{x:,}", *(cell(estimate(one[x])) if x in one else None for one in at)] for x in kept]
     axis = {"offline": "gradient steps", "online": "env steps"}[name]
     some = f" ({len(kept)} of {len(every)} places)" if len(kept) < len(every) else ""
-    return Table(f"{group[0].task}, {name}{some}", [axis, *marked(group)], rows)
+    return Table(f"{title}, {name}{some}", [axis, *marked(group)], rows)
 
 
 def _shifts(records: Sequence[RunRecord]) -> str:
@@ -307,7 +311,7 @@ def _shifts(records: Sequence[RunRecord]) -> str:
                 lambda one=one: svg(one.paint),
                 f"{title}: {record.task}, {name}.",
                 f"{title[:1].upper()}{title[1:]}.",
-                _series(title, one),
+                _series(f"{record.task}, {name}: {title}", one),
             )
             for title, one in found.items()
         ]

@@ -10,7 +10,8 @@ The interval is over **seeds**, because a seed is one independent training run; 
 a policy, and counting them as independent makes any method look certain. It is Student's t, not a bootstrap:
 with the 2 to 5 seeds that people can afford a percentile bootstrap only reshuffles those few numbers
 and is far too narrow. Its assumption is that seeds are roughly normal; its price is a wide interval from two
-seeds, which is what two seeds know. One seed has no interval.
+seeds, which is what two seeds know. One seed has no interval, nor have seeds that all agree, such as two that never
+reached the goal: one of width 0 would claim certainty.
 
 Offline gradient steps and online env steps are two axes and are never added up.
 
@@ -31,7 +32,7 @@ from segue.errors import SegueError
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the half width of its 95 % interval; None when there is one seed."""
+    """A mean over seeds and the half width of its 95 % interval; None where there is one seed, or all agree."""
 
     mean: float
     half: float | None
@@ -67,8 +68,8 @@ def half_width(values: np.ndarray, level: float = 0.95) -> Any:
 def estimate(values: np.ndarray, level: float = 0.95) -> Estimate:
     """[seeds] -> their mean and interval. A matrix [seeds, episodes] is averaged over episodes first."""
     seeds = seed_means(values) if values.ndim == 2 else values
-    half = half_width(seeds, level)
-    return Estimate(float(seeds.mean()), None if half is None else float(half), len(seeds))
+    half = float(half_width(seeds, level)) if np.ptp(seeds) > 0 else None
+    return Estimate(float(seeds.mean()), half, len(seeds))
 
 
 def dips(start: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -250,9 +251,8 @@ def interval(
 
     `statistic` maps batches as the aggregates here do: `iqm`, or `partial(performance_profile, taus=taus)`, whose bands
     are then pointwise. It takes one argument for each of `samples`, which are resampled independently. `within` is
-    where it can lie at all, for instance 0 to 1: where that has two ends and all resamples agree, as shares at 0 and 1
-    do, there is no interval, for that of width 0 would claim certainty. One method's mean on one task
-    has the interval of `estimate`.
+    where it can lie at all, for instance 0 to 1. Where all resamples agree, as shares at 0 and 1 do, there is no
+    interval, for that of width 0 would claim certainty. One method's mean on one task has the interval of `estimate`.
 
     half = t(1/2 + level/2, d) sqrt(sum_t w_t / sum_t v_t) std(statistic of stratified resamples)
     w_t  = v_t n_t / (n_t - 1)        v_t: the variance where task t alone, of n_t runs, is resampled
@@ -287,9 +287,7 @@ def interval(
     from scipy.special import stdtrit
 
     resampled = bootstrap(statistic, *samples, resamples=resamples, seed=seed)
-    error = resampled.std(axis=0)
-    if np.isfinite(within).all():
-        error = np.where(np.ptp(resampled, axis=0) > 0, error, np.nan)
+    error = np.where(np.ptp(resampled, axis=0) > 0, resampled.std(axis=0), np.nan)
     if np.isnan(error).all():
         return Interval(value[()], None, None)
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ import platformdirs
 import safetensors.numpy
 
 from segue import strict
-from segue.errors import DataError, SegueError
+from segue.errors import Busy, DataError, SegueError
 
 FORMAT = 1
 LARGEST_JSON, LARGEST_POLICY = 64 << 20, 1 << 30
@@ -218,10 +218,6 @@ def read_sealed(path: Path, expected: Any) -> bytes:
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
     return content
-
-
-class Busy(SegueError):
-    """Another process holds the lock."""
 
 
 @contextlib.contextmanager

@@ -40,6 +40,8 @@ LOOK = 0.1
 """Seconds between looks at what the workers do."""
 SHOWN = 10.0
 """Seconds after a worker's end in which the directory it shares with the driver may not show it yet (NFS caches)."""
+AWAY = 600.0
+"""Seconds after a worker's end in which a store that does not answer is asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Sweep:
     """Seeds that one trial trains side by side; None: all. A trial is named by its seeds: say how many where some may
     be added later."""
     cores: int = 1
-    """Cores that each trial has for itself. XLA on a CPU gives other bits for another number."""
+    """Cores that each trial has for itself, on Linux. XLA on a CPU gives other bits for another number."""
     gpus: int = 0
     """GPUs that each trial has for itself; 0: it runs on the CPU."""
     retries: int = 3
@@ -472,8 +474,10 @@ def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int
     """
     try:
         finished = places.finished(place, [folder])
-    except OSError:
-        return False
+    except OSError as error:
+        if since >= AWAY:
+            left.end(folder, f"{place.where} does not answer ({_shown(str(error))})")
+        return since >= AWAY
     if finished:  # even if it was killed thereafter
         left.end(folder)
     elif code == 0 and since < SHOWN:
@@ -493,10 +497,15 @@ def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int
 
 
 def last_words(place: places.Place, folder: str) -> str:
-    """The last line of a trial's log, without what a terminal might obey."""
+    """The last line of a trial's log."""
     lines = place.tail(f"{folder}.log").decode(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return "".join(c for c in said if c.isprintable()).removeprefix("segue: ")[:500]
+    return _shown(said).removeprefix("segue: ")
+
+
+def _shown(text: str) -> str:
+    """One line, not too long, without what a terminal might obey."""
+    return "".join(c for c in text if c.isprintable())[:500]
 
 
 def _settle(place: places.Place, plan: Sweep, trials: Sequence[Trial]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +86,10 @@ def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
 
 def small_print(records: Sequence[RunRecord]) -> list[str]:
     """How the numbers in the tables of these records are computed, a sentence or two each."""
-    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes)."]
+    small = [
+        "± is the half width of a 95 % Student-t interval over seeds (not over episodes).",
+        "Where all seeds agree there is none: one of width 0 would claim certainty.",
+    ]
     if any(len(r.evaluations[0].returns) == 1 for r in records):
         small.append("A run of 1 seed has no interval.")
     small += [
@@ -194,6 +197,11 @@ def task_tables(group: Sequence[RunRecord]) -> list[Table]:
     The last two only where some run went online from a policy.
     """
     return [_milestones(group), *_switch(group), *_budget(group)]
+
+
+def of_task(task: str, table: Table) -> Table:
+    """A table whose caption says its task, for where nothing around it does."""
+    return replace(table, caption=f"{task}: {table.caption[:1].lower()}{table.caption[1:]}")
 
 
 def _milestones(group: Sequence[RunRecord]) -> Table:

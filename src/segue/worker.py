@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shlex
@@ -27,6 +28,8 @@ from segue.engines import LOST
 
 PATIENCE = 60.0
 """Seconds to wait for another process that is still at work on the trial, such as one that has lost its driver."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of all cores in so many of the clock, which Linux lets a container have."""
 
 
 def machine() -> dict[str, list[str]]:
@@ -35,6 +38,15 @@ def machine() -> dict[str, list[str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))) if visible is None else visible.split(",")
     return {"cores": list(map(str, sorted(cores))), "gpus": [name for name in map(str, gpus) if name]}
+
+
+def allowed() -> float:
+    """How many cores' time a container's limit leaves this process; infinite where there is no limit."""
+    try:
+        most, period = QUOTA.read_text().split()
+        return int(most) / int(period)
+    except (OSError, ValueError):  # ValueError: "max", no limit
+        return math.inf
 
 
 class Claims:
@@ -81,7 +93,7 @@ class Claims:
 
 
 def pin(claims: Claims, cores: int, gpus: int) -> str:
-    """Take cores and GPUs and keep to them, before JAX is imported, which counts them; says which."""
+    """Take cores and GPUs and keep to them, before NumPy and JAX are imported, which count them; says which."""
     mine, cards = claims.take("cores", cores), claims.take("gpus", gpus) if gpus else []
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, mine))
@@ -105,8 +117,7 @@ def listen() -> None:
 
 def run(order: dict[str, Any]) -> int:
     """Run or go on with one trial, unless it is done. Returns an exit code."""
-    from segue import cli, places, store
-    from segue.errors import SegueError
+    from segue.errors import Busy, SegueError
 
     claims = Claims()  # which end with this function, or with the process
     trial = order["trial"]
@@ -114,7 +125,10 @@ def run(order: dict[str, Any]) -> int:
         if (shared := Path(order["place"])).is_dir():  # at a URL the log comes with the trial
             (shared / trial["folder"]).parent.mkdir(parents=True, exist_ok=True)
             speak(shared / f"{trial['folder']}.log")
-        place, about = places.at(order["place"]), pin(claims, order["cores"], order["gpus"])
+        about = pin(claims, order["cores"], order["gpus"])
+        from segue import cli, places
+
+        place = places.at(order["place"])
         with place.here(trial["folder"], trial["needs"], PATIENCE) as root:
             if places.finished(places.Directory(root), [trial["folder"]]):
                 return 0
@@ -131,7 +145,7 @@ def run(order: dict[str, Any]) -> int:
             return 0
     except (SegueError, OSError) as error:
         print(f"segue: {error}", file=sys.stderr, flush=True)
-        return LOST if isinstance(error, store.Busy | OSError) else 1
+        return LOST if isinstance(error, Busy | OSError) else 1
 
 
 def prepare(folder: Path, command: Sequence[str]) -> list[str]:
