@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, distinct to colour-blind readers, its orange and sky blue darkened: all are 3:1 on white;
 # grey stays free for what others published. 7 colours and 3 styles share no divisor: there are 21 looks.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C5B2A", "#2693FF", "#000000")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#2693FF", "#8C5B2A", "#000000")
 _STYLES = ("-", "-.", ":")
 _GREY = "0.4"
 FAINT = 40
