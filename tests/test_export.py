@@ -271,6 +271,17 @@ def test_a_changed_byte_is_found_wherever_it_is(kind):
     assert refused > 200
 
 
+@pytest.mark.parametrize("said", [5, None, [], {}, True])
+def test_a_description_that_is_no_text_is_refused(tmp_path, said):
+    header = json.dumps({"__metadata__": {predict.NAME: said}}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        predict.load(path)
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        export.show(path)
+
+
 def test_pickles_and_bombs_are_refused(tmp_path):
     class Boom:
         def __reduce__(self):

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import changed, same
-from helpers import ROOT, Ragged, new
+from helpers import ROOT, Ragged, dataset, new
 
 import segue
-from segue import engine, meter, policies, runs
+from segue import commits, engine, hooks, meter, policies, runs
 from segue.core import Linear, Spec, Transition
-from segue.data.sources import Ratio
+from segue.data.sources import Ratio, Uniform
 from segue.errors import DataError, SegueError
 from segue.finetune.porl import PORL, Appraise
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.offline.sac import SAC
-from segue.phases import Collect, Online, pipeline
-from segue.tuner import Tuner
+from segue.phases import Collect, Drive, Online, Train, pipeline
+from segue.tuner import Tuner, _Body
 from segue.worlds import TRAIN, Worlds, episode_seed, spec_of
 
 SPEC = spec_of(Ragged())
@@ -360,3 +360,269 @@ def test_episodes_of_a_learner_that_lags_are_told_once(task, monkeypatch):
     assert [line["env_step"] for line in lines] == ends.tolist()
     assert len(lines) > 10
     assert json.loads((folder / "status.json").read_text())["resume"] == "statistical"
+
+
+# --- ends that come at any moment -------------------------------------------------------------------------------------
+
+
+def once(monkeypatch, owner, name, error, when=lambda *_: True):
+    """`owner.name` raises the first time that `when` holds of its arguments."""
+    real, left = getattr(owner, name), [error]
+
+    def raising(*args, **options):
+        if left and when(*args):
+            raise left.pop()
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, raising)
+
+
+def status(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(task):
+    """The directory of a run that nothing has stopped, what it learned, and where its episodes ended."""
+    with tuner(task, folder := new("arm"), log_every=5) as mine:
+        Arm().live(mine)
+    lines = map(json.loads, (folder / "episodes.jsonl").read_text().splitlines())
+    return folder, mine.drive.run, [line["env_step"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("hook", "after", "error"),
+    [
+        (hooks.Episodes, 0, KeyboardInterrupt()),
+        (hooks.Log, 0, SegueError("diverged")),
+        (hooks.Log, 41, KeyboardInterrupt()),
+        (hooks.Episodes, 60, SegueError("diverged")),
+        (hooks.Log, 60, KeyboardInterrupt()),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value) or "Ctrl-C"),
+)
+def test_no_step_is_lost_nor_repeated_where_a_hook_raises(task, whole, monkeypatch, hook, after, error):
+    """Before the commit has heard of a step, and after; where there were updates, and where there were none."""
+    theirs, run, ends = whole
+    at = next(step for step in ends if step > after)
+    once(monkeypatch, hook, "ticked", error, lambda self, name, phase, live: live.env_step == at)
+    arm, folder = Arm(), new("arm")
+    with pytest.raises(type(error)), tuner(task, folder, log_every=5) as mine:  # noqa: PT012
+        try:
+            arm.live(mine)
+        finally:
+            with pytest.raises(type(error)):
+                mine.act(arm.obs)
+    told = status(folder)
+    assert told["status"] == ("failed" if isinstance(error, SegueError) else "interrupted")
+    assert told["why"] == (str(error) or "KeyboardInterrupt")
+    arm.obs = arm.reset()
+    with tuner(task, folder, log_every=5) as again:
+        assert again.env_step == at
+        arm.live(again)
+    assert status(folder)["resume"] == "exact"
+    assert same(again.drive.run.waist, run.waist)
+    assert same(again.drive.run.online, run.online)
+    assert (folder / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("phase", "at"), [("presample", 40), ("finetune", 90)])
+def test_a_phase_that_was_not_ended_is_ended_later(task, whole, monkeypatch, phase, at):
+    once(monkeypatch, hooks.Checkpoint, "ended", KeyboardInterrupt(), lambda self, name, *_: name == phase)
+    arm, folder = Arm(), new("arm")
+    with pytest.raises(KeyboardInterrupt), tuner(task, folder) as mine:
+        arm.live(mine)
+    assert status(folder)["status"] == "interrupted"
+    with tuner(task, folder) as again:
+        assert again.env_step == at
+        assert again.done == (at == 90)
+    assert (status(folder)["status"] == "finished") == (at == 90)
+    assert at != 90 or same(again.drive.run.waist, whole[1].waist)
+
+
+def test_the_steps_of_three_saves_that_fail_are_kept_by_the_next(task, monkeypatch):
+    real, calls = commits.Commit._write, []
+
+    def full(self, *args):
+        calls.append(args)
+        if len(calls) in (2, 3, 4):
+            raise OSError(28, "No space left on device")
+        return real(self, *args)
+
+    monkeypatch.setattr(commits.Commit, "_write", full)
+    folder = new("arm")
+    with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder, commit_every=1) as mine:
+        Arm().live(mine)
+    assert mine.env_step == 4
+    assert status(folder)["status"] == "failed"
+    assert "3 saves failed" in status(folder)["why"]
+    with tuner(task, folder) as again:
+        assert again.env_step == 4
+
+
+def test_where_the_disk_stays_full_the_reason_is_the_first_one(task, monkeypatch, capsys):
+    full = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder := new("arm"), commit_every=1) as mine:  # noqa: PT012
+        monkeypatch.setattr(commits.Commit, "_write", full)
+        monkeypatch.setattr(hooks.Journal, "sync", full)
+        Arm().live(mine)
+    assert "3 saves failed" in status(folder)["why"]
+    assert "could not be saved" in capsys.readouterr().err
+
+
+def test_ctrl_c_within_a_dispatch_goes_back_to_the_last_commit(task, monkeypatch):
+    """What it has taken over is gone, and nothing can bring it back."""
+    learn, calls = engine.learn, []
+
+    def interrupted(*args, **options):
+        calls.append(learn(*args, **options))
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(engine, "learn", interrupted)
+    folder = new("arm")
+    with pytest.raises(KeyboardInterrupt), tuner(task, folder, commit_every=10) as mine:
+        Arm().live(mine)
+    assert status(folder)["status"] == "interrupted"
+    with tuner(task, folder) as again:
+        assert again.env_step == 10
+
+
+def test_a_world_that_fails_is_said(task):
+    with pytest.raises(OSError, match="gripper"), tuner(task, folder := new("arm")) as mine:  # noqa: PT012
+        Arm().live(mine, 3)
+        raise OSError("the gripper is gone")
+    assert status(folder) | {"format": 1} == {
+        "format": 1,
+        "status": "failed",
+        "resume": "exact",
+        "why": "the gripper is gone",
+    }
+
+
+OFFLINE = {"offline": Train(TINY, 3_000, Uniform(batch=8)), "finetune": Online(TINY, 10, Ratio(batch=8))}
+
+
+@pytest.fixture(scope="module")
+def logged():
+    return segue.task(env_id="arm", dataset=str(dataset()))
+
+
+def test_ctrl_c_in_an_offline_phase_keeps_its_updates(logged, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), tuner(logged, folder := new("arm"), OFFLINE) as mine:  # noqa: PT012
+        here = lambda *_: mine.drive.live is not None and mine.drive.live.update == 300
+        once(monkeypatch, jax, "block_until_ready", KeyboardInterrupt(), here)
+        mine.done  # noqa: B018
+    with tuner(logged, folder, OFFLINE) as again:
+        assert again.drive.resumed[0].update == 300
+        assert not again.done
+        assert again.drive.run.updates == 3_000
+
+
+def test_in_the_background_an_offline_phase_does_not_hold_up_the_end(logged, monkeypatch):
+    learn = engine.learn
+    monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.1) or learn(*args, **options))
+    mine = tuner(logged, folder := new("arm"), OFFLINE, background=True)
+    while mine.drive.live is None or not mine.drive.live.update:
+        assert mine.failed is None
+        time.sleep(0.01)
+    mine.close()
+    reached = mine.drive.live.update
+    assert reached < 2_000
+    assert status(folder)["status"] == "interrupted"
+    with tuner(logged, folder, OFFLINE, background=True) as again:
+        assert again.drive.name == "offline"
+        Arm().live(again)
+    assert again.drive.run.env_step == 10
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if line["phase"] == "offline"] == [1_000, 2_000, 3_000]
+
+
+def test_in_the_background_done_waits_until_somebody_has_looked(task, monkeypatch):
+    """A run that was killed after its last step has nothing left to do."""
+    folder = new("arm")
+    killed = tuner(task, folder)
+    arm = Arm()
+    arm.live(killed, 90)
+    killed.opened.close()
+    ready = Drive.ready
+    monkeypatch.setattr(Drive, "ready", lambda self: time.sleep(0.3) or ready(self))
+    with tuner(task, folder, background=True) as again:
+        assert again.done
+        with pytest.raises(SegueError, match="nothing is left"):
+            again.act(arm.obs)
+    assert status(folder)["status"] == "finished"
+
+
+def test_an_episode_s_length_costs_a_step_nothing():
+    body = _Body(SPEC)
+    for _ in range(100):
+        body.moved(1.0, False, False)
+    assert body.copy().length == 100
+    assert not [value for value in vars(body).values() if isinstance(value, list) and len(value) > 1]
+    state, episodes = body.state()
+    assert state["actions.0"].shape == (1, 2)
+    assert not _Body(SPEC).restore(state, episodes)
+    assert _Body(SPEC).restore(*_Body(SPEC).state())
+
+
+def test_a_closed_tuner_says_so(task):
+    with tuner(task, folder := new("arm")) as mine:
+        mine.act(np.zeros(3))
+        mine.close()
+        mine.close()
+        rows = Transition(*(np.zeros(shape) for shape in ((1, 3), (1, 2), 1, (1, 3), 1)))
+        for late in (
+            lambda: mine.act(np.zeros(3)),
+            lambda: mine.observe(np.zeros(2), 0.0, np.zeros(3), False),
+            lambda: mine.feed(rows),
+        ):
+            with pytest.raises(SegueError, match="was closed"):
+                late()
+        assert not mine.done
+    assert status(folder)["status"] == "interrupted"
+
+
+# --- what it is given -------------------------------------------------------------------------------------------------
+
+
+def test_a_box_may_be_arrays_or_numbers(task):
+    folder = new("arm")
+    space = Ragged.action_space
+    for spec in (Spec(np.int64(3), 2, space.low, space.high), Spec(3, 2, -2.0, 3), SPEC):
+        with Tuner(PHASES, task, spec, out=folder) as mine:
+            assert mine.spec == SPEC
+            hash(mine.spec)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"low": (-1.0,) * 3}, "two lists of 2 numbers"),
+        ({"low": (-np.inf, -1.0)}, "finite"),
+        ({"high": (3.0, -2.0)}, r"\[-2, -2\] in dimension 1"),
+        ({"high": "wide"}, "two lists"),
+        ({"obs": 0}, "obs is a whole number above 0, not 0"),
+        ({"act": 2.0}, "act is a whole number above 0, not 2.0"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused(task, wrong, words):
+    with pytest.raises(SegueError, match=words):
+        Tuner(PHASES, task, SPEC._replace(**wrong), out=(folder := new("arm")))
+    assert not folder.exists()
+
+
+def test_a_dataset_is_checked_against_the_spec(tmp_path):
+    def saved(size, action):
+        columns = {"observations": np.zeros((20, size)), "actions": np.full((20, 2), action), "rewards": np.zeros(20)}
+        columns |= {"terminals": np.arange(20) == 19, "timeouts": np.zeros(20, bool)}
+        np.savez(path := tmp_path / f"{size}{action}.npz", **{key: np.float32(it) for key, it in columns.items()})
+        return segue.task(env_id="arm", dataset=str(path))
+
+    for task, words in ((saved(3, 7.0), "outside the box"), (saved(4, 1.0), "another task's data")):
+        with pytest.raises(DataError, match=words):
+            tuner(task, folder := new("arm"), OFFLINE)
+        assert not folder.exists()
+    with tuner(changed(saved(3, 7.0), clip_actions=True), new("arm"), OFFLINE) as mine:
+        assert (np.asarray(mine.drive.run.offline.action)[:, 1] == 1).all()

@@ -57,8 +57,8 @@ class Moment(NamedTuple):
 
 
 class Commit(Quiet):
-    """Commits at each phase's start, at intervals, and when the run is asked to stop. Of the hooks that remember
-    anything it is the first.
+    """Commits at each phase's start and end, at intervals, and when the run is asked to stop. Of the hooks that
+    remember anything it is the first.
 
     The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
     before, and stops after `FAILURES` in a row. `settle` writes what else must be on the disk before a commit, and
@@ -76,6 +76,7 @@ class Commit(Quiet):
         self.last = (0, 0)
         self.failed, self.again = 0, False
         self.moment: Moment | None = None
+        self.seen: tuple[str, int, int] | None = None
         self.writer = ThreadPoolExecutor(1, "segue-commit")
         self.writing: Future | None = None
 
@@ -86,15 +87,21 @@ class Commit(Quiet):
     def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
         self._see(name, live, True)
         asked = self.stop.asked
-        if self.again or asked or passed(phase, live, self.every, self.every, self.last):
+        if self.again or asked or phase.done(live) or passed(phase, live, self.every, self.every, self.last):
             self._commit()
         if asked:
             self.wait()
             self.stop.now()
         return live
 
-    def rescue(self) -> None:
-        """Commit the last moment after all: the run was stopped while the hooks were hearing of it."""
+    def rescue(self, name: str = "", live: Live | None = None) -> None:
+        """Commit the last moment after all: the run was stopped while the hooks were hearing of it.
+
+        Args:
+            name, live: where the run is, between two steps: that becomes the last moment, if it was not yet heard of.
+        """
+        if live is not None and self.seen != (name, live.update, live.env_step):
+            self._see(name, live, (live.update, live.env_step) != (0, live.run.env_step))
         if self.moment:
             live = self.moment.live
             kept = (live.learner, live.carry, live.tally, live.run.online)  # a dispatch since then has taken them over
@@ -105,29 +112,30 @@ class Commit(Quiet):
     def _see(self, name: str, live: Live, ticked: bool) -> None:
         hooks = {key: hook.state() for key, hook in self.hooks.items()}
         self.moment = Moment(name, live, ticked, self.journal.sizes(), hooks)
+        self.seen = (name, live.update, live.env_step)
 
     def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
         """The updates of this step are done, its row never came: going on repeats the updates."""
         self.exact = False
         self._see(name, live, True)
-        self._commit()
-        self.wait()
+        self.rescue()
 
     def inexact(self) -> None:
         """From here on the run is not the one that it would have been."""
         self.exact, self.again = False, True
 
     def _commit(self) -> None:
-        moment, self.moment = self.moment, None
+        self.wait()
+        moment = self.moment
         assert moment is not None
         self.last, self.again = (moment.live.update, moment.live.env_step), False
-        self.wait()
         files, manifest = self._state(moment)
         floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
         if all(np.isfinite(leaf).all() for leaf in floats):
             self.writing = self.writer.submit(self._write, files, json.loads(json.dumps(manifest)))
         else:
             self.again = True  # a seed has diverged: its log will say so and put it right
+        self.moment = None  # now, and not before: what is interrupted here can be rescued
 
     def _state(self, moment: "Moment") -> tuple[dict[str, Any], dict[str, Any]]:
         """Copies: the next dispatch writes over the arrays."""
@@ -189,8 +197,7 @@ class Commit(Quiet):
 
     def wait(self) -> None:
         """Until the save under way is on the disk, or has failed."""
-        writing, self.writing = self.writing, None
-        if writing is None:
+        if (writing := self.writing) is None:
             return
         try:
             writing.result()
@@ -203,6 +210,8 @@ class Commit(Quiet):
                 raise SegueError(
                     f"{FAILURES} saves failed in a row ({why}): make room, then segue resume {self.folder}."
                 ) from None
+        finally:
+            self.writing = None if writing.done() else writing  # Ctrl-C: it goes on, and the next save waits for it
 
     def close(self) -> None:
         try:

@@ -411,7 +411,8 @@ class Drive:
 
     Hooks tick after every env step, and after every `stride` updates of a phase that only learns (None: a hundred,
     shared by the seeds), of which no more than two such lots are ever under way: a run can be stopped within seconds.
-    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again.
+    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again. `live` is
+    where the run is, whatever raises, and `halfway` whether that is within an env step, whose row has not come.
     """
 
     def __init__(
@@ -426,6 +427,7 @@ class Drive:
         self.left, self.hooks, self.resumed = list(phases.items()), hooks, resumed
         self.stride = stride or max(1, 100 // run.seeds)
         self.live: Live | None = None
+        self.halfway = False
         self.under_way: Any = None
 
     @property
@@ -450,7 +452,8 @@ class Drive:
             elif self.phase.acts:
                 return True
             else:
-                live, before = self.phase.learn(live, self.stride), self.under_way
+                live = self.live = self.phase.learn(live, self.stride)
+                before = self.under_way
                 self.under_way = jnp.asarray(live.tally.count) + 0  # a copy, there when these updates are
                 jax.block_until_ready(before)
                 self._tick(live)
@@ -469,8 +472,7 @@ class Drive:
 
     def _tick(self, live: Live) -> Live:
         for hook in self.hooks:
-            live = hook.ticked(self.name, self.phase, live)
-        self.live = live
+            live = self.live = hook.ticked(self.name, self.phase, live)
         return live
 
     def act(self, obs: Float[np.ndarray, "seeds obs"], ages: Int[np.ndarray, " seeds"]) -> Float[Array, "seeds act"]:
@@ -483,12 +485,15 @@ class Drive:
     def learn(self) -> None:
         """The updates that are due with the next env step."""
         assert self.live is not None
+        self.halfway = True
         self.live = self.phase.learn(self.live, self.stride)
 
     def observe(self, row: Transition) -> None:
         """What came of the actions."""
         assert self.live is not None
-        self._tick(self.phase.observe(self.live, row))
+        self.live = self.phase.observe(self.live, row)  # before a hook hears of it: one may raise
+        self.halfway = False
+        self._tick(self.live)
 
     def broken(self) -> None:
         """The world has failed for good, between `act` and `observe`."""

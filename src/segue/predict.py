@@ -179,10 +179,10 @@ _ODD = (KeyError, TypeError, AttributeError, NotImplementedError)
 """What a header that is another's, or of other types than it should be, ends in."""
 
 
-def _json(text: str | bytes, where: str) -> Any:
+def _json(text: Any, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where} has a header that cannot be read as JSON ({error}): it is damaged.") from None
 
 
@@ -225,7 +225,7 @@ def npy(content: bytes, where: str) -> np.ndarray | None:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _safetensors(content: bytes, where: str) -> tuple[dict[str, np.ndarray], str]:
+def _safetensors(content: bytes, where: str) -> tuple[dict[str, np.ndarray], Any]:
     begin = 8 + int.from_bytes(content[:8], "little")
     if begin > len(content):
         raise ValueError(f"{where} ends within its header: it is damaged.")

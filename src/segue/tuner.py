@@ -18,8 +18,10 @@ env is computed, bit for bit. `feed` takes logs instead of a world.
 import contextlib
 import json
 import queue
+import signal
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ from jaxtyping import Float
 from segue import commits, engine, hooks, runs, store
 from segue.console import Console
 from segue.core import Clock, Spec, Transition
-from segue.data import load
-from segue.errors import DataError, SegueError
+from segue.data import check_against, load
+from segue.data.dataset import box
+from segue.errors import DataError, SegueError, Stopped
 from segue.meter import Meter
 from segue.phases import AbstractPhase, Drive
 from segue.recipes import PAPER
@@ -47,14 +50,14 @@ class _Body:
         self.spec = spec
         self.envs: list[Any] = [None]
         self.ended: list[Episode] = []
-        self.episode, self.actions, self.returned = 1, [], 0.0
+        self.episode, self.length, self.returned = 1, 0, 0.0
 
-    def moved(self, action: np.ndarray, reward: float, terminated: bool, truncated: bool) -> None:
-        self.actions.append(action)
+    def moved(self, reward: float, terminated: bool, truncated: bool) -> None:
+        self.length += 1
         self.returned += reward
         self.ended = []
         if terminated or truncated:
-            self.ended = [Episode(0, self.returned, len(self.actions), terminated)]
+            self.ended = [Episode(0, self.returned, self.length, terminated)]
             self.over()
 
     def copy(self) -> "_Body":
@@ -64,17 +67,15 @@ class _Body:
 
     def take(self, other: "_Body") -> None:
         """Be as the other one is."""
-        self.ended, self.episode, self.actions, self.returned = (
-            other.ended, other.episode, list(other.actions), other.returned,
-        )  # fmt: skip
+        self.ended, self.episode, self.length, self.returned = other.ended, other.episode, other.length, other.returned
 
     def over(self) -> None:
         """The next step begins an episode."""
-        self.episode, self.actions, self.returned = self.episode + 1, [], 0.0
+        self.episode, self.length, self.returned = self.episode + 1, 0, 0.0
 
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
-        taken = np.stack(self.actions) if self.actions else np.zeros((0, self.spec.act), np.float32)
-        return {"obs": np.zeros((1, self.spec.obs), np.float32), "actions.0": taken}, [self.episode]
+        begun = np.zeros((min(self.length, 1), self.spec.act), np.float32)  # no world takes actions again
+        return {"obs": np.zeros((1, self.spec.obs), np.float32), "actions.0": begun}, [self.episode]
 
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
         cut = len(state["actions.0"]) > 0
@@ -85,11 +86,14 @@ class _Body:
 class Tuner:
     """A run whose world is the caller's. One seed.
 
+    Ctrl-C, or an error of the run itself, ends the tuner: `close` keeps every step that was observed, as far as it can,
+    and the same call goes on from there. (A number that is refused ends nothing.)
+
     Args:
         phases: a recipe's value, for instance `segue.porl(task)`.
         task: what the recipe was made for: its `env_id` is a label here, no env is made; its policy, dataset, reward
             and score are used.
-        spec: sizes and action box of the world.
+        spec: sizes and action box of the world; a side of the box may be one number or an array.
         out: the run's directory, new or empty; or an earlier one of the same phases and task, which goes on.
         seed: the seed's number.
         background: learn in a thread beside the caller's loop. `act` then answers by the latest policy that is ready,
@@ -113,14 +117,14 @@ class Tuner:
         log_every: int = 1_000,
         commit_every: int = 10_000,
     ):
-        self.spec, self.folder = spec, Path(out)
+        self.spec, self.folder = _sane(spec), Path(out)
         config = store.read_json(self.folder / "config.json") if (self.folder / "config.json").exists() else None
         if config is None:
             store.new_folder(self.folder)
         else:
             runs.check_unfinished(self.folder)
             runs.check_settings(phases, config, self.folder)
-            now = {"seed": seed, "env_id": task.env_id, "spec": json.loads(json.dumps(spec._asdict()))}
+            now = {"seed": seed, "env_id": task.env_id, "spec": json.loads(json.dumps(self.spec._asdict()))}
             if other := [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]:
                 raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
         care = runs.Care(log_every, commit_every, 60.0, 0, False, False)
@@ -135,8 +139,8 @@ class Tuner:
             self.job.status("running")
             self.opened = opened.pop_all()
         self.pending: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self.background, self.failed, self.front = background, None, None
-        self.moved = False  # updates were taken since the last tick
+        self.background, self.front, self.closed = background, None, False
+        self.failed: BaseException | None = None
         self.mine = self.body.copy() if background else self.body
         if background:
             self.commit.inexact()
@@ -153,7 +157,9 @@ class Tuner:
         reads, source = any(phase.reads for phase in job.phases.values()), job.task.dataset
         if reads and source is None:
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
-        data = load(str(source)) if reads else runs.nothing(self.spec, job.task.env_id)
+        data, clip = runs.nothing(self.spec, job.task.env_id), job.task.clip_actions
+        if reads:
+            data = check_against(load(str(source), clip_actions=clip), self.spec, clip_actions=clip)
         begun = job.begin(
             opened, console, self.spec, given, data, {"recipe": "tuner", "spec": self.spec._asdict()}, config
         )
@@ -162,9 +168,8 @@ class Tuner:
         self.reward, self.body = begun.reward, _Body(self.spec)
         log = hooks.Log(begun.journal, job.care.log_every)
         keep = hooks.Checkpoint(self.folder, {"env_id": job.task.env_id, "task": job.task.name})
-        self.commit = hold(
-            commits.Commit(self.folder, begun.journal, {"log": log}, hooks.Stop(), job.care.commit_every)
-        )
+        self.stop = hooks.Stop()
+        self.commit = hold(commits.Commit(self.folder, begun.journal, {"log": log}, self.stop, job.care.commit_every))
         log.inexact, self.commit.worlds = self.commit.inexact, self.body
         self.commit.config, self.commit.settle = begun.seal, keep.settle
         state, phases, resumed = job.come_back(begun, self.commit, self.body, config, console)
@@ -174,8 +179,15 @@ class Tuner:
     @property
     def done(self) -> bool:
         """Whether all phases have ended. Learns what is due before the next action, a whole offline phase for one."""
+        if self.closed:
+            return not self.drive.left
+        if self.background:
+            self.awake.wait()
         self._check()
-        return self.over if self.background else not self.drive.ready()
+        if self.background:
+            return self.over
+        with self._fatal():
+            return not self.drive.ready()
 
     @property
     def phase(self) -> str | None:
@@ -197,14 +209,15 @@ class Tuner:
         Raises:
             SegueError: where all phases have ended, the last action was not observed, or `obs` is not what it must be.
         """
+        self._check()
         if self.pending is not None:
             raise SegueError("The last action was not observed: call observe, or cut() if it was never taken.")
-        seen, ages = self._sound(obs), np.array([len(self.mine.actions)], np.int32)
+        seen, ages = self._sound(obs), np.array([self.mine.length], np.int32)
         if self.done:
             raise SegueError(f"All phases have ended: nothing is left to do in {self.folder}.")
-        self.moved = not self.background
-        action = self._swift(seen[None], ages) if self.background else self.drive.act(seen[None], ages)
-        own = np.nan_to_num(np.asarray(action))[0]
+        with self._fatal():
+            action = self._swift(seen[None], ages) if self.background else self.drive.act(seen[None], ages)
+            own = np.nan_to_num(np.asarray(action))[0]
         taken = np.array(self.spec.denormalise(own))
         self.pending = seen, own, taken
         return taken.copy()
@@ -222,26 +235,26 @@ class Tuner:
         Raises:
             SegueError: before `act`, or where a number is not what it must be.
         """
+        self._check()
         if self.pending is None:
             raise SegueError("observe tells what an action of act brought: call act first, or feed for logs.")
         (obs, own, taken), worth = self.pending, np.float32(self.reward(float(reward)))
         seen = self._sound(next_obs, worth)
         did = own if np.array_equal(action, taken) else self._boxed(action)
         self.pending = None
-        self.mine.moved(did, float(reward), bool(terminated), bool(truncated))
+        self.mine.moved(float(reward), bool(terminated), bool(truncated))
         row = Transition(obs[None], did[None], np.array([worth]), seen[None], np.array([bool(terminated)]))
         if self.background:
-            self._check()
             self.steps += 1
             self.rows.put((row, self.mine.copy()))
-        else:
+            return
+        with self._fatal():
             self.drive.observe(row)
-            self.moved = False
 
     def cut(self) -> None:
         """The episode is over without another step, its last action was not taken or not seen to its end."""
         self.pending = None
-        if self.mine.actions:
+        if self.mine.length:
             self.mine.over()
 
     def feed(self, rows: Transition) -> int:
@@ -253,6 +266,7 @@ class Tuner:
         Returns:
             How many were taken: fewer than n where the phases have ended.
         """
+        self._check()
         if self.background or self.pending is not None:
             raise SegueError(
                 "feed is for a tuner that nobody acts with: not in the background, nor between act and observe."
@@ -266,10 +280,10 @@ class Tuner:
             worth = np.float32(self.reward(float(reward)))
             seen = [self._sound(part, worth)[None] for part in (obs, next_obs)]
             boxed = self._boxed(action)[None]
-            self.body.ended, self.moved = [], True
-            self.drive.learn()
-            self.drive.observe(Transition(seen[0], boxed, np.array([worth]), seen[1], np.array([bool(terminal)])))
-            self.moved = False
+            self.body.ended = []
+            with self._fatal():
+                self.drive.learn()
+                self.drive.observe(Transition(seen[0], boxed, np.array([worth]), seen[1], np.array([bool(terminal)])))
         return len(columns[0])
 
     def _sound(self, obs: Any, worth: Any = 0.0) -> Float[np.ndarray, " obs"]:
@@ -289,6 +303,15 @@ class Tuner:
             raise SegueError(f"The action {found.tolist()} lies outside the box {self.spec.low} to {self.spec.high}.")
         return np.clip(inside, -1.0, 1.0)
 
+    @contextlib.contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """What goes wrong inside ends the tuner: a hook may have heard of a step that another has not."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed = error
+            raise
+
     # --- beside the caller's loop ------------------------------------------------------------------------------------
 
     def _learn(self) -> None:
@@ -302,6 +325,8 @@ class Tuner:
                 self.body.take(then)
                 self.drive.learn()
                 self.drive.observe(row)
+        except Stopped:  # by `close`
+            pass
         except BaseException as error:  # the caller's thread raises it
             self.failed = error
         finally:
@@ -318,14 +343,14 @@ class Tuner:
         self.awake.set()
 
     def _swift(self, obs: np.ndarray, ages: np.ndarray) -> Any:
-        self.awake.wait()
-        self._check()
         assert self.front is not None
         rule, learner, keys, clock = self.front
         now = Clock(clock.update, np.int32(self.steps), clock.begun)  # pyright: ignore[reportArgumentType]
         return engine.explore(rule, learner, obs, ages, keys, now)
 
     def _check(self) -> None:
+        if self.closed:
+            raise SegueError(f"This tuner was closed: open {self.folder} again to go on.")
         if self.failed is not None:
             raise self.failed
 
@@ -337,31 +362,66 @@ class Tuner:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Learn from what was observed, save, and end. The same call as before goes on from here."""
-        with self.opened:
-            if self.background:
-                self.rows.put(None)
-                self.thread.join()
-            if self.failed is not None:
-                self.job.status("failed", why=str(self.failed) or type(self.failed).__name__)
-                raise self.failed
-            live, last = self.drive.live, len(self.drive.left) == 1
-            if last and live is not None and self.drive.phase.done(live):
-                self.drive.ready()  # ends it
-            over = not self.drive.left
-            if self.moved and not over:
-                self.drive.broken()
-            elif not over:
-                self.commit.rescue()
-            self.commit.wait()
-            self.commit.settle()
-            self.journal.sync()
-            self.job.status(
-                "finished" if over else "interrupted", resume="exact" if self.commit.exact else "statistical"
-            )
+        """Learn from what was observed, save, and end. The same call as before goes on from here.
+
+        In the background a phase that only learns is stopped where it is; what was observed during it is lost.
+        """
+        self._end(None)
 
     def __enter__(self) -> "Tuner":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        with self.opened:
+            if self.background:
+                self._join()
+            unsaid, why = (self.failed if self.background else None), self.failed or error
+            try:
+                self._keep()
+            except Exception as wrong:
+                if why is None:
+                    unsaid = why = self.failed = wrong
+                else:  # the first reason is the one to tell
+                    print(f"segue: what came since the last commit could not be saved ({wrong}).", file=sys.stderr)
+            word, more = "failed" if isinstance(why, Exception) else "interrupted", {}
+            if not self.drive.left and self.failed is None:
+                word = "finished"
+            elif why is not None:
+                more = {"why": str(why) or type(why).__name__}
+            self.job.status(word, resume="exact" if self.commit.exact else "statistical", **more)
+            if unsaid is not None and unsaid is not error:
+                raise unsaid
+
+    def _join(self) -> None:
+        self.rows.put(None)
+        while self.thread.is_alive():
+            if any(not phase.acts for _, phase in self.drive.left[:1]):  # it would not look at the rows for long
+                self.stop.asked = signal.SIGINT
+            self.thread.join(0.1)
+
+    def _keep(self) -> None:
+        drive = self.drive
+        last = self.failed is None and len(drive.left) == 1
+        if last and drive.live is not None and drive.phase.done(drive.live):
+            drive.ready()  # ends it
+        if drive.live is not None and drive.halfway:
+            drive.broken()
+        elif drive.live is not None:
+            self.commit.rescue(drive.name, drive.live)
+        self.commit.wait()
+        self.commit.settle()
+        self.journal.sync()
+
+
+def _sane(spec: Spec) -> Spec:
+    """The same in plain numbers. Raises SegueError, or DataError for the box."""
+    for name, size in (("obs", spec.obs), ("act", spec.act)):
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise SegueError(f"A spec's {name} is a whole number above 0, not {size!r}.")
+    return Spec(int(spec.obs), int(spec.act), *box(spec.low, spec.high, int(spec.act), "The spec"))
