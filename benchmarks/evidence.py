@@ -47,13 +47,8 @@ def keep(file: Path, runs: Path) -> None:
     """What a sweep came to: the page, tables, every trial's settings and raw returns, and the sweep's own file."""
     out = HERE / "results" / file.stem
     for name in ("report.html", "table.csv", "table.md"):
-        words = [
-            "report",
-            str(runs),
-            "--out",
-            str(out / name),
-        ]  # which makes the folder, if there is anything to report
-        if code := subprocess.run([*SEGUE, *words], stdout=subprocess.DEVNULL).returncode:
+        words = ["report", ".", "--out", str(out / name)]  # which makes the folder, if there is anything to report
+        if code := subprocess.run([*SEGUE, *words], cwd=runs, stdout=subprocess.DEVNULL).returncode:
             raise SystemExit(code)
     shutil.copy(file, out / "sweep.toml")
     peaks = []
