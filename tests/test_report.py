@@ -239,14 +239,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(benchmarks)!r})
 import evidence
-evidence.HERE = Path()
+evidence.HERE = Path({str(tmp_path)!r})
 evidence.keep(Path("table.toml"), Path("runs"))
 """
+    (tmp_path / "runs").mkdir()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("segue: runs is not a run")
+    assert done.stderr.startswith("segue: . is not a run")
     assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_curves_keep_the_two_axes_apart(run):
