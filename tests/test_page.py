@@ -399,7 +399,7 @@ def test_the_page_has_its_parts_and_needs_nothing_else(several):
     assert "url(" not in (Path(page.__file__).parent / "page.css").read_text()
     regions = [each for each in found.all("div") if each.get("class") == "scroll"]
     assert len({each["aria-label"] for each in regions}) == len(regions), "none is called as another"
-    assert "hopper-random: the switch" in found.tables
+    assert "hopper-random: going online" in found.tables
     for region in regions:
         assert (region["role"], region["tabindex"]) == ("region", "0")
         assert region["aria-label"]
@@ -575,11 +575,19 @@ def test_latex_compiles(several):
 
 def test_latex_has_a_tabular_for_each_table(several):
     text = formats.latex(gather.gather([several])[0])
-    assert r"\caption{hopper-random: the switch}" in text
+    assert r"\caption{hopper-random: going online}" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
     assert r"cal-ql $^\dagger$ & " in text
     assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text
     assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]
+
+
+def test_minus_signs_of_latex_are_no_hyphens(run, tmp_path):
+    for task in ("hopper-random", "walker2d-random"):
+        run(f"{task}/a-1", curve(-50, -20), task=task, recipe="a-1")
+    text = formats.latex(gather.gather([tmp_path])[0])
+    mean = next(row for row in text.split("\n") if row.startswith("a-1 & ") and "{[}" in row).split(" & ")[1]
+    assert re.fullmatch(r"\$-\$\d+\.\d \{\[\}\$-\$\d+\.\d, \d+\.\d\{\]\}", mean), mean
 
 
 @pytest.mark.parametrize("name", ["[1em]", "*", "*[x]"])

@@ -1,6 +1,7 @@
 """Reports: tables worked by hand, damaged runs, and pictures that exist."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_table_by_hand(run):
     assert row(text, "opt")[1:] == [
         "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
-    assert row(part(text, "The switch"), "opt")[1:] == ["0.0", "0", "never"]
+    assert row(part(text, "Going online"), "opt")[1:] == ["0.0", "0", "never"]
     assert "Where all seeds agree there is none" in text
     assert "1 seed" not in text
     assert "Early budget" not in text, "too short"
@@ -119,7 +120,7 @@ def test_the_early_budget_by_hand(run):
     assert row(early, "method") == ["method", "at 10k", "at 50k", "area 10k", "area 50k"]
     assert row(early, "opt (a)")[1:] == [str(each) for each in said]
     assert row(early, "opt (b)")[1:] == ["–"] * 4
-    switch = part(text, "The switch")
+    switch = part(text, "Going online")
     assert row(switch, "method") == ["method", "dip", "recovered"], "raw returns: no 50 to reach, no regret"
     assert row(switch, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237"]
     assert row(switch, "opt (b)")[1:] == ["2.0 ± 25.4", "0, 1 never"]
@@ -157,8 +158,12 @@ def test_a_run_from_scratch_has_nothing_to_fall_from(run):
     s = records.summarise(records.read(run(phases=["finetune"], lines=lines)))
     assert (s.offline, s.gain, s.dip, s.recovered, s.areas) == (None, None, None, None, {})
     text = tables.table([records.read(run("b", phases=["finetune"], lines=lines))])
-    assert "The switch" not in text
+    assert row(part(text, "Going online"), "opt")[1:] == ["never"], "to 50: the only column of which there is anything"
     assert "Early budget" in text, "its score at 10,000 is known all the same"
+    assert "`to 50` is" in text
+    assert "`at` is" in text
+    assert "`dip` is" not in text
+    assert "`area` is" not in text
 
 
 def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
@@ -166,6 +171,26 @@ def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
     assert "raw return" in text
     assert row(text, "opt")[2].startswith("15.0")
     assert "†" not in text
+
+
+@pytest.mark.parametrize("name", ["config.json", "returns.jsonl", "status.json", "episodes.jsonl"])
+@pytest.mark.parametrize("harm", ["pipe", "device", "size"])
+def test_a_file_that_has_no_end_is_no_part_of_a_run(run, harm, name):
+    path = run()
+    file = path / name
+    file.unlink(missing_ok=True)
+    if harm == "pipe":
+        os.mkfifo(file)
+    elif harm == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 100 << 30)
+    if name == "status.json":
+        assert records.read(path).status == "finished", "it says nothing: as where there is none"
+        return
+    with pytest.raises(DataError, match="not a file" if harm != "size" else "not of Segue's making"):
+        records.read(path)
 
 
 def test_runs_are_grouped_by_task_and_told_apart(run):

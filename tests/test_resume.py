@@ -597,6 +597,23 @@ def test_a_last_policy_that_cannot_be_kept_fails_the_run(monkeypatch, capsys):
     assert everything(resumed(folder)) == everything(whole())
 
 
+def test_an_end_that_cannot_be_noted_is_no_end(monkeypatch, capsys):
+    real = store.write_json
+
+    def full(path, value):
+        if path.name == "status.json" and value["status"] in ("finished", "failed"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, value)
+
+    monkeypatch.setattr(store, "write_json", full)
+    folder = new("full")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        cli.main(["run", *still(), "--out", str(folder)])
+    assert "status.json: No space left" in capsys.readouterr().err
+    monkeypatch.setattr(store, "write_json", real)
+    assert everything(resumed(folder)) == everything(whole())
+
+
 def test_a_run_goes_on_when_a_save_fails_and_stops_after_three(monkeypatch, capsys):
     real, calls = commits.Commit._write, []
 

@@ -134,6 +134,7 @@ TASK = 'tasks = ["hopper-random"]\n'
         (ARM, "no task to run on"),
         ("tasks = 3\n" + ARM, "tasks is a list of names, not 3"),
         ('tasks = ["a", "a"]\n' + ARM, "a name stands twice"),
+        ('tasks = ["ant-random"]\n[task.ant-randon]\n' + ARM, r"\[task.ant-randon\] is of a task that is not in tasks"),
         ('tasks = ["../a"]\n' + ARM, "'../a' cannot name"),
         (TASK + '[arm."a b"]\n', "'a b' cannot name"),
         (TASK + "arm = 3\n", r"\[arm\] is a table, not 3"),

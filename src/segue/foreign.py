@@ -203,7 +203,7 @@ def _described(file: Path) -> dict[str, Any]:
     if not beside.is_file():
         return {}
     try:
-        said = strict.parse(beside.read_bytes())
+        said = strict.parse(strict.content(beside, 1 << 20))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{beside} cannot be read as JSON: {error}.") from None
     known = {"layers", "activation", "squash", "log_std", "obs_mean", "obs_std", "obs_clip", "transposed"}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from segue import aggregates
@@ -91,8 +92,9 @@ def _tabular(table: Table) -> str:
 def _tex_cell(cell: Cell | str | None) -> str:
     if cell is None:
         return "--"
-    minus = "$-$" if isinstance(cell, Cell) and cell.value.startswith("-") else ""
-    return minus + tex(str(cell)[bool(minus) :])
+    if isinstance(cell, str):
+        return tex(cell)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", tex(str(cell)))
 
 
 HEAD = ("task", "method", "recipe", "metric", "mean", "low", "high", "seeds", "unit")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from segue import store, strict, tracking
-from segue.errors import SegueError
+from segue.errors import DataError, SegueError
 
 LEFT = tracking.TRACKERS.keys() - {"tensorboard"}
 """Folders that are not mirrored: they are other programs', which write and remove files there as they like."""
@@ -37,8 +37,8 @@ class Directory:
         """The files' contents, without those that are not there or are too large to be what they should."""
         found = {}
         for name in names:
-            with contextlib.suppress(OSError), (self.path / name).open("rb") as file:
-                found[name] = file.read(store.LARGEST_JSON)
+            with contextlib.suppress(OSError, DataError):
+                found[name] = strict.content(self.path / name, store.LARGEST_JSON)
         return found
 
     def tail(self, name: str) -> bytes:

@@ -27,6 +27,8 @@ from segue.stats import (
 )
 
 FORMAT = 1  # of the run directory
+LARGEST = 256 << 20
+"""Bytes of a log at most: far more than a run of millions of env steps writes."""
 PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care", "policy")
 """What of config.json is an object, where it is there at all."""
 HIGHEST = 1e100
@@ -183,9 +185,9 @@ def read(run_dir: str | Path) -> RunRecord:
 def _status(path: Path) -> tuple[str, str]:
     """What status.json says: a word, and in brackets why, if it says so; a run without one counts as finished."""
     try:
-        status = strict.parse((path / "status.json").read_bytes())
+        status = strict.parse(strict.content(path / "status.json", LARGEST))
         word, why = str(status["status"]), status.get("why")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return "finished", ""
     return word, f" ({why})" if why else ""
 
@@ -193,7 +195,7 @@ def _status(path: Path) -> tuple[str, str]:
 def _config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = strict.parse(file.read_bytes())
+        config = strict.parse(strict.content(file, LARGEST))
     except OSError as error:
         raise SegueError(f"{path} is not a run: it has no readable config.json.") from error
     except (ValueError, RecursionError) as error:
@@ -229,7 +231,7 @@ def _config(path: Path) -> dict[str, Any]:
 def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     """The objects of a JSONL file, each with its place for messages, and a note if the last line was torn."""
     try:
-        *whole, last = file.read_bytes().split(b"\n")  # `last` is empty in a finished log
+        *whole, last = strict.content(file, LARGEST).split(b"\n")  # `last` is empty in a finished log
     except FileNotFoundError:
         return [], []
     except OSError as error:

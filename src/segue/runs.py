@@ -334,8 +334,9 @@ class Job:
                 label = "exact" if exact else "statistical"
                 self.status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
             except BaseException as error:
-                word = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                self.status(word, seconds=round(time.monotonic() - begun, 1), why=str(error) or type(error).__name__)
+                word, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
+                with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
+                    self.status(word, seconds=round(time.monotonic() - begun, 1), why=why or type(error).__name__)
                 self.forget()
                 raise
         return Result(self.folder, state, records.read(self.folder))
@@ -348,8 +349,7 @@ class Job:
             self.folder.rmdir()
 
     def status(self, word: str, **more: Any) -> None:
-        with contextlib.suppress(OSError):  # a full disk is reported by what needs the space
-            store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
+        store.write_json(self.folder / "status.json", {"format": store.FORMAT, "status": word, **more})
 
     def policy(self, spec: Spec, config: dict[str, Any] | None) -> tuple[AbstractActor | None, dict[str, str] | None]:
         """The policy that the run is given, which its directory keeps, and what config.json says of it."""

@@ -63,11 +63,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises `DataError` where the file is missing or is no JSON object of this format."""
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise DataError(f"{path} is not a file: was the directory written by Segue?")
-        if path.stat().st_size > LARGEST_JSON:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is not of Segue's making.")
-        value = strict.parse(path.read_text())
+        if path.is_symlink():
+            raise DataError(f"{path} is a link: was the directory written by Segue?")
+        value = strict.parse(strict.content(path, LARGEST_JSON))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
     except OSError as error:  # the file may be well: nothing may be concluded of it

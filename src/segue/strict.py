@@ -1,7 +1,22 @@
-"""JSON from anybody. Imports nothing heavy."""
+"""Files and JSON from anybody. Imports nothing heavy."""
 
 import json
+import stat
+from pathlib import Path
 from typing import Any
+
+from segue.errors import DataError
+
+
+def content(file: Path, most: int) -> bytes:
+    """What an ordinary file holds. Raises OSError, and DataError for a pipe, a device or one of over `most` bytes."""
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise DataError(f"{file} is not a file: was the directory written by Segue?")
+    if about.st_size > most:
+        raise DataError(f"{file} has {about.st_size:,} bytes: it is not of Segue's making.")
+    with file.open("rb") as opened:
+        return opened.read(most)
 
 
 def parse(text: str | bytes) -> Any:

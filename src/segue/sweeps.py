@@ -162,6 +162,8 @@ class Sweep:
             raise DataError(f"tasks is a list of names, not {names!r}.")
         if len(set(names)) < len(names):
             raise DataError("a name stands twice in tasks.")
+        if unused := own.keys() - set(names):
+            raise DataError(f"[task.{min(unused)}] is of a task that is not in tasks = {names}.")
         simple = {name: found[name] for name in (*numbers, "flags", "grid") if name in found}
         return cls(found.get("arm", {}), {name: own.get(name, {}) for name in names}, beside=beside, **simple)
 

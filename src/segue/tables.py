@@ -109,11 +109,12 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
             "`dip` is how far a seed's lowest online evaluation lies below its `offline`, `recovered` the env step that"
             " made it up (0: no dip). What lies between two evaluations is not seen: `--evaluate-early` adds more.",
         ]
-    if any(record.summary.at or record.summary.areas for record in records):
-        small += [
-            "`at` is the score of the last evaluation up to that env step.",
-            "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on.",
-        ]
+    if any(record.summary.at for record in records):
+        small.append("`at` is the score of the last evaluation up to that env step.")
+    if any(record.summary.areas for record in records):
+        small.append(
+            "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on."
+        )
     if any(record.summary.never_half_way is not None for record in records):
         small.append(
             f"`to {HALF_WAY:g}` is the env step of a seed's first evaluation at a score of {HALF_WAY:g} or above, over "
@@ -230,7 +231,7 @@ def _switch(group: Sequence[RunRecord]) -> list[Table]:
         f"to {HALF_WAY:g}": [_steps(s.half_way, s.never_half_way or 0) for s in found],
         "regret": [cell(s.regret, ".2f") for s in found],
     }
-    return _columns("The switch", group, columns) if any(s.dip for s in found) else []
+    return _columns("Going online", group, columns)
 
 
 def _budget(group: Sequence[RunRecord]) -> list[Table]:

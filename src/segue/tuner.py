@@ -394,7 +394,11 @@ class Tuner:
                 word = "finished"
             elif why is not None:
                 more = {"why": str(why) or type(why).__name__}
-            self.job.status(word, resume="exact" if self.commit.exact else "statistical", **more)
+            try:
+                self.job.status(word, resume="exact" if self.commit.exact else "statistical", **more)
+            except OSError:  # a full disk is reported by what needed the space first
+                if word == "finished":
+                    raise
             if unsaid is not None and unsaid is not error:
                 raise unsaid
 

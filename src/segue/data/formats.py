@@ -649,7 +649,7 @@ def _find(source: str | os.PathLike[str]) -> Path:
             raise DataError(
                 f"No dataset {text} under {root}: {hint}?" if near else f"No dataset {text} under {root}: {hint}."
             )
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # a pipe or a device has no end
         raise DataError(f"{text} is neither a file, nor a folder, nor a Minari id (namespace/name-v0): check the path.")
     if path.is_dir():
         return path / "data" if (path / "data").is_dir() else path
