@@ -45,6 +45,10 @@ MISTAKES = {
     "task": (["run", "opt", "--task", "walker2d-randm"], "walker2d-random"),
     "preset": (["run", "opt", "--task", "walker2d-random", "--preset", "quik"], "did you mean quick"),
     "replay": (["run", "opt", "--task", "walker2d-random", "--replay", "balnced"], "did you mean balanced"),
+    "until": (
+        ["run", "opt", "--task", "walker2d-random", "--finetune.until", "20000"],
+        "finetune.until is 20,000 and collect.until 25,000, both counted from the run's first env step",
+    ),
     "replay of td3bc": (["run", "td3bc", "--task", "walker2d-random", "--replay", "uniform"], "no online phase"),
     "task and env": (["run", "opt", "--task", "walker2d-random", *PENDULUM], "not both"),
     "no dataset": (["run", "td3bc", *PENDULUM, "--out", "OUT"], "--dataset"),

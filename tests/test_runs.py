@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import safetensors.numpy
 from helpers import Ragged, copy, dataset, finished, flags, lines, new, run
 
-from segue import policies, records, runs, store
+from segue import console, policies, records, runs, store
 from segue.cli import main
 from segue.core import Linear, Spec
 from segue.data.sources import Uniform
@@ -63,6 +64,39 @@ def test_every_file_is_there_and_parses():
             assert json.loads((folder / name).read_text())["format"] == 1
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
+
+
+def test_a_policy_that_never_moves_has_its_returns_at_the_runs_end_again():
+    """Not at every interval, and what critics say of it only once."""
+    still = {"finetune.backbone.actor-lr": 0.0, "evaluate-early": 0}
+    folder = run("direct", **{"from": f"{finished()}:offline", **still})
+    first, last = lines(folder / "returns.jsonl")
+    assert (first["kind"], first["env_step"]) == ("online", 0)
+    assert (last["kind"], last["phase"], last["update"], last["env_step"]) == ("online", "finetune", 16, 16)
+    assert (last["returns"], last["lengths"]) == (first["returns"], first["lengths"])
+    assert records.summarise(records.read(folder)).env_steps == 16
+
+
+def test_a_preset_that_was_changed_is_named_so():
+    from segue import cli
+
+    asked = ["td3bc", "--task", "walker2d-random"]
+    assert config(finished())["preset"].endswith("(changed)")
+    assert [cli.parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
+        "paper", "quick", "paper"
+    ]  # fmt: skip
+    assert cli.parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
+
+
+def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
+    """The first has the compilation in it."""
+    monkeypatch.setattr(console, "LINE_EVERY", -1.0)
+    asked = flags("direct", **{"from": f"{finished()}:offline"})
+    main(["run", *(word for word in asked if word != "--quiet"), "--out", str(new())])
+    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("finetune: ") and " of " in text]
+    assert re.fullmatch(r"finetune: 1 of 8 env steps, (return [\d.]+|no score yet)", said[0])
+    assert all(re.match(r"finetune: \d of 8 env steps, [\d.,]+/s", text) for text in said[1:])
+    assert len(said) > 2
 
 
 def test_returns_are_raw_whole_and_placed():

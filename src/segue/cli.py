@@ -110,7 +110,7 @@ def _run(argv: list[str]) -> None:
         since=options["from_"],
         **{name: options[name] for name in CARE},
         track=() if options["track"] == ("none",) else options["track"],
-        about={"recipe": options["recipe"], "preset": options["preset"]},
+        about={"recipe": options["recipe"], "preset": options["lengths"]},
         quiet=options["quiet"],
     )
     _done(done)
@@ -126,6 +126,8 @@ def parsed(argv: list[str]) -> "tuple[dict[str, Any], Any, Task] | None":
     """
     import inspect
 
+    import equinox as eqx
+
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
     for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
@@ -134,6 +136,7 @@ def parsed(argv: list[str]) -> "tuple[dict[str, Any], Any, Task] | None":
     wants_help = "-h" in argv or "--help" in argv
     chosen.recipe = next(iter(argv), None)
 
+    from segue import runs
     from segue.errors import SegueError
     from segue.recipes import BACKBONES, PRESETS, RECIPES, REPLAYS
     from segue.tasks import nearest, task
@@ -164,8 +167,10 @@ def parsed(argv: list[str]) -> "tuple[dict[str, Any], Any, Task] | None":
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
-    phases = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
-    options, phases = _flags(argv, chosen.recipe, preset, phases, job)
+    plain = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
+    options, phases = _flags(argv, chosen.recipe, preset, plain, job)
+    runs.in_order(phases)
+    options["lengths"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
 
     if options["score"] is not None:
         import dataclasses

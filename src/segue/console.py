@@ -55,6 +55,8 @@ class Console(Quiet):
         )
         self.bars: dict[str, int] = {}
         self.score, self.since, self.said = "", time.monotonic(), time.monotonic()
+        self.before: tuple[float, int] | None = None
+        """When the phase's last line was said, and how far it was then."""
 
     def say(self, text: str) -> None:
         """A line where there is no terminal."""
@@ -101,7 +103,7 @@ class Console(Quiet):
             self.progress.update(self.bars[name], score=self.score)  # pyright: ignore[reportArgumentType]
 
     def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
-        self.since = time.monotonic()
+        self.since, self.before = time.monotonic(), None
         self.progress.start_task(self.bars[name])  # pyright: ignore[reportArgumentType]
         self.say(f"{name}: begins at update {live.updates:,}, env step {live.env_step:,}")
 
@@ -110,20 +112,23 @@ class Console(Quiet):
         if self.live:
             self.progress.update(self.bars[name], completed=done)  # pyright: ignore[reportArgumentType]
         elif time.monotonic() - self.said > LINE_EVERY:
-            self.say(self._line(name, phase, live, done))
+            begun, before = self.before or (0.0, 0)  # the first line tells no speed: most of it was compilation
+            self.before = time.monotonic(), done
+            speed = (done - before) / (self.before[0] - begun) if begun else 0.0
+            self.say(self._line(name, phase, live, done, speed))
         return live
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
         done = live.env_step - live.run.env_step if phase.acts else live.update
         self.progress.update(self.bars[name], completed=done, score=self.score)  # pyright: ignore
-        self.say(f"{self._line(name, phase, live, done)}; done")
+        speed = done / max(time.monotonic() - self.since, 1e-9)
+        self.say(f"{self._line(name, phase, live, done, speed)}; done")
 
-    def _line(self, name: str, phase: AbstractPhase, live: Live, done: int) -> str:
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        rate, total = done / seconds, phase.length(live.run)
-        unit = "env steps" if phase.acts else "updates"
-        left = f", {(total - done) / rate:,.0f} s left" if done < total and rate else ""
-        return f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{left}, {self.score or 'no score yet'}"
+    def _line(self, name: str, phase: AbstractPhase, live: Live, done: int, speed: float) -> str:
+        total, unit = phase.length(live.run), "env steps" if phase.acts else "updates"
+        rate = f", {speed:,.{0 if speed >= 10 else 1}f}/s" if speed else ""
+        left = f", {(total - done) / speed:,.0f} s left" if done < total and speed else ""
+        return f"{name}: {done:,} of {total:,} {unit}{rate}{left}, {self.score or 'no score yet'}"
 
     def close(self) -> None:
         self.progress.stop()

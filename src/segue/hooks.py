@@ -131,7 +131,8 @@ def _place(value: Any) -> tuple[int, int]:
 
 
 class Evaluate(Quiet):
-    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once.
+    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once, but its
+    returns stand at the end of the phase `last` as well.
 
     Over the first `early` env steps of a phase that acts, evaluations come every `EARLY` env steps as well.
     """
@@ -146,23 +147,31 @@ class Evaluate(Quiet):
         updates: int,
         early: int,
         listen: Callable[[str, Live, Any, Evaluation], None],
+        last: str,
     ):
         self.evaluator, self.journal, self.listen = evaluator, journal, listen
-        self.steps, self.updates, self.early = steps, updates, early
+        self.steps, self.updates, self.early, self.final = steps, updates, early, last
         self.seen: str | None = None
         self.last = (0, 0)
+        self.found: dict[str, Any] = {}
 
     def state(self) -> Any:
-        return {"seen": self.seen, "last": self.last}
+        return {"seen": self.seen, "last": self.last, "found": self.found}
 
     def restore(self, state: Any) -> None:
-        self.seen, self.last = state["seen"], _place(state["last"])
+        self.seen, self.last, self.found = state["seen"], _place(state["last"]), dict(state["found"])
 
-    def _look(self, name: str, phase: AbstractPhase, live: Live) -> None:
+    def _look(self, name: str, phase: AbstractPhase, live: Live, again: bool = False) -> None:
+        """Evaluate the policy; one that did not change, `again`, has the returns that it had."""
         self.last = (live.update, live.env_step)
         actor = phase.release(live).actor
-        if actor is None or self._known(actor.net):
+        if actor is None:
             return
+        if self._known(actor.net):
+            if again and self.found.get("at") not in (None, [name, *self.last]):
+                self._write(name, phase, live)
+            return
+        self.found = {}
         if not np.asarray(_finite(actor.net)).all():
             return  # `Log` says so, at its next line or at the phase's end
         try:
@@ -171,14 +180,18 @@ class Evaluate(Quiet):
         except Unfit as error:  # training does not depend on it
             print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
             return
-        kind = "online" if phase.acts or live.env_step else "offline"
         more = {} if discount is None else {"values": self._values(phase.release(live), actor.net, found)}
-        self.journal.write(
-            "returns", name, live, kind=kind, returns=found.returns.tolist(), lengths=found.lengths.tolist(), **more
-        )
-        axis = live.env_step if kind == "online" else live.updates
-        self.journal.plot(f"return/{kind}", found.returns.mean(1), axis)
+        self.found = {"returns": found.returns.tolist(), "lengths": found.lengths.tolist()}
+        self._write(name, phase, live, **more)
         self.listen(name, live, actor.net, found)
+
+    def _write(self, name: str, phase: AbstractPhase, live: Live, **more: Any) -> None:
+        returns, lengths = self.found["returns"], self.found["lengths"]
+        kind = "online" if phase.acts or live.env_step else "offline"
+        self.journal.write("returns", name, live, kind=kind, returns=returns, lengths=lengths, **more)
+        axis = live.env_step if kind == "online" else live.updates
+        self.journal.plot(f"return/{kind}", np.mean(returns, 1), axis)
+        self.found["at"] = [name, *self.last]
 
     @staticmethod
     def _values(waist: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
@@ -206,8 +219,8 @@ class Evaluate(Quiet):
         return live
 
     def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
-        if self.last != (live.update, live.env_step):
-            self._look(name, phase, live)
+        if name == self.final or self.last != (live.update, live.env_step):
+            self._look(name, phase, live, again=name == self.final)
 
 
 class Episodes(Quiet):

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -39,7 +40,7 @@ from segue.errors import DataError, SegueError, at_least
 from segue.evaluation import Evaluation, Evaluator
 from segue.meter import Meter
 from segue.nn.actors import AbstractActor
-from segue.phases import AbstractPhase, Live, Run, pipeline
+from segue.phases import AbstractPhase, Collect, Live, Online, Run, pipeline
 from segue.recipes import PAPER, Budget
 from segue.tasks import Task
 from segue.worlds import Reward, Watchdog, Worlds, spec_of
@@ -168,9 +169,21 @@ def run(
     """
     care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     _checked(care, budget, seeds, seed)
+    in_order(phases)
     track = tracking.known(track)
     job = Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet, track)
     return job.run(dict(about or {}))
+
+
+def in_order(phases: Mapping[str, AbstractPhase]) -> None:
+    """Refuse a phase that would be over before it begins. Raises SegueError."""
+    ends = [(name, phase.until) for name, phase in phases.items() if isinstance(phase, Collect | Online)]
+    for (before, ended), (name, until) in itertools.pairwise(ends):
+        if until < ended:
+            raise SegueError(
+                f"{name}.until is {until:,} and {before}.until {ended:,}, both counted from the run's first env step: "
+                f"nothing would be left of phase {name!r}."
+            )
 
 
 def _checked(care: "Care", budget: Budget, seeds: int, seed: int) -> None:
@@ -466,7 +479,13 @@ class Job:
         console.plan(phases, state)
         log = hooks.Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
         evaluate = hooks.Evaluate(
-            evaluator, journal, budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early, evaluated
+            evaluator,
+            journal,
+            budget.evaluate_steps,
+            budget.evaluate_updates,
+            budget.evaluate_early,
+            evaluated,
+            list(phases)[-1],
         )
         commit = hold(commits.Commit(folder, journal, {"log": log, "evaluate": evaluate}, stop, care.commit_every))
         log.inexact = commit.inexact
