@@ -263,18 +263,19 @@ def interval(
     about the bootstrap", The American Statistician 69), with Satterthwaite's degrees of freedom (1946) for strata.
 
     How often did 95 % intervals of mean, median, IQM and optimality gap hold the truth (`benchmarks/coverage.py`: 1,000
-    draws each, lowest to highest share in %; percentile intervals in brackets)? With 3, 5 or 10 seeds a task:
+    draws each, of the intervals that were given; lowest to highest share in %; percentile intervals in brackets)? With
+    3, 5 or 10 seeds a task:
 
         scores            1 task            3 tasks           9 or 15 tasks
         normal            95-98 [74-93]     95-97 [72-93]     94-97 [79-95]
-        success rates     92-96 [73-93]     93-97 [72-92]     94-98 [86-99]
+        success rates     92-96 [73-93]     94-97 [72-92]     94-98 [86-99]
         skewness -1.4     92-97 [70-94]     88-94 [68-90]     92-97 [81-95]
         skewness -2       87-96 [69-93]     84-92 [66-89]     90-95 [81-92]
 
-    So 95 within 2 holds for scores without a long tail (91 of these 96 shares; each is known to 1.4) and, with a
+    So 95 within 2 holds for scores without a long tail (92 of these 96 shares; each is known to 1.4) and, with a
     moderate one, over 9 tasks or more (22 of 24). It does not where bad seeds make a tail over one task or three (11 of
     48): every interval is too sure then, most of all that of the IQM, which is itself biased there. With two seeds and
-    no tail the shares are 91-99 [49-83], and the intervals wide.
+    no tail the shares are 95-100 [49-83], and the intervals wide.
 
     The probability of improvement and performance profiles are not held to 95 with few seeds. With normal scores on two
     tasks, intervals that were given held the truth in 92 to 100 % of draws; with 2 seeds 34 to 89 % of draws were given
