@@ -294,7 +294,7 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
         raise DataError(
             f"{data.name}: action {action[row, k]:.4g} at {locate(row, data.ends)}, dimension {k}, lies outside "
             f"the box [{low[k]:g}, {high[k]:g}], as do {rows_out} of {len(action)} rows: the scale may be another one; "
-            "if it is not, pass clip_actions=True."
+            "if it is not, clip them (--clip-actions, or clip_actions=True)."
         )
     if not rounding:
         return data

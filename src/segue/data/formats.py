@@ -86,7 +86,10 @@ def _read(path: Path, options: "_Options") -> Dataset:
     if magic == b"\x89HDF\r\n\x1a\n":
         with hdf5.open_hdf5(str(path)) as file:
             return _flat(_Hdf5(file, str(path)), options)
-    raise DataError(f"{path} is neither HDF5 nor .npz: convert it, or read it yourself and call from_arrays.")
+    raise DataError(
+        f"{path} is neither HDF5 nor .npz: convert it, or read it yourself, call segue.data.from_arrays "
+        "and keep that with segue.data.save."
+    )
 
 
 def from_arrays(
@@ -174,7 +177,8 @@ def _flat(table: _Table, options: _Options) -> Dataset:
         if options.max_episode_steps is None:
             raise DataError(
                 f"{where} has neither timeouts nor next_observations, so nobody can tell where a time limit cut an "
-                "episode: pass max_episode_steps (the env's horizon), or add a column episode_ends."
+                "episode: add a column episode_ends, or read it once with segue.data.load(..., max_episode_steps=N), "
+                "the env's horizon, and keep that with segue.data.save."
             )
         marks = timeout = _horizon(terminal, options.max_episode_steps)
 
@@ -188,7 +192,7 @@ def _flat(table: _Table, options: _Options) -> Dataset:
             if rows > 2 and np.count_nonzero(marks & ~terminal) > rows / 2:
                 raise DataError(
                     f"{where}: in most rows next_observations is not the following row's observation: it is shifted, "
-                    "or the rows are shuffled; if they are meant to stand alone, pass episode_ends all true."
+                    "or the rows are shuffled; if they are meant to stand alone, add a column episode_ends of ones."
                 )
             notes += ("episode borders were inferred where next_observations and the following row disagree",)
     else:
@@ -232,8 +236,10 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
         if found is None:
             if name not in needed:
                 continue
+            gymnasium = {"terminations", "truncations"} & set(table.names())
+            hint = "; rename terminations to terminals and truncations to timeouts" if gymnasium else ""
             raise DataError(
-                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}."
+                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}{hint}."
             )
         shapes[name] = found
     for name, (shape, dtype) in shapes.items():
@@ -294,8 +300,8 @@ def _settle(
         raise DataError(
             f"{where}: {locate(int(twice.argmax()), ends)} is marked both terminal and cut by time, as are "
             f"{np.count_nonzero(twice)} of {np.count_nonzero(timeout)} time limits: a time limit bootstraps and a "
-            "terminal state does not, so pass both='timeout' if `done` was written twice, both='terminal' if the task "
-            "really ended on its last step."
+            "terminal state does not, so read it once with segue.data.load(..., both='timeout') if `done` was written "
+            "twice, both='terminal' if the task really ended on its last step, and keep that with segue.data.save."
         )
     return (terminal & ~timeout, timeout) if both == "timeout" else (terminal, timeout & ~terminal)
 

@@ -68,7 +68,7 @@ def render(found: dict[str, Any]) -> str:
         ("length", _words(found["lengths"])),
         ("reward", f"{found['reward']['min']:.4g} to {found['reward']['max']:.4g}"),
         ("action", _ranges(action["min"], action["max"])),
-        ("action box", _ranges(action["low"], action["high"]) if known else "unknown: pass low and high"),
+        ("action box", _ranges(action["low"], action["high"]) if known else "unknown (a run takes the env's)"),
         ("observation", _ranges(found["observation"]["min"], found["observation"]["max"])),
     ]
     lines += [("note", note) for note in found["notes"]]
