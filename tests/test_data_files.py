@@ -609,6 +609,7 @@ def test_every_d4rl_sample_loads(real):
             np.testing.assert_array_equal(data.ends, raw["episode_ends"])
             np.testing.assert_array_equal(data.transitions.terminal, raw["terminals"])
         assert str(len(data.episodes())) in render(inspect(data))
+        assert not data.notes
 
 
 def test_pendulum_files_load(real):

@@ -23,7 +23,7 @@ import numpy as np
 from segue import strict
 from segue.core import Transition
 from segue.data import hdf5
-from segue.data.dataset import Dataset, blocks, box, differ, locate, room, validate
+from segue.data.dataset import Dataset, blocks, box, differ, locate, room, suspects, validate
 from segue.errors import DataError
 
 Both = Literal["refuse", "terminal", "timeout"]
@@ -224,7 +224,7 @@ def _flat(table: _Table, options: _Options) -> Dataset:
         notes=notes,
     )
     data = _drop(validate(data, clip_actions=options.clip_actions), lost, table.owned)
-    return _remark(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
+    return _remarked(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
 
 
 def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
@@ -354,15 +354,6 @@ def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
         column[to : to + len(part)] = part
         to += len(part)
     return column[:to]
-
-
-def _remark(data: Dataset) -> Dataset:
-    """A note where every termination falls on one and the same step: is that a time limit?"""
-    lengths, terminal = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
-    if terminal.sum() > 1 and lengths[0] > 1 and terminal.all() and len(set(lengths.tolist())) == 1:
-        note = f"every episode is terminal after exactly {lengths[0]} steps: make sure that this is not a time limit"
-        return replace(data, notes=(*data.notes, note))
-    return data
 
 
 class _Arrays:
@@ -515,7 +506,7 @@ def _minari(folder: Path, options: _Options) -> Dataset:
         if not said:
             said = {k: v for k in ("action_space", "env_spec") if isinstance(v := root.attrs.get(k), str)}
         data = _episodes(root, name, str(file), options, said)
-    return _remark(validate(data, clip_actions=options.clip_actions))
+    return _remarked(validate(data, clip_actions=options.clip_actions))
 
 
 def _episodes(root: h5py.File, name: str, path: str, options: _Options, said: dict[str, Any]) -> Dataset:
@@ -640,6 +631,10 @@ def _minari_box(said: dict[str, Any], act: int, name: str) -> tuple[Any, Any]:
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _remarked(data: Dataset) -> Dataset:
+    return replace(data, notes=(*data.notes, *suspects(data)))
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
