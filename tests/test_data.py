@@ -324,7 +324,16 @@ def test_inspect_counts_every_kind_of_end():
     assert found["action"]["max"] == columns["actions"].max(axis=0).tolist()
     text = render(found)
     assert "1 by termination, 1 by time limit, 1 by the end" in text
+    assert "without" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_inspect_says_which_numbers_lack_the_dropped_rows():
+    found = inspect(from_arrays(**without(flat([4, 5, 3], terminal=[0]), "next_observations")), score=(0.0, 2.0))
+    assert found["lengths"]["mean"] == pytest.approx((4 + 4 + 2) / 3)
+    short = [line.split()[0] for line in render(found).splitlines() if "without each cut episode's last step" in line]
+    assert short == ["return", "normalised", "length"]
+    assert max(map(len, render(found).splitlines())) <= 110
 
 
 @pytest.mark.parametrize(
