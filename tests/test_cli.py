@@ -68,6 +68,9 @@ MISTAKES = {
     "picture": (["report", "RUN", "--out", "x.nope"], "x.nope"),
     "inspect nothing": (["data", "inspect", "nowhere"], "nowhere"),
     "inspect no data": (["data", "inspect", __file__], "HDF5"),
+    "inspect against another env": (["data", "inspect", "DATA", *PENDULUM], "(3,) and (1,)"),
+    "inspect against another task": (["data", "inspect", "DATA", "--task", "hopper-medium"], "(11,) and (3,)"),
+    "inspect against two": (["data", "inspect", "DATA", "--task", "hopper-medium", *PENDULUM], "not both"),
     "collect over": (["data", "collect", *PENDULUM, "--out", "DATA"], "exists"),
     "collect nothing": (["data", "collect", "--env-id", "X-v0", "--out", "OUT"], "X-v0"),
 }
@@ -249,6 +252,17 @@ def test_a_gymnasium_env_of_one_s_own_from_collecting_to_the_report(tmp_path, mo
     main(["data", "inspect", "data.npz"])
     assert capsys.readouterr().out == made
     assert "250" in made
+    with np.load("data.npz") as kept:
+        columns = {name: kept[name] for name in kept.files if name != "metadata"}
+    np.savez("logs.npz", **columns)
+    main(["data", "inspect", "logs.npz"])
+    assert "action box   unknown (a run takes the env's)" in capsys.readouterr().out
+    main(["data", "inspect", "logs.npz", *PENDULUM])
+    assert "action box   [-2, 2]" in capsys.readouterr().out
+    np.savez("wide.npz", **{**columns, "actions": columns["actions"] * 3})
+    assert "--clip-actions" in refused(capsys, "data", "inspect", "wide.npz", *PENDULUM)
+    main(["data", "inspect", "wide.npz", *PENDULUM, "--clip-actions"])
+    assert "were clipped" in capsys.readouterr().out
     tiny = ["--offline.steps", "20", "--offline.width", "8", "--episodes", "1"]
     main(["run", "td3bc", *PENDULUM, "--dataset", "data.npz", *tiny, "--quiet"])
     told = capsys.readouterr()

@@ -186,9 +186,55 @@ def test_both_flags_are_settled_only_on_request():
     assert not cut.any()
 
 
-def test_done_everywhere_at_one_step_is_remarked():
-    assert "time limit" in from_arrays(**flat([5, 5, 5], terminal=[0, 1, 2])).notes[0]
-    assert not from_arrays(**flat([5, 4, 5], terminal=[0, 1, 2])).notes
+def ended(*lengths, cut=(), stored=True):
+    """Episodes that are terminal after `lengths` steps, and others that a time limit cuts after `cut` steps."""
+    columns = flat([*lengths, *cut], range(len(lengths)))
+    return from_arrays(**(columns if stored else without(columns, "next_observations")), low=-1, high=1)
+
+
+SPREAD = [*range(20, 50), *range(20, 50)]
+PILES = {  # terminal lengths, cut lengths, what is said
+    "all at one step": ([5] * 3, [], "3 of 3 terminal episodes end after exactly 5 steps, the longest"),
+    "most at the longest": ([*SPREAD, *[60] * 90], [], "90 of 150 terminal episodes end after exactly 60 steps"),
+    "a tenth at the longest": ([*SPREAD, *[60] * 7], [], "7 of 67 "),
+    "many at once, and a pile": ([*[1] * 70, *SPREAD, *[60] * 20], [], "20 of 150 "),
+    "a few among many": ([*SPREAD, *[60] * 6], [], None),
+    "two": ([4, 60, 60], [], None),
+    "no pile at the longest": ([*[40] * 20, *SPREAD, 60, 60, 60, 61], [], None),
+    "few lengths": ([4, 5, 5, 5, 5, 6, 6, 6], [], None),
+    "one step": ([1] * 9, [], None),
+    "a limit that is told apart": ([*SPREAD, *[60] * 8], [60] * 8, None),
+    "longer ones are cut": ([60] * 9, [62], None),
+}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("case", PILES)
+def test_terminal_episodes_that_pile_up_at_the_longest_are_remarked(case, stored):
+    lengths, cut, said = PILES[case]
+    notes = [note for note in ended(*lengths, cut=cut, stored=stored).notes if "dropped" not in note]
+    assert (said in notes[0] and "time limit" in notes[0] and len(notes) == 1) if said else not notes
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_terminal_episodes_at_the_env_s_time_limit_are_remarked(stored):
+    env = make_env("Pendulum-v1")
+
+    def notes(lengths, cut=()):
+        columns = flat([*lengths, *cut], range(len(lengths)), act=1)
+        data = from_arrays(**(columns if stored else without(columns, "next_observations")))
+        return [note for note in check_against(data, env).notes if "dropped" not in note]
+
+    few = [*range(100, 140), 200, 200, 200]
+    assert not from_arrays(**flat(few, range(43))).notes
+    (said,) = notes(few)
+    assert "3 of 43 terminal episodes end after exactly 200 steps, which is the time limit of Pendulum-v1" in said
+    (said,) = notes([*few, *[200] * 30])  # in place of what was said before the env was known
+    assert "33 of 73 " in said
+    assert "timeouts" in said
+    assert not notes(few, cut=[200] * 3)
+    assert not notes([*few[:-1]])
+    env.close()
 
 
 def test_clipping_is_explicit_and_counted():
@@ -278,7 +324,16 @@ def test_inspect_counts_every_kind_of_end():
     assert found["action"]["max"] == columns["actions"].max(axis=0).tolist()
     text = render(found)
     assert "1 by termination, 1 by time limit, 1 by the end" in text
+    assert "without" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_inspect_says_which_numbers_lack_the_dropped_rows():
+    found = inspect(from_arrays(**without(flat([4, 5, 3], terminal=[0]), "next_observations")), score=(0.0, 2.0))
+    assert found["lengths"]["mean"] == pytest.approx((4 + 4 + 2) / 3)
+    short = [line.split()[0] for line in render(found).splitlines() if "without each cut episode's last step" in line]
+    assert short == ["return", "normalised", "length"]
+    assert max(map(len, render(found).splitlines())) <= 110
 
 
 @pytest.mark.parametrize(

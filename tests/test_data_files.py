@@ -356,6 +356,33 @@ def test_pickles_are_never_opened(tmp_path, pendulum):
     assert not (tmp_path / "sprung").exists()
 
 
+def test_gymnasium_s_names_are_told_what_to_become(pendulum, tmp_path):
+    table = columns(pendulum)
+    for theirs, ours in (("terminations", "terminals"), ("truncations", "timeouts")):
+        table[theirs] = table.pop(ours)
+    np.savez(tmp_path / "x.npz", **table)
+    with pytest.raises(DataError, match="rename terminations to terminals and truncations to timeouts"):
+        load(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", observations=table["observations"])
+    with pytest.raises(DataError, match=r"it holds observations\.$"):
+        load(tmp_path / "y.npz")
+
+
+def test_what_only_load_can_settle_is_kept_with_save(pendulum, tmp_path):
+    """The advice of the messages: a file that needs arguments, read once and saved, needs them no more."""
+    cut, both = columns(pendulum), columns(pendulum)
+    del cut["next_observations"], cut["timeouts"]
+    both["terminals"] = both["timeouts"]
+    for name, table, argument in (("cut", cut, {"max_episode_steps": 200}), ("both", both, {"both": "timeout"})):
+        np.savez(tmp_path / f"{name}.npz", **table)
+        (word,) = argument
+        with pytest.raises(DataError, match=rf"segue\.data\.load\(\.\.\., {word}=.*segue\.data\.save"):
+            load(tmp_path / f"{name}.npz")
+        once = load(tmp_path / f"{name}.npz", **argument)
+        save(once, tmp_path / f"{name}-kept.npz")
+        same(load(tmp_path / f"{name}-kept.npz"), once)
+
+
 # ---- Minari ------------------------------------------------------------------------------------------------------
 
 
@@ -582,6 +609,7 @@ def test_every_d4rl_sample_loads(real):
             np.testing.assert_array_equal(data.ends, raw["episode_ends"])
             np.testing.assert_array_equal(data.transitions.terminal, raw["terminals"])
         assert str(len(data.episodes())) in render(inspect(data))
+        assert not data.notes
 
 
 def test_pendulum_files_load(real):

@@ -399,7 +399,8 @@ def _data_parser() -> argparse.ArgumentParser:
     score.add_argument("--episodes", type=int, default=100, help="episodes of each (100)")
     inspect = commands.add_parser("inspect", help="rows, episodes, returns, action range, ends, scores")
     inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
-    inspect.add_argument("--task", help="normalise returns with this task's reference scores")
+    inspect.add_argument("--task", help="check it against this task's env, and normalise returns with its scores")
+    inspect.add_argument("--env-id", help="instead: check it against this env, as `segue run` does")
     inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")
     return parser
 
@@ -411,8 +412,12 @@ def _data(argv: list[str]) -> None:
     from segue.tasks import task
 
     if asked.command == "inspect":
-        score = task(asked.task).score if asked.task else None
-        print(data.render(data.inspect(data.load(asked.dataset, clip_actions=asked.clip_actions), score)))
+        if asked.task is None and asked.env_id is None:
+            found, score = data.load(asked.dataset, clip_actions=asked.clip_actions), None
+        else:
+            job = task(asked.task, env_id=asked.env_id, dataset=asked.dataset, clip_actions=asked.clip_actions)
+            found, score = job.load(rows=0), job.score
+        print(data.render(data.inspect(found, score)))
         return
     if asked.command == "score":
         at_least(1, episodes=asked.episodes)

@@ -105,9 +105,11 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
 def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> Dataset:
     """The dataset with the action box of `world`, a `Spec` or a Gymnasium env, refused where the two disagree.
 
+    Where terminal episodes end at the env's time limit, and more of them than of those that are cut, a note says so.
+
     **Raises:** `DataError` with both shapes, or both boxes, in one sentence; or for actions outside the env's box.
     """
-    theirs, id_ = _spec_of(world)
+    theirs, id_, limit = _spec_of(world)
     t = data.transitions
     ours = (t.obs.shape[1], t.action.shape[1])
     if ours != (theirs.obs, theirs.act):
@@ -131,7 +133,44 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
     notes = data.notes
     if id_ and data.env_id and id_ != data.env_id:
         notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
+    count, terminal = _terminal_after(data, limit or 0)
+    if count:
+        note = (
+            f"{count} of {terminal} terminal episodes end after exactly {limit} steps, which is the time limit of "
+            f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
+        )
+        notes = (*(other for other in notes if other not in suspects(data)), note)
     return _in_box(replace(data, low=theirs.low, high=theirs.high, notes=notes), clip_actions)
+
+
+def suspects(data: Dataset) -> tuple[str, ...]:
+    """A note where terminal episodes pile up at the longest length of all: is that a time limit?
+
+    The ends of a task are spread over lengths; a limit that is marked terminal gathers at one, and nothing is longer.
+    It must gather three episodes and a tenth of the terminal ones, and more than any other length above half of it: a
+    few meet by chance, and episodes of few steps have few lengths (numbers inferred). Nothing is said where as many
+    episodes are cut there as end: such a file tells the two apart.
+    """
+    lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
+    longest = int(lengths.max())
+    count, terminal = _terminal_after(data, longest)
+    others = np.bincount(lengths[ended], minlength=longest)[longest // 2 : longest]
+    if longest == 1 or not count or count < terminal / 10 or count <= others.max():
+        return ()
+    return (
+        f"{count} of {terminal} terminal episodes end after exactly {longest} steps, the longest: make sure that this "
+        "is not a time limit",
+    )
+
+
+def _terminal_after(data: Dataset, steps: int) -> tuple[int, int]:
+    """(terminal episodes of exactly so many steps, terminal episodes); the first is 0 where there are fewer than three,
+    or no more than are cut there. Dropped rows make the cut ones a step shorter."""
+    lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
+    count, terminal = int(np.count_nonzero(ended & (lengths == steps))), int(np.count_nonzero(ended))
+    if count < 3 or count <= np.count_nonzero(~ended & (lengths >= steps - bool(data.dropped))):
+        return 0, terminal
+    return count, terminal
 
 
 def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -294,7 +333,7 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
         raise DataError(
             f"{data.name}: action {action[row, k]:.4g} at {locate(row, data.ends)}, dimension {k}, lies outside "
             f"the box [{low[k]:g}, {high[k]:g}], as do {rows_out} of {len(action)} rows: the scale may be another one; "
-            "if it is not, pass clip_actions=True."
+            "if it is not, clip them (--clip-actions, or clip_actions=True)."
         )
     if not rounding:
         return data
@@ -302,12 +341,14 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
     return replace(data, transitions=data.transitions._replace(action=np.clip(action, low, high)), notes=notes)
 
 
-def _spec_of(world: Any) -> tuple[Spec, str | None]:
+def _spec_of(world: Any) -> tuple[Spec, str | None, int | None]:
+    """The spec, and of a registered env the id and the time limit."""
     if isinstance(world, Spec):
-        return world, None
+        return world, None, None
     from segue.worlds import spec_of
 
-    return spec_of(world), world.spec.id if world.spec else None
+    registered = world.spec
+    return (spec_of(world), registered.id, registered.max_episode_steps) if registered else (spec_of(world), None, None)
 
 
 def _box_words(low: Any, high: Any) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from segue import strict
 from segue.core import Transition
 from segue.data import hdf5
-from segue.data.dataset import Dataset, blocks, box, differ, locate, room, validate
+from segue.data.dataset import Dataset, blocks, box, differ, locate, room, suspects, validate
 from segue.errors import DataError
 
 Both = Literal["refuse", "terminal", "timeout"]
@@ -86,7 +86,10 @@ def _read(path: Path, options: "_Options") -> Dataset:
     if magic == b"\x89HDF\r\n\x1a\n":
         with hdf5.open_hdf5(str(path)) as file:
             return _flat(_Hdf5(file, str(path)), options)
-    raise DataError(f"{path} is neither HDF5 nor .npz: convert it, or read it yourself and call from_arrays.")
+    raise DataError(
+        f"{path} is neither HDF5 nor .npz: convert it, or read it yourself, call segue.data.from_arrays "
+        "and keep that with segue.data.save."
+    )
 
 
 def from_arrays(
@@ -174,7 +177,8 @@ def _flat(table: _Table, options: _Options) -> Dataset:
         if options.max_episode_steps is None:
             raise DataError(
                 f"{where} has neither timeouts nor next_observations, so nobody can tell where a time limit cut an "
-                "episode: pass max_episode_steps (the env's horizon), or add a column episode_ends."
+                "episode: add a column episode_ends, or read it once with segue.data.load(..., max_episode_steps=N), "
+                "the env's horizon, and keep that with segue.data.save."
             )
         marks = timeout = _horizon(terminal, options.max_episode_steps)
 
@@ -188,7 +192,7 @@ def _flat(table: _Table, options: _Options) -> Dataset:
             if rows > 2 and np.count_nonzero(marks & ~terminal) > rows / 2:
                 raise DataError(
                     f"{where}: in most rows next_observations is not the following row's observation: it is shifted, "
-                    "or the rows are shuffled; if they are meant to stand alone, pass episode_ends all true."
+                    "or the rows are shuffled; if they are meant to stand alone, add a column episode_ends of ones."
                 )
             notes += ("episode borders were inferred where next_observations and the following row disagree",)
     else:
@@ -220,7 +224,7 @@ def _flat(table: _Table, options: _Options) -> Dataset:
         notes=notes,
     )
     data = _drop(validate(data, clip_actions=options.clip_actions), lost, table.owned)
-    return _remark(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
+    return _remarked(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
 
 
 def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
@@ -232,8 +236,10 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
         if found is None:
             if name not in needed:
                 continue
+            gymnasium = {"terminations", "truncations"} & set(table.names())
+            hint = "; rename terminations to terminals and truncations to timeouts" if gymnasium else ""
             raise DataError(
-                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}."
+                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}{hint}."
             )
         shapes[name] = found
     for name, (shape, dtype) in shapes.items():
@@ -294,8 +300,8 @@ def _settle(
         raise DataError(
             f"{where}: {locate(int(twice.argmax()), ends)} is marked both terminal and cut by time, as are "
             f"{np.count_nonzero(twice)} of {np.count_nonzero(timeout)} time limits: a time limit bootstraps and a "
-            "terminal state does not, so pass both='timeout' if `done` was written twice, both='terminal' if the task "
-            "really ended on its last step."
+            "terminal state does not, so read it once with segue.data.load(..., both='timeout') if `done` was written "
+            "twice, both='terminal' if the task really ended on its last step, and keep that with segue.data.save."
         )
     return (terminal & ~timeout, timeout) if both == "timeout" else (terminal, timeout & ~terminal)
 
@@ -348,15 +354,6 @@ def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
         column[to : to + len(part)] = part
         to += len(part)
     return column[:to]
-
-
-def _remark(data: Dataset) -> Dataset:
-    """A note where every termination falls on one and the same step: is that a time limit?"""
-    lengths, terminal = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
-    if terminal.sum() > 1 and lengths[0] > 1 and terminal.all() and len(set(lengths.tolist())) == 1:
-        note = f"every episode is terminal after exactly {lengths[0]} steps: make sure that this is not a time limit"
-        return replace(data, notes=(*data.notes, note))
-    return data
 
 
 class _Arrays:
@@ -509,7 +506,7 @@ def _minari(folder: Path, options: _Options) -> Dataset:
         if not said:
             said = {k: v for k in ("action_space", "env_spec") if isinstance(v := root.attrs.get(k), str)}
         data = _episodes(root, name, str(file), options, said)
-    return _remark(validate(data, clip_actions=options.clip_actions))
+    return _remarked(validate(data, clip_actions=options.clip_actions))
 
 
 def _episodes(root: h5py.File, name: str, path: str, options: _Options, said: dict[str, Any]) -> Dataset:
@@ -634,6 +631,10 @@ def _minari_box(said: dict[str, Any], act: int, name: str) -> tuple[Any, Any]:
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _remarked(data: Dataset) -> Dataset:
+    return replace(data, notes=(*data.notes, *suspects(data)))
 
 
 def _find(source: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,6 @@
 """A dataset at a glance: what is in it, how good it is, and whether its borders and its actions look right."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from segue.data.dataset import Dataset, blocks
 
 
 def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Plain numbers, ready for JSON.
+    """Plain numbers, ready for JSON. Where rows were `dropped`, returns and lengths lack each cut episode's last step.
 
     **Arguments:** `score`: the reference returns (random, expert) of D4RL: 100 (G - random) / (expert - random).
     """
@@ -56,22 +57,23 @@ def render(found: dict[str, Any]) -> str:
         )
     action = found["action"]
     known = action["low"] is not None
+    short = ", without each cut episode's last step" if found["dropped"] else ""
     lines = [
         ("dataset", found["name"] + (f"   (env {found['env_id']})" if found["env_id"] else "")),
         ("rows", f"{found['rows']:,}" + (f"   ({found['dropped']:,} dropped)" if found["dropped"] else "")),
         ("episodes", f"{found['episodes']:,}: {by}"),
-        ("return", _words(found["returns"])),
+        ("return", _words(found["returns"]) + short),
     ]
     if "normalised" in found:
-        lines.append(("normalised", _words(found["normalised"])))
+        lines.append(("normalised", _words(found["normalised"]) + short))
     lines += [
-        ("length", _words(found["lengths"])),
+        ("length", _words(found["lengths"]) + short),
         ("reward", f"{found['reward']['min']:.4g} to {found['reward']['max']:.4g}"),
         ("action", _ranges(action["min"], action["max"])),
-        ("action box", _ranges(action["low"], action["high"]) if known else "unknown: pass low and high"),
+        ("action box", _ranges(action["low"], action["high"]) if known else "unknown (a run takes the env's)"),
         ("observation", _ranges(found["observation"]["min"], found["observation"]["max"])),
     ]
-    lines += [("note", note) for note in found["notes"]]
+    lines += [("note", _under(textwrap.wrap(note, 97))) for note in found["notes"]]
     return "\n".join(f"{label:<12} {text}" for label, text in lines)
 
 
@@ -104,4 +106,8 @@ def _ranges(low: Any, high: Any) -> str:
         if out[-1] and len(out[-1]) + len(word) > 94:
             out.append("")
         out[-1] += (" " if out[-1] else "") + word
-    return ("\n" + " " * 13).join(out)
+    return _under(out)
+
+
+def _under(parts: list[str]) -> str:
+    return ("\n" + " " * 13).join(parts)
