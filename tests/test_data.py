@@ -299,6 +299,17 @@ def test_check_against_compares_shapes_boxes_and_actions():
         check_against(unknown, Spec(3, 2, (0.0, 0.0), (1.0, 1.0)))
 
 
+def test_observations_that_saturate_networks_are_remarked():
+    columns = flat([5, 5])
+    spec = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
+    assert not any("root mean square" in note for note in check_against(from_arrays(**columns), spec).notes)
+    for name in ("observations", "next_observations"):
+        columns[name] = columns[name].copy()
+        columns[name][:, 1] = 300.0
+    (note,) = (note for note in check_against(from_arrays(**columns), spec).notes if "root mean square" in note)
+    assert "as large as 300 (root mean square) in dimension 1," in note
+
+
 def test_check_against_an_env():
     env = make_env("Pendulum-v1")
     data = from_arrays(**flat([4, 5], act=1), env_id="Pendulum-v0")

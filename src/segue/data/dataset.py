@@ -105,7 +105,8 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
 def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> Dataset:
     """The dataset with the action box of `world`, a `Spec` or a Gymnasium env, refused where the two disagree.
 
-    Where terminal episodes end at the env's time limit, and more of them than of those that are cut, a note says so.
+    Notes say where terminal episodes end at the env's time limit, more of them than are cut there, and where
+    observations are too large for networks.
 
     **Raises:** `DataError` with both shapes, or both boxes, in one sentence; or for actions outside the env's box.
     """
@@ -140,7 +141,22 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
             f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
+    notes += _unscaled(t.obs)
     return _in_box(replace(data, low=theirs.low, high=theirs.high, notes=notes), clip_actions)
+
+
+def _unscaled(obs: Any) -> tuple[str, ...]:
+    """A note where observations saturate a network's first layer: Segue does not normalise them. 100 is inferred."""
+    some = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
+    size = np.sqrt(np.square(some).mean(axis=0))
+    if not (size > 100).any():
+        return ()
+    columns = np.flatnonzero(size > 100)
+    named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
+    return (
+        f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
+        "badly from more than about 10: scale them in an env wrapper, and in the logs likewise",
+    )
 
 
 def suspects(data: Dataset) -> tuple[str, ...]:
