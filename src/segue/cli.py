@@ -506,7 +506,9 @@ def _policy_parser() -> argparse.ArgumentParser:
     export.add_argument("source", metavar="RUN_OR_FILE", help="a run's directory, or a policy that a run kept")
     export.add_argument("--format", choices=["onnx", "npz", "safetensors"], required=True)
     export.add_argument(
-        "--which", choices=["best", "last"], help="of a run: the best policy so far (default) or the last"
+        "--which",
+        choices=["best", "last"],
+        help="of a run: the best policy so far (default, where any was evaluated) or the last",
     )
     export.add_argument(
         "--seed", type=int, metavar="N", help="of a run: policy N; default: that with the highest return"
@@ -515,7 +517,10 @@ def _policy_parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FILE", help="FILE.onnx, .npz or .safetensors, as the format is"
     )
     show = commands.add_parser("show", help="what a policy file holds; nothing in it is executed")
-    show.add_argument("file", help="a run's, an exported one, or another library's .zip (SB3), .pt, .safetensors, .npz")
+    show.add_argument(
+        "source", metavar="RUN_OR_FILE", help="a run, whose best policy is shown, a policy that it kept, an exported "
+        "one, or another library's .zip (SB3), .pt, .safetensors, .npz",
+    )  # fmt: skip
     film = commands.add_parser("film", help="episodes of a policy as an MP4")
     film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose best policy acts, or a policy file")
     film.add_argument("--env-id", help="instead of the one that the run or the file names")
@@ -541,7 +546,7 @@ def _policy(argv: list[str]) -> None:
     from segue import export as out
 
     if asked.command == "show":
-        print(out.show(asked.file))
+        print(out.show(asked.source))
         return
     found = out.find(asked.source, asked.which, asked.seed)
     card = out.export(found, asked.out, asked.format)
