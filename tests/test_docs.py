@@ -9,10 +9,13 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import segue
+from segue import foreign
 from segue.cli import PARSERS, main
+from segue.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -66,6 +69,16 @@ def test_every_link_leads_to_a_page(page):
     """Sphinx is told to be quiet about them: README.md and its like link to files beside them."""
     links = re.findall(r"\]\(([^)#:]+\.md)[^):]*\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_keys_of_a_description_are_those_that_are_read(tmp_path):
+    page = (ROOT / "docs/only-a-policy.md").read_text()
+    shown = {key for row in re.findall(r"^\| (`.*?) \|", page, re.M) for key in re.findall(r"`(\w+)`", row)}
+    np.savez(tmp_path / "p.npz", W0=np.zeros((1, 3)))
+    (tmp_path / "p.json").write_text('{"odd": 1}')
+    with pytest.raises(DataError) as refused:
+        foreign.outline(tmp_path / "p.npz")
+    assert shown == set(re.search(r"may have (.*), not", str(refused.value))[1].split(", "))
 
 
 def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):

@@ -444,6 +444,9 @@ def test_show_says_what_a_file_holds(tmp_path):
     ladder = export.show(tmp_path / "ladder.npz")
     for word in ("7 snapshots", "5 - 4 - 2", "observation statistics: yes", "its output is the action"):
         assert word in ladder, ladder
+    assert "assumed, as no ladder.json says otherwise: activation tanh, squash clip" in ladder
+    (tmp_path / "ladder.json").write_text('{"activation": "relu", "squash": "tanh"}')
+    assert "assumed" not in export.show(tmp_path / "ladder.npz")
     np.savez(tmp_path / "odd.npz", mystery=np.zeros((2, 3)))
     assert "mystery [2, 3]" in export.show(tmp_path / "odd.npz")
 

@@ -381,10 +381,12 @@ def show(path: str | Path) -> str:
     total = sum(int(np.prod(shape)) for shape in told["arrays"].values())
     if "why" in told:
         return _lines(f"{path}: arrays, {total:,} numbers in all", told["why"], *arrays)
+    assumed = ", ".join(f"{key} {told[key]}" for key in told["assumed"])
     return _lines(
         f"{path}: a policy of another library's, {total:,} numbers in all",
         f"layers {' - '.join(map(str, told['layers']))}, {_plain(told['activation'])}",
         "its output goes through tanh to the action's box" if told["squash"] == "tanh" else "its output is the action",
+        *([f"assumed, as no {path.with_suffix('.json').name} says otherwise: {assumed}"] if assumed else []),
         f"log_std: {told['spread'] or 'none'}; observation statistics: {'yes' if told['standardised'] else 'none'}",
         *([f"a ladder of {told['snapshots']} snapshots"] if told["snapshots"] is not None else []),
         "the env and the action's box are not in the file",
