@@ -20,6 +20,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
+  segue data score                          what chance and an expert return: an env's own 0 and 100
   segue policy export|show|film             a policy as ONNX or arrays with a card, in words, as a film
   segue recipes, segue tasks [PREFIX]       what there is, one line each
   segue doctor                              what works on this machine, for a bug report too
@@ -355,7 +356,7 @@ def _sweep(argv: list[str]) -> None:
 
     plan = sweeps.Sweep.read(asked.file, asked.env_id)
     if asked.dry_run:
-        print(sweeps.preview(plan))
+        print(sweeps.preview(plan, asked.engine))
         return
     how = {"engine": asked.engine, "address": asked.address, "workers": asked.workers, "quiet": asked.quiet}
     done = sweeps.sweep(plan, out=asked.out, **how)
