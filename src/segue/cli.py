@@ -1,8 +1,10 @@
 """The command line, and nothing else. Nothing heavy is imported before it is known what to do."""
 
 import argparse
+import contextlib
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,13 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"segue: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as stopped:
-        number = getattr(stopped, "number", 2)
-        goes_on = {
-            "sweep": "; trials keep their commits, and the same command goes on",
-            **dict.fromkeys(("run", "resume"), "; what was written stays readable, and segue resume RUN goes on"),
-        }
-        print(f"segue: stopped{goes_on.get(known.command, '')}.", file=sys.stderr)
-        raise SystemExit(128 + number) from None
+        goes_on = "; trials keep their commits, and the same command goes on" if known.command == "sweep" else ""
+        raise _stopped(stopped, goes_on) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -88,6 +85,29 @@ def _guess(word: str, known: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(known)})"
 
 
+def _stopped(stopped: KeyboardInterrupt, goes_on: str) -> SystemExit:
+    """How a command ends that was stopped, which this says."""
+    print(f"segue: stopped{goes_on}.", file=sys.stderr)
+    return SystemExit(128 + getattr(stopped, "number", 2))
+
+
+@contextlib.contextmanager
+def _resumable(folder: str, env_id: str | None) -> Iterator[None]:
+    """Where what is inside is stopped and a run has begun in `folder`, the command that goes on with it is said."""
+    from pathlib import Path
+
+    from segue import strict
+
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if not (Path(folder) / "config.json").exists():
+            raise
+        trusted = f" {strict.trusting(env_id)}" if env_id is not None and not strict.plain(env_id) else ""
+        again = f"segue resume {shlex.quote(folder)}{trusted}"
+        raise _stopped(stopped, f"; what was written stays readable, and {again} goes on") from None
+
+
 def _run(argv: list[str]) -> None:
     """segue run RECIPE ..."""
     asked = parsed(argv)
@@ -101,19 +121,20 @@ def _run(argv: list[str]) -> None:
     options, phases, job = asked
     runs.compile_cache()
     out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
-    done = runs.run(
-        phases,
-        job,
-        out=out,
-        seeds=options["seeds"],
-        seed=options["seed"],
-        budget=dataclasses.replace(PRESETS[options["preset"]], **{name: options[name] for name in runs.MEASURING}),
-        since=options["from_"],
-        **{name: options[name] for name in CARE},
-        track=() if options["track"] == ("none",) else options["track"],
-        about={"recipe": options["recipe"], "preset": options["preset"]},
-        quiet=options["quiet"],
-    )
+    with _resumable(out, job.env_id):
+        done = runs.run(
+            phases,
+            job,
+            out=out,
+            seeds=options["seeds"],
+            seed=options["seed"],
+            budget=dataclasses.replace(PRESETS[options["preset"]], **{name: options[name] for name in runs.MEASURING}),
+            since=options["from_"],
+            **{name: options[name] for name in CARE},
+            track=() if options["track"] == ("none",) else options["track"],
+            about={"recipe": options["recipe"], "preset": options["preset"]},
+            quiet=options["quiet"],
+        )
     _done(done)
 
 
@@ -198,7 +219,9 @@ def _resume(argv: list[str]) -> None:
     from segue import runs
 
     runs.compile_cache()
-    _done(runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet))
+    with _resumable(asked.run, asked.env_id):
+        done = runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
+    _done(done)
 
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") -> tuple[dict[str, Any], Any]:
