@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-FENCE = re.compile(r"^```(?:\{code-block\} )?(sh|python|toml)\n(?::caption: (\S+)\n\n)?(.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^```(?:\{code-block\} )?(sh|python|toml|json)\n(?::caption: (\S+)\n\n)?(.*?)^```$", re.M | re.S)
 
 
 class Block(NamedTuple):

@@ -157,7 +157,7 @@ def test_wrong_flags_say_which_and_what_is_near(argv, words, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--help"], ["segue run RECIPE", "segue recipes", "segue tasks", "segue doctor"]),
+        (["--help"], ["segue run RECIPE", "segue recipes", "segue tasks", "segue doctor", "segue data score"]),
         ([], ["segue run RECIPE"]),
         (["--version"], ["segue 0"]),
         (["run", "--help"], ["opt-single", "--task"]),

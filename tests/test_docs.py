@@ -9,10 +9,14 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import segue
+from segue import foreign
 from segue.cli import PARSERS, main
+from segue.errors import DataError
+from segue.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -61,11 +65,31 @@ def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, ca
     assert [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_run_in_an_env_of_a_module_goes_on_with_the_env_named_again(page):
+    said = [param.values[0] for param in commands(page)]
+    option = lambda words, name: words[words.index(name) + 1] if name in words else ""
+    envs = {option(words, "--out"): option(words, "--env-id") for words in said if words[0] == "run"}
+    for words in said:
+        if words[0] in ("resume", "evaluate") and ":" in envs[words[1]]:
+            assert option(words, "--env-id") == envs[words[1]], words
+
+
 @pytest.mark.parametrize("page", [ROOT / "docs/index.md", *PAGES], ids=lambda page: page.stem)
 def test_every_link_leads_to_a_page(page):
     """Sphinx is told to be quiet about them: README.md and its like link to files beside them."""
     links = re.findall(r"\]\(([^)#:]+\.md)[^):]*\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_keys_of_a_description_are_those_that_are_read(tmp_path):
+    page = (ROOT / "docs/only-a-policy.md").read_text()
+    shown = {key for row in re.findall(r"^\| (`.*?) \|", page, re.M) for key in re.findall(r"`(\w+)`", row)}
+    np.savez(tmp_path / "p.npz", W0=np.zeros((1, 3)))
+    (tmp_path / "p.json").write_text('{"odd": 1}')
+    with pytest.raises(DataError) as refused:
+        foreign.outline(tmp_path / "p.npz")
+    assert shown == set(re.search(r"may have (.*), not", str(refused.value))[1].split(", "))
 
 
 def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):
@@ -78,6 +102,11 @@ def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):
     page.write_text(text + "\n```sh\ntrue\nfalse\ntrue\n```\n")
     with pytest.raises(SystemExit, match=r"page.md, line 18: the block failed"):
         run(page)
+
+
+def test_every_recipe_is_in_readmes_table():
+    table = (ROOT / "README.md").read_text().split("| recipe |")[1].split("\n\n")[0]
+    assert {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} >= set(RECIPES)
 
 
 def test_readmes_python_is_python():

@@ -384,6 +384,7 @@ MISTAKES = {
     "another suffix": (["export", "RUN", "--format", "npz", "--out", "OUT.onnx"], "must end in .npz"),
     "no such folder": (["export", "RUN", "--format", "npz", "--out", "no/where.npz"], "not a directory"),
     "no run": (["export", "HERE", "--format", "npz", "--out", "OUT.npz"], "not a run"),
+    "show no run": (["show", "HERE"], "not a run"),
     "show nothing": (["show", "nowhere"], "no policy file nowhere"),
     "show text": (["show", __file__], "no policy that Segue reads"),
     "film of another env": (["film", "FILE", "--env-id", "Pendulum-v1", "--out", "OUT.mp4"], "the env has"),
@@ -430,6 +431,7 @@ def test_show_says_what_a_file_holds(tmp_path):
     for word in ("tanh-gaussian", "5 - 16 - 12 - 2", "elu", "LayerNorm", "clipped to ±2", "[0.1, 30]", "return 3.5"):
         assert word in own, own
     assert "of its own" in export.show(sealed(ACTORS["around clip"]()))
+    assert export.show(finished()) == export.show(export.find(finished()).path)
     for kind in ("npz", "safetensors"):
         told = export.show(exported(ACTORS["around clip"](), kind))
         assert "exported" in told
@@ -442,6 +444,9 @@ def test_show_says_what_a_file_holds(tmp_path):
     ladder = export.show(tmp_path / "ladder.npz")
     for word in ("7 snapshots", "5 - 4 - 2", "observation statistics: yes", "its output is the action"):
         assert word in ladder, ladder
+    assert "assumed, as no ladder.json says otherwise: activation tanh, squash clip" in ladder
+    (tmp_path / "ladder.json").write_text('{"activation": "relu", "squash": "tanh"}')
+    assert "assumed" not in export.show(tmp_path / "ladder.npz")
     np.savez(tmp_path / "odd.npz", mystery=np.zeros((2, 3)))
     assert "mystery [2, 3]" in export.show(tmp_path / "odd.npz")
 

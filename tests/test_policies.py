@@ -256,6 +256,45 @@ def test_tables_that_are_no_policy_are_refused(change, words):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_lie_the_other_way_round_are_known_by_that():
+    w, path = weights(), new("p.npz")
+    np.savez(path, W0=w["W0"].T, b0=w["b0"], W1=w["W1"].T, b1=w["b1"])
+    for said, word in (({}, "true"), ({"transposed": False}, "true"), ({"transposed": True}, None)):
+        path.with_suffix(".json").write_text(json.dumps(said))
+        if word is None:
+            np.testing.assert_allclose(acts(foreign.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:]), atol=1e-5)
+            continue
+        with pytest.raises(DataError, match=f'say "transposed": {word} in'):
+            foreign.read(path, SPEC)
+    np.savez(path, **w)
+    path.with_suffix(".json").write_text('{"transposed": true}')
+    with pytest.raises(DataError, match='say "transposed": false in'):
+        foreign.read(path, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w, {"activation": "gelu"}),
+        (lambda w: w, {"squash": "none"}),
+        (lambda w: w, {"obs_mean": [0], "obs_std": [1]}),
+        (lambda w: w | {"W0": w["W0"].T}, {}),
+        (lambda w: w | {"b1": w["b1"][:1]}, {}),
+        (lambda w: w | {"W1": np.full((2, 4), np.inf)}, {}),
+    ],
+)
+def test_what_cannot_be_read_is_not_shown_as_if_it_could(change, said):
+    """`outline` refuses in the words of `read`."""
+    path = new("p.npz")
+    np.savez(path, **change(weights()))
+    path.with_suffix(".json").write_text(json.dumps(said))
+    with pytest.raises(DataError) as read:
+        foreign.read(path, SPEC)
+    with pytest.raises(DataError) as shown:
+        foreign.outline(path)
+    assert str(shown.value) == str(read.value)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import Ragged, copy, dataset, finished, flags, lines, new, run
+from helpers import RAGGED, Ragged, copy, dataset, finished, flags, lines, new, run
 
 from segue import console, policies, records, runs, store
 from segue.cli import main
@@ -187,6 +187,33 @@ def test_going_on_from_a_checkpoint(phase):
         assert all((leaf == same[name]).all() for name, leaf in weights(folder, "pretrain").items())
     places = [(e["updates"], e["env_step"]) for e in lines(folder / "returns.jsonl")]
     assert places[-1] == (46, 16)
+
+
+@pytest.mark.parametrize("since", ["RUN", "RUN:pretrain"])
+def test_from_without_a_phase_of_the_recipe_says_what_the_run_has(since, capsys):
+    capsys.readouterr()
+    since = since.replace("RUN", str(finished()))
+    with pytest.raises(SystemExit, match="1"):
+        main(["run", *flags("direct", **{"from": since}), "--out", str(new())])
+    phases = "offline, collect, finetune"
+    has = f"{finished()} has collect, finetune, offline, pretrain."
+    one_sentence(capsys.readouterr().err.strip(), "--from is RUN:PHASE", f"{since!r} names none", phases, has)
+
+
+def test_an_env_that_a_file_wants_imported_is_named_as_text(capsys):
+    """The flag is said with its value, as a shell takes it for two words and a terminal for letters."""
+    folder = copy(finished())
+    for env_id, flag in {
+        RAGGED: f"pass --env-id {RAGGED}.",
+        "a:b\x1b[2J; rm -r /": "--env-id 'a:b[2J; rm -r /'.",
+    }.items():
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"env_id": env_id}))
+        with pytest.raises(SystemExit, match="1"):
+            main(["evaluate", str(folder)])
+        told = capsys.readouterr().err.strip()
+        one_sentence(told, flag)
+        assert told.isprintable()
 
 
 def test_methods_share_one_offline_policy():
@@ -487,7 +514,7 @@ def test_ctrl_c_leaves_a_readable_directory():
     finally:
         child.kill()
     assert child.returncode == 130
-    one_sentence(told.decode().strip(), "segue: stopped")
+    one_sentence(told.decode().strip(), "segue: stopped", f"segue resume {out} --env-id {RAGGED} goes on.")
     assert status(out)["status"] == "interrupted"
     assert len(records.read(out).evaluations) >= 2
 

@@ -160,6 +160,9 @@ TASK = 'tasks = ["hopper-random"]\n'
         (TASK + ARM + '[flags]\npolicy = "{td3bc}/policy-0.safetensors"\n', "only an arm's own flags"),
         (TASK + ARM + 'policy = "none.npz"\n', "none.npz is not in"),
         (TASK + ARM + 'dataset = "none.npz"\n', "none.npz is not in"),
+        ("[tasks.tank]\n" + ARM, r"did you mean \[task.tank\]\?"),
+        (TASK + "[arms.opt]\n", r"did you mean \[arm.opt\]\?"),
+        (ARM + '[task.a]\nenv-id = "e:\\u001b; rm"\n', "e:; rm names a module to import.* pass --env-id 'e:; rm'"),
         (ARM + '[task.a]\nenv-id = "evil:Env-v0"\n', "names a module to import: if you trust it, pass --env-id evil"),
     ],
 )  # fmt: skip
@@ -487,6 +490,17 @@ def test_a_container_s_limit_is_not_overbooked(monkeypatch, limit, cores, slots)
     monkeypatch.setattr(worker, "machine", lambda: {"cores": [str(core) for core in range(8)], "gpus": []})
     assert engines.Local(None, cores, 0, None).slots == slots
     assert engines.Local(3, cores, 0, None).slots == 3
+
+
+def test_a_dry_run_refuses_what_this_machine_has_not(monkeypatch, capsys):
+    monkeypatch.setattr(worker, "machine", lambda: {"cores": ["0", "1"], "gpus": []})
+    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
+    dry = ["sweep", str(written("cores = 3\n" + TASK + ARM)), "--out", str(new()), "--dry-run"]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(dry)
+    assert "cores = 3 is more than the 2 that this machine has" in capsys.readouterr().err
+    cli.main([*dry, "--engine", "ray"])  # another machine's cores are not known here
+    assert "1 trials" in capsys.readouterr().out
 
 
 def test_a_worker_keeps_to_its_cores_before_numpy_counts_them():

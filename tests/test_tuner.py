@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import changed, same
-from helpers import ROOT, Ragged, dataset, new
+from helpers import RAGGED, ROOT, Ragged, dataset, new
 
 import segue
-from segue import commits, engine, hooks, meter, policies, runs
+from segue import cli, commits, engine, hooks, meter, policies, predict, runs
 from segue.core import Linear, Spec, Transition
 from segue.data.sources import Ratio, Uniform
 from segue.errors import DataError, SegueError
@@ -94,6 +94,32 @@ def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     assert sum(line["length"] for line in lines) <= 90
     assert all(2 <= line["length"] <= 6 for line in lines)
+
+
+def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(task, capsys):
+    """Its world is the caller's: it has no evaluation, and will have none."""
+    with tuner(task, folder := new("arm")) as mine:
+        Arm().live(mine)
+    out = new("p.npz")
+    export = ["policy", "export", str(folder), "--format", "npz", "--out"]
+    cli.main([*export, str(out), "--which", "last"])
+    cli.main([*export, str(out.with_name("q.npz"))])
+    cli.main(["policy", "show", str(folder)])
+    assert "policy-0.safetensors" in capsys.readouterr().out
+    assert predict.load(out).arrays.keys() == predict.load(out.with_name("q.npz")).arrays.keys()
+    assert "never evaluated" in out.with_name("p.npz.md").read_text()
+    for words, said in {
+        ("policy", "export", str(folder), "--which", "best", "--format", "npz", "--out", "r.npz"): "--which last",
+        ("report", str(folder)): f"segue evaluate {folder} --env-id ID",
+    }.items():
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(list(words))
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+        assert "first one" not in told, "it will not reach one"
+    cli.main(["evaluate", str(folder), "--env-id", RAGGED, "--episodes", "2"])
+    assert "policy 0: return" in capsys.readouterr().out
 
 
 def test_it_goes_on_where_it_was(task):

@@ -1,8 +1,10 @@
 """The command line, and nothing else. Nothing heavy is imported before it is known what to do."""
 
 import argparse
+import contextlib
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
+  segue data score                          what chance and an expert return: an env's own 0 and 100
   segue policy export|show|film             a policy as ONNX or arrays with a card, in words, as a film
   segue recipes, segue tasks [PREFIX]       what there is, one line each
   segue doctor                              what works on this machine, for a bug report too
@@ -65,13 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"segue: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as stopped:
-        number = getattr(stopped, "number", 2)
-        goes_on = {
-            "sweep": "; trials keep their commits, and the same command goes on",
-            **dict.fromkeys(("run", "resume"), "; what was written stays readable, and segue resume RUN goes on"),
-        }
-        print(f"segue: stopped{goes_on.get(known.command, '')}.", file=sys.stderr)
-        raise SystemExit(128 + number) from None
+        goes_on = "; trials keep their commits, and the same command goes on" if known.command == "sweep" else ""
+        raise _stopped(stopped, goes_on) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -87,6 +85,29 @@ def _guess(word: str, known: Any) -> str:
     return f"; did you mean {close[0]!r}?" if close else f" (there are {', '.join(known)})"
 
 
+def _stopped(stopped: KeyboardInterrupt, goes_on: str) -> SystemExit:
+    """How a command ends that was stopped, which this says."""
+    print(f"segue: stopped{goes_on}.", file=sys.stderr)
+    return SystemExit(128 + getattr(stopped, "number", 2))
+
+
+@contextlib.contextmanager
+def _resumable(folder: str, env_id: str | None) -> Iterator[None]:
+    """Where what is inside is stopped and a run has begun in `folder`, the command that goes on with it is said."""
+    from pathlib import Path
+
+    from segue import strict
+
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if not (Path(folder) / "config.json").exists():
+            raise
+        trusted = f" {strict.trusting(env_id)}" if env_id is not None and not strict.plain(env_id) else ""
+        again = f"segue resume {shlex.quote(folder)}{trusted}"
+        raise _stopped(stopped, f"; what was written stays readable, and {again} goes on") from None
+
+
 def _run(argv: list[str]) -> None:
     """segue run RECIPE ..."""
     asked = parsed(argv)
@@ -100,19 +121,20 @@ def _run(argv: list[str]) -> None:
     options, phases, job = asked
     runs.compile_cache()
     out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
-    done = runs.run(
-        phases,
-        job,
-        out=out,
-        seeds=options["seeds"],
-        seed=options["seed"],
-        budget=dataclasses.replace(PRESETS[options["preset"]], **{name: options[name] for name in runs.MEASURING}),
-        since=options["from_"],
-        **{name: options[name] for name in CARE},
-        track=() if options["track"] == ("none",) else options["track"],
-        about={"recipe": options["recipe"], "preset": options["lengths"]},
-        quiet=options["quiet"],
-    )
+    with _resumable(out, job.env_id):
+        done = runs.run(
+            phases,
+            job,
+            out=out,
+            seeds=options["seeds"],
+            seed=options["seed"],
+            budget=dataclasses.replace(PRESETS[options["preset"]], **{name: options[name] for name in runs.MEASURING}),
+            since=options["from_"],
+            **{name: options[name] for name in CARE},
+            track=() if options["track"] == ("none",) else options["track"],
+            about={"recipe": options["recipe"], "preset": options["lengths"]},
+            quiet=options["quiet"],
+        )
     _done(done)
 
 
@@ -202,7 +224,9 @@ def _resume(argv: list[str]) -> None:
     from segue import runs
 
     runs.compile_cache()
-    _done(runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet))
+    with _resumable(asked.run, asked.env_id):
+        done = runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
+    _done(done)
 
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: "Task") -> tuple[dict[str, Any], Any]:
@@ -360,7 +384,7 @@ def _sweep(argv: list[str]) -> None:
 
     plan = sweeps.Sweep.read(asked.file, asked.env_id)
     if asked.dry_run:
-        print(sweeps.preview(plan))
+        print(sweeps.preview(plan, asked.engine))
         return
     how = {"engine": asked.engine, "address": asked.address, "workers": asked.workers, "quiet": asked.quiet}
     done = sweeps.sweep(plan, out=asked.out, **how)
@@ -516,7 +540,9 @@ def _policy_parser() -> argparse.ArgumentParser:
     export.add_argument("source", metavar="RUN_OR_FILE", help="a run's directory, or a policy that a run kept")
     export.add_argument("--format", choices=["onnx", "npz", "safetensors"], required=True)
     export.add_argument(
-        "--which", choices=["best", "last"], help="of a run: the best policy so far (default) or the last"
+        "--which",
+        choices=["best", "last"],
+        help="of a run: the best policy so far (default, where any was evaluated) or the last",
     )
     export.add_argument(
         "--seed", type=int, metavar="N", help="of a run: policy N; default: that with the highest return"
@@ -525,7 +551,10 @@ def _policy_parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FILE", help="FILE.onnx, .npz or .safetensors, as the format is"
     )
     show = commands.add_parser("show", help="what a policy file holds; nothing in it is executed")
-    show.add_argument("file", help="a run's, an exported one, or another library's .zip (SB3), .pt, .safetensors, .npz")
+    show.add_argument(
+        "source", metavar="RUN_OR_FILE", help="a run, whose best policy is shown, a policy that it kept, an exported "
+        "one, or another library's .zip (SB3), .pt, .safetensors, .npz",
+    )  # fmt: skip
     film = commands.add_parser("film", help="episodes of a policy as an MP4")
     film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose best policy acts, or a policy file")
     film.add_argument("--env-id", help="instead of the one that the run or the file names")
@@ -551,7 +580,7 @@ def _policy(argv: list[str]) -> None:
     from segue import export as out
 
     if asked.command == "show":
-        print(out.show(asked.file))
+        print(out.show(asked.source))
         return
     found = out.find(asked.source, asked.which, asked.seed)
     card = out.export(found, asked.out, asked.format)

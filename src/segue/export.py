@@ -67,7 +67,7 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
 
     Args:
         path: a `policy-S.safetensors` or `best-S.safetensors`, or a run's directory.
-        which: of a run, `best`, the default, or `last`.
+        which: of a run, `best` or `last`; None: the best, or the last where nothing was evaluated.
         seed: of a run, the S of the file; None: the one with the highest return.
 
     Raises:
@@ -80,11 +80,14 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
         if path.suffix != ".safetensors" or predict.exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
         return Found(path, *policies.told(path))
-    record, stem = records.read(path), STEM[which or "best"]
+    record = records.read(path, evaluated=False)
+    stem = STEM[which or ("best" if record.evaluations else "last")]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
     numbers = {int(number): file for file in files if (number := file.stem.rpartition("-")[2]).isdecimal()}
     if seed is not None and seed not in numbers:
         raise SegueError(f"{path} has no {stem}-{seed}.safetensors; it has {', '.join(map(str, numbers)) or 'none'}.")
+    if not numbers and which == "best" and not record.evaluations:
+        raise SegueError(f"{path} holds no best-S.safetensors, for nothing was evaluated: choose --which last.")
     if not numbers:
         raise SegueError(f"{path} holds no {stem}-S.safetensors yet: its first phase has not ended.")
     chosen = numbers if seed is None else {seed: numbers[seed]}
@@ -324,6 +327,9 @@ def _unknown(found: Found) -> list[str]:
 def _scores(found: Found, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
+    notes = [f"Note: {_plain(note)}" for note in record.notes]
+    if not record.evaluations:
+        return ["The run was never evaluated: `segue evaluate` measures its policies.", *notes]
     whole, mine = records.summarise(record), found.evaluation
     parts = []
     if mine:
@@ -350,17 +356,17 @@ def _scores(found: Found, record: records.RunRecord) -> list[str]:
     table = [f"| {name} | {value} |" for name, value in rows if value]
     small = "± is the half width of a 95 % Student-t interval over seeds" if record.config["seeds"] > 1 else "one seed"
     parts.append(f"The run, {unit} ({small}):\n\n| evaluation | {unit} |\n|---|---|\n" + "\n".join(table))
-    parts += [f"Note: {_plain(note)}" for note in record.notes]
-    return parts
+    return parts + notes
 
 
 def show(path: str | Path) -> str:
-    """What a policy file holds, without executing anything of it and without an env.
+    """What a policy file holds, or of a run the one that `find` takes, without executing anything of it and without an
+    env.
 
     Raises:
-        DataError: where it is damaged, hostile or of an unknown kind.
+        DataError: where it is damaged, hostile or of an unknown kind; SegueError as `find`.
     """
-    path = Path(path)
+    path = find(path).path if Path(path).is_dir() else Path(path)
     if predict.exported(path):
         policy = policies.load_plain(path)
         return _lines(f"{path}: an exported policy", *network(policy), *_box(policy), *_says(policy.about["about"]))
@@ -375,10 +381,12 @@ def show(path: str | Path) -> str:
     total = sum(int(np.prod(shape)) for shape in told["arrays"].values())
     if "why" in told:
         return _lines(f"{path}: arrays, {total:,} numbers in all", told["why"], *arrays)
+    assumed = ", ".join(f"{key} {told[key]}" for key in told["assumed"])
     return _lines(
         f"{path}: a policy of another library's, {total:,} numbers in all",
         f"layers {' - '.join(map(str, told['layers']))}, {_plain(told['activation'])}",
         "its output goes through tanh to the action's box" if told["squash"] == "tanh" else "its output is the action",
+        *([f"assumed, as no {path.with_suffix('.json').name} says otherwise: {assumed}"] if assumed else []),
         f"log_std: {told['spread'] or 'none'}; observation statistics: {'yes' if told['standardised'] else 'none'}",
         *([f"a ladder of {told['snapshots']} snapshots"] if told["snapshots"] is not None else []),
         "the env and the action's box are not in the file",

@@ -20,6 +20,7 @@ description, `NAME.json` beside the file:
 Weights are [out, in], as PyTorch has them, where `"transposed": true` does not say that they are [in, out].
 """
 
+import itertools
 import re
 import zipfile
 from pathlib import Path
@@ -61,10 +62,11 @@ def outline(path: str | Path) -> dict[str, Any]:
 
     Returns:
         `arrays`, shapes by name; and, where its layers are known by name or by a description, `layers` (sizes),
-        `activation`, `squash`, `spread` (what log_std is), `standardised`, `snapshots`.
+        `activation`, `squash`, `assumed` (those of the two that neither file nor description says), `spread` (what
+        log_std is), `standardised`, `snapshots`.
 
     Raises:
-        DataError: where the file is damaged, hostile or of an unknown kind.
+        DataError: as `read` in an env of the policy's own sizes.
     """
     try:
         return _outline(Path(path))
@@ -79,19 +81,23 @@ def _outline(file: Path) -> dict[str, Any]:
     described = _described(file)
     told: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
     about = {**about, **described}
+    said = set(about)
     try:
         layers, spread = _layers(found, about, "log_std" in described, str(file))
     except DataError as error:
         return {**told, "why": str(error)}
     weights = [weight for weight, _ in layers]
+    act = weights[-1].shape[-2]
+    _actors(layers, spread, found, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
     return {
         **told,
         "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
         "activation": about.get("activation", "relu"),
         "squash": about.get("squash", "tanh"),
+        "assumed": [key for key in ("activation", "squash") if key not in said],
         "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
         "standardised": any(name in found or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
-        "snapshots": len(weights[0]) if weights[0].ndim == 3 else None,
+        "snapshots": _rungs(layers),
     }
 
 
@@ -118,11 +124,30 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     described = _described(file)
     about = {**about, **described}
     layers, spread = _layers(found, about, "log_std" in described, name)
-    rungs = len(layers[0][0]) if layers[0][0].ndim == 3 else None
-    if rungs == 0:
-        raise DataError(f"{file} is a ladder of no snapshots.")
+    rungs = _rungs(layers)
     if snapshots is not None and (rungs is None or max(snapshots, default=rungs) >= rungs):
         raise DataError(f"{file} has {rungs or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
+    return _actors(layers, spread, found, about, spec, name, snapshots)
+
+
+def _rungs(layers: list[list[Any]]) -> int | None:
+    """How many snapshots a ladder has; None for a policy alone."""
+    return len(layers[0][0]) if layers[0][0].ndim == 3 else None
+
+
+def _actors(
+    layers: list[list[Any]],
+    spread: list[Any],
+    found: Arrays,
+    about: dict[str, Any],
+    spec: Spec,
+    name: str,
+    snapshots: range | None = None,
+) -> list[AbstractActor]:
+    """The actor, or those of a ladder: of these snapshots, or of all."""
+    rungs = _rungs(layers)
+    if rungs == 0:
+        raise DataError(f"{name} is a ladder of no snapshots.")
     if rungs is None:
         return [_actor(layers, spread, found, about, spec, name)]
     rung = lambda part, k: [value if value is None else value[k] for value in part]
@@ -269,9 +294,13 @@ def _actor(
         raise DataError(
             f"{where} is said to have {activation!r} and {squash!r}, and not relu, tanh or elu and tanh or clip."
         )
-    for (w, b), (after, _) in zip(pairs, [*pairs[1:], (np.zeros((len(pairs[-1][1]), 0)), 0)], strict=True):
-        if w.shape[1] != len(after) or b.shape != (w.shape[1],):
-            raise DataError(f"{where} has layers that do not fit each other: {[w.shape for w, _ in pairs]} [in, out].")
+    if not _fit(pairs):
+        hint, turned = "", [_pair(weight.T, bias) for weight, bias in layers]
+        if _fit(turned):
+            other = "false" if about.get("transposed") else "true"
+            hint = f'; they would, were the weights the other way round: say "transposed": {other} in a .json beside it'
+        shapes = [w.shape for w, _ in pairs]
+        raise DataError(f"{where} has layers that do not fit each other: {shapes} [in, out]{hint}.")
     sizes = (len(pairs[0][0]), *(w.shape[1] for w, _ in pairs))
     if sizes[0] != spec.obs or sizes[-1] != spec.act:
         raise DataError(
@@ -307,6 +336,12 @@ def _actor(
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
         return Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
     return Deterministic(mlp, squash)
+
+
+def _fit(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether each layer takes what the one before gives, and each bias is of its layer."""
+    through = all(w.shape[1] == len(after) for (w, _), (after, _) in itertools.pairwise(pairs))
+    return through and all(b.shape == (w.shape[1],) for w, b in pairs)
 
 
 def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -491,6 +491,13 @@ class Checkpoint(Quiet):
                 del self.owed[path]
 
 
+def kept(source: str) -> list[str]:
+    """The phases at whose ends a run has kept checkpoints: `source` is DIRECTORY:PHASE, or the directory alone."""
+    directory, _, name = source.rpartition(":")
+    there = (path.name for path in (Path(directory or name) / "checkpoints").glob("[!.]*"))
+    return sorted(filter(str.isprintable, there))
+
+
 def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:
     """The run as it was when a phase of an earlier run ended: `source` is DIRECTORY:PHASE.
 
@@ -503,7 +510,7 @@ def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run
     directory, _, name = source.rpartition(":")
     folder = Path(directory) / "checkpoints" / name
     if not directory or not folder.is_dir():
-        there = sorted(p.name for p in (Path(directory or name) / "checkpoints").glob("[!.]*"))
+        there = kept(source)
         hint = f"; it has {', '.join(there)}" if there else ""
         raise SegueError(f"There is no checkpoint {source!r} (say DIRECTORY:PHASE){hint}.")
     files, manifest = store.read_checked(folder)

@@ -128,18 +128,19 @@ class RunRecord:
         return summarise(self)
 
 
-def read(run_dir: str | Path) -> RunRecord:
+def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
     """Read a run directory, finished or not.
 
     The last line of a log may be torn (a killed process): it is left out and noted. Any other damage is a
-    `DataError`; a directory that is not a run, or a run that has not been evaluated yet, is a `SegueError`.
+    `DataError`; a directory that is not a run is a `SegueError`, and so is a run without an evaluation, unless
+    `evaluated` is False: then its record has none.
     """
     path = Path(run_dir)
     config = _config(path)
     found, notes = lines(path / "returns.jsonl")
     evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in found)
-    if not evaluations:
-        raise SegueError(f"{path} has no evaluation yet: let the run reach its first one, or leave it out.")
+    if evaluated and not evaluations:
+        raise SegueError(_unevaluated(path, config))
     for before, after, (where, _) in zip(evaluations, evaluations[1:], found[1:], strict=False):
         if after.updates < before.updates or after.env_step < before.env_step:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
@@ -175,11 +176,22 @@ def read(run_dir: str | Path) -> RunRecord:
         episodes=_episodes(ended, config["seeds"]),
     )
     with np.errstate(over="ignore", invalid="ignore"):
-        if not (np.abs(record.scores) < HIGHEST).all():
+        if evaluations and not (np.abs(record.scores) < HIGHEST).all():
             raise DataError(
                 f"{path} has scores beyond {HIGHEST:g}: look at its returns, and at `score` in config.json."
             )
     return record
+
+
+def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
+    """Why a run has nothing to report, and what to do."""
+    if "spec" not in config:
+        return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
+    return (  # its world is the caller's, and there is no second one to evaluate in
+        f"{path} was driven by segue.Tuner, which never evaluates, so there is nothing to report: its episodes.jsonl "
+        f"has the returns of its training episodes, and `segue evaluate {path} --env-id ID` measures its policy, "
+        "where there is a Gymnasium env like its world."
+    )
 
 
 def _status(path: Path) -> tuple[str, str]:

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import commits, foreign, hooks, policies, records, stats, store, tracking
+from segue import commits, foreign, hooks, policies, records, stats, store, strict, tracking
 from segue.console import Console
 from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
@@ -281,8 +280,8 @@ def _task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
 def plain_env(said: Mapping[str, Any], where: Path) -> str:
     """The env that a file names. Raises `DataError` for one of a module to import: a file is not to run code."""
     name = str(said.get("env_id"))
-    if not re.fullmatch(r"[\w/.-]+", name):
-        raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass --env-id.")
+    if not strict.plain(name):
+        raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass {strict.trusting(name)}.")
     return name
 
 
@@ -563,7 +562,11 @@ def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, Abs
     """The phases that an earlier run has done, and those that are left."""
     name = since.rpartition(":")[2]
     if name not in phases:
-        raise SegueError(f"--from names phase {name!r}, but this recipe's phases are {', '.join(phases)}.")
+        there = hooks.kept(since)
+        has = f"; {since.removesuffix(f':{name}')} has {', '.join(there)}" if there else ""
+        raise SegueError(
+            f"--from is RUN:PHASE, and {since!r} names none of this recipe's phases, {', '.join(phases)}{has}."
+        )
     last = list(phases).index(name) + 1
     if last == len(phases):
         raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")

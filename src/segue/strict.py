@@ -1,6 +1,8 @@
 """Files and JSON from anybody. Imports nothing heavy."""
 
 import json
+import re
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,21 @@ def content(file: Path, most: int) -> bytes:
         raise DataError(f"{file} has {about.st_size:,} bytes: it is not of Segue's making.")
     with file.open("rb") as opened:
         return opened.read(most)
+
+
+def shown(text: str) -> str:
+    """One line, not too long, without what a terminal might obey."""
+    return "".join(c for c in text if c.isprintable())[:500]
+
+
+def plain(env_id: str) -> bool:
+    """Whether an env's id names no module to import: a file is not to run code."""
+    return re.fullmatch(r"[\w/.-]+", env_id) is not None
+
+
+def trusting(env_id: str) -> str:
+    """The flag by which a user trusts an env that a file names, as a shell takes it for two words, whatever it says."""
+    return f"--env-id {shlex.quote(shown(env_id))}"
 
 
 def parse(text: str | bytes) -> Any:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segue import engines, places, store
+from segue import engines, places, store, strict
 from segue.board import Board
 from segue.errors import DataError, SegueError, Stopped, at_least
 
@@ -136,8 +136,9 @@ class Sweep:
             plan = cls._of(found, path.resolve().parent)
             for trial in plan.trials():
                 for flag, env_id in itertools.pairwise(trial.command):
-                    if flag == "--env-id" and env_id not in env_ids and not re.fullmatch(r"[\w/.-]+", env_id):
-                        raise DataError(f"{env_id} names a module to import: if you trust it, pass --env-id {env_id}.")
+                    if flag == "--env-id" and env_id not in env_ids and not strict.plain(env_id):
+                        said, trusting = strict.shown(env_id), strict.trusting(env_id)
+                        raise DataError(f"{said} names a module to import: if you trust it, pass {trusting}.")
         except SegueError as error:
             raise DataError(f"{path}: {error}") from None
         return plan
@@ -147,6 +148,9 @@ class Sweep:
         numbers, tables = ("seeds", "seed", "together", "cores", "gpus", "retries"), ("flags", "grid", "arm", "task")
         known = (*numbers, "tasks", *tables)
         for name, value in found.items():
+            if name in ("tasks", "arms") and isinstance(value, Mapping):
+                table = strict.shown(min(value, default="NAME"))
+                raise DataError(f"[{name}.{table}] is no table of a sweep: did you mean [{name[:-1]}.{table}]?")
             if name not in known:
                 raise DataError(f"there is no key {name!r} (there are {', '.join(known)}; flags stand under [flags]).")
             if name in numbers and type(value) is not int:
@@ -369,10 +373,13 @@ class Swept:
         return "\n".join([*lines, f"{len(self.finished)} of {total} trials are done{again}: {report}"])
 
 
-def preview(plan: Sweep) -> str:
-    """The trials and their commands, a line each, once their flags are known to be right."""
+def preview(plan: Sweep, engine: str = "local") -> str:
+    """The trials and their commands, a line each, once it is known that their flags are right and, where they are to
+    run here, that this machine has what they ask for."""
     trials = plan.trials()
     _check_flags(trials)
+    if engine == "local":  # a cluster is not asked, for that would start one
+        engines.Local(None, plan.cores, plan.gpus, None)
     return "\n".join([*(f"segue {shlex.join(trial.command)}" for trial in trials), f"{len(trials)} trials"])
 
 
@@ -478,7 +485,7 @@ def _judge(left: Left, place: places.Place, folder: str, code: int, retries: int
         finished = places.finished(place, [folder])
     except OSError as error:
         if since >= AWAY:
-            left.end(folder, f"{place.where} does not answer ({_shown(str(error))})")
+            left.end(folder, f"{place.where} does not answer ({strict.shown(str(error))})")
         return since >= AWAY
     if finished:  # even if it was killed thereafter
         left.end(folder)
@@ -502,12 +509,7 @@ def last_words(place: places.Place, folder: str) -> str:
     """The last line of a trial's log."""
     lines = place.tail(f"{folder}.log").decode(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return _shown(said).removeprefix("segue: ")
-
-
-def _shown(text: str) -> str:
-    """One line, not too long, without what a terminal might obey."""
-    return "".join(c for c in text if c.isprintable())[:500]
+    return strict.shown(said).removeprefix("segue: ")
 
 
 def _settle(place: places.Place, plan: Sweep, trials: Sequence[Trial]) -> None:
