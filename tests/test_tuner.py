@@ -1,6 +1,7 @@
 """A caller's own loop computes what a run does; it is kept, goes on, and learns from logs."""
 
 import dataclasses
+import gc
 import json
 import re
 import runpy
@@ -297,6 +298,17 @@ def test_in_the_background_act_does_not_wait_for_updates(task, monkeypatch):
     assert mine.behind > 5
     mine.close()
     assert mine.env_step == 21
+
+
+def test_in_the_background_what_a_phase_brought_is_spared_by_the_collector_once(task, monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(mine.env_step))
+    with tuner(task, new("arm"), background=True) as mine:
+        Arm().live(mine)
+    assert len(frozen) == 2, "presample and finetune; collecting has no updates"
+    with tuner(task, new("arm")) as mine:
+        Arm().live(mine)
+    assert len(frozen) == 2, "nobody is in a hurry there"
 
 
 def test_in_the_background_a_learner_is_copied_when_it_stands_still(task, monkeypatch):

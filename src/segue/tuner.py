@@ -16,6 +16,7 @@ env is computed, bit for bit. `feed` takes logs instead of a world.
 """
 
 import contextlib
+import gc
 import json
 import queue
 import signal
@@ -97,7 +98,9 @@ class Tuner:
         out: the run's directory, new or empty; or an earlier one of the same phases and task, which goes on.
         seed: the seed's number.
         background: learn in a thread beside the caller's loop. `act` then answers by the latest policy that is ready,
-            without waiting for updates, which catch up when they can; no two runs are the same.
+            without waiting for updates, which catch up when they can; no two runs are the same. What is alive when a
+            phase has begun is taken out of Python's garbage collection (`gc.freeze`), whose full passes stop every
+            thread for some 0.1 s.
         log_every: updates or env steps from one line of metrics.jsonl to the next.
         commit_every: updates or env steps from one commit to the next.
 
@@ -315,6 +318,7 @@ class Tuner:
     # --- beside the caller's loop ------------------------------------------------------------------------------------
 
     def _learn(self) -> None:
+        spared = None
         try:
             while True:
                 self.over = not self.drive.ready()
@@ -325,6 +329,9 @@ class Tuner:
                 self.body.take(then)
                 self.drive.learn()
                 self.drive.observe(row)
+                if (live := self.drive.live) is not None and live.update and live.rule is not spared:
+                    spared = live.rule
+                    gc.freeze()  # the phase's programs: a full pass over them holds every thread up for 0.1 s
         except Stopped:  # by `close`
             pass
         except BaseException as error:  # the caller's thread raises it
