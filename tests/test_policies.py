@@ -281,6 +281,7 @@ def test_weights_that_lie_the_other_way_round_are_known_by_that():
         (lambda w: w | {"W0": w["W0"].T}, {}),
         (lambda w: w | {"b1": w["b1"][:1]}, {}),
         (lambda w: w | {"W1": np.full((2, 4), np.inf)}, {}),
+        (lambda w: w | {"W0": w["W0"][:0], "b0": w["b0"][:0], "W1": w["W1"][:, :0]}, {}),
     ],
 )
 def test_what_cannot_be_read_is_not_shown_as_if_it_could(change, said):

@@ -88,6 +88,34 @@ def test_a_preset_that_was_changed_is_named_so():
     assert cli.parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
 
 
+@pytest.mark.parametrize(
+    ("phases", "since", "fine"),
+    [
+        ({"collect": Collect(20), "finetune": 30}, None, True),
+        ({"collect": Collect(20), "finetune": 20}, None, False),
+        ({"collect": Collect(20), "finetune": 10}, None, False),
+        ({"collect": Collect(20), "finetune": 10}, "RUN:collect", True),
+        ({"collect": Collect(0), "finetune": 0}, None, True),
+        ({"collect": Collect(20), "settling": (50, 5), "finetune": 30}, None, True),
+        ({"collect": Collect(20), "settling": (50, 5), "finetune": 20}, None, False),
+    ],
+)
+def test_a_phase_that_would_be_over_before_it_begins(phases, since, fine):
+    """Unless it is not to begin, or the one before it may be over earlier."""
+    method = Direct(TD3BC())
+    made = {
+        name: Online(method, found[0], settle=found[1]) if isinstance(found, tuple) else Online(method, found)
+        for name, found in phases.items()
+        if name != "collect"
+    }
+    made = {"collect": phases["collect"], **made}
+    if fine:
+        runs.in_order(made, since)
+    else:
+        with pytest.raises(SegueError, match=r"collect.until 20, .* nothing would be left of phase 'finetune'"):
+            runs.in_order(made, since)
+
+
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
     """The first has the compilation in it."""
     monkeypatch.setattr(console, "LINE_EVERY", -1.0)

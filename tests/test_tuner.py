@@ -300,6 +300,13 @@ def test_in_the_background_act_does_not_wait_for_updates(task, monkeypatch):
     assert mine.env_step == 21
 
 
+def test_phases_out_of_order_are_refused(task):
+    folder = new("arm")
+    with pytest.raises(SegueError, match="nothing would be left of phase 'finetune'"):
+        tuner(task, folder, {**PHASES, "finetune": dataclasses.replace(PHASES["finetune"], until=50)})
+    assert not folder.exists()
+
+
 def test_in_the_background_what_a_phase_brought_is_spared_by_the_collector_once(task, monkeypatch):
     frozen = []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(mine.env_step))

@@ -191,7 +191,7 @@ def parsed(argv: list[str]) -> "tuple[dict[str, Any], Any, Task] | None":
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
     plain = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
     options, phases = _flags(argv, chosen.recipe, preset, plain, job)
-    runs.in_order(phases)
+    runs.in_order(phases, options["from_"])
     options["lengths"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
 
     if options["score"] is not None:

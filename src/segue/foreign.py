@@ -53,7 +53,7 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     """
     try:
         return _read(path, spec)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 
@@ -70,7 +70,7 @@ def outline(path: str | Path) -> dict[str, Any]:
     """
     try:
         return _outline(Path(path))
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 

@@ -156,10 +156,10 @@ class Evaluate(Quiet):
         self.found: dict[str, Any] = {}
 
     def state(self) -> Any:
-        return {"seen": self.seen, "last": self.last, "found": self.found}
+        return {"seen": self.seen, "last": self.last, "found": dict(self.found)}
 
     def restore(self, state: Any) -> None:
-        self.seen, self.last, self.found = state["seen"], _place(state["last"]), dict(state["found"])
+        self.seen, self.last, self.found = state["seen"], _place(state["last"]), dict(state.get("found", {}))
 
     def _look(self, name: str, phase: AbstractPhase, live: Live, again: bool = False) -> None:
         """Evaluate the policy; one that did not change, `again`, has the returns that it had."""

@@ -27,8 +27,8 @@ from segue.stats import (
 )
 
 FORMAT = 1  # of the run directory
-LARGEST = 256 << 20
-"""Bytes of a log at most: far more than a run of millions of env steps writes."""
+LARGEST = 4 << 30
+"""Bytes of a log at most: twenty million episodes or more."""
 PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care", "policy")
 """What of config.json is an object, where it is there at all."""
 HIGHEST = 1e100

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
@@ -168,21 +167,25 @@ def run(
     """
     care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     _checked(care, budget, seeds, seed)
-    in_order(phases)
+    in_order(phases, since)
     track = tracking.known(track)
     job = Job(phases, task, store.new_folder(Path(out)), seeds, seed, budget, care, since, quiet, track)
     return job.run(dict(about or {}))
 
 
-def in_order(phases: Mapping[str, AbstractPhase]) -> None:
+def in_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -> None:
     """Refuse a phase that would be over before it begins. Raises SegueError."""
-    ends = [(name, phase.until) for name, phase in phases.items() if isinstance(phase, Collect | Online)]
-    for (before, ended), (name, until) in itertools.pairwise(ends):
-        if until < ended:
+    before, ended = "", 0
+    for name, phase in (skip(phases, since)[1] if since else phases).items():
+        if not isinstance(phase, Collect | Online):
+            continue
+        if ended and phase.until <= ended:
             raise SegueError(
-                f"{name}.until is {until:,} and {before}.until {ended:,}, both counted from the run's first env step: "
-                f"nothing would be left of phase {name!r}."
+                f"{name}.until is {phase.until:,} and {before}.until {ended:,}, both counted from the run's first env "
+                f"step: nothing would be left of phase {name!r}."
             )
+        if not (isinstance(phase, Online) and phase.settle):  # which may be over earlier
+            before, ended = name, phase.until
 
 
 def _checked(care: "Care", budget: Budget, seeds: int, seed: int) -> None:

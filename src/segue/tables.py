@@ -193,9 +193,9 @@ def scale(group: Sequence[RunRecord]) -> str:
 
 
 def task_tables(group: Sequence[RunRecord]) -> list[Table]:
-    """What the runs of one task came to; how the switch went; what the first env steps brought.
+    """What the runs of one task came to; how going online went; what the first env steps brought.
 
-    The last two only where some run went online from a policy.
+    The last two only where there is anything to say of them.
     """
     return [_milestones(group), *_switch(group), *_budget(group)]
 

@@ -123,6 +123,7 @@ class Tuner:
         self.spec, self.folder = _sane(spec), Path(out)
         config = store.read_json(self.folder / "config.json") if (self.folder / "config.json").exists() else None
         if config is None:
+            runs.in_order(phases)
             store.new_folder(self.folder)
         else:
             runs.check_unfinished(self.folder)

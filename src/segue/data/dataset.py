@@ -155,7 +155,7 @@ def _unscaled(obs: Any) -> tuple[str, ...]:
     named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
     return (
         f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
-        "badly from more than about 10: scale them in an env wrapper, and in the logs likewise",
+        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
     )
 
 
