@@ -586,6 +586,19 @@ def test_a_ray_cluster_whose_nodes_are_too_small_and_what_its_task_died_of(monke
     assert capsys.readouterr().err == "segue: FileNotFoundError: no python\n"
 
 
+def test_nodes_that_join_a_ray_cluster_are_used(monkeypatch):
+    ray, at = RayOf((True, {"CPU": 4.0})), [100.0]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(engines.time, "monotonic", lambda: at[0])
+    pool = engines.Ray(None, 2, 0, None)
+    assert pool.slots == 3
+    ray.cluster_resources = lambda: {"CPU": 64.0}
+    assert pool.slots == 3, "it is not asked at every look"
+    at[0] += 11
+    assert pool.slots == 32
+    assert engines.Ray(5, 2, 0, None).slots == 5
+
+
 @pytest.mark.parametrize("title", ["╭─ Value error ──╮", " Value error \n -------- "])
 def test_what_the_parser_says_in_one_sentence(title):
     panel = f"{title}\n│ Error parsing --a: no   │\n│ number.       │\n│ ─────── │\n│ For help │\n╰──╯\n"

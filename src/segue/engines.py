@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -125,10 +126,22 @@ class Ray:
                 f"No node of the Ray cluster has cores = {cores} and gpus = {gpus}: the largest has {largest[0]} cores "
                 f"and {largest[1]} GPUs."
             )
-        has = ray.cluster_resources()
-        most = int(has.get("CPU", 0)) // cores
-        self.slots = workers or max(1, min(most, int(has.get("GPU", 0)) // gpus) if gpus else most)
+        self.workers, self.cores, self.gpus = workers, cores, gpus
+        self.counted, self.room = -math.inf, 1
         self.task = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=-1)(_on_a_node)
+
+    @property
+    def slots(self) -> int:
+        """How many trials the nodes have room for, looked up every ten seconds: nodes join and leave."""
+        if self.workers:
+            return self.workers
+        if time.monotonic() - self.counted > 10:
+            self.counted = time.monotonic()
+            with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError, RuntimeError):  # it stays as it was
+                has = self.ray.cluster_resources()
+                most = int(has.get("CPU", 0)) // self.cores
+                self.room = max(1, min(most, int(has.get("GPU", 0)) // self.gpus) if self.gpus else most)
+        return self.room
 
     def start(self, folder: str, order: dict[str, Any]) -> None:
         self.tasks[self.task.remote(order)] = folder
