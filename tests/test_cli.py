@@ -36,7 +36,7 @@ PENDULUM = ["--env-id", "Pendulum-v1"]
 MISTAKES = {
     "collect by seed -1": (["data", "collect", *PENDULUM, "--out", "OUT.npz", "--seed", "-1"], "at least 0"),
     "another env's checkpoint": (
-        ["run", "td3bc", "--env-id", "MountainCarContinuous-v0", "--dataset", "DATA", "--from", "RUN:offline"],
+        ["run", "direct", "--env-id", "MountainCarContinuous-v0", "--dataset", "DATA", "--from", "RUN:offline"],
         "another",
     ),
     "no recipe": (["run"], "opt-single"),
