@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import BATCH, SPEC, WIDTH, at, changed, close, rows, same, seed_of, stack, waist
 from jax.extend.core import jaxprs_in_params
+from random_keys import recorded
 
 from segue.backbone import AbstractBackbone, Agent
 from segue.core import AbstractMethod, Pretrained
@@ -168,7 +169,7 @@ class Case:
         return self.jitted(method or self.method, learner, batch, jax.random.key(key), clock)
 
     def all_seeds(self):
-        return stack(*self.learners), stack(*self.batches), stack(*map(jax.random.key, range(SEEDS)))
+        return stack(*self.learners), stack(*self.batches), jax.vmap(jax.random.key)(jnp.arange(SEEDS))
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -269,3 +270,34 @@ def test_what_a_method_did_not_change_passes_through(case):
         if getattr(given, part) is not None:
             assert same(getattr(begun, part), getattr(given, part)) == (part not in case.law.restarts), part
         assert same(getattr(moved, part), getattr(begun, part)) == (part not in case.law.learns), part
+
+
+def test_an_update_uses_no_key_twice(case):
+    args = (case.method, case.learners[0], case.batches[0], jax.random.key(5), DUE)
+    keys = recorded(case.one, *args)
+    with jax.debug_key_reuse(True):
+        jax.eval_shape(case.one, *args)
+    assert keys.reused() == 0
+    assert ("key" in case.law.uses) <= bool(keys.drawn)
+
+
+def test_a_first_state_uses_no_key_twice(case):
+    init = lambda given, key: case.method.init(SPEC, given, key=key)
+    assert recorded(init, case.given[0], jax.random.key(5)).reused() == 0
+    less = case.given[0]._replace(critic=None, fresh=None, value=None, temperature=None, multiplier=None)
+    try:
+        keys = recorded(init, less, jax.random.key(5))
+    except Exception as error:
+        assert "needs a pre-trained" in str(error)  # noqa: PT017 (most methods do not)
+        return
+    assert keys.reused() == 0
+
+
+def test_an_action_uses_no_key_twice(case):
+    explore = lambda learner, obs, key: case.method.explore(learner, obs, key=key, clock=DUE, age=jnp.int32(0))
+    try:
+        keys = recorded(explore, case.learners[0], jnp.zeros(SPEC.obs), jax.random.key(5))
+    except Exception as error:
+        assert "does not act" in str(error)  # noqa: PT017 (SPOT's prior)
+        return
+    assert keys.reused() == 0

@@ -9,12 +9,13 @@ import pytest
 from conftest import SPEC, Oracle, at, numbered, ring_of, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_keys import recorded
 from scipy import stats
 
 from segue.core import Linear, Spec, Transition
 from segue.data import sumtree
 from segue.data.replay import Ring
-from segue.data.sources import Balanced, Paired, Ratio, Returning, Uniform, returns_to_go
+from segue.data.sources import Balanced, Paired, Ratio, Returning, Successive, Uniform, returns_to_go
 from segue.errors import SegueError
 
 KEY, NOW = jax.random.key(0), at(0)
@@ -428,3 +429,15 @@ def test_the_density_ratio_of_two_gaussians_is_learned():
     bulk = rows(36)._replace(obs=s[:, None], action=np.zeros((36, 1), np.float32))
     error = np.log(ratio_of(density, bulk)) - (s / 2 - 1 / 8)
     assert np.abs(error).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "source", [Uniform(4), Ratio(batch=4), Paired(4), Successive(4), Returning(batch=4), Balanced(4, width=8)]
+)
+def test_a_draw_uses_no_key_twice(source):
+    offline, ring = jax.tree.map(jnp.asarray, rows(20)), ring_of(numbered(6), 8)
+    carry = source.init(SPEC, offline, ring, key=jax.random.key(1))
+    draw = lambda carry, key: source.draw(carry, offline, ring, key=key, clock=at(3, 9))
+    keys = recorded(draw, carry, jax.random.key(5))
+    assert keys.drawn
+    assert keys.reused() == 0

@@ -128,10 +128,10 @@ class AbstractBackbone(AbstractMethod):
         return actor
 
     def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, aux_key = jax.random.split(key, 3)
         actor = self.adopt(given.actor, spec=spec, key=actor_key)
         critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
-        aux = self.new_aux(spec, actor, given._replace(actor=None, critic=None), key=jax.random.fold_in(key, 1))
+        aux = self.new_aux(spec, actor, given._replace(actor=None, critic=None), key=aux_key)
         return Agent(actor, (critic,), aux)
 
     def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
@@ -177,7 +177,7 @@ def step(
     drift. `names` are the critics' names in the reported scalars. Policy scalars are weighted so that their mean over a
     window is their mean over policy steps.
     """
-    *critic_keys, aux_key, policy_key = jax.random.split(key, len(agent.critics) + 2)
+    *critic_keys, aux_key, dual_key, policy_key = jax.random.split(key, len(agent.critics) + 3)
     info: Info = {}
     critics: tuple[Trained, ...] = ()
     for critic, name, k in zip(agent.critics, names, critic_keys, strict=True):
@@ -190,7 +190,7 @@ def step(
     info |= its_info
 
     def improve(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
-        aux, info = backbone.step_dual(aux, actor, batch, key=aux_key)
+        aux, info = backbone.step_dual(aux, actor, batch, key=dual_key)
         held = leash(q, aux.anchor, clock)
         loss = lambda pi: backbone.policy_loss(pi, held, aux, batch, key=policy_key, clock=clock)
         actor, its_info = actor.descend(loss, backbone.actor_rate(clock))

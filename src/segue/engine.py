@@ -88,7 +88,7 @@ def begin(
     """A learner, a carry and an empty tally for every seed."""
 
     def one(waist, rows, key):
-        learner_key, carry_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)[:2]
+        learner_key, carry_key = jax.random.split(jax.random.fold_in(key, _INIT))
         learner = method.init(spec, waist, key=learner_key)
         return learner, source.init(spec, offline, Ring(rows, ring.written), key=carry_key)
 

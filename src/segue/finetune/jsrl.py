@@ -7,6 +7,7 @@ steers a run. What is evaluated and kept is the new policy alone.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -39,6 +40,7 @@ class JSRL(AbstractMethod):
         return self.backbone.release(learner)
 
     def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
-        guide, own = learner.aux.anchor, self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
+        guide_key, own_key = jax.random.split(key)
+        guide, own = learner.aux.anchor, self.backbone.explore(learner, obs, key=own_key, clock=clock, age=age)
         assert guide is not None
-        return jnp.where(age < self.horizon(clock), guide.net.explore(obs, key), own)
+        return jnp.where(age < self.horizon(clock), guide.net.explore(obs, guide_key), own)

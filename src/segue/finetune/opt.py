@@ -51,14 +51,16 @@ class MetaCritic(AbstractMethod):
         require(given, "OPT's online pre-training", actor=advice, critic=advice)
         assert given.actor is not None
         assert given.critic is not None
-        critic = given.critic if self.trainee == "critic" else Trained.new(self.backbone.new_critic(spec, key=key))
-        aux = self.backbone.new_aux(spec, given.actor, given._replace(actor=None), key=jax.random.fold_in(key, 1))
+        critic_key, aux_key = jax.random.split(key)
+        fresh = lambda: Trained.new(self.backbone.new_critic(spec, key=critic_key))
+        critic = given.critic if self.trainee == "critic" else fresh()
+        aux = self.backbone.new_aux(spec, given.actor, given._replace(actor=None), key=aux_key)
         return Agent(given.actor, (critic,), aux)
 
     def update(
         self, learner: Agent, batch: tuple[Transition, Transition], *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Agent, Info]:
-        (offline, online), (key_off, key_on) = batch, jax.random.split(key)
+        (offline, online), (key_off, key_on, aux_key) = batch, jax.random.split(key, 3)
         (critic,) = learner.critics
         loss = lambda q, batch, k: self.backbone.critic_loss(q, critic.slow, learner.actor, learner.aux, batch, key=k)
 
@@ -80,7 +82,7 @@ class MetaCritic(AbstractMethod):
         aux = learner.aux
         if self.fit_aux:
             q, both = self.backbone.opinion(moved), jax.tree.map(lambda *rows: jnp.concatenate(rows), offline, online)
-            aux, its_info = self.backbone.step_aux(aux, learner.actor, q, both, key=jax.random.fold_in(key, 1))
+            aux, its_info = self.backbone.step_aux(aux, learner.actor, q, both, key=aux_key)
             info |= its_info
         return Agent(learner.actor, (moved,), aux), info
 
@@ -117,8 +119,9 @@ class OPT(AbstractMethod):
         assert new is not None
         if self.reset_optimizers:
             actor, old = actor.restart(), old.restart()
-        actor = self.backbone.adopt(actor, spec=spec, key=key)
-        aux = self.backbone.new_aux(spec, actor, given._replace(actor=None, critic=None, fresh=None), key=key)
+        actor_key, aux_key = jax.random.split(key)
+        actor = self.backbone.adopt(actor, spec=spec, key=actor_key)
+        aux = self.backbone.new_aux(spec, actor, given._replace(actor=None, critic=None, fresh=None), key=aux_key)
         return self.leash.tied(Agent(actor, (old, new), aux))
 
     def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:

@@ -57,8 +57,8 @@ class Appraise(AbstractMethod):
         return self.backbone.release(learner)
 
     def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
-        own = self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
-        coin, chance = jax.random.split(jax.random.fold_in(key, 1))
+        own_key, coin, chance = jax.random.split(key, 3)
+        own = self.backbone.explore(learner, obs, key=own_key, clock=clock, age=age)
         chosen = jax.random.uniform(chance, own.shape, minval=-1.0, maxval=1.0)
         return jnp.where(jax.random.bernoulli(coin, self.epsilon), chosen, own)
 

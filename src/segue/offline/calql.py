@@ -72,8 +72,9 @@ class CalQL(AbstractSAC):
     def critic_loss(
         self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        loss, info = super().critic_loss(q, slow, actor, aux, batch, key=key)
-        excess, floored = self.excess(q, actor, batch, key=jax.random.fold_in(key, 2))
+        td_key, excess_key = jax.random.split(key)
+        loss, info = super().critic_loss(q, slow, actor, aux, batch, key=td_key)
+        excess, floored = self.excess(q, actor, batch, key=excess_key)
         m, g = (1.0, 0.0) if self.target_gap is None else (multiplier(aux.multiplier.net), self.target_gap)  # pyright: ignore
         loss += self.weight * m * (excess.mean(0) - g).sum()
         return loss, info | {"excess": excess.mean(), "floored": floored}

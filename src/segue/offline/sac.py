@@ -113,9 +113,10 @@ class AbstractSAC(AbstractBackbone):
     def critic_loss(
         self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        keys = jax.random.split(key, len(batch.reward))
+        action_key, members_key = jax.random.split(key)
+        keys = jax.random.split(action_key, len(batch.reward))
         action, log_prob = jax.vmap(actor.net.sample)(batch.next_obs, keys)
-        heard = self.some(slow, jax.random.fold_in(key, 1))
+        heard = self.some(slow, members_key)
         next_q = heard.batch(batch.next_obs, action).min(-1)
         if self.entropy_backup:
             next_q -= self.alpha(aux) * log_prob
