@@ -1,11 +1,11 @@
 """The documentation site: `make docs`, then docs/_build/index.html."""
 
-import importlib.metadata
 import re
+
+from segue import __version__ as release
 
 project = "Segue"
 author = copyright = "The Segue developers"
-release = importlib.metadata.version("segue")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]

@@ -68,6 +68,9 @@ if TYPE_CHECKING:
     from segue.tasks import task as task
     from segue.tuner import Tuner as Tuner
 
+__version__ = "0.2.0"
+"""The one place that says it: the package's metadata, what runs record and the documentation take it from here."""
+
 _HOME = {
     "segue.backbone": ["AbstractBackbone"],
     "segue.core": ["AbstractMethod", "Linear", "Pretrained", "Spec", "Transition"],

@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those above; COMMAND --help tells more")
     known, rest = parser.parse_known_args(argv[:1])
     if known.version:
-        import importlib.metadata
+        from segue import __version__
 
-        print(f"segue {importlib.metadata.version('segue')}")
+        print(f"segue {__version__}")
         return
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from segue import __version__
+
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 LIMIT = 60.0
 """Seconds that a probe may take; a few are enough where nothing hangs and the machine is not busy."""
@@ -79,6 +81,8 @@ def doctor() -> bool:
 
 
 def _version(name: str) -> str | None:
+    if name == "segue":  # what runs; an editable installation is described as it was when it was installed
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -101,8 +105,9 @@ def _needs() -> dict[str, list[str]]:
 def _packages(names: Iterable[str]) -> Iterator[Finding]:
     have = {name: _version(name) for name in names}
     there = ", ".join(f"{name} {version}" for name, version in have.items() if version)
-    yield Finding(OK, "packages", there or "segue runs from a folder, without its package's own description")
-    if lacking := [name for name, version in have.items() if version is None and name != "segue"]:
+    bare = "" if len(have) > 1 else ", run from a folder, without its package's own description"
+    yield Finding(OK, "packages", f"{there}{bare}")
+    if lacking := [name for name, version in have.items() if version is None]:
         yield Finding(BROKEN, "packages", f"{', '.join(lacking)} not found: pip install segue again", True)
 
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue import commits, foreign, hooks, policies, records, stats, store, strict, tracking
+from segue import __version__, commits, foreign, hooks, policies, records, stats, store, strict, tracking
 from segue.console import Console
 from segue.core import Pretrained, Spec, Trained, Transition
 from segue.data import Dataset
@@ -723,8 +723,8 @@ def cores() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("segue", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco"):
+    found = {"python": platform.python_version(), "segue": __version__}
+    for name in ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -13,6 +13,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 
+from segue import __version__
 from segue.core import Transition
 from segue.data.behaviours import AbstractBehaviour, Chance
 from segue.data.dataset import Dataset, validate
@@ -144,8 +145,8 @@ def save(
 
 def versions() -> dict[str, str]:
     """What made the data: physics differs between versions of MuJoCo."""
-    out = {}
-    for package in ("segue", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"):
+    out = {"segue": __version__}
+    for package in ("gymnasium", "gymnasium-robotics", "mujoco", "numpy"):
         try:
             out[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

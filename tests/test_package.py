@@ -1,0 +1,37 @@
+"""What a package says of itself: its version, from one place."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import segue
+from segue import cli, doctor, runs
+from segue.data import collecting
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_version_is_said_in_one_place():
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in said["project"]
+    assert said["project"]["dynamic"] == ["version"]
+    assert said["tool"]["hatch"]["version"] == {"path": "src/segue/__init__.py"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", segue.__version__)
+
+
+@pytest.mark.parametrize(("file", "where"), [("CITATION.cff", r"^version: (\S+)$"), ("CHANGELOG.md", r"^## (\S+)")])
+def test_files_that_cannot_read_it_say_the_same(file, where):
+    found = re.search(where, (ROOT / file).read_text(), re.M)
+    assert found
+    assert found[1] == segue.__version__
+
+
+def test_what_is_recorded_is_the_version_of_the_code_that_runs(monkeypatch, capsys):
+    """An editable installation's metadata says what it was when it was installed."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "another")
+    assert runs.versions()["segue"] == collecting.versions()["segue"] == doctor._version("segue") == segue.__version__
+    assert runs.versions()["jax"] == "another"
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"segue {segue.__version__}\n"
