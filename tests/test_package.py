@@ -1,4 +1,4 @@
-"""What a package says of itself: its version, from one place."""
+"""What a package says of itself: its version from one place, its types."""
 
 import re
 import tomllib
@@ -35,3 +35,7 @@ def test_what_is_recorded_is_the_version_of_the_code_that_runs(monkeypatch, caps
     assert runs.versions()["jax"] == "another"
     cli.main(["--version"])
     assert capsys.readouterr().out == f"segue {segue.__version__}\n"
+
+
+def test_type_checkers_are_told_that_there_are_types():
+    assert (Path(segue.__file__).parent / "py.typed").is_file()
