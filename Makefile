@@ -26,9 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup  ## run the tests, files in two processes side by side
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: setup  ## lint, formatting and types
+check: setup  ## lint, formatting, the order of imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	@$(MAKE) --no-print-directory .node
 	$(BIN)/pyright --pythonpath $(BIN)/python
 

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from machine import describe
 
-from segue import stats
+from segue.results import stats
 
 NAMES = ("mean", "median", "IQM", "gap")
 TASKS, SEEDS, TRUTHS, RESAMPLES, MANY = (1, 3, 9, 15), (2, 3, 5, 10), (0.5, 0.75, 0.9), 500, 200_000

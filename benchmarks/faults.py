@@ -101,20 +101,21 @@ def commit_times(rows: int, new: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from segue import runs
-    from segue.commits import Commit
     from segue.core import Linear, Pretrained, Spec, Trained, Transition
-    from segue.data.sources import Balanced
-    from segue.finetune.opt import OPT
-    from segue.hooks import Journal, Stop
-    from segue.offline.td3 import TD3
-    from segue.phases import Online
+    from segue.methods.opt import OPT
+    from segue.methods.td3 import TD3
+    from segue.replay.balanced import Balanced
+    from segue.runs.commits import Commit
+    from segue.runs.journal import Journal
+    from segue.system.signals import Stop
+    from segue.training import start
+    from segue.training.phases import Online
 
     rng, spec, backbone = np.random.default_rng(0), Spec(17, 6, (-1.0,) * 6, (1.0,) * 6), TD3()
     some = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
     offline = Transition(some(rows, 17), some(rows, 6), some(rows), some(rows, 17), jnp.zeros(rows, bool))
     phase = Online(OPT(backbone, Linear(0.0, 1.0, 10)), rows, Balanced())
-    run = runs.start(spec, offline, {"finetune": phase})
+    run = start.start(spec, offline, {"finetune": phase})
     critic = lambda key: Trained.new(backbone.new_critic(spec, key=key))
     waist = lambda key: Pretrained(Trained.new(backbone.new_actor(spec, key=key)), critic(key), critic(key))
     run.__dict__["waist"] = jax.vmap(waist)(run.keys)
@@ -143,10 +144,11 @@ def soak(steps: int) -> None:
     """A tiny net fine-tuned for `steps` env steps: what grows?"""
     import jax
 
-    from segue import engine, runs
-    from segue.offline.td3 import TD3
-    from segue.phases import Online
-    from segue.worlds import Worlds, make_env, spec_of
+    from segue.envs.lockstep import Worlds
+    from segue.envs.make import make_env, spec_of
+    from segue.methods.td3 import TD3
+    from segue.training import engine, start
+    from segue.training.phases import Online
 
     def now() -> tuple[int, int, int, int]:
         status = Path("/proc/self/status").read_text()
@@ -157,7 +159,7 @@ def soak(steps: int) -> None:
     env = make()
     spec, phase = spec_of(env), Online(TD3(width=8), steps)
     worlds = Worlds(make, spec, [0])
-    live = phase.begin(runs.start(spec, None, {"online": phase}))
+    live = phase.begin(start.start(spec, None, {"online": phase}))
     for step in range(steps):
         action = phase.act(live, worlds.obs)
         live = phase.observe(phase.learn(live, 0), worlds.step(action))
@@ -199,9 +201,12 @@ def fuzz(root: Path, count: int, seed: int) -> None:
     import h5py
     import numpy as np
 
-    from segue import commits, policies, records, store
-    from segue.data import load
+    from segue.data.loading import load
     from segue.errors import SegueError
+    from segue.policies import policy_file
+    from segue.results import read as read_
+    from segue.runs import restore
+    from segue.system import disk
 
     faulthandler.enable()
     quiet = {"stdout": subprocess.DEVNULL, "check": True}
@@ -213,17 +218,17 @@ def fuzz(root: Path, count: int, seed: int) -> None:
         for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts"):
             if name in file:
                 made[name] = file[name]
-    newest = folder / "commits" / f"{max(commits.numbers(folder)):06}"
+    newest = folder / "commits" / f"{max(restore.numbers(folder)):06}"
     formats = {
         "npz": (npz, lambda: load(npz)),
         "hdf5": (root / "p.hdf5", lambda: load(root / "p.hdf5")),
-        "policy": (folder / "policy-0.safetensors", lambda: policies.load(folder / "policy-0")),
-        "config": (folder / "config.json", lambda: records.read(folder)),
-        "returns": (folder / "returns.jsonl", lambda: records.read(folder)),
-        "commit manifest": (newest / "manifest.json", lambda: commits.newest(folder)),
+        "policy": (folder / "policy-0.safetensors", lambda: policy_file.load(folder / "policy-0")),
+        "config": (folder / "config.json", lambda: read_.read(folder)),
+        "returns": (folder / "returns.jsonl", lambda: read_.read(folder)),
+        "commit manifest": (newest / "manifest.json", lambda: restore.newest(folder)),
         "commit state": (
             newest / "state.safetensors",
-            lambda: store.arrays((newest / "state.safetensors").read_bytes(), "state"),
+            lambda: disk.arrays((newest / "state.safetensors").read_bytes(), "state"),
         ),
     }
     for name, (path, read) in formats.items():

@@ -17,9 +17,9 @@ import numpy as np
 from machine import describe
 
 import segue
-from segue import policies
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
+from segue.policies import policy_file
 
 SPEC = segue.Spec(11, 3, (-1.0,) * 3, (1.0,) * 3)
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
     folder, rng = Path(tempfile.mkdtemp(prefix="segue-latency-")), np.random.default_rng(0)
-    policies.save(Deterministic(MLP((11, 256, 256, 3), key=jax.random.key(0))), SPEC, folder / "given.safetensors")
+    policy_file.save(Deterministic(MLP((11, 256, 256, 3), key=jax.random.key(0))), SPEC, folder / "given.safetensors")
     task = segue.task(env_id="clock", policy=str(folder / "given.safetensors"))
     steps, period = int(args.hertz * args.seconds), 1 / args.hertz
     took = []

@@ -32,16 +32,16 @@ def write(path: str) -> None:
 def load(path: str) -> None:
     import jax
 
-    from segue import runs
     from segue.core import Spec
-    from segue.data import load
-    from segue.worlds import Reward
+    from segue.data import device
+    from segue.data.loading import load
+    from segue.envs.reward import Reward
 
     spec = Spec(OBS, ACT, (-1.0,) * ACT, (1.0,) * ACT)
     jax.block_until_ready(jax.numpy.zeros(()) + spec.normalise(jax.numpy.zeros(ACT)))  # what any process pays
     before = resident()
     data = load(path, low=spec.low, high=spec.high)
-    rows = runs.rows_for(data, spec, Reward())
+    rows = device.rows_for(data, spec, Reward())
     del data
     jax.block_until_ready(rows)
     size = sum(leaf.nbytes for leaf in rows) / 2**20

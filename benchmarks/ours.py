@@ -20,14 +20,20 @@ import time
 import jax
 import numpy as np
 
-from segue import runs
 from segue.core import Linear, Spec, Transition
-from segue.data.replay import Ring
-from segue.offline.sac import SAC
-from segue.phases import Online, Run, Train, pipeline
-from segue.recipes import BACKBONES, Budget, Phases, direct, online_only, opt
-from segue.tasks import Task, task
-from segue.worlds import Worlds, make_env
+from segue.envs.lockstep import Worlds
+from segue.envs.make import make_env
+from segue.methods.sac import SAC
+from segue.replay.ring import Ring
+from segue.system import machine
+from segue.tasks.budget import Budget
+from segue.tasks.recipes import BACKBONES, Phases, direct, online_only, opt
+from segue.tasks.suite import task
+from segue.tasks.task import Task
+from segue.training import start as start_module
+from segue.training.phases import Online, Train
+from segue.training.pipeline import pipeline
+from segue.training.state import Run
 
 CAPACITY = 300_000
 ENSEMBLES = ("sac", "porl")
@@ -73,7 +79,7 @@ def main() -> None:
     parser.add_argument("--backbone", choices=list(BACKBONES), default="td3bc")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args()
-    runs.compile_cache()
+    machine.compile_cache()
     with np.load(args.data) as file:
         keys = ("observations", "actions", "rewards", "next_observations", "terminals")
         columns = [np.asarray(file[key], bool if key == "terminals" else np.float32) for key in keys]
@@ -85,10 +91,10 @@ def main() -> None:
     budget = Budget(len(columns[0]), 2, 2, 5_000, 2, CAPACITY, args.utd, ramp)
     if args.method in ENSEMBLES:
         phases = ensemble(job, args)
-        run = filled(runs.start(spec, None, phases, seeds=args.seeds), data)
+        run = filled(start_module.start(spec, None, phases, seeds=args.seeds), data)
     else:
         phases = {"opt": opt, "direct": direct}[args.method](job, budget)
-        run = runs.start(spec, data, phases, seeds=args.seeds)
+        run = start_module.start(spec, data, phases, seeds=args.seeds)
     worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
     name = {"offline": "offline", "pretrain": "pretrain"}.get(args.what, "finetune")
     before = {key: phases[key] for key in list(phases)[: list(phases).index(name)]}

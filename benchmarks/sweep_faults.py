@@ -89,7 +89,7 @@ class Fire:
                     words = Path(f"/proc/{names[-1]}/cmdline").read_bytes()
                 except OSError:
                     continue
-                found += [int(names[-1])] if b"segue.worker" in words else []
+                found += [int(names[-1])] if b"segue.cli.worker" in words else []
         return found
 
     def kill(self, what: str, driver: subprocess.Popen) -> bool:
@@ -138,7 +138,7 @@ def scan(root: Path, trials: int) -> None:
     """How long a restart of finished trials takes."""
     plan, out = root / "plan.toml", root / "out"
     plan.write_text(f'tasks = ["hopper-random"]\nseeds = {trials}\ntogether = 1\n[arm.td3bc]\n')
-    from segue import Sweep
+    from segue.sweeps.plan import Sweep
 
     for trial in Sweep.read(plan).trials():
         (out / trial.folder).mkdir(parents=True)

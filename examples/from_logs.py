@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import segue
-from segue import policies
+from segue.policies import policy_file
 
 
 def tonight(rng: np.random.Generator, n: int) -> segue.Transition:
@@ -36,7 +36,7 @@ def main() -> None:
         with segue.Tuner(phases, task, spec, out=folder / "run") as tuner:
             taken = tuner.feed(tonight(rng, 1_000))
             print(f"night {night}: learned from {taken} steps, in all {tuner.env_step}")
-    actor, _ = policies.load(folder / "run" / "policy-0.safetensors")
+    actor, _ = policy_file.load(folder / "run" / "policy-0.safetensors")
     print(f"push at place 1, speed 0: {2 * float(actor.act(jnp.array([1.0, 0.0]))[0]):.2f} (it was -0.40)")
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 import segue
-from segue.data import collect_random
-from segue.offline.td3 import AbstractTD3
+from segue.data.collecting import collect_random
+from segue.methods.td3 import AbstractTD3
 
 
 class FadingBC(AbstractTD3):

@@ -47,7 +47,8 @@ def main() -> None:
     segue("run", "direct", *common, "--from", f"{out / 'opt'}:offline", "--out", out / "direct")
     segue("report", out / "opt", out / "direct", "--out", picture)
 
-    from segue.records import read, summarise
+    from segue.results.read import read
+    from segue.results.records import summarise
 
     print(f"\n{asked.task}, seed {asked.seed}; scores where 0 is the random and 100 the expert policy of D4RL:")
     for name in ("opt", "direct"):

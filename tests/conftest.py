@@ -25,11 +25,11 @@ import optax
 import pytest
 
 from segue.core import Clock, Pretrained, Spec, Trained, Transition
-from segue.data.replay import Ring
+from segue.methods.sac import LogAlpha
+from segue.methods.td3 import TD3
 from segue.nn.mlp import MLP
 from segue.nn.vae import VAE
-from segue.offline.sac import LogAlpha
-from segue.offline.td3 import TD3
+from segue.replay.ring import Ring
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

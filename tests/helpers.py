@@ -11,7 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from segue import cli
+from segue.cli import main
 
 ROOT = Path(tempfile.mkdtemp(prefix="segue-tests-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
@@ -104,14 +104,14 @@ def new(name="run"):
 def dataset():
     """60 random rows of Ragged."""
     path = new("ragged.npz")
-    cli.main(["data", "collect", "--env-id", RAGGED, "--steps", "60", "--out", str(path)])
+    main.main(["data", "collect", "--env-id", RAGGED, "--steps", "60", "--out", str(path)])
     return path
 
 
 def run(recipe="opt", replay=None, **changes):
     """The directory of a tiny run through the command line."""
     out = new(recipe)
-    cli.main(["run", *flags(recipe, replay, **changes), "--out", str(out)])
+    main.main(["run", *flags(recipe, replay, **changes), "--out", str(out)])
     return out
 
 

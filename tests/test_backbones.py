@@ -14,23 +14,25 @@ from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, rows, same,
 
 from segue import losses
 from segue.core import Pretrained, Trained
-from segue.data.replay import Ring
-from segue.data.sources import Followed, Returned, Returning, Successive, Uniform
 from segue.errors import SegueError
-from segue.finetune.direct import Direct
-from segue.finetune.opt import OPT, MetaCritic
+from segue.methods.awac import AWAC
+from segue.methods.bc import BC
+from segue.methods.calql import CalQL
+from segue.methods.direct import Direct
+from segue.methods.iql import IQL
+from segue.methods.opt import OPT, MetaCritic
+from segue.methods.rebrac import ReBRAC
+from segue.methods.sac import SAC
+from segue.methods.spot import SPOT, Prior
+from segue.methods.td3 import TD3
+from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP
-from segue.offline.awac import AWAC
-from segue.offline.bc import BC
-from segue.offline.calql import CalQL
-from segue.offline.iql import IQL
-from segue.offline.rebrac import ReBRAC
-from segue.offline.sac import SAC
-from segue.offline.spot import SPOT, Prior
-from segue.offline.td3 import TD3
-from segue.offline.td3bc import TD3BC
-from segue.phases import Collect, Collected
+from segue.replay.next_actions import Followed, Successive
+from segue.replay.returns_to_go import Returned, Returning
+from segue.replay.ring import Ring
+from segue.replay.sources import Uniform
+from segue.training.phases import Collect, Collected
 
 KEY, DUE = jax.random.key(3), at(1)
 OFFLINE = jax.tree.map(jnp.asarray, rows(BATCH, 1))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from conftest import changed, ring_of, same, seed_of
 
-from segue import engine
 from segue.core import AbstractMethod, Pretrained, Spec, Transition
-from segue.data.replay import Ring
-from segue.data.sources import Uniform
-from segue.offline.td3bc import TD3BC
-from segue.phases import Run, Train
+from segue.methods.td3bc import TD3BC
+from segue.replay.ring import Ring
+from segue.replay.sources import Uniform
+from segue.training import engine
+from segue.training.phases import Train
+from segue.training.state import Run
 
 STATES, DISCOUNT, ACTIONS = 5, 0.6, 3
 SPEC = Spec(STATES, 1, (-1.0,), (1.0,))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from helpers import RAGGED, copy, dataset, finished, flags, lines, new, run
 
-from segue import making, tasks
-from segue.cli import main
+from segue.cli.main import main
+from segue.data import collecting
+from segue.tasks import suite
 
 HERE = Path(__file__).parent
 
@@ -188,7 +189,7 @@ def test_help(argv, words, capsys):
 def test_help_imports_nothing_heavy():
     code = """if True:
         import sys
-        from segue.cli import main
+        from segue.cli.main import main
         try:
             main(["--help"])
         except SystemExit:
@@ -206,7 +207,7 @@ def test_it_runs_without_the_extras():
         import sys
         for name in ("matplotlib", "tensorboardX", "mujoco"):
             sys.modules[name] = None
-        from segue.cli import main
+        from segue.cli.main import main
         main(["report", sys.argv[1]])
         main(["evaluate", sys.argv[1], "--episodes", "1", "--env-id", "helpers:Ragged-v0"])
     """
@@ -291,8 +292,8 @@ def test_a_random_task_makes_its_data_once_and_keeps_scores(tmp_path, monkeypatc
     assert kept["dataset"]["rows"] == 300
     assert kept["score"]["max"] == 12135.0
     assert np.shape(last(tmp_path / "a")["returns"]) == (1, 1)
-    monkeypatch.setattr(making, "collect", None)
-    assert len(tasks.task("halfcheetah-random").load(300)) == 300
+    monkeypatch.setattr(collecting, "collect", None)
+    assert len(suite.task("halfcheetah-random").load(300)) == 300
     assert "normalised" in capsys.readouterr().out
 
 

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core import Spec
-from segue.data import Dataset, check_against, from_arrays, inspect, render, validate
+from segue.data.dataset import Dataset, check_against, validate
+from segue.data.inspection import inspect, render
+from segue.data.loading import from_arrays
+from segue.envs.make import make_env
 from segue.errors import DataError, SegueError
-from segue.worlds import make_env
 
 
 def flat(lengths, terminal=(), *, seed=0, obs=3, act=2):

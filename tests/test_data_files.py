@@ -13,9 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from segue.data import collect_random, from_arrays, inspect, load, render, save
+from segue.data.collecting import collect_random
+from segue.data.inspection import inspect, render
+from segue.data.loading import from_arrays, load
+from segue.data.saving import save
+from segue.envs.make import _quiet_mujoco, make_env
 from segue.errors import DataError, SegueError
-from segue.worlds import _quiet_mujoco, make_env
 
 STEPS = 450
 
@@ -147,7 +150,7 @@ def test_an_interrupted_save_keeps_the_old_file(pendulum, tmp_path, format, monk
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segue.data.collecting.os.fsync", fail)
+    monkeypatch.setattr("segue.data.saving.os.fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         save(pendulum, tmp_path / "x", format=format, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -163,7 +166,7 @@ def test_a_folder_is_put_back_when_its_replacement_fails(pendulum, tmp_path, mon
             raise KeyboardInterrupt
         replace(old, new)
 
-    monkeypatch.setattr("segue.data.collecting.os.replace", fail)
+    monkeypatch.setattr("segue.data.saving.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save(pendulum, tmp_path / "x", format="minari", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -479,12 +482,12 @@ def test_of_an_env_description_only_a_plain_id_is_kept(pendulum, tmp_path, said,
 WATCH = """
 import resource, sys, time
 from pathlib import Path
-from segue import policies
+from segue.policies import policy_file
 from segue.data import load
 from segue.errors import SegueError
 
 folder = Path(sys.argv[1])
-reads = {".safetensors": policies.load}
+reads = {".safetensors": policy_file.load}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 for good in sorted(folder.glob("good*")):  # what is imported and opened once
     reads.get(good.suffix, load)(good)
@@ -533,10 +536,10 @@ TENSORS = {
 def test_hostile_files_run_nothing_open_nothing_and_take_no_room(pendulum, tmp_path):
     """All of them in one process under an audit hook: no exec, no import by name, no socket, no process, no file
     outside the folder; under 5 s each, and under twice its size plus 256 MB."""
-    from segue import policies
     from segue.core import Spec
     from segue.nn.actors import Deterministic
     from segue.nn.mlp import MLP
+    from segue.policies import policy_file
 
     write_hdf5(tmp_path / "other.h5", columns(pendulum))
     (tmp_path / "secret").write_bytes(bytes(STEPS * 4))
@@ -544,7 +547,7 @@ def test_hostile_files_run_nothing_open_nothing_and_take_no_room(pendulum, tmp_p
     np.savez_compressed(tmp_path / "good.npz", **columns(pendulum))
     save(pendulum, tmp_path / "good-v0", format="minari")
     actor = Deterministic(MLP((3, 4, 1), key=jax.random.key(0)))
-    policies.save(actor, Spec(3, 1, (-1.0,), (1.0,)), tmp_path / "good-policy")
+    policy_file.save(actor, Spec(3, 1, (-1.0,), (1.0,)), tmp_path / "good-policy")
     names = []
     for case, (damage, _) in HOSTILE.items():
         path = write_hdf5(tmp_path / f"bad {case}.h5", columns(pendulum))

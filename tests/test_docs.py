@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import segue
-from segue import foreign
-from segue.cli import PARSERS, main
+from segue.cli.main import PARSERS, main
 from segue.errors import DataError
-from segue.recipes import RECIPES
+from segue.policies import importers
+from segue.tasks.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -88,7 +88,7 @@ def test_the_keys_of_a_description_are_those_that_are_read(tmp_path):
     np.savez(tmp_path / "p.npz", W0=np.zeros((1, 3)))
     (tmp_path / "p.json").write_text('{"odd": 1}')
     with pytest.raises(DataError) as refused:
-        foreign.outline(tmp_path / "p.npz")
+        importers.outline(tmp_path / "p.npz")
     assert shown == set(re.search(r"may have (.*), not", str(refused.value))[1].split(", "))
 
 

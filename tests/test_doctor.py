@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import tyro
 
-from segue import catalogue, cli, completion, doctor
+from segue.cli import completion, doctor, listing, main
 from segue.errors import SegueError
-from segue.recipes import PAPER, RECIPES, opt
-from segue.tasks import TASKS, task
+from segue.tasks.budget import PAPER
+from segue.tasks.recipes import RECIPES, opt
+from segue.tasks.suite import TASKS, task
 
 
 def broken(monkeypatch, code, name="learning"):
@@ -37,7 +38,7 @@ def broken(monkeypatch, code, name="learning"):
 
 def test_a_machine_that_can_run_is_told_so(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "LIMIT", 120.0)  # others may be at work here
-    cli.main(["doctor"])
+    main.main(["doctor"])
     told = capsys.readouterr().out
     parts = {line.split()[1]: line.split()[0] for line in told.splitlines()}
     for part in ("python", "packages", "memory", "cores", "cache", "devices", "update", "physics"):
@@ -61,7 +62,7 @@ def test_what_breaks_is_one_line_and_what_came_before_stands(code, words, capsys
     monkeypatch.setattr(doctor, "LIMIT", 2.0)
     begun = time.monotonic()
     with pytest.raises(SystemExit, match="1"):
-        cli.main(["doctor"])
+        main.main(["doctor"])
     assert time.monotonic() - begun < 6
     told = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok") and line.endswith("2 of 2") for line in told)
@@ -120,10 +121,10 @@ def test_no_one_is_named():
 
 
 def test_every_recipe_has_its_line(capsys):
-    cli.main(["recipes"])
+    main.main(["recipes"])
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in told] == list(RECIPES)
-    found = dict(zip(RECIPES, catalogue.recipes(), strict=True))
+    found = dict(zip(RECIPES, listing.recipes(), strict=True))
     assert found["opt"][1:] == (
         "offline, collect, pretrain, finetune",
         "OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)",
@@ -134,21 +135,21 @@ def test_every_recipe_has_its_line(capsys):
 
 
 def test_every_task_has_its_line(capsys):
-    cli.main(["tasks"])
+    main.main(["tasks"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(TASKS)
-    cli.main(["tasks", "door"])
+    main.main(["tasks", "door"])
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in told][:2] == [
         ["door-human", "segue/door-v0"],
         ["door-cloned", "segue/door-v0"],
     ]
     assert told[0].split("  ")[-1].startswith("Minari's D4RL set")
-    yours = {row[0] for row in catalogue.tasks() if row[3].startswith("yours")}
+    yours = {row[0] for row in listing.tasks() if row[3].startswith("yours")}
     assert yours == {name for name in TASKS if name.startswith("antmaze")} | {
         f"{hand}-expert" for hand in ("pen", "door", "hammer", "relocate")
     }
     with pytest.raises(SegueError, match="'halfchetah'; did you mean halfcheetah"):
-        catalogue.tasks("halfchetah")
+        listing.tasks("halfchetah")
 
 
 # --- completion ---------------------------------------------------------------------------------------------
@@ -156,15 +157,15 @@ def test_every_task_has_its_line(capsys):
 
 def test_every_command_is_completed():
     """A command that is new must be in `PARSERS` too."""
-    told = [line.split()[1].rstrip(",") for line in cli.ABOUT.splitlines() if line.startswith("  segue ")]
-    told += [line.split()[3] for line in cli.ABOUT.splitlines() if line.startswith("  segue recipes")]
-    assert {*cli.PARSERS, "run"} == set(told)
-    for name, made in cli.PARSERS.items():
+    told = [line.split()[1].rstrip(",") for line in main.ABOUT.splitlines() if line.startswith("  segue ")]
+    told += [line.split()[3] for line in main.ABOUT.splitlines() if line.startswith("  segue recipes")]
+    assert {*main.PARSERS, "run"} == set(told)
+    for name, made in main.PARSERS.items():
         assert made().prog == f"segue {name}"
 
 
 def test_the_flags_of_a_recipe_are_those_that_run_takes():
-    settings = cli.run_settings("opt", "paper", opt(task("walker2d-random"), PAPER))
+    settings = main.run_settings("opt", "paper", opt(task("walker2d-random"), PAPER))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         theirs = tyro.extras.get_parser(settings)

@@ -11,14 +11,20 @@ from scipy.sparse.csgraph import shortest_path
 
 pytest.importorskip("gymnasium_robotics")
 
-from segue import cli, domains, foreign, making
-from segue.data import collect, load
+from segue.cli import main
 from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, towards
+from segue.data.collecting import collect
+from segue.data.loading import load
+from segue.envs import d4rl
+from segue.envs.lockstep import EVALUATE, episode_seed
+from segue.envs.make import make_env, spec_of
+from segue.envs.reward import Reward
 from segue.errors import SegueError
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
-from segue.tasks import TASKS, task
-from segue.worlds import EVALUATE, Reward, episode_seed, make_env, spec_of
+from segue.policies import importers
+from segue.tasks import datasets
+from segue.tasks.suite import TASKS, task
 
 
 def env_of(id_):
@@ -30,7 +36,7 @@ def env_of(id_):
 # --- AntMaze ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("maze", domains.MAZES)
+@pytest.mark.parametrize("maze", d4rl.MAZES)
 def test_the_ant_starts_at_the_origin_and_walls_are_where_d4rl_has_them(maze):
     """Rows grow upwards in y, columns in x, four metres a cell: D4RL's coordinates."""
     env = env_of(f"segue/antmaze-{maze}-v0")
@@ -40,10 +46,10 @@ def test_the_ant_starts_at_the_origin_and_walls_are_where_d4rl_has_them(maze):
     model = inner.ant.model
     blocks = [i for i in range(model.ngeom) if model.geom(i).name.startswith("block")]
     walls = {tuple(np.round(model.geom_pos[i, :2] - inner.origin, 6)) for i in blocks}
-    start = domains.cell_of(maze, "S")
+    start = d4rl.cell_of(maze, "S")
     expected = {
         (4.0 * (j - start[1]), 4.0 * (i - start[0]))
-        for i, line in enumerate(domains.MAZES[maze])
+        for i, line in enumerate(d4rl.MAZES[maze])
         for j, mark in enumerate(line)
         if mark == "#"
     }
@@ -53,10 +59,10 @@ def test_the_ant_starts_at_the_origin_and_walls_are_where_d4rl_has_them(maze):
 
 
 def test_known_goals():
-    assert domains.centre("umaze", domains.cell_of("umaze", "G")).tolist() == [0, 8]
-    assert domains.centre("medium", domains.cell_of("medium", "G")).tolist() == [20, 20]
-    assert domains.centre("large", domains.cell_of("large", "G")).tolist() == [32, 24]
-    assert all(domains.MAZES[maze][i][j] != "#" for maze, cells in domains.PLAY_GOALS.items() for i, j in cells)
+    assert d4rl.centre("umaze", d4rl.cell_of("umaze", "G")).tolist() == [0, 8]
+    assert d4rl.centre("medium", d4rl.cell_of("medium", "G")).tolist() == [20, 20]
+    assert d4rl.centre("large", d4rl.cell_of("large", "G")).tolist() == [32, 24]
+    assert all(d4rl.MAZES[maze][i][j] != "#" for maze, cells in d4rl.PLAY_GOALS.items() for i, j in cells)
 
 
 def test_goals_are_drawn_anew_and_the_episode_ends_within_half_a_metre():
@@ -81,7 +87,7 @@ def test_a_reset_with_cells_and_the_same_seed():
     options = {"start": (7, 9), "goal": (20.5, 0.5)}
     (a, info), (b, _) = (env.reset(seed=5, options=options) for _ in range(2))
     assert (a == b).all()
-    assert (np.abs(a[:2] - domains.centre("large", (7, 9))) <= 1.01).all()
+    assert (np.abs(a[:2] - d4rl.centre("large", (7, 9))) <= 1.01).all()
     assert info["goal"].tolist() == [20.5, 0.5]
     taken = [env.step(np.full(8, 0.3))[0] for _ in range(20)]
     env.reset(seed=5, options=options)
@@ -114,7 +120,7 @@ def test_real_transitions_replay_under_d4rl_s_physics(real_data, name):
 @pytest.mark.parametrize("hand", ["door", "hammer", "relocate"])
 def test_a_hand_s_dense_reward_takes_its_distance_off(hand):
     """Written out from the observation; gymnasium-robotics' v1 adds a tenth of the distance instead."""
-    ours, theirs = env_of(f"segue/{hand}-v0"), domains._robotics(f"AdroitHand{hand.capitalize()}-v1")
+    ours, theirs = env_of(f"segue/{hand}-v0"), d4rl._robotics(f"AdroitHand{hand.capitalize()}-v1")
     theirs.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -166,7 +172,7 @@ def test_real_door_demonstrations_have_d4rl_s_rewards(real_data, monkeypatch):
     """Minari's set, corrected, against the demonstrations' origin: most episodes to 1e-3 of a return; a few were
     replayed to another end by another MuJoCo."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path(real_data) / "minari_root"))
-    ours = making._human(task("door-human"), "door").returns()
+    ours = datasets._human(task("door-human"), "door").returns()
     with np.load(Path(real_data) / "adroit" / "door-v0_demos.npz") as file:
         origin = np.add.reduceat(file["rewards"], np.r_[0, np.cumsum(file["lengths"])[:-1]])
     assert len(ours) == len(origin) == 25
@@ -180,14 +186,14 @@ def test_real_door_demonstrations_have_d4rl_s_rewards(real_data, monkeypatch):
 
 def expert(hand, real_data):
     spec = spec_of(env_of(f"segue/{hand}-binary-v0"))
-    (actor,) = foreign.read(Path(real_data) / "adroit" / f"policy_{hand}-v0.npz", spec)
+    (actor,) = importers.read(Path(real_data) / "adroit" / f"policy_{hand}-v0.npz", spec)
     return Policy(actor, spec, deterministic=True, noise=0.1)
 
 
-@pytest.mark.parametrize("hand", domains.REACH)
+@pytest.mark.parametrize("hand", d4rl.REACH)
 def test_observations_tell_success_as_the_env_does(real_data, hand):
     """What relabels a hand's data against `info["success"]`, on an expert's way through both."""
-    env, who = domains._robotics(f"AdroitHand{hand.capitalize()}-v1"), expert(hand, real_data)
+    env, who = d4rl._robotics(f"AdroitHand{hand.capitalize()}-v1"), expert(hand, real_data)
     seen, said, rng = [], [], np.random.default_rng(0)
     obs, _ = env.reset(seed=0)
     for _ in range(130):
@@ -195,8 +201,8 @@ def test_observations_tell_success_as_the_env_does(real_data, hand):
         seen.append(obs)
         said.append(bool(info["success"]))
     assert 5 < sum(said) < 130
-    np.testing.assert_array_equal(domains.SUCCESS[hand](np.array(seen)), said)
-    np.testing.assert_array_equal(domains.SUCCESS[hand](np.array(seen, np.float32)), said)
+    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen)), said)
+    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen, np.float32)), said)
 
 
 def test_a_hand_s_first_success_ends_and_is_all_that_is_rewarded(real_data):
@@ -204,7 +210,7 @@ def test_a_hand_s_first_success_ends_and_is_all_that_is_rewarded(real_data):
     t = data.transitions
     assert t.terminal.any()
     np.testing.assert_array_equal(t.reward, t.terminal)
-    np.testing.assert_array_equal(t.terminal, domains.SUCCESS["door"](t.next_obs))
+    np.testing.assert_array_equal(t.terminal, d4rl.SUCCESS["door"](t.next_obs))
 
 
 def test_a_dropped_pen_does_not_end_the_binary_task():
@@ -218,7 +224,7 @@ def test_a_dropped_pen_does_not_end_the_binary_task():
 def test_binary_demonstrations_are_cut_at_their_first_success(real_data, monkeypatch):
     """Against Minari's own record: 8 of the 25 door demonstrations get there in its replay."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path(real_data) / "minari_root"))
-    made = making.make(task("door-binary"), 10)
+    made = datasets.make(task("door-binary"), 10)
     t = made.transitions
     assert len(made.lengths()) == 25
     assert t.reward.sum() == t.terminal.sum() == made.returns().sum() == 8
@@ -230,7 +236,7 @@ def test_binary_demonstrations_are_cut_at_their_first_success(real_data, monkeyp
     assert not any("D4RL's sign" in note for note in made.notes)
 
 
-@pytest.fixture(scope="module", params=domains.FETCH)
+@pytest.fixture(scope="module", params=d4rl.FETCH)
 def arm(request):
     return request.param, make_env(f"segue/fetch-{request.param}-v0")
 
@@ -330,7 +336,7 @@ def test_fetch_s_script_succeeds(arm):
 
 def test_the_next_cell_lies_on_a_shortest_way():
     """As long as scipy's shortest path says."""
-    free = domains.free_cells("large")
+    free = d4rl.free_cells("large")
     near = [[abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a in free] for b in free]
     distance = shortest_path(np.array(near, float))[:, free.index((7, 9))]
     for k, start in enumerate(free):
@@ -361,14 +367,14 @@ def test_the_ant_navigator_aims_ten_units_at_the_next_waypoint():
     np.testing.assert_allclose(np.linalg.norm(seen[-1][27:]), 10, rtol=1e-5)
     assert seen[-1][27] > 7  # from the start the way leads along x, round the wall, though the goal lies along y
     assert ant.cell(np.array([8.3, 3.5])) == (2, 3)
-    assert ant.cell(np.array([0.0, 3.0])) in domains.free_cells("umaze")
+    assert ant.cell(np.array([0.0, 3.0])) in d4rl.free_cells("umaze")
 
 
 @pytest.mark.parametrize(("kind", "targets"), [("", 1), ("play", 3), ("diverse", 26)])
 def test_starts_and_targets_by_kind_and_one_rewarded_goal(kind, targets):
     ant = AntNavigator(Deterministic(MLP((29, 4, 8), key=jax.random.key(0))), "medium", kind)
     rng, env, found = np.random.default_rng(0), gym.make("Pendulum-v1"), []
-    assert len(domains.free_cells("medium")) == 26
+    assert len(d4rl.free_cells("medium")) == 26
     for _ in range(400):
         options = ant.begin(env, rng)
         assert (options["goal"] == [20.75, 20.75]).all()
@@ -403,7 +409,7 @@ def test_a_walk_to_another_cell_is_cut_there_without_reward():
 
 
 def test_a_real_ant_reaches_the_goal(real_data):
-    (ant,) = foreign.read(Path(real_data) / "antmaze_policy" / "ant_hierarch_pol.npz", AntNavigator.SPEC)
+    (ant,) = importers.read(Path(real_data) / "antmaze_policy" / "ant_hierarch_pol.npz", AntNavigator.SPEC)
     data = collect("segue/antmaze-umaze-v0", 3_000, 0, behaviours=[AntNavigator(ant, "umaze")])
     assert data.transitions.terminal.sum() >= 4
     np.testing.assert_array_equal(data.transitions.reward > 0, data.transitions.terminal)
@@ -459,13 +465,13 @@ def test_rewards_by_task_and_backbone():
 
 
 def test_a_scripted_set_by_its_name():
-    data = making.make(task("fetch-reach-scripted"), 60)
+    data = datasets.make(task("fetch-reach-scripted"), 60)
     assert (len(data), data.name) == (60, "segue/fetch-reach-v0-scripted")
     assert data.returns()[:-1].tolist() == [1.0] * (len(data.lengths()) - 1)
     found = task("fetch-reach-scripted")
     assert (found.backbone, found.reward, found.score) == ("bc-gaussian", Reward(1.0, -1.0), (0.0, 1.0))
     with pytest.raises(SegueError, match="takes no policy"):
-        making.make(found, 60, ["x.npz"])
+        datasets.make(found, 60, ["x.npz"])
 
 
 def test_binary_tasks_score_successes():
@@ -479,16 +485,16 @@ def test_what_a_recipe_lacks_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
     for name, words in (("antmaze-umaze", "--policy FILE"), ("pen-expert", "--policy FILE")):
         with pytest.raises(SegueError, match=words):
-            making.make(task(name), 10)
+            datasets.make(task(name), 10)
         with pytest.raises(SystemExit, match=r"^1$"):
-            cli.main(["run", "spot", "--task", name, "--out", str(tmp_path / "run")])
+            main.main(["run", "spot", "--task", name, "--out", str(tmp_path / "run")])
         assert name in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
 
 def test_a_made_set_is_found_by_the_next_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
-    cli.main(["data", "make", "pointmaze-umaze", "--rows", "500"])
+    main.main(["data", "make", "pointmaze-umaze", "--rows", "500"])
     told = capsys.readouterr().out
     assert "made here" in told
     data = task("pointmaze-umaze").load(500)
@@ -496,7 +502,7 @@ def test_a_made_set_is_found_by_the_next_run(tmp_path, monkeypatch, capsys):
     assert len(task("pointmaze-umaze").load(1_000)) == 500  # of another size than asked, but there
     for more, said in ((["--rows", "500"], "exists"), (["--rows", "9", "--policy", "x.npz"], "takes no policy")):
         with pytest.raises(SystemExit):
-            cli.main(["data", "make", "pointmaze-umaze", *more])
+            main.main(["data", "make", "pointmaze-umaze", *more])
         assert said in capsys.readouterr().err
 
 
@@ -508,7 +514,7 @@ def small(name="hopper-medium"):
 
 
 def test_sac_from_scratch_stops_at_its_score_and_keeps_its_replay(monkeypatch):
-    actor, seen = making.train_sac(small(), -1e9, every=450, width=8)
+    actor, seen = datasets.train_sac(small(), -1e9, every=450, width=8)
     assert len(seen) == 450
     assert seen.lengths().tolist() == [200, 200, 50]
     assert not seen.transitions.terminal.any()
@@ -519,7 +525,7 @@ def test_sac_from_scratch_stops_at_its_score_and_keeps_its_replay(monkeypatch):
         gym.make("Pendulum-v1"), np.zeros(3, np.float32), np.random.default_rng(0)
     ).shape == (1,)
     with pytest.raises(SegueError, match="and not 0"):
-        making.train_sac(small(), 0.0, every=100, limit=200, width=8)
+        datasets.train_sac(small(), 0.0, every=100, limit=200, width=8)
 
 
 def test_levels(monkeypatch):
@@ -531,13 +537,13 @@ def test_levels(monkeypatch):
         asked.append(round(score))
         return actor, collect("Pendulum-v1", 30, 0)
 
-    monkeypatch.setattr(making, "train_sac", trained)
+    monkeypatch.setattr(datasets, "train_sac", trained)
     import dataclasses
 
     job = dataclasses.replace(task("hopper-medium-expert"), env_id="Pendulum-v1")
-    assert len(making.make(job, 400)) == 400
+    assert len(datasets.make(job, 400)) == 400
     assert asked == [1422, round(0.95 * 3234.3)]
-    assert len(making.make(dataclasses.replace(job, name="hopper-medium-replay"), 400)) == 30
+    assert len(datasets.make(dataclasses.replace(job, name="hopper-medium-replay"), 400)) == 30
     assert spec.obs == 3
 
 
@@ -548,28 +554,28 @@ def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
         asked.append((job.env_id, score))
         return actor, collect("Pendulum-v1", 30, 0)
 
-    monkeypatch.setattr(making, "train_sac", trained)
+    monkeypatch.setattr(datasets, "train_sac", trained)
     words = ["data", "collect", "--env-id", "Pendulum-v1", "--steps", "400", "--out"]
-    cli.main([*words, str(tmp_path / "m.npz"), "--level", "medium", "--score", "-300"])
-    cli.main([*words, str(tmp_path / "r.npz"), "--level", "medium-replay", "--score", "-200"])
+    main.main([*words, str(tmp_path / "m.npz"), "--level", "medium", "--score", "-300"])
+    main.main([*words, str(tmp_path / "r.npz"), "--level", "medium-replay", "--score", "-200"])
     assert asked == [("Pendulum-v1", -300.0), ("Pendulum-v1", -200.0)]
     assert [len(load(tmp_path / f"{name}.npz")) for name in "mr"] == [400, 30]
     capsys.readouterr()
     (tmp_path / "there.npz").write_text("precious")
     with pytest.raises(SystemExit, match=r"^1$"):  # before anything is trained
-        cli.main([*words, str(tmp_path / "there.npz"), "--level", "medium", "--score", "-300"])
+        main.main([*words, str(tmp_path / "there.npz"), "--level", "medium", "--score", "-300"])
     assert len(asked) == 2
     named = []
     monkeypatch.setattr(
-        making, "make", lambda job, *args, **more: named.append(job.name) or collect("Pendulum-v1", 9, 0)
+        datasets, "make", lambda job, *args, **more: named.append(job.name) or collect("Pendulum-v1", 9, 0)
     )
-    cli.main(["data", "collect", "--env-id", "Hopper-v5", "--out", str(tmp_path / "e.npz"), "--level", "expert"])
+    main.main(["data", "collect", "--env-id", "Hopper-v5", "--out", str(tmp_path / "e.npz"), "--level", "expert"])
     assert named == ["hopper-expert"]
     capsys.readouterr()
     for wrong, said in ((["--level", "expert"], "--score"), (["--score", "1"], "--level"),
                         (["--level", "expert", "--score", "nan"], "nan")):  # fmt: skip
         with pytest.raises(SystemExit, match=r"^1$"):
-            cli.main([*words, str(tmp_path / "x.npz"), *wrong])
+            main.main([*words, str(tmp_path / "x.npz"), *wrong])
         assert said in capsys.readouterr().err
 
 
@@ -577,7 +583,7 @@ def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):
     """Chance and a policy on Pendulum, summed again from collected episodes; and a run that uses them."""
     w = {"W0": np.zeros((4, 3)), "b0": np.zeros(4), "W1": np.zeros((1, 4)), "b1": np.zeros(1)}
     np.savez(tmp_path / "still.npz", **w)
-    cli.main(["data", "score", "--env-id", "Pendulum-v1", "--policy", str(tmp_path / "still.npz"), "--episodes", "2"])
+    main.main(["data", "score", "--env-id", "Pendulum-v1", "--policy", str(tmp_path / "still.npz"), "--episodes", "2"])
     told = capsys.readouterr().out
     low, high = map(float, told.split("--score ")[1].split())
     env, returns = gym.make("Pendulum-v1"), []
@@ -586,19 +592,19 @@ def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):
         returns.append(sum(env.step(np.zeros(1, np.float32))[1] for _ in range(200)))
     np.testing.assert_allclose(high, np.mean(returns), rtol=1e-4)
     assert -2_000 < low < 0
-    cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(tmp_path / "d.npz")])
+    main.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(tmp_path / "d.npz")])
     run = ["run", "td3bc", "--env-id", "Pendulum-v1", "--dataset", str(tmp_path / "d.npz"), "--offline.steps", "2",
            "--offline.width", "8", "--episodes", "1", "--quiet", "--out", str(tmp_path / "run")]  # fmt: skip
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main([*run, "--score", "5", "5"])
-    cli.main([*run, "--score", "-1600", "-100"])
+        main.main([*run, "--score", "5", "5"])
+    main.main([*run, "--score", "-1600", "-100"])
     assert "normalised score" in capsys.readouterr().out
 
 
 def test_statistics_stand_beside_the_originals():
     data = collect("Pendulum-v1", 400, 0)
-    assert "2,186 episodes, 999,906 rows, return 1,422.0 +- 379.0" in making.beside_original(data, "hopper-medium")
-    assert "original" not in making.beside_original(data, "pointmaze-umaze")
+    assert "2,186 episodes, 999,906 rows, return 1,422.0 +- 379.0" in datasets.beside_original(data, "hopper-medium")
+    assert "original" not in datasets.beside_original(data, "pointmaze-umaze")
 
 
 def test_a_cloned_set_is_half_demonstrations_half_rollouts(monkeypatch):
@@ -607,9 +613,9 @@ def test_a_cloned_set_is_half_demonstrations_half_rollouts(monkeypatch):
 
     human = collect("Pendulum-v1", 400, 0)
     job = dataclasses.replace(task("door-cloned"), env_id="Pendulum-v1")
-    monkeypatch.setattr(making, "_human", lambda *args: dataclasses.replace(human, timeouts=None))
-    monkeypatch.setattr(making, "CLONE_STEPS", 20)
-    made = making.make(job, 2_000)
+    monkeypatch.setattr(datasets, "_human", lambda *args: dataclasses.replace(human, timeouts=None))
+    monkeypatch.setattr(datasets, "CLONE_STEPS", 20)
+    made = datasets.make(job, 2_000)
     assert len(made) == 2_000
     np.testing.assert_array_equal(made.transitions.obs[:400], made.transitions.obs[400:800])
     assert (made.transitions.obs[:400] == human.transitions.obs).all()

@@ -17,12 +17,16 @@ import safetensors.numpy
 from helpers import RAGGED, copy, edit, finished, new
 
 import segue
-from segue import export, film, foreign, policies, predict, records
-from segue.cli import main
+from segue import predict
+from segue.cli.main import main
 from segue.core import Spec
+from segue.deploy import export, film, find, show
 from segue.errors import DataError, SegueError
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
+from segue.policies import importers, policy_file
+from segue.results import read as read_module
+from segue.results import records
 
 SPEC = Spec(5, 2, (-2.0, 0.1), (2.0, 30.0))
 UNIT = Spec(5, 2, (-1.0, -1.0), (1.0, 1.0))
@@ -62,13 +66,13 @@ def acts(actor, spec=SPEC, obs=OBS):
 
 
 def sealed(actor, spec=SPEC, **about):
-    policies.save(actor, spec, path := new("policy"), **about)
+    policy_file.save(actor, spec, path := new("policy"), **about)
     return path.with_suffix(".safetensors")
 
 
 def exported(actor, kind="npz", spec=SPEC):
     out = new(f"out.{kind}")
-    export.export(export.find(sealed(actor, spec)), out, kind)
+    export.export(find.find(sealed(actor, spec)), out, kind)
     return out
 
 
@@ -127,7 +131,7 @@ def test_onnx_says_where_it_is_from():
     import onnx as package
 
     path = new("p.onnx")
-    export.export(export.find(finished()), path, "onnx")
+    export.export(find.find(finished()), path, "onnx")
     model = package.load(path)
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert (said["env_id"], said["recipe"], said["low"]) == (RAGGED, "opt", "[-2.0, -2.0]")
@@ -140,12 +144,12 @@ def test_onnx_says_where_it_is_from():
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_segue_reads_back_what_it_wrote(name, kind):
     path = exported(actor := ACTORS[name](), kind)
-    (back,) = foreign.read(path, SPEC)
+    (back,) = importers.read(path, SPEC)
     near(acts(back), acts(actor))
     with pytest.raises(DataError, match="is a policy for"):
-        foreign.read(path, SPEC._replace(high=(2.0, 31.0)))
+        importers.read(path, SPEC._replace(high=(2.0, 31.0)))
     with pytest.raises(DataError, match="is a policy for"):
-        foreign.read(path, SPEC._replace(obs=6))
+        importers.read(path, SPEC._replace(obs=6))
 
 
 # --- NumPy alone -----------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def test_a_description_is_not_trusted(name, kind):
         predict.load(path)
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith(str(path))
-    for read in (lambda: foreign.read(path, SPEC), lambda: export.show(path)):
+    for read in (lambda: importers.read(path, SPEC), lambda: show.show(path)):
         with pytest.raises(DataError):
             read()
 
@@ -279,7 +283,7 @@ def test_a_description_that_is_no_text_is_refused(tmp_path, said):
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         predict.load(path)
     with pytest.raises(DataError, match="cannot be read as JSON"):
-        export.show(path)
+        show.show(path)
 
 
 def test_pickles_and_bombs_are_refused(tmp_path):
@@ -311,12 +315,12 @@ def test_pickles_and_bombs_are_refused(tmp_path):
 
 
 def returns(folder, which):
-    return [export.find(folder, which, seed).score for seed in (0, 1)]
+    return [find.find(folder, which, seed).score for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_the_seed_with_the_highest_return_is_taken(which):
-    found = export.find(finished(), which)
+    found = find.find(finished(), which)
     assert found.score == max(returns(finished(), which))
     stem = {"best": "best", "last": "policy"}[which]
     assert found.path.name == f"{stem}-{found.seed}.safetensors"
@@ -324,7 +328,7 @@ def test_the_seed_with_the_highest_return_is_taken(which):
 
 def test_the_evaluation_of_a_policy_is_found():
     """The last policies are those of the last evaluation, the best ones of the evaluation with the highest mean."""
-    record = records.read(finished())
+    record = read_module.read(finished())
     means = np.stack([e.returns.mean(1) for e in record.evaluations])
     assert returns(finished(), "last") == means[-1].tolist()
     assert returns(finished(), "best") == means.max(0).tolist()
@@ -337,7 +341,7 @@ def test_exporting_says_what_and_from_where(capsys):
     score = returns(finished(), "last")[1]
     for word in ("policy-1.safetensors", "phase `finetune`", "env step 16", f"return {score:,.1f}", f"{out}.md"):
         assert word in told, told
-    actor, spec = policies.load(finished() / "policy-1.safetensors")
+    actor, spec = policy_file.load(finished() / "policy-1.safetensors")
     obs = OBS[:, :3]
     near(predict.load(out)(obs), acts(actor, spec, obs), spec)
 
@@ -345,9 +349,9 @@ def test_exporting_says_what_and_from_where(capsys):
 def test_the_card_of_a_run():
     folder = copy(finished())
     edit(folder / "config.json", score={"min": 0.0, "max": 50.0}, task="`evil`\n# task")
-    export.export(found := export.find(folder), out := new("p.npz"), "npz")
+    export.export(found := find.find(folder), out := new("p.npz"), "npz")
     card = out.with_name("p.npz.md").read_text()
-    config, record = json.loads((folder / "config.json").read_text()), records.read(folder)
+    config, record = json.loads((folder / "config.json").read_text()), read_module.read(folder)
     words = [
         "from segue.predict import load\naction = load(\"p.npz\")(obs)",
         config["dataset"]["name"], config["dataset"]["sha256"], "60 rows", "`TD3BC`", "`pretrain`", "`opt`", "2 seeds",
@@ -362,14 +366,14 @@ def test_the_card_of_a_run():
 
 
 def test_the_card_of_a_file_says_what_is_unknown():
-    export.export(export.find(finished() / "policy-0.safetensors"), out := new("p.onnx"), "onnx")
+    export.export(find.find(finished() / "policy-0.safetensors"), out := new("p.onnx"), "onnx")
     card = out.with_name("p.onnx.md").read_text()
     for word in ("**Not known here**: the dataset", "phase `finetune`", 'InferenceSession("p.onnx").run(["action"]'):
         assert word in card, card
 
 
 def test_the_snippet_of_the_card_runs():
-    export.export(export.find(finished()), out := new("p.npz"), "npz")
+    export.export(find.find(finished()), out := new("p.npz"), "npz")
     snippet = out.with_name("p.npz.md").read_text().partition("```python\n")[2].partition("```")[0]
     there = {"obs": np.zeros((4, 3))}
     exec(snippet.replace('"p.npz"', repr(str(out))), there)
@@ -427,28 +431,28 @@ def test_a_damaged_policy_is_not_exported(capsys):
 
 
 def test_show_says_what_a_file_holds(tmp_path):
-    own = export.show(sealed(ACTORS["everything"](), env_id="Mine-v0", phase="offline", **{"return": 3.5}))
+    own = show.show(sealed(ACTORS["everything"](), env_id="Mine-v0", phase="offline", **{"return": 3.5}))
     for word in ("tanh-gaussian", "5 - 16 - 12 - 2", "elu", "LayerNorm", "clipped to ±2", "[0.1, 30]", "return 3.5"):
         assert word in own, own
-    assert "of its own" in export.show(sealed(ACTORS["around clip"]()))
-    assert export.show(finished()) == export.show(export.find(finished()).path)
+    assert "of its own" in show.show(sealed(ACTORS["around clip"]()))
+    assert show.show(finished()) == show.show(find.find(finished()).path)
     for kind in ("npz", "safetensors"):
-        told = export.show(exported(ACTORS["around clip"](), kind))
+        told = show.show(exported(ACTORS["around clip"](), kind))
         assert "exported" in told
         assert "a clip to ±0.999" in told
-    sb3 = export.show(SB3 / "sac.zip")
+    sb3 = show.show(SB3 / "sac.zip")
     assert "log_std: a layer" in sb3
     assert "actor.mu.weight" in sb3
     w = {"W0": np.zeros((7, 4, 5)), "b0": np.zeros((7, 4)), "W1": np.zeros((7, 2, 4)), "b1": np.zeros((7, 2))}
     np.savez(tmp_path / "ladder.npz", **w, obs_mean=np.zeros((7, 5)), obs_std=np.ones((7, 5)))
-    ladder = export.show(tmp_path / "ladder.npz")
+    ladder = show.show(tmp_path / "ladder.npz")
     for word in ("7 snapshots", "5 - 4 - 2", "observation statistics: yes", "its output is the action"):
         assert word in ladder, ladder
     assert "assumed, as no ladder.json says otherwise: activation tanh, squash clip" in ladder
     (tmp_path / "ladder.json").write_text('{"activation": "relu", "squash": "tanh"}')
-    assert "assumed" not in export.show(tmp_path / "ladder.npz")
+    assert "assumed" not in show.show(tmp_path / "ladder.npz")
     np.savez(tmp_path / "odd.npz", mystery=np.zeros((2, 3)))
-    assert "mystery [2, 3]" in export.show(tmp_path / "odd.npz")
+    assert "mystery [2, 3]" in show.show(tmp_path / "odd.npz")
 
 
 # --- film ------------------------------------------------------------------------------------------------------------

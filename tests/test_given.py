@@ -17,14 +17,20 @@ from helpers import RAGGED, Ragged, dataset, lines, new
 from test_policies import Call, torch_file
 from test_resume import STILL, Killed, everything, interrupted, resumed
 
-from segue import cli, commits, foreign, policies, runs, store
+from segue.cli import main
 from segue.core import Spec
+from segue.envs.make import spec_of
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian
 from segue.nn.mlp import MLP
-from segue.recipes import Budget
-from segue.tasks import task
-from segue.worlds import spec_of
+from segue.policies import importers, policy_file
+from segue.runs import restore
+from segue.runs import run as run_module
+from segue.runs.config import rebuild
+from segue.runs.run import resume
+from segue.system import disk
+from segue.tasks.budget import Budget
+from segue.tasks.suite import task
 
 SPEC = spec_of(Ragged())
 ACTOR = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
@@ -33,7 +39,7 @@ COMMON = ["--quiet", "--seeds", "2", "--episodes", "2", "--log-every", "1", "--e
 
 def policy(actor=ACTOR, spec=SPEC) -> Path:
     """A file of one policy."""
-    policies.save(actor, spec, path := new("mine.safetensors"))
+    policy_file.save(actor, spec, path := new("mine.safetensors"))
     return path
 
 
@@ -62,14 +68,14 @@ def tiny(recipe, *given, env_id=RAGGED, **changes) -> list[str]:
 
 
 def run(words) -> Path:
-    cli.main(["run", *words, "--out", str(out := new("run"))])
+    main.main(["run", *words, "--out", str(out := new("run"))])
     return out
 
 
 def refused(words, capsys) -> str:
     """What is said, in one sentence, of a run that leaves nothing behind."""
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *words, "--out", str(out := new("run"))])
+        main.main(["run", *words, "--out", str(out := new("run"))])
     told = capsys.readouterr().err.strip()
     assert told.startswith("segue: ")
     assert "\n" not in told
@@ -83,7 +89,7 @@ def waist(folder, phase):
 
 def is_given(arrays, actor=ACTOR, part="actor.net") -> bool:
     """Whether both seeds have the policy's weights, bit for bit."""
-    mine = store.flatten(actor.mlp)
+    mine = disk.flatten(actor.mlp)
     return all((arrays[f"{part}.mlp.{name}"] == np.stack([leaf] * 2)).all() for name, leaf in mine.items())
 
 
@@ -92,12 +98,12 @@ def is_given(arrays, actor=ACTOR, part="actor.net") -> bool:
 
 def test_porl_needs_a_policy_and_nothing_else():
     folder = run(tiny("porl", "--policy", file := policy()))
-    config = store.read_json(folder / "config.json")
+    config = disk.read_json(folder / "config.json")
     kept = folder / "given.safetensors"
     assert config["policy"] == {"path": str(file), "sha256": hashlib.sha256(kept.read_bytes()).hexdigest()}
     assert (config["dataset"]["rows"], config["dataset"]["path"]) == (0, None)
     assert config["phases"] == ["presample", "finetune"]
-    actor, spec = policies.load(kept)
+    actor, spec = policy_file.load(kept)
     assert spec == SPEC
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), actor, ACTOR))
     first, last = waist(folder, "presample"), waist(folder, "finetune")
@@ -110,7 +116,7 @@ def test_porl_needs_a_policy_and_nothing_else():
     looked = [(line["phase"], line["env_step"]) for line in lines(folder / "returns.jsonl")]
     assert looked[0] == ("presample", 0)
     assert looked[-1] == ("finetune", 16)
-    assert store.read_json(folder / "status.json")["status"] == "finished"
+    assert disk.read_json(folder / "status.json")["status"] == "finished"
 
 
 @pytest.mark.parametrize("recipe", ["jsrl", "rlpd", "sac"])
@@ -124,7 +130,7 @@ def test_its_siblings(recipe):
     folder = run(tiny(recipe, *given, **changes))
     last = waist(folder, "finetune")
     assert (folder / "given.safetensors").exists() == (recipe != "sac")
-    assert store.read_json(folder / "config.json")["dataset"]["rows"] == (60 if recipe == "rlpd" else 0)
+    assert disk.read_json(folder / "config.json")["dataset"]["rows"] == (60 if recipe == "rlpd" else 0)
     if recipe == "rlpd":  # it warms up by the policy, not by chance
         assert is_given(waist(folder, "warmup"))
     if recipe == "jsrl":  # the guide stays, another one learns
@@ -136,9 +142,9 @@ def test_its_siblings(recipe):
 def test_one_snapshot_of_a_ladder():
     file = ladder()
     folder = run(tiny("porl", "--policy", f"{file}:1", presample__until=2, finetune__until=3))
-    expected = foreign.read(f"{file}:1", SPEC)[0]
+    expected = importers.read(f"{file}:1", SPEC)[0]
     assert is_given(waist(folder, "presample"), expected)
-    assert store.read_json(folder / "config.json")["policy"]["path"] == f"{file}:1"
+    assert disk.read_json(folder / "config.json")["policy"]["path"] == f"{file}:1"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def test_a_policy_that_the_backbone_cannot_train_is_refused_before_the_first_ste
     gaussian = policy(Gaussian(MLP((3, 8, 2), key=jax.random.key(0)), jnp.zeros(2)))
     words = ["direct", "--env-id", RAGGED, "--dataset", dataset(), "--policy", gaussian, *COMMON]
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *map(str, words), "--out", str(new("run"))])
+        main.main(["run", *map(str, words), "--out", str(new("run"))])
     assert "trains a Deterministic policy, and was given a Gaussian" in capsys.readouterr().err
 
 
@@ -279,29 +285,29 @@ def test_it_goes_on_bit_for_bit_without_the_original(monkeypatch, settles, momen
     words, file = from_a_file(settles)
     folder = interrupted(monkeypatch, moment, how, words)
     file.unlink()
-    manifest = commits.newest(folder)[0].manifest
+    manifest = restore.newest(folder)[0].manifest
     if settles and how is not Killed:
         assert manifest["phase"] == "presample"
         assert len(manifest["evidence"]) == (moment - 1) // 3  # looked at with the step after its rows
     if not settles:
         assert manifest["phase"] == ("presample" if moment < 9 else "finetune")
     assert everything(resumed(folder)) == everything(uninterrupted(settles))
-    assert commits.newest(folder)[0].manifest["resume"] == "exact"
+    assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
 
 def test_from_python_as_from_the_command_line(monkeypatch):
     """Begun there, and gone on with there: what the directory keeps counts, and not what the task names."""
-    config = store.read_json(uninterrupted(False) / "config.json")
-    phases = {name: runs.rebuild(said) for name, said in config["settings"].items()}
+    config = disk.read_json(uninterrupted(False) / "config.json")
+    phases = {name: rebuild(said) for name, said in config["settings"].items()}
     budget = Budget(**config["measuring"])
     words, file = from_a_file(False)
     job, out = task(env_id=STILL, policy=str(file)), new("python")
-    done = runs.run(phases, job, out=out, seeds=2, budget=budget, log_every=1, commit_every=3)
+    done = run_module.run(phases, job, out=out, seeds=2, budget=budget, log_every=1, commit_every=3)
     assert done.run.env_step == 16
     assert everything(out) == everything(uninterrupted(False))
     folder = interrupted(monkeypatch, 5, words=words)
-    policies.save(Deterministic(MLP((3, 8, 2), key=jax.random.key(9))), SPEC, file)
-    runs.resume(folder, phases, job)
+    policy_file.save(Deterministic(MLP((3, 8, 2), key=jax.random.key(9))), SPEC, file)
+    resume(folder, phases, job)
     assert everything(folder) == everything(uninterrupted(False))
 
 
@@ -335,14 +341,14 @@ def test_another_policy_in_its_place_is_refused(monkeypatch, capsys):
     kept.unlink()
     assert "is not the policy that this run was given" in told()
     with pytest.raises(DataError):
-        runs.resume(folder, env_id=STILL)
-    config = store.read_json(folder / "config.json")
+        resume(folder, env_id=STILL)
+    config = disk.read_json(folder / "config.json")
     kept.write_bytes(harm := policy(Deterministic(MLP((3, 8, 2), key=jax.random.key(6)))).read_bytes())
-    store.write_json(folder / "config.json", config | {"policy": {"sha256": hashlib.sha256(harm).hexdigest()}})
+    disk.write_json(folder / "config.json", config | {"policy": {"sha256": hashlib.sha256(harm).hexdigest()}})
     assert "was it edited?" in told()
     for said in ("text", 3, [1], {"sha256": None}):
-        store.write_json(folder / "config.json", config | {"policy": said})
+        disk.write_json(folder / "config.json", config | {"policy": said})
         told()
     kept.write_bytes(content)
-    store.write_json(folder / "config.json", config)
+    disk.write_json(folder / "config.json", config)
     assert everything(resumed(folder)) == everything(uninterrupted(False))

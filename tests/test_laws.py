@@ -12,23 +12,24 @@ from conftest import BATCH, SPEC, WIDTH, at, changed, close, rows, same, seed_of
 from jax.extend.core import jaxprs_in_params
 from random_keys import recorded
 
-from segue.backbone import AbstractBackbone, Agent
 from segue.core import AbstractMethod, Pretrained
-from segue.data.sources import Followed, Returned
-from segue.finetune.direct import Direct
-from segue.finetune.jsrl import JSRL
-from segue.finetune.leash import Leash
-from segue.finetune.opt import OPT, MetaCritic
-from segue.finetune.porl import PORL, Appraise
-from segue.offline.awac import AWAC
-from segue.offline.bc import BC
-from segue.offline.calql import CalQL
-from segue.offline.iql import IQL
-from segue.offline.rebrac import ReBRAC
-from segue.offline.sac import SAC
-from segue.offline.spot import SPOT, Prior
-from segue.offline.td3 import TD3
-from segue.offline.td3bc import TD3BC
+from segue.methods.awac import AWAC
+from segue.methods.backbone import AbstractBackbone, Agent
+from segue.methods.bc import BC
+from segue.methods.calql import CalQL
+from segue.methods.direct import Direct
+from segue.methods.iql import IQL
+from segue.methods.jsrl import JSRL
+from segue.methods.opt import OPT, MetaCritic
+from segue.methods.porl import PORL, Appraise
+from segue.methods.rebrac import ReBRAC
+from segue.methods.sac import SAC
+from segue.methods.spot import SPOT, Prior
+from segue.methods.td3 import TD3
+from segue.methods.td3bc import TD3BC
+from segue.methods.trust_region import Leash
+from segue.replay.next_actions import Followed
+from segue.replay.returns_to_go import Returned
 
 
 class Law(NamedTuple):

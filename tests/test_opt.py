@@ -10,12 +10,14 @@ import pytest
 from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, gradient, ring_of, rows, same, waist
 
 from segue.core import Linear, Pretrained, Trained
-from segue.data.sources import Uniform
-from segue.finetune.direct import Direct
-from segue.finetune.opt import OPT, MetaCritic
-from segue.offline.td3 import TD3
-from segue.offline.td3bc import TD3BC
-from segue.phases import Run, Train, pipeline
+from segue.methods.direct import Direct
+from segue.methods.opt import OPT, MetaCritic
+from segue.methods.td3 import TD3
+from segue.methods.td3bc import TD3BC
+from segue.replay.sources import Uniform
+from segue.training.phases import Train
+from segue.training.pipeline import pipeline
+from segue.training.state import Run
 
 inf = np.inf
 BACKBONE = TD3(width=WIDTH, target_noise=0.0)

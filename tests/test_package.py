@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import segue
-from segue import cli, doctor, runs
-from segue.data import collecting
+from segue.cli import doctor, main
+from segue.data import saving
+from segue.system import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,9 +32,9 @@ def test_files_that_cannot_read_it_say_the_same(file, where):
 def test_what_is_recorded_is_the_version_of_the_code_that_runs(monkeypatch, capsys):
     """An editable installation's metadata says what it was when it was installed."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "another")
-    assert runs.versions()["segue"] == collecting.versions()["segue"] == doctor._version("segue") == segue.__version__
-    assert runs.versions()["jax"] == "another"
-    cli.main(["--version"])
+    assert machine.versions()["segue"] == saving.versions()["segue"] == doctor._version("segue") == segue.__version__
+    assert machine.versions()["jax"] == "another"
+    main.main(["--version"])
     assert capsys.readouterr().out == f"segue {segue.__version__}\n"
 
 

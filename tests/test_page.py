@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from helpers import copy, edit, finished, lines
 
-from segue import aggregates, curves, formats, gather, page, provenance, records, report, shift, stats, tables
-from segue.cli import main
+from segue.cli.main import main
 from segue.errors import DataError
+from segue.report import aggregates, curves, distribution_shift, provenance, report, tables, writers
+from segue.report import page as page_module
+from segue.report.page import _cell, _legend
+from segue.results import gather, read, stats
 
 PHASES = ["offline", "collect", "finetune"]
 EVIL = "<script>alert(1)</script>\"'&|$\\frac$\x1b[31m\n=1+1"
@@ -276,7 +279,7 @@ def test_failures_are_marked_in_every_table(several):
     assert str(tables.matrix(found)[0].rows[1][1]).endswith("(1 failed)")
     for table in (aggregates.table(over), aggregates.improvement(over), *tables.task_tables(found[:2])[1:]):
         assert [row[0] for row in table.rows] == ["a", "b (1 failed)"]
-    rows = [row for row in csv.DictReader(io.StringIO(formats.tidy(found))) if row["metric"] == "failed"]
+    rows = [row for row in csv.DictReader(io.StringIO(writers.tidy(found))) if row["metric"] == "failed"]
     assert [(row["task"], row["method"], row["mean"]) for row in rows if row["mean"] != "0"] == [
         ("hopper-random", "b", "1"), ("(2 tasks)", "b", "1")
     ]  # fmt: skip
@@ -396,7 +399,7 @@ def test_the_page_has_its_parts_and_needs_nothing_else(several):
             assert attributes.get(key, "#").startswith(("#", "data:")), "nothing is fetched"
         assert not [key for key in attributes if key.startswith("on")]
     assert not found.all("script")
-    assert "url(" not in (Path(page.__file__).parent / "page.css").read_text()
+    assert "url(" not in (Path(page_module.__file__).parent / "page.css").read_text()
     regions = [each for each in found.all("div") if each.get("class") == "scroll"]
     assert len({each["aria-label"] for each in regions}) == len(regions), "none is called as another"
     assert "hopper-random: going online" in found.tables
@@ -441,19 +444,19 @@ def test_lines_can_be_told_apart_without_colour(run, tmp_path):
         channels = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
         light = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (light @ [0.2126, 0.7152, 0.0722] + 0.05) >= 3, colour  # WCAG 2.2, 1.4.11
-    legend = Page(page._legend({name: name for name in known}, known)).all("line")
+    legend = Page(_legend({name: name for name in known}, known)).all("line")
     assert [(each["stroke"], "stroke-dasharray" in each) for each in legend] == [(c, s != "-") for c, s in ours]
 
 
 def test_below_0_a_bracket_has_minus_signs_too():
-    assert page._cell(tables.Cell("-1.5", "[-3.0, 2.0]")) == (
+    assert _cell(tables.Cell("-1.5", "[-3.0, 2.0]")) == (
         '<span>\N{MINUS SIGN}1.5</span> <span class="pm">[\N{MINUS SIGN}3.0, 2.0]</span>'
     )
 
 
 def test_the_same_runs_make_the_same_page(several):
     (a, _), (b, _) = gather.gather([several]), gather.gather([several])
-    assert page.page(a) == page.page(b)
+    assert page_module.page(a) == page_module.page(b)
 
 
 def test_nothing_that_a_file_says_becomes_markup(run):
@@ -541,24 +544,24 @@ def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
 
 def test_tidy_csv_by_hand(run):
     found, _ = gather.gather([run("a", curve(10, 20))])
-    rows = list(csv.DictReader(io.StringIO(formats.tidy(found))))
-    assert list(rows[0]) == list(formats.HEAD)
+    rows = list(csv.DictReader(io.StringIO(writers.tidy(found))))
+    assert list(rows[0]) == list(writers.HEAD)
     final = next(row for row in rows if row["metric"] == "final")
     half = stats.estimate(np.array([40.0, 50.0])).half
     assert [final[k] for k in ("task", "method", "mean", "seeds")] == ["walker2d-random", "opt", "45", "2"]
     assert float(final["high"]) == pytest.approx(45 + half, rel=1e-5)
     assert {row["metric"] for row in rows} >= {"offline", "gain", "dip", "recovered", "to 50", "env steps"}
     found, _ = gather.gather([run("b", curve(1), recipe="=1+1")])
-    assert {row["recipe"] for row in csv.DictReader(io.StringIO(formats.tidy(found)))} == {"'=1+1"}, "no formula"
+    assert {row["recipe"] for row in csv.DictReader(io.StringIO(writers.tidy(found)))} == {"'=1+1"}, "no formula"
 
 
 def test_files_of_several_tasks_have_the_aggregates(several):
     found, _ = gather.gather([several])
-    rows = list(csv.DictReader(io.StringIO(formats.tidy(found))))
+    rows = list(csv.DictReader(io.StringIO(writers.tidy(found))))
     (iqm,) = (row for row in rows if row["metric"] == "IQM" and row["method"] == "b")
     assert [iqm[k] for k in ("task", "mean", "seeds")] == ["(2 tasks)", "52.5", "4"]
     assert float(iqm["low"]) < 52.5 < float(iqm["high"])
-    text = formats.markdown_file(found, ["x is broken."])
+    text = writers.markdown_file(found, ["x is broken."])
     assert "## Last score of each method on each task" in text
     assert "| 52.5 [" in text
     assert text.endswith("Left out: x is broken.\n")
@@ -566,7 +569,7 @@ def test_files_of_several_tasks_have_the_aggregates(several):
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
 def test_latex_compiles(several):
-    text = formats.latex(gather.gather([several])[0])
+    text = writers.latex(gather.gather([several])[0])
     document = f"\\documentclass{{article}}\\begin{{document}}{text}\\end{{document}}"
     (several / "x.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "x.tex"], cwd=several, capture_output=True)
@@ -574,7 +577,7 @@ def test_latex_compiles(several):
 
 
 def test_latex_has_a_tabular_for_each_table(several):
-    text = formats.latex(gather.gather([several])[0])
+    text = writers.latex(gather.gather([several])[0])
     assert r"\caption{hopper-random: going online}" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
     assert r"cal-ql $^\dagger$ & " in text
@@ -585,7 +588,7 @@ def test_latex_has_a_tabular_for_each_table(several):
 def test_minus_signs_of_latex_are_no_hyphens(run, tmp_path):
     for task in ("hopper-random", "walker2d-random"):
         run(f"{task}/a-1", curve(-50, -20), task=task, recipe="a-1")
-    text = formats.latex(gather.gather([tmp_path])[0])
+    text = writers.latex(gather.gather([tmp_path])[0])
     mean = next(row for row in text.split("\n") if row.startswith("a-1 & ") and "{[}" in row).split(" & ")[1]
     assert re.fullmatch(r"\$-\$\d+\.\d \{\[\}\$-\$\d+\.\d, \d+\.\d\{\]\}", mean), mean
 
@@ -593,7 +596,7 @@ def test_minus_signs_of_latex_are_no_hyphens(run, tmp_path):
 @pytest.mark.parametrize("name", ["[1em]", "*", "*[x]"])
 def test_no_row_of_latex_begins_with_an_argument(run, name):
     r"""LaTeX reads `[` and `*` after a row's \\ as what belongs to it, across the line's end."""
-    text = formats.latex(gather.gather([run("a", curve(1), recipe=name), run("b", curve(2), recipe="b")])[0])
+    text = writers.latex(gather.gather([run("a", curve(1), recipe=name), run("b", curve(2), recipe="b")])[0])
     rows = text.split("\n")
     assert "".join(f"{{{c}}}" if c in "[]*" else c for c in name) in text
     assert not [row for row in rows if row.startswith(("[", "*"))]
@@ -623,10 +626,10 @@ def test_a_report_makes_no_env_that_a_file_names():
     """`module:Env-v0` would import the module."""
     folder = copy(finished())
     edit(folder / "config.json", env_id="no_such_module:Own-v0")
-    assert len(shift.panels(records.read(folder))) == 3
+    assert len(distribution_shift.panels(read.read(folder))) == 3
     (folder / "metrics.jsonl").write_text('{"env_step": 1, "metrics": {"shift": 3}}\n')
     with pytest.raises(DataError, match="how its data shifts"):
-        shift.panels(records.read(folder))
+        distribution_shift.panels(read.read(folder))
 
 
 @pytest.mark.parametrize(
@@ -646,7 +649,7 @@ def test_numbers_that_cannot_be_drawn_are_one_sentence(name, change, says):
     kept[last] |= change
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
     with pytest.raises(DataError, match=f"{name}.jsonl, line {last + 1}, .*{says}"):
-        shift.panels(records.read(folder))
+        distribution_shift.panels(read.read(folder))
     assert says.partition("\\")[0] in made(folder).text
 
 
@@ -655,14 +658,14 @@ def test_what_is_not_finite_is_drawn_as_a_gap():
     kept = lines(folder / "metrics.jsonl")
     next(each for each in kept if "shift" in each["metrics"])["metrics"]["shift"][0] = None
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
-    assert np.isnan(shift.divergence(folder)[1]).sum() == 1
+    assert np.isnan(distribution_shift.divergence(folder)[1]).sum() == 1
     assert len(made(folder).all("img")) == 5
 
 
 @pytest.mark.parametrize("seconds", [1e308, -1e308, -1, float("nan"), None])
 def test_seconds_that_no_run_takes_are_one_sentence(run, seconds):
     with pytest.raises(DataError, match=r"times\.jsonl, line 1, needs a number in `seconds`"):
-        records.read(run("a", curve(1), times=[{"seconds": seconds}]))
+        read.read(run("a", curve(1), times=[{"seconds": seconds}]))
 
 
 @pytest.mark.parametrize("path", ["x" * 5_000 + ".npz", "x\0.npz", "wide", "forbidden"])
@@ -685,8 +688,8 @@ def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Path, "exists", refuse)
     edit(folder / "config.json", dataset={**said, "path": str(path)})
-    assert shift.plane(records.read(folder)) is None
-    assert len(shift.panels(records.read(folder))) == 2
+    assert distribution_shift.plane(read.read(folder)) is None
+    assert len(distribution_shift.panels(read.read(folder))) == 2
 
 
 PROBE = """<script>addEventListener('load', () => {

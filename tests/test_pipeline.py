@@ -9,19 +9,24 @@ import numpy as np
 import pytest
 from helpers import Ragged, finished, lines
 
-from segue import runs
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, Trained
-from segue.data import collect_random
-from segue.data.sources import Balanced, Paired, Ratio, Uniform
+from segue.data import device
+from segue.data.collecting import collect_random
+from segue.envs.lockstep import Worlds
+from segue.envs.make import spec_of
+from segue.envs.reward import Reward
 from segue.errors import SegueError
-from segue.finetune.direct import Direct
-from segue.finetune.opt import OPT, MetaCritic
-from segue.hooks import Quiet
+from segue.methods.direct import Direct
+from segue.methods.opt import OPT, MetaCritic
+from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Noisy
 from segue.nn.mlp import MLP
-from segue.offline.td3bc import TD3BC
-from segue.phases import Collect, Online, Train, pipeline
-from segue.worlds import Reward, Worlds, spec_of
+from segue.replay.balanced import Balanced
+from segue.replay.sources import Paired, Ratio, Uniform
+from segue.runs.hooks import Quiet
+from segue.training import start
+from segue.training.phases import Collect, Online, Train
+from segue.training.pipeline import pipeline
 
 SPEC = spec_of(Ragged())
 BACKBONE = TD3BC(width=8, depth=1)
@@ -73,12 +78,12 @@ def same(a, b):
 
 @functools.cache
 def rows():
-    return runs.rows_for(collect_random(Ragged, 40, seed=0), SPEC, Reward())
+    return device.rows_for(collect_random(Ragged, 40, seed=0), SPEC, Reward())
 
 
 def drive(phases, *, seeds=(0, 1), offline=True, actor=True, world=True, stride=250, watches=()):
     """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the worlds, what watched."""
-    first = runs.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
+    first = start.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
     if actor:
         new = lambda key: Trained.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
         first = dataclasses.replace(first, waist=Pretrained(actor=jax.vmap(new)(first.keys)))

@@ -14,10 +14,11 @@ import pytest
 import safetensors.numpy
 from helpers import new
 
-from segue import cli, foreign, policies, tensors
+from segue.cli import main
 from segue.core import Spec
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.policies import importers, policy_file, torch_files
 
 SB3 = Path(__file__).parent / "sb3"
 SPEC = Spec(5, 2, (-2.0, -1.0), (2.0, 3.0))
@@ -34,7 +35,7 @@ def acts(actor, spec=SPEC, obs=OBS):
 @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "ppo", "a2c", "ppo-relu"])
 def test_sb3_s_models_act_as_sb3_does(name):
     """`tests/sb3/make.py` made them: the same actions to 1e-5 on 1,000 observations, in the env's units."""
-    (actor,) = foreign.read(SB3 / f"{name}.zip", SPEC)
+    (actor,) = importers.read(SB3 / f"{name}.zip", SPEC)
     np.testing.assert_allclose(acts(actor), np.load(SB3 / f"{name}.npy"), atol=1e-5)
     kinds = {"sac": TanhGaussian, "ppo": Gaussian, "a2c": Gaussian, "ppo-relu": Gaussian}
     assert type(actor) is kinds.get(name, Deterministic)
@@ -44,17 +45,17 @@ def test_a_state_dict_alone_is_read_too():
     path = new("policy.pth")
     with zipfile.ZipFile(SB3 / "sac.zip") as archive:
         path.write_bytes(archive.read("policy.pth"))
-    (actor,) = foreign.read(path, SPEC)
+    (actor,) = importers.read(path, SPEC)
     np.testing.assert_allclose(acts(actor), np.load(SB3 / "sac.npy"), atol=1e-5)
 
 
 def test_an_imported_policy_is_one_of_segue_s_after_saving():
-    (actor,) = foreign.read(SB3 / "ppo.zip", SPEC)
-    policies.save(actor, SPEC, path := new("mine"))
-    (back,) = foreign.read(f"{path}.safetensors", SPEC)
+    (actor,) = importers.read(SB3 / "ppo.zip", SPEC)
+    policy_file.save(actor, SPEC, path := new("mine"))
+    (back,) = importers.read(f"{path}.safetensors", SPEC)
     assert (acts(back) == acts(actor)).all()
     with pytest.raises(DataError, match="is a policy for"):
-        foreign.read(f"{path}.safetensors", SPEC._replace(low=(-3.0, -1.0)))
+        importers.read(f"{path}.safetensors", SPEC._replace(low=(-3.0, -1.0)))
 
 
 def weights(seed=0, rungs=(), act=2):
@@ -76,7 +77,7 @@ def test_tables_with_statistics(kind):
         np.savez(path, **w, **more, note="text is left alone")
     else:
         safetensors.numpy.save_file(w | more, path)
-    (actor,) = foreign.read(path, SPEC)
+    (actor,) = importers.read(path, SPEC)
     assert actor.mlp.statistics is not None
     expected = np.clip(out(w, (OBS - np.arange(5.0)) / 2.0), SPEC.low, SPEC.high)
     np.testing.assert_allclose(acts(actor), expected, atol=1e-5)
@@ -92,7 +93,7 @@ def test_a_description_names_layers_activation_squash_and_statistics():
     said = {"layers": ["in", "out"], "activation": "relu", "squash": "tanh", "transposed": True,
             "obs_mean": "m", "obs_std": "s", "obs_clip": 1.5}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(said))
-    (actor,) = foreign.read(path, SPEC)
+    (actor,) = importers.read(path, SPEC)
     seen = np.clip((OBS - 1) / 0.5, -1.5, 1.5)
     expected = SPEC.denormalise(np.tanh(out(w, seen, lambda x: np.maximum(x, 0))))
     np.testing.assert_allclose(acts(actor), expected, atol=1e-5)
@@ -104,39 +105,39 @@ def test_a_ladder_of_snapshots():
         path, **w, obs_mean=np.zeros((7, 5)), obs_std=np.arange(1.0, 8)[:, None] * np.ones(5), returns=np.arange(7)
     )
     rung = lambda k: np.clip(out({n: v[k] for n, v in w.items()}, OBS / (k + 1)), SPEC.low, SPEC.high)
-    every = foreign.read(path, SPEC)
+    every = importers.read(path, SPEC)
     assert len(every) == 7
     for k, actor in enumerate(every):
         np.testing.assert_allclose(acts(actor), rung(k), atol=1e-5)
-    np.testing.assert_allclose(acts(foreign.read(f"{path}:5", SPEC)[0]), rung(5), atol=1e-5)
-    assert len(foreign.read(f"{path}:2-4", SPEC)) == 3
+    np.testing.assert_allclose(acts(importers.read(f"{path}:5", SPEC)[0]), rung(5), atol=1e-5)
+    assert len(importers.read(f"{path}:2-4", SPEC)) == 3
     with pytest.raises(DataError, match="7 snapshots"):
-        foreign.read(f"{path}:2-7", SPEC)
+        importers.read(f"{path}:2-7", SPEC)
 
 
 def test_collecting_with_policies(tmp_path, capsys):
     """Two policies act in turn, each half the rows; the noise is added; the rows are sound."""
-    from segue.data import load
+    from segue.data.loading import load
 
     spec = Spec(3, 1, (-2.0,), (2.0,))
     for name, push in (("left", -9.0), ("right", 9.0)):
         w = {"W0": np.zeros((4, 3), np.float32), "b0": np.zeros(4, np.float32), "W1": np.zeros((1, 4), np.float32)}
         np.savez(tmp_path / f"{name}.npz", **w, b1=np.array([push], np.float32))
-        assert foreign.read(tmp_path / f"{name}.npz", spec)
+        assert importers.read(tmp_path / f"{name}.npz", spec)
     files = [str(tmp_path / f"{name}.npz") for name in ("left", "right")]
     collect = ["data", "collect", "--env-id", "Pendulum-v1", "--steps", "800", "--policy"]
-    cli.main([*collect, *files, "--out", str(tmp_path / "d.npz")])
+    main.main([*collect, *files, "--out", str(tmp_path / "d.npz")])
     action = load(tmp_path / "d.npz").transitions.action[:, 0]
     assert (action[:400] == -2).all()
     assert (action[400:] == 2).all()
     noisy = ["--noise", "0.5", "--deterministic", "--out", str(tmp_path / "n.npz")]
-    cli.main([*collect, files[1], *noisy])
+    main.main([*collect, files[1], *noisy])
     action = load(tmp_path / "n.npz").transitions.action[:, 0]
     assert np.abs(action).max() <= 2
     assert 0.3 < (action < 2).mean() < 0.7  # half the noise points out of the box
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        cli.main(["data", "collect", "--env-id", "Pendulum-v1", "--noise", "1", "--out", str(tmp_path / "x.npz")])
+        main.main(["data", "collect", "--env-id", "Pendulum-v1", "--noise", "1", "--out", str(tmp_path / "x.npz")])
     assert "--policy" in capsys.readouterr().err
 
 
@@ -182,7 +183,7 @@ def tensor(offset=0, size=(2, 2), stride=(2, 1), storage="FloatStorage", key="0"
 
 
 def test_a_tensor_is_read_as_it_lies():
-    found = tensors.read(torch_file(tensor(1, (2,), (2,)), {"0": np.arange(4, dtype="<f4").tobytes()}), "it")
+    found = torch_files.read(torch_file(tensor(1, (2,), (2,)), {"0": np.arange(4, dtype="<f4").tobytes()}), "it")
     np.testing.assert_array_equal(found["w"], [1.0, 3.0])
 
 
@@ -216,7 +217,7 @@ def test_pytorch_files_that_mean_harm_are_refused(case):
     """By the reader itself: what comes after it would refuse many of them for another reason."""
     trap = str(new("sprung"))
     with pytest.raises(DataError) as caught:
-        tensors.read(HARM[case](trap), "it")
+        torch_files.read(HARM[case](trap), "it")
     assert "\n" not in str(caught.value)
     assert not os.path.exists(trap)
 
@@ -228,7 +229,7 @@ def test_a_zip_of_sb3_s_is_not_unpickled():
         archive.writestr("data", json.dumps({"policy_kwargs": {":serialized:": "gASVBQ=="}}))
         archive.writestr("policy.pth", torch_file(pickle.dumps(Call(os.mkdir, trap), 2)))
     with pytest.raises(DataError, match=r"os\.mkdir|posix\.mkdir|nt\.mkdir"):
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
     assert not os.path.exists(trap)
 
 
@@ -252,7 +253,7 @@ def test_tables_that_are_no_policy_are_refused(change, words):
     change(w)
     np.savez(path, **w)
     with pytest.raises(DataError, match=words) as caught:
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
     assert "\n" not in str(caught.value)
 
 
@@ -262,14 +263,14 @@ def test_weights_that_lie_the_other_way_round_are_known_by_that():
     for said, word in (({}, "true"), ({"transposed": False}, "true"), ({"transposed": True}, None)):
         path.with_suffix(".json").write_text(json.dumps(said))
         if word is None:
-            np.testing.assert_allclose(acts(foreign.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:]), atol=1e-5)
+            np.testing.assert_allclose(acts(importers.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:]), atol=1e-5)
             continue
         with pytest.raises(DataError, match=f'say "transposed": {word} in'):
-            foreign.read(path, SPEC)
+            importers.read(path, SPEC)
     np.savez(path, **w)
     path.with_suffix(".json").write_text('{"transposed": true}')
     with pytest.raises(DataError, match='say "transposed": false in'):
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +291,9 @@ def test_what_cannot_be_read_is_not_shown_as_if_it_could(change, said):
     np.savez(path, **change(weights()))
     path.with_suffix(".json").write_text(json.dumps(said))
     with pytest.raises(DataError) as read:
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
     with pytest.raises(DataError) as shown:
-        foreign.outline(path)
+        importers.outline(path)
     assert str(shown.value) == str(read.value)
 
 
@@ -318,17 +319,17 @@ def test_descriptions_that_mean_harm_are_refused(text):
     np.savez(path, **weights())
     path.with_suffix(".json").write_text(text)
     with pytest.raises(DataError):
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
 
 
 def test_a_spread_is_kept_whatever_the_box():
     """A std of 1 in a box of +-400 is 1/400 of it, below the bound that IQL's own policies have."""
     path, wide = new("p.npz"), Spec(5, 2, (-400.0, -400.0), (400.0, 400.0))
     np.savez(path, **weights(), log_std=np.zeros(2))
-    (actor,) = foreign.read(path, wide)
+    (actor,) = importers.read(path, wide)
     np.testing.assert_allclose(np.exp(actor.spread), 1 / 400, rtol=1e-5)
-    policies.save(actor, wide, where := new("mine"))
-    np.testing.assert_array_equal(policies.load(where)[0].log_std, actor.log_std)
+    policy_file.save(actor, wide, where := new("mine"))
+    np.testing.assert_array_equal(policy_file.load(where)[0].log_std, actor.log_std)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_tables_that_do_not_hang_together_are_refused(change):
         said = {"layers": ["W0", "out"], "log_std": "spread", "squash": "clip"}
         path.with_suffix(".json").write_text(json.dumps(said))
     with pytest.raises(DataError):
-        foreign.read(path, SPEC)
+        importers.read(path, SPEC)
 
 
 def test_what_is_no_policy_file():
@@ -360,9 +361,9 @@ def test_what_is_no_policy_file():
         path = new(name)
         path.write_bytes(content)
         with pytest.raises(DataError):
-            foreign.read(path, SPEC)
+            importers.read(path, SPEC)
     with pytest.raises(DataError, match="no policy file"):
-        foreign.read("/nowhere.npz", SPEC)
+        importers.read("/nowhere.npz", SPEC)
 
 
 # --- real policies ---------------------------------------------------------------------------------------------------
@@ -382,13 +383,13 @@ def test_what_is_no_policy_file():
 )
 def test_the_real_ones_return_what_they_are_known_to(real_data, file, env_id, low, high):
     """The figures of the data's own README: 1,107, 9,399, 3,894 (v5), 3,000, 16,400, 2,300-4,700, 43-10,750."""
-    from segue.evaluation import Evaluator
-    from segue.worlds import make_env, spec_of
+    from segue.envs.make import make_env, spec_of
+    from segue.envs.rollouts import Evaluator
 
     env = make_env(env_id)
     spec = spec_of(env)
     env.close()
-    (actor,) = foreign.read(Path(real_data) / file, spec)
+    (actor,) = importers.read(Path(real_data) / file, spec)
     evaluator = Evaluator(lambda: make_env(env_id), spec, [0], 3)
     found = evaluator(jax.tree.map(lambda leaf: leaf[None], actor)).returns.mean()
     evaluator.close()

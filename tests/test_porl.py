@@ -11,24 +11,29 @@ import pytest
 from conftest import SPEC, WIDTH, at, rows, same, seed_of, waist
 from helpers import Ragged
 
-from segue import engine, runs
 from segue.core import Clock, Linear, Pretrained, Trained
-from segue.data.sources import Balanced, Ratio
+from segue.envs.lockstep import Worlds
+from segue.envs.make import spec_of
 from segue.errors import SegueError
-from segue.finetune.direct import Direct
-from segue.finetune.jsrl import JSRL
-from segue.finetune.leash import Leash
-from segue.finetune.opt import OPT
-from segue.finetune.porl import PORL, Appraise
+from segue.methods.direct import Direct
+from segue.methods.iql import IQL
+from segue.methods.jsrl import JSRL
+from segue.methods.opt import OPT
+from segue.methods.porl import PORL, Appraise
+from segue.methods.sac import SAC
+from segue.methods.td3 import TD3
+from segue.methods.trust_region import Leash
 from segue.nn.actors import Deterministic, TanhGaussian
 from segue.nn.mlp import MLP
-from segue.offline.iql import IQL
-from segue.offline.sac import SAC
-from segue.offline.td3 import TD3
-from segue.phases import Collect, Online, Train, pipeline
-from segue.recipes import PRESETS, RECIPES, SMALL, Budget
-from segue.tasks import task
-from segue.worlds import Worlds, spec_of
+from segue.replay.balanced import Balanced
+from segue.replay.sources import Ratio
+from segue.tasks.budget import PRESETS, SMALL, Budget
+from segue.tasks.recipes import RECIPES
+from segue.tasks.suite import task
+from segue.training import engine
+from segue.training import start as start_module
+from segue.training.phases import Collect, Online, Train
+from segue.training.pipeline import pipeline
 
 KEY = jax.random.key(7)
 ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
@@ -41,7 +46,7 @@ def whole(phases, policy=POLICY, seeds=2, offline=None):
     """The run after its last phase."""
     worlds = Worlds(Ragged, RAGGED, range(seeds))
     try:
-        return pipeline(runs.start(RAGGED, offline, phases, seeds=seeds, policy=policy), phases, worlds)
+        return pipeline(start_module.start(RAGGED, offline, phases, seeds=seeds, policy=policy), phases, worlds)
     finally:
         worlds.close()
 
@@ -163,7 +168,7 @@ def test_held_out_error_worked_by_hand():
 
 def test_a_phase_that_settles_holds_rows_back_and_ends_by_evidence():
     phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=10)
-    live = phase.begin(runs.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    live = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     seen = []
     for step in range(1, 35):
         live = live._replace(env_step=step)
@@ -187,7 +192,7 @@ def test_settling_in_a_run():
         "presample": Online(Appraise(TINY), 400, ONLINE, 1, settle=10),
         "finetune": Online(PORL(TINY), 420, ONLINE),
     }
-    live = phases["presample"].begin(runs.start(RAGGED, None, phases, policy=POLICY, seeds=2))
+    live = phases["presample"].begin(start_module.start(RAGGED, None, phases, policy=POLICY, seeds=2))
     worlds = Worlds(Ragged, RAGGED, range(2))
     while not phases["presample"].done(live):
         action = phases["presample"].act(live, worlds.obs, worlds.ages)
@@ -203,7 +208,7 @@ def test_settling_in_a_run():
 def test_updates_that_are_repeated_do_not_look_twice():
     """A world that fails for good in the midst of a step is gone back to before its row, after its updates."""
     phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=4)
-    live = phase.begin(runs.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    live = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     worlds = Worlds(Ragged, RAGGED, [0])
     for step in range(9):
         live = phase.learn(phase.learn(live, 0), 0)
@@ -288,7 +293,7 @@ def test_rows_never_cross_a_reset_and_a_time_limit_is_not_terminal(method):
     """Every row of the ring beside what each env says that it did."""
     phases = {"first": Online(method, 25, ONLINE, 1), "then": Online(PORL(TINY), 40, ONLINE, 1)}
     worlds, ends = Worlds(Ragged, RAGGED, range(2)), set()
-    run = pipeline(runs.start(RAGGED, None, phases, seeds=2, policy=POLICY), phases, worlds)
+    run = pipeline(start_module.start(RAGGED, None, phases, seeds=2, policy=POLICY), phases, worlds)
     assert int(run.online.written) == run.online.capacity == 40
     for seed, env in enumerate(worlds.envs):
         kept = seed_of(run.online.rows, seed)
@@ -374,7 +379,7 @@ def test_a_policy_is_needed(name):
     mine = task(env_id="Pendulum-v1", policy="p.npz")
     phases = RECIPES[name](mine, budget)
     with pytest.raises(SegueError, match="--policy FILE"):
-        pipeline(runs.start(RAGGED, None, phases), phases, Worlds(Ragged, RAGGED, [0]))
+        pipeline(start_module.start(RAGGED, None, phases), phases, Worlds(Ragged, RAGGED, [0]))
 
 
 def test_chance_is_uniform_and_needs_no_policy():
@@ -477,5 +482,5 @@ def test_a_leash_gives_way(start, end):
 def test_rows_that_cannot_be_held_back_cannot_settle():
     with pytest.raises(SegueError, match="leave `settle` at 0"):
         Online(Appraise(TINY), 10, Balanced(), settle=5).begin(
-            runs.start(RAGGED, rows(9, spec=RAGGED), {}, policy=POLICY)
+            start_module.start(RAGGED, rows(9, spec=RAGGED), {}, policy=POLICY)
         )

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from helpers import copy, finished, lines
 
-from segue import curves, records, shift, stats, tables
-from segue import report as r
 from segue.errors import DataError, SegueError
+from segue.report import curves, distribution_shift, report, tables
+from segue.results import read, records, stats
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 CONFIG = {
@@ -65,7 +65,7 @@ def row(text, label):
 
 
 def test_summary_by_hand(run):
-    s = records.summarise(records.read(run()))
+    s = records.summarise(read.read(run()))
     t = 12.7062047  # 97.5 % of Student's t with one degree of freedom; std(a, b) / sqrt(2) = |a - b| / 2
     plain = lambda e: (e.mean, e.half, e.seeds)
     assert plain(s.offline) == (7.5, pytest.approx(t * 2.5), 2)
@@ -78,18 +78,18 @@ def test_the_dip_by_hand(run):
     """Offline 5 and 15; online seed 0 falls to 1, is back at step 30, and seed 1 never falls: dips of 4 and 0."""
     online = [(10, [[1.0], [15.0]]), (20, [[4.0], [15.0]]), (30, [[6.0], [15.0]]), (40, [[2.0], [16.0]])]
     lines = [line("offline", 1, 0, [[5.0], [15.0]]), *(line("online", 1 + k, k, r) for k, r in online)]
-    s = records.summarise(records.read(run(score=None, lines=lines)))
+    s = records.summarise(read.read(run(score=None, lines=lines)))
     t = 12.7062047
     assert (s.dip.mean, s.dip.half, s.dip.seeds) == (2.0, pytest.approx(t * 2), 2)
     assert (s.recovered.mean, s.recovered.half, s.never) == (15.0, pytest.approx(t * 15), 0)
-    s = records.summarise(records.read(run("b", score=None, lines=lines[:3])))
+    s = records.summarise(read.read(run("b", score=None, lines=lines[:3])))
     assert (s.recovered, s.never) == (stats.Estimate(0.0, None, 1), 1)
-    s = records.summarise(records.read(run("c", score=None, lines=[lines[0], lines[3]])))
+    s = records.summarise(read.read(run("c", score=None, lines=[lines[0], lines[3]])))
     assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, None, 2), 0)
 
 
 def test_table_by_hand(run):
-    text = tables.table([records.read(run(metrics=[10, 70, 5, 3605]))])
+    text = tables.table([read.read(run(metrics=[10, 70, 5, 3605]))])
     assert row(text, "opt")[1:] == [
         "2", "7.5 ± 31.8", "17.5 ± 31.8", "+10.0", "25.0 ± 63.5", "60", "100", "1 h 01 min",
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_early_budget_by_hand(run):
     points = [(8_000, [[0.0], [2.0]]), (12_000, [[4.0], [2.0]]), (50_000, [[4.0], [2.0]])]
     lines = [line("offline", 1, 0, [[4.0], [2.0]]), *(line("finetune", 1 + k, k, x) for k, x in points)]
     change = {"score": None, "settings": {"collect": {"until": 5_000}}}
-    found = [records.read(run("a", lines=lines, **change)), records.read(run("b", lines=lines[:2], **change))]
+    found = [read.read(run("a", lines=lines, **change)), read.read(run("b", lines=lines[:2], **change))]
     text = tables.table(found)
     first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
     whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
@@ -132,11 +132,11 @@ def test_regret_is_read_from_training_episodes(run):
     text = "".join(json.dumps({"env_step": e, "seed": s, "return": r}) + "\n" for e, s, r in ended)
     path = run()
     (path / "episodes.jsonl").write_text(text)
-    s = records.read(path).summary
+    s = read.read(path).summary
     assert s.regret.mean == pytest.approx((0.625 + 0.0) / 2)
     (path / "episodes.jsonl").write_text(text + json.dumps({"env_step": 1, "seed": 2, "return": 1.0}) + "\n")
     with pytest.raises(DataError, match="`seed` below 2"):
-        records.read(path)
+        read.read(path)
 
 
 @pytest.mark.parametrize("env_step", [0, 25])
@@ -147,17 +147,17 @@ def test_a_run_that_was_given_a_policy_is_measured_from_that(run, env_step):
         {**line("finetune", 80, 60, [[6], [20]]), "update": 10},
         {**line("finetune", 90, 90, [[8], [20]]), "update": 20},
     ]
-    s = records.summarise(records.read(run(phases=["finetune"], lines=[given, *later])))
+    s = records.summarise(read.read(run(phases=["finetune"], lines=[given, *later])))
     assert (s.offline.mean, s.gain.mean, s.dip.mean, s.recovered.mean) == (6.0, 1.0, 0.5, 45.0)
-    text = tables.table([records.read(run("b", phases=["finetune"], lines=[given, *later]))])
+    text = tables.table([read.read(run("b", phases=["finetune"], lines=[given, *later]))])
     assert row(text, "opt")[2].startswith("6.0")
 
 
 def test_a_run_from_scratch_has_nothing_to_fall_from(run):
     lines = [{**line("finetune", k, k, [[1.0], [2.0]]), "update": k} for k in (5_000, 20_000)]
-    s = records.summarise(records.read(run(phases=["finetune"], lines=lines)))
+    s = records.summarise(read.read(run(phases=["finetune"], lines=lines)))
     assert (s.offline, s.gain, s.dip, s.recovered, s.areas) == (None, None, None, None, {})
-    text = tables.table([records.read(run("b", phases=["finetune"], lines=lines))])
+    text = tables.table([read.read(run("b", phases=["finetune"], lines=lines))])
     assert row(part(text, "Going online"), "opt")[1:] == ["never"], "to 50: the only column of which there is anything"
     assert "Early budget" in text, "its score at 10,000 is known all the same"
     assert "`to 50` is" in text
@@ -167,7 +167,7 @@ def test_a_run_from_scratch_has_nothing_to_fall_from(run):
 
 
 def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
-    text = tables.table([records.read(run(score=None))])
+    text = tables.table([read.read(run(score=None))])
     assert "raw return" in text
     assert row(text, "opt")[2].startswith("15.0")
     assert "†" not in text
@@ -187,17 +187,17 @@ def test_a_file_that_has_no_end_is_no_part_of_a_run(run, harm, name):
         file.touch()
         os.truncate(file, 100 << 30)
     if name == "status.json":
-        assert records.read(path).status == "finished", "it says nothing: as where there is none"
+        assert read.read(path).status == "finished", "it says nothing: as where there is none"
         return
     with pytest.raises(DataError, match="not a file" if harm != "size" else "not of Segue's making"):
-        records.read(path)
+        read.read(path)
 
 
 def test_runs_are_grouped_by_task_and_told_apart(run):
     found = [
-        records.read(run("a")),
-        records.read(run("b", task=None, env_id="Own-v0")),
-        records.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
+        read.read(run("a")),
+        read.read(run("b", task=None, env_id="Own-v0")),
+        read.read(run("c", seeds=1, lines=[line("offline", 1, 0, [[3.0]])])),
     ]
     text = tables.table(found)
     assert [x.split(" (")[0] for x in text.splitlines() if x.startswith("## ")] == ["## walker2d-random", "## Own-v0"]
@@ -206,14 +206,14 @@ def test_runs_are_grouped_by_task_and_told_apart(run):
 
 
 def test_published_numbers_are_single_tasks_with_a_source():
-    data = json.loads((Path(r.__file__).parent / "published.json").read_text())
+    data = json.loads((Path(report.__file__).parent / "published.json").read_text())
     assert data["source"].startswith("arXiv 2507.08387")
     assert not [task for task in data["scores"] if "total" in task or "sum" in task]
     assert tables.published("nobody-medium") == {}
 
 
 def test_a_torn_last_line_is_noted(run):
-    whole, torn = records.read(run("a")), records.read(run("b", torn='{"phase": "fine'))
+    whole, torn = read.read(run("a")), read.read(run("b", torn='{"phase": "fine'))
     assert len(torn.evaluations) == len(whole.evaluations) == 3
     assert whole.notes == ()
     assert "cut short" in tables.table([torn])
@@ -235,25 +235,25 @@ def test_a_torn_last_line_is_noted(run):
 )
 def test_other_damage_is_one_sentence(run, torn, says):
     with pytest.raises(DataError, match=says) as caught:
-        records.read(run(torn=torn))
+        read.read(run(torn=torn))
     assert "\n" not in str(caught.value)
 
 
 def test_not_a_run(run, tmp_path):
     with pytest.raises(SegueError, match="not a run"):
-        r.report([tmp_path])
+        report.report([tmp_path])
     with pytest.raises(SegueError, match="no evaluation yet"):
-        r.report([run("empty", lines=[])])
+        report.report([run("empty", lines=[])])
     with pytest.raises(SegueError, match="format 2"):
-        r.report([run("future", format=2)])
+        report.report([run("future", format=2)])
     with pytest.raises(SegueError, match="seeds and score"):
-        r.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
+        report.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
     with pytest.raises(SegueError, match="no such folder"):
-        r.report([tmp_path / "nowhere"])
+        report.report([tmp_path / "nowhere"])
     with pytest.raises(SegueError, match=r"None of 2 runs can be read; the first: .* no evaluation yet"):
-        r.report([run("empty2", lines=[]), run("empty3", lines=[])])
+        report.report([run("empty2", lines=[]), run("empty3", lines=[])])
     with pytest.raises(SegueError, match="nothing to report"):
-        r.report([])
+        report.report([])
 
 
 def test_evidence_of_nothing_ends_as_its_report_does_and_leaves_no_folder(tmp_path):
@@ -276,7 +276,7 @@ evidence.keep(Path("table.toml"), Path("runs"))
 
 
 def test_curves_keep_the_two_axes_apart(run):
-    record = records.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
+    record = read.read(run(lines=[*LINES[:1], line("pretrain", 120, 25, [[4, 4], [4, 4]]), *LINES[1:]]))
     assert records.offline_curve(record).x.tolist() == [100]
     online = records.online_curve(record)
     assert online.x.tolist() == [0, 25, 60, 100]
@@ -285,7 +285,7 @@ def test_curves_keep_the_two_axes_apart(run):
 
 
 def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
-    record = records.read(
+    record = read.read(
         run(start="runs/y:offline", phases=PHASES[1:], lines=[line("collect", 0, 0, [[2], [4]]), *LINES[1:]])
     )
     assert len(records.offline_curve(record).x) == 0
@@ -295,7 +295,7 @@ def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
 
 
 def test_a_phase_that_ends_on_evidence_ends_before_its_budget(run):
-    record = records.read(run(settings={"collect": {"until": 90}}))
+    record = read.read(run(settings={"collect": {"until": 90}}))
     assert records.borders(record) == {"collect": 60, "pretrain": 60}
 
 
@@ -307,23 +307,23 @@ def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     one, two = run("a"), run("b", seeds=1, score=None, lines=[line("offline", 9, 0, [[1]])])
     for dirs, out in [([one], one / "report.png"), ([one, two], Path("report.png"))]:
-        text = r.report(dirs, out)
+        text = report.report(dirs, out)
         assert text.endswith(f"Curves: {out}")
         assert out.read_bytes().startswith(b"\x89PNG")
         assert capsys.readouterr().out.strip() == text
     with pytest.raises(SegueError, match="no kind that a report can be: choose"):
-        r.report([one], tmp_path / "picture.word")
+        report.report([one], tmp_path / "picture.word")
     (tmp_path / "file").touch()
     for name in ("x.png", "x.html"):
         with pytest.raises(SegueError, match="written"):
-            r.report([one], tmp_path / "file" / name)
+            report.report([one], tmp_path / "file" / name)
 
 
 def test_without_matplotlib_the_table_is_still_given(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     path = run()
-    assert "pip install 'segue[report]'" in r.report([path], path / "report.png")
-    assert "| opt " in r.report([path])
+    assert "pip install 'segue[report]'" in report.report([path], path / "report.png")
+    assert "| opt " in report.report([path])
     page = (path / "report.html").read_text()
     assert "pip install &#x27;segue[report]&#x27;" in page
     assert "<img" not in page
@@ -350,22 +350,22 @@ def test_what_critics_say_is_written_beside_the_returns_they_foretell():
 
 def test_the_shift_of_a_run_is_drawn_from_its_own_files(tmp_path):
     """Divergence up to 1 for every seed; errors are Q - G of the same lines; rows of both kinds in the plane."""
-    record = records.read(finished())
-    steps, shares = shift.divergence(record.path)
+    record = read.read(finished())
+    steps, shares = distribution_shift.divergence(record.path)
     assert shares.shape == (len(steps), 2)
     assert (shares >= -0.05).all()
     assert (shares <= 1).all()
-    when, errors = shift.values(record.path)
+    when, errors = distribution_shift.values(record.path)
     held = [line for line in lines(finished() / "returns.jsonl") if line["kind"] == "online" and "values" in line]
     expected = np.subtract(held[-1]["values"]["off"], held[-1]["values"]["return"])
     np.testing.assert_allclose(errors["off"][-1], expected)
     assert when[-1] == held[-1]["env_step"]
     assert np.isfinite(errors["on"][-1]).all()
-    off, on, share = shift.plane(record)
+    off, on, share = distribution_shift.plane(record)
     assert off.shape == (60, 2)
     assert on.shape == (16, 2)
     assert 0 < share <= 1
-    assert shift.draw(record, tmp_path / "shift.png") == tmp_path / "shift.png"
+    assert distribution_shift.draw(record, tmp_path / "shift.png") == tmp_path / "shift.png"
     assert (tmp_path / "shift.png").stat().st_size > 10_000
 
 
@@ -375,5 +375,5 @@ def test_a_run_without_online_rows_has_no_shift(tmp_path):
     for name in ("metrics", "returns"):
         kept = [line for line in lines(folder / f"{name}.jsonl") if line["phase"] == "offline"]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    assert shift.draw(records.read(folder), tmp_path / "shift.png") is None
+    assert distribution_shift.draw(read.read(folder), tmp_path / "shift.png") is None
     assert not (tmp_path / "shift.png").exists()

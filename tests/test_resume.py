@@ -21,16 +21,26 @@ import numpy as np
 import pytest
 from helpers import edit, flags, lines, new
 
-from segue import cli, commits, policies, runs, store
+from segue.cli import main
 from segue.core import Spec
-from segue.errors import DataError, SegueError
-from segue.evaluation import Evaluation, Evaluator
-from segue.hooks import Best, Evaluate, Journal, Stop, Stopped
+from segue.envs.faults import Watchdog
+from segue.envs.lockstep import Worlds
+from segue.envs.make import spec_of
+from segue.envs.rollouts import Evaluation, Evaluator
+from segue.errors import DataError, SegueError, Stopped
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
-from segue.phases import Live
-from segue.tasks import task
-from segue.worlds import Watchdog, Worlds, spec_of
+from segue.policies import policy_file
+from segue.runs import commits, restore, run
+from segue.runs import config as config_module
+from segue.runs.checkpoints import Best
+from segue.runs.config import pinned, rebuild
+from segue.runs.evaluate import Evaluate
+from segue.runs.journal import Journal
+from segue.system import disk
+from segue.system.signals import Stop
+from segue.tasks.suite import task
+from segue.training.state import Live
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
@@ -63,7 +73,7 @@ STILL = f"{__name__}:Still-v0"
 def rows() -> Path:
     """60 random rows of Still, which say nothing of where they are from."""
     made, path = new("made.npz"), new("still.npz")
-    cli.main(["data", "collect", "--env-id", STILL, "--steps", "60", "--out", str(made)])
+    main.main(["data", "collect", "--env-id", STILL, "--steps", "60", "--out", str(made)])
     with np.load(made) as file:
         names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
         np.savez(path, **{name: file[name] for name in names if name in file})
@@ -86,7 +96,7 @@ def whole() -> Path:
     """A run that nothing interrupted."""
     if not hasattr(whole, "folder"):
         whole.folder = new("whole")
-        cli.main(["run", *still(), "--out", str(whole.folder)])
+        main.main(["run", *still(), "--out", str(whole.folder)])
     return whole.folder
 
 
@@ -111,14 +121,14 @@ def interrupted(monkeypatch, moment: int, how=Killed, words=None, **changes) -> 
     with monkeypatch.context() as patch:
         patch.setattr(commits.Commit, "ticked", heard)
         with pytest.raises((Killed, SystemExit)) as end:
-            cli.main(["run", *(words or still(**changes)), "--out", str(folder)])
+            main.main(["run", *(words or still(**changes)), "--out", str(folder)])
     if how is not Killed:
         assert end.value.code == 128 + how
     return folder
 
 
 def resumed(folder: Path) -> Path:
-    cli.main(["resume", str(folder), "--env-id", STILL, "--quiet"])
+    main.main(["resume", str(folder), "--env-id", STILL, "--quiet"])
     return folder
 
 
@@ -128,12 +138,12 @@ def resumed(folder: Path) -> Path:
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(monkeypatch, moment, how):
     folder = interrupted(monkeypatch, moment, how)
     if how is not Killed:
-        manifest = commits.newest(folder)[0].manifest
+        manifest = restore.newest(folder)[0].manifest
         ticks = manifest["update"] if manifest["phase"] in ("offline", "pretrain") else manifest["env_step"]
         assert ticks == [20, *range(1, 9), 10, *range(9, 17)][moment - 1]  # no step is lost
     assert everything(resumed(folder)) == everything(whole())
-    assert store.read_json(folder / "status.json")["status"] == "finished"
-    assert commits.newest(folder)[0].manifest["resume"] == "exact"
+    assert disk.read_json(folder / "status.json")["status"] == "finished"
+    assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
 
 def test_interrupted_again_and_again(monkeypatch):
@@ -167,7 +177,7 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
     with monkeypatch.context() as patch:
         patch.setattr(commits.Commit, "started", heard)
         with pytest.raises(Killed):
-            cli.main(["run", *still(), "--out", str(folder)])
+            main.main(["run", *still(), "--out", str(folder)])
     assert everything(resumed(folder)) == everything(whole())
 
 
@@ -175,14 +185,14 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
 def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatch, there):
     """A journal that no commit knows of began after it."""
     folder = interrupted(monkeypatch, 14)
-    config = store.read_json(folder / "config.json")
+    config = disk.read_json(folder / "config.json")
     del config["measuring"]["evaluate_early"]
-    store.write_json(folder / "config.json", config)
-    for number in commits.numbers(folder):
+    disk.write_json(folder / "config.json", config)
+    for number in restore.numbers(folder):
         path = folder / "commits" / f"{number:06}" / "manifest.json"
-        manifest = store.read_json(path) | {"config": runs.pinned(config)}
+        manifest = disk.read_json(path) | {"config": pinned(config)}
         del manifest["logs"]["episodes.jsonl"], manifest["logs"]["machine.jsonl"]  # nor a meter
-        store.write_json(path, store.signed(manifest))
+        disk.write_json(path, disk.signed(manifest))
     if not there:
         (folder / "episodes.jsonl").unlink()
         (folder / "machine.jsonl").unlink()
@@ -197,7 +207,7 @@ def test_early_evaluations_come_at_the_same_env_steps_when_resumed(monkeypatch, 
     """Every 2 and every 3 env steps over fine-tuning's first 6, which begins at 8; then every 3, and at the end."""
     monkeypatch.setattr(Evaluate, "EARLY", 2)
     early, one = {"evaluate_steps": 3, "evaluate_early": 6}, new("early")
-    cli.main(["run", *still(**early), "--out", str(one)])
+    main.main(["run", *still(**early), "--out", str(one)])
     assert [line["env_step"] for line in lines(one / "returns.jsonl")] == [0, 9, 10, 12, 14, 15, 16]
     assert everything(resumed(interrupted(monkeypatch, moment, **early))) == everything(one)
 
@@ -215,14 +225,14 @@ def test_stopped_in_the_middle_of_an_evaluation(monkeypatch, evaluation):
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "__call__", heard)
         with pytest.raises(SystemExit, match="143"):
-            cli.main(["run", *still(), "--commit-every", "1000", "--out", str(folder)])
-    assert commits.newest(folder)[0].manifest["ticked"]  # not the start of a phase: where it was
+            main.main(["run", *still(), "--commit-every", "1000", "--out", str(folder)])
+    assert restore.newest(folder)[0].manifest["ticked"]  # not the start of a phase: where it was
     assert everything(resumed(folder)) == everything(whole())
 
 
 def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch):
     """Killed at the tick after the one at which the log first saw it and a commit was made."""
-    from segue.phases import Online
+    from segue.training.phases import Online
 
     learn = Online.learn
 
@@ -235,7 +245,7 @@ def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch)
 
     monkeypatch.setattr(Online, "learn", exploding)
     one = new("one")
-    cli.main(["run", *still(), "--out", str(one)])
+    main.main(["run", *still(), "--out", str(one)])
     assert len(lines(one / "failures.jsonl")) == 1
     cut = interrupted(monkeypatch, 15)
     assert everything(resumed(cut)) == everything(one)
@@ -243,7 +253,7 @@ def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch)
 
 def test_commits_change_nothing():
     folder = new("rarely")
-    cli.main(["run", *still()[:-2], "--commit-every", "1000", "--out", str(folder)])
+    main.main(["run", *still()[:-2], "--commit-every", "1000", "--out", str(folder)])
     assert everything(folder) == everything(whole())
 
 
@@ -271,7 +281,7 @@ def test_a_process_that_is_killed(tmp_path):
 def test_what_cannot_go_on(monkeypatch, capsys):
     def refused(*words):
         with pytest.raises(SystemExit, match=r"^1$"):
-            cli.main(["resume", *words, "--quiet"])
+            main.main(["resume", *words, "--quiet"])
         return capsys.readouterr().err
 
     assert "finished" in refused(str(whole()), "--env-id", STILL)
@@ -279,7 +289,7 @@ def test_what_cannot_go_on(monkeypatch, capsys):
     folder = interrupted(monkeypatch, 6)
     assert "--env-id" in refused(str(folder))
     assert "cannot go on on" in refused(str(folder), "--env-id", "Pendulum-v1")
-    with store.locked(folder):
+    with disk.locked(folder):
         assert "Another process" in refused(str(folder), "--env-id", STILL)
 
 
@@ -302,31 +312,31 @@ def test_a_run_that_ended_before_it_had_its_journals_begins_again(monkeypatch, l
 
 def test_journals_that_a_commit_needs_are_not_begun_anew(monkeypatch, tmp_path):
     folder = interrupted(monkeypatch, 14)
-    logs = {**commits.newest(folder)[0].manifest["logs"], "machine.jsonl": {"size": 0}}
+    logs = {**restore.newest(folder)[0].manifest["logs"], "machine.jsonl": {"size": 0}}
     for seal in ({"size": -1}, {"size": True}, {}, None):
         with pytest.raises(DataError, match=r"how long .*machine.jsonl"):
-            commits.cut(folder, {**logs, "machine.jsonl": seal})
+            restore.cut(folder, {**logs, "machine.jsonl": seal})
     (folder / "machine.jsonl").unlink()
     (folder / "machine.jsonl").symlink_to(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"machine.jsonl is missing"):
-        commits.cut(folder, logs)
+        restore.cut(folder, logs)
     (folder / "machine.jsonl").unlink()
-    commits.cut(folder, logs)
+    restore.cut(folder, logs)
     (folder / "returns.jsonl").unlink()
     with pytest.raises(DataError, match=r"returns.jsonl is missing"):
-        commits.cut(folder, logs)
+        restore.cut(folder, logs)
 
 
 @pytest.mark.parametrize("change", ["discount", "phases", "reward", "seed"])
 def test_other_settings_than_those_of_the_commits_are_refused(monkeypatch, change):
     """From an edited config.json, and from Python."""
     folder = interrupted(monkeypatch, 6)
-    config = store.read_json(folder / "config.json")
+    config = disk.read_json(folder / "config.json")
     if change == "phases":
-        phases = {name: runs.rebuild(value) for name, value in config["settings"].items()}
+        phases = {name: rebuild(value) for name, value in config["settings"].items()}
         phases["offline"] = dataclasses.replace(phases["offline"], steps=phases["offline"].steps + 1)
         with pytest.raises(DataError, match="other settings"):
-            runs.resume(folder, phases, env_id=STILL)
+            run.resume(folder, phases, env_id=STILL)
         return
     settings = json.dumps(config["settings"]).replace('"discount": 0.99', '"discount": 0.98')
     changed = {
@@ -336,16 +346,16 @@ def test_other_settings_than_those_of_the_commits_are_refused(monkeypatch, chang
     }
     edit(folder / "config.json", **changed[change])
     with pytest.raises(DataError, match=r"edited|not the one"):
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
 
 
 def test_other_flags_of_jax_make_the_resume_statistical(monkeypatch):
     folder = interrupted(monkeypatch, 6)
-    config = store.read_json(folder / "config.json")
-    assert runs.changes(config) == []
+    config = disk.read_json(folder / "config.json")
+    assert config_module.changes(config) == []
     with jax.default_matmul_precision("float32"):
-        assert "jax_flags" in runs.changes(config)[0]
-    assert "revision" in runs.changes({**config, "git": "another"})[0]
+        assert "jax_flags" in config_module.changes(config)[0]
+    assert "revision" in config_module.changes({**config, "git": "another"})[0]
 
 
 def test_a_run_directory_leads_nowhere_else(monkeypatch, tmp_path):
@@ -357,14 +367,14 @@ def test_a_run_directory_leads_nowhere_else(monkeypatch, tmp_path):
     (folder / ".lock").unlink()
     (folder / ".lock").symlink_to(tmp_path / "made")
     with pytest.raises(SegueError, match="lock"):
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
     (folder / ".lock").unlink()
     for name in ("checkpoints", "tensorboard"):
         (folder / name).mkdir(exist_ok=True)
         (folder / name).rename(folder / "aside")
         (folder / name).symlink_to(tmp_path, target_is_directory=True)
         with pytest.raises(DataError, match="leads elsewhere"):
-            runs.resume(folder, env_id=STILL)
+            run.resume(folder, env_id=STILL)
         (folder / name).unlink()
         (folder / "aside").rename(folder / name)
     assert everything(resumed(folder)) == everything(whole())
@@ -377,8 +387,8 @@ def test_a_lock_dies_with_its_process_whatever_that_has_forked():
     script = f"""
 import os, time
 from pathlib import Path
-from segue import store
-with store.locked(Path({str(folder)!r})):
+from segue.system import disk
+with disk.locked(Path({str(folder)!r})):
     if os.fork() == 0:
         print("held", flush=True)
         time.sleep(30)
@@ -389,11 +399,11 @@ with store.locked(Path({str(folder)!r})):
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             assert process.stdout.readline() == b"held\n"
-            with pytest.raises(SegueError, match="Another process"), store.locked(folder):
+            with pytest.raises(SegueError, match="Another process"), disk.locked(folder):
                 pass
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-            with store.locked(folder):
+            with disk.locked(folder):
                 pass
         finally:
             os.killpg(process.pid, signal.SIGKILL)
@@ -404,19 +414,19 @@ def test_a_changed_dataset_is_refused_by_name(monkeypatch):
     other = new("other.npz")
     with np.load(rows()) as file:
         np.savez(other, **{**file, "rewards": file["rewards"] + 1})
-    config = store.read_json(folder / "config.json")
+    config = disk.read_json(folder / "config.json")
     edit(folder / "config.json", dataset={**config["dataset"], "path": str(other)})
     with pytest.raises(DataError, match=other.name):
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
 
 
 def test_other_versions_make_the_resume_statistical(monkeypatch, capsys):
     folder = interrupted(monkeypatch, 6)
-    config = store.read_json(folder / "config.json")
+    config = disk.read_json(folder / "config.json")
     edit(folder / "config.json", versions={**config["versions"], "jaxlib": "0.0.1"})
-    runs.resume(folder, env_id=STILL, quiet=False)
+    run.resume(folder, env_id=STILL, quiet=False)
     assert "jaxlib was 0.0.1" in capsys.readouterr().err
-    assert commits.newest(folder)[0].manifest["resume"] == "statistical"
+    assert restore.newest(folder)[0].manifest["resume"] == "statistical"
 
 
 def test_an_env_that_does_not_come_back_ends_its_episode(monkeypatch):
@@ -431,10 +441,10 @@ def test_an_env_that_does_not_come_back_ends_its_episode(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(commits.Commit, "ticked", heard)
         with pytest.raises(SystemExit, match="143"):
-            cli.main(["run", *flags("opt"), "--out", str(folder)])
-    runs.resume(folder, env_id="helpers:Ragged-v0")
-    assert commits.newest(folder)[0].manifest["resume"] == "statistical"
-    rows = store.arrays((folder / "checkpoints" / "finetune" / "replay.safetensors").read_bytes(), "replay")
+            main.main(["run", *flags("opt"), "--out", str(folder)])
+    run.resume(folder, env_id="helpers:Ragged-v0")
+    assert restore.newest(folder)[0].manifest["resume"] == "statistical"
+    rows = disk.arrays((folder / "checkpoints" / "finetune" / "replay.safetensors").read_bytes(), "replay")
     assert rows["obs"].shape[1] == 16
     assert (rows["obs"][..., 2] == rows["next_obs"][..., 2]).all()  # no row crosses a reset
 
@@ -522,8 +532,8 @@ def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch,
                 failed = False
             except OSError:
                 failed = True
-        found, _ = commits.newest(folder)
-        state = store.arrays(found.state, "state")["a"][0]
+        found, _ = restore.newest(folder)
+        state = disk.arrays(found.state, "state")["a"][0]
         assert state in (1, 2)
         assert failed or state == 2
         assert len(found.segments) == state + 1
@@ -531,7 +541,7 @@ def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch,
         if not failed:
             break
         writer._write(*content(2))  # the next save, once there is room
-        assert store.arrays(commits.newest(folder)[0].state, "state")["a"][0] == 2
+        assert disk.arrays(restore.newest(folder)[0].state, "state")["a"][0] == 2
     else:
         pytest.fail("the save never succeeded")
     assert (True, 1) in seen
@@ -552,16 +562,16 @@ def test_a_disk_that_is_full_at_this_byte_leaves_the_state_before(share):
             writer._write(*content(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    found, damage = commits.newest(folder)
-    assert store.arrays(found.state, "state")["a"][0] == 1
+    found, damage = restore.newest(folder)
+    assert disk.arrays(found.state, "state")["a"][0] == 1
     assert not damage
     assert all(path.read_bytes() == file for path, file in before.items())
     writer._write(*content(2))
-    assert store.arrays(commits.newest(folder)[0].state, "state")["a"][0] == 2
+    assert disk.arrays(restore.newest(folder)[0].state, "state")["a"][0] == 2
 
 
 def test_a_phases_end_that_cannot_be_kept_is_kept_later(monkeypatch, capsys):
-    real, calls = store.write_checked, []
+    real, calls = disk.write_checked, []
 
     def full(folder, *rest):
         if folder.parent.name == "checkpoints":
@@ -570,9 +580,9 @@ def test_a_phases_end_that_cannot_be_kept_is_kept_later(monkeypatch, capsys):
                 raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         return real(folder, *rest)
 
-    monkeypatch.setattr(store, "write_checked", full)
+    monkeypatch.setattr(disk, "write_checked", full)
     folder = new("full")
-    cli.main(["run", *still(), "--out", str(folder)])
+    main.main(["run", *still(), "--out", str(folder)])
     assert calls[:4] == ["offline"] * 4
     assert calls[4:] == ["collect", "pretrain", "finetune"]
     assert "could not be kept" in capsys.readouterr().err
@@ -580,37 +590,37 @@ def test_a_phases_end_that_cannot_be_kept_is_kept_later(monkeypatch, capsys):
 
 
 def test_a_last_policy_that_cannot_be_kept_fails_the_run(monkeypatch, capsys):
-    real = store.write_checked
+    real = disk.write_checked
 
     def full(folder, *rest):
         if folder.name == "finetune":
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         return real(folder, *rest)
 
-    monkeypatch.setattr(store, "write_checked", full)
+    monkeypatch.setattr(disk, "write_checked", full)
     folder = new("full")
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *still(), "--out", str(folder)])
+        main.main(["run", *still(), "--out", str(folder)])
     assert "No space left" in capsys.readouterr().err
-    assert store.read_json(folder / "status.json")["status"] == "failed"
-    monkeypatch.setattr(store, "write_checked", real)
+    assert disk.read_json(folder / "status.json")["status"] == "failed"
+    monkeypatch.setattr(disk, "write_checked", real)
     assert everything(resumed(folder)) == everything(whole())
 
 
 def test_an_end_that_cannot_be_noted_is_no_end(monkeypatch, capsys):
-    real = store.write_json
+    real = disk.write_json
 
     def full(path, value):
         if path.name == "status.json" and value["status"] in ("finished", "failed"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, value)
 
-    monkeypatch.setattr(store, "write_json", full)
+    monkeypatch.setattr(disk, "write_json", full)
     folder = new("full")
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *still(), "--out", str(folder)])
+        main.main(["run", *still(), "--out", str(folder)])
     assert "status.json: No space left" in capsys.readouterr().err
-    monkeypatch.setattr(store, "write_json", real)
+    monkeypatch.setattr(disk, "write_json", real)
     assert everything(resumed(folder)) == everything(whole())
 
 
@@ -626,7 +636,7 @@ def test_a_run_goes_on_when_a_save_fails_and_stops_after_three(monkeypatch, caps
     monkeypatch.setattr(commits.Commit, "_write", full)
     folder = new("full")
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *still(), "--out", str(folder)])
+        main.main(["run", *still(), "--out", str(folder)])
     assert len(calls) == 7
     assert "3 saves failed in a row" in capsys.readouterr().err
     monkeypatch.setattr(commits.Commit, "_write", real)
@@ -648,10 +658,10 @@ def test_every_flipped_bit_and_every_cut_is_found_and_named():
             harmed = before[:place] + bytes([before[place] ^ 1 << rng.randrange(8)]) + before[place + 1 :]
         path.write_bytes(harmed)
         try:
-            good, damage = commits.newest(folder)
+            good, damage = restore.newest(folder)
             if good.number == 2:  # a flipped bit in the manifest may hit what changes nothing, such as a blank
                 assert path.name == "manifest.json"
-                assert good.manifest == store.read_json(path)
+                assert good.manifest == disk.read_json(path)
             else:
                 found += 1
                 assert good.number == 1
@@ -663,14 +673,14 @@ def test_every_flipped_bit_and_every_cut_is_found_and_named():
             assert path.name in said
         path.write_bytes(before)
     assert found > 1_000
-    assert commits.newest(folder)[0].number == 2
+    assert restore.newest(folder)[0].number == 2
 
 
 def test_a_damaged_commit_falls_back_to_the_one_before(monkeypatch, capsys):
     folder = interrupted(monkeypatch, 14)
-    last = folder / "commits" / f"{max(commits.numbers(folder)):06}" / "state.safetensors"
+    last = folder / "commits" / f"{max(restore.numbers(folder)):06}" / "state.safetensors"
     last.write_bytes(last.read_bytes()[:-1])
-    runs.resume(folder, env_id=STILL, quiet=False)
+    run.resume(folder, env_id=STILL, quiet=False)
     assert str(last) in capsys.readouterr().err
     assert everything(folder) == everything(whole())
 
@@ -737,9 +747,9 @@ def test_too_many_faults_stop_the_run_with_its_steps_committed(monkeypatch, caps
     words, folder = still(env_restarts=1), new("faulty")
     words[words.index("--env-id") + 1] = f"{__name__}:Faulty-v0"
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *words, "--out", str(folder)])
+        main.main(["run", *words, "--out", str(folder)])
     assert "1 are allowed" in capsys.readouterr().err
-    manifest = commits.newest(folder)[0].manifest
+    manifest = restore.newest(folder)[0].manifest
     rows = sum(seal["last"] - seal["first"] for seal in manifest["segments"].values()) + manifest["news"]
     assert rows == manifest["env_step"] > 0
     assert manifest["resume"] == "statistical"
@@ -768,7 +778,7 @@ def test_the_second_signal_ends_at_once(monkeypatch):
 
 def ruin(monkeypatch, seed: int, update: int, times: int = 1):
     """The learner of one seed becomes NaN once `update` updates of fine-tuning are done."""
-    from segue.phases import Online
+    from segue.training.phases import Online
 
     learn, done = Online.learn, []
 
@@ -786,13 +796,13 @@ def ruin(monkeypatch, seed: int, update: int, times: int = 1):
 
 def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
     waist = (folder / "checkpoints" / "finetune" / "waist.safetensors").read_bytes()
-    return {name: array[seed] for name, array in store.arrays(waist, "waist").items()}
+    return {name: array[seed] for name, array in disk.arrays(waist, "waist").items()}
 
 
 def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch, capsys):
     ruin(monkeypatch, 1, 6)
     folder = new("halted")
-    cli.main(["run", *still(), "--out", str(folder)])
+    main.main(["run", *still(), "--out", str(folder)])
     (failure,) = lines(folder / "failures.jsonl")
     assert (failure["seed"], failure["phase"], failure["halted"]) == (1, "finetune", True)
     assert failure["update"] <= 8  # within one logging interval
@@ -805,8 +815,8 @@ def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch
     out = capsys.readouterr().out
     assert "2 (1 failed)" in out
     assert "seed 1 failed in phase 'finetune'" in " ".join(out.split())
-    for number in commits.numbers(folder):
-        state = store.arrays((folder / "commits" / f"{number:06}" / "state.safetensors").read_bytes(), "state")
+    for number in restore.numbers(folder):
+        state = disk.arrays((folder / "commits" / f"{number:06}" / "state.safetensors").read_bytes(), "state")
         assert all(np.isfinite(a).all() for a in state.values() if a.dtype.kind == "f")
 
 
@@ -814,18 +824,18 @@ def test_a_halted_seed_stays_halted_when_resumed(monkeypatch):
     whole_of_it, cut = new("whole"), None
     with monkeypatch.context() as patch:
         ruin(patch, 1, 6)
-        cli.main(["run", *still(), "--out", str(whole_of_it)])
+        main.main(["run", *still(), "--out", str(whole_of_it)])
     with monkeypatch.context() as patch:
         ruin(patch, 1, 6)
         cut = interrupted(patch, 16, signal.SIGTERM)
-    assert commits.newest(cut)[0].manifest["halted"] == [1]
+    assert restore.newest(cut)[0].manifest["halted"] == [1]
     assert everything(resumed(cut)) == everything(whole_of_it)
 
 
 def test_rollback_goes_on_from_where_the_seed_was_finite(monkeypatch):
     ruin(monkeypatch, 1, 6)
     folder = new("rollback")
-    cli.main(["run", *still(), "--rollback", "--out", str(folder)])
+    main.main(["run", *still(), "--rollback", "--out", str(folder)])
     (failure,) = lines(folder / "failures.jsonl")
     assert not failure["halted"]
     assert all((of_seed(folder, 0)[name] == array).all() for name, array in of_seed(whole(), 0).items())
@@ -836,14 +846,14 @@ def test_when_every_seed_has_diverged_the_run_stops(monkeypatch, capsys):
     ruin(monkeypatch, slice(None), 6)
     folder = new("all")
     with pytest.raises(SystemExit, match=r"^1$"):
-        cli.main(["run", *still(), "--out", str(folder)])
+        main.main(["run", *still(), "--out", str(folder)])
     assert "diverged" in capsys.readouterr().err
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [0, 1]
 
 
 def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch, capsys):
     """Rewards are at most 20 or so, so no return of discount 0.99 reaches 1e6."""
-    from segue.phases import Online
+    from segue.training.phases import Online
 
     learn = Online.learn
 
@@ -855,7 +865,7 @@ def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch
 
     monkeypatch.setattr(Online, "learn", exploding)
     folder = new("exploded")
-    cli.main(["run", *still(), "--out", str(folder)])
+    main.main(["run", *still(), "--out", str(folder)])
     (said,) = lines(folder / "failures.jsonl")
     assert (said["seed"], said["phase"], said["halted"]) == (1, "finetune", False)
     assert said["env_step"] == 9  # within one logging interval
@@ -863,7 +873,7 @@ def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch
     assert of_seed(folder, 1).keys() == of_seed(whole(), 1).keys()
     assert all((of_seed(folder, 1)[name] == array).all() for name, array in of_seed(whole(), 1).items())
     folder = new("halted")
-    cli.main(["run", *still(), "--halt-on-explosion", "--out", str(folder)])
+    main.main(["run", *still(), "--halt-on-explosion", "--out", str(folder)])
     assert [entry["halted"] for entry in lines(folder / "failures.jsonl")] == [False, True]
 
 
@@ -872,7 +882,7 @@ def test_a_seed_that_diverges_in_the_last_interval_leaves_what_is_finite(monkeyp
     folder = new("late")
     words = still()
     words[words.index("--log-every") + 1] = "1000"
-    cli.main(["run", *words, "--out", str(folder)])
+    main.main(["run", *words, "--out", str(folder)])
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [1]
     assert all(np.isfinite(array).all() for array in of_seed(folder, 1).values())
 
@@ -882,7 +892,7 @@ def test_a_seed_that_diverges_in_the_last_interval_leaves_what_is_finite(monkeyp
 
 def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
     """Not even when a better one found no room: that one is written later."""
-    real, folder = policies.save, new("best").parent
+    real, folder = policy_file.save, new("best").parent
     best = Best(folder, Spec(3, 2, (-1.0,) * 2, (1.0,) * 2), {})
     net = jax.vmap(lambda key: Deterministic(MLP((3, 4, 2), key=key)))(jax.random.split(jax.random.key(0), 1))
 
@@ -892,10 +902,10 @@ def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **more)
 
-        monkeypatch.setattr(policies, "save", save)
+        monkeypatch.setattr(policy_file, "save", save)
         live = Live(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
         best.heard("x", live, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
-        return store.described(folder / "best-0.safetensors")[1]["return"]
+        return disk.described(folder / "best-0.safetensors")[1]["return"]
 
     assert heard(10.0) == 10
     assert heard(12.0, room=False) == 10
@@ -911,22 +921,22 @@ def test_the_best_policy_is_kept_beside_the_last():
     folder = whole()
     for seed in (0, 1):
         means = [np.mean(entry["returns"][seed]) for entry in lines(folder / "returns.jsonl")]
-        assert store.described(folder / f"best-{seed}.safetensors")[1]["return"] == pytest.approx(max(means))
-        best, last = (store.described(folder / f"{name}-{seed}.safetensors")[0] for name in ("best", "policy"))
+        assert disk.described(folder / f"best-{seed}.safetensors")[1]["return"] == pytest.approx(max(means))
+        best, last = (disk.described(folder / f"{name}-{seed}.safetensors")[0] for name in ("best", "policy"))
         same = all((best[key] == last[key]).all() for key in last)
         assert same == (np.argmax(means) == len(means) - 1)
 
 
 def test_settings_are_rebuilt_from_json_and_nothing_else_is():
-    from segue.recipes import RECIPES
+    from segue.tasks.recipes import RECIPES
 
     for recipe in RECIPES.values():
         for phase in recipe(task("walker2d-random")).values():
-            again = runs.rebuild(runs.settings(phase))
+            again = rebuild(config_module.settings(phase))
             assert jax.tree.structure(again) == jax.tree.structure(phase)
             assert jax.tree.leaves(again) == jax.tree.leaves(phase)
     with pytest.raises(SegueError, match="not a class of Segue's"):
-        runs.rebuild({"is": "Popen", "args": "true"})
+        rebuild({"is": "Popen", "args": "true"})
 
 
 # --- files that mean harm -----------------------------------------------------------------------------------
@@ -934,8 +944,8 @@ def test_settings_are_rebuilt_from_json_and_nothing_else_is():
 
 def resign(folder: Path, **changes) -> None:
     """Change the newest commit's manifest and sign it again, as whoever means harm would."""
-    path = folder / "commits" / f"{max(commits.numbers(folder)):06}" / "manifest.json"
-    store.write_json(path, store.signed(store.read_json(path) | changes))
+    path = folder / "commits" / f"{max(restore.numbers(folder)):06}" / "manifest.json"
+    disk.write_json(path, disk.signed(disk.read_json(path) | changes))
 
 
 def first(manifest: dict) -> str:
@@ -979,12 +989,12 @@ def stopped() -> Path:
 @pytest.mark.parametrize("harm", HARM)
 def test_a_commit_that_means_harm_is_refused(harm):
     folder = Path(shutil.copytree(stopped(), new()))
-    for number in sorted(commits.numbers(folder))[:-1]:
-        store.remove(folder / "commits" / f"{number:06}")
-    resign(folder, **HARM[harm](commits.newest(folder)[0].manifest))
+    for number in sorted(restore.numbers(folder))[:-1]:
+        disk.remove(folder / "commits" / f"{number:06}")
+    resign(folder, **HARM[harm](restore.newest(folder)[0].manifest))
     before = {p: p.read_bytes() for p in folder.rglob("*.jsonl")}
     with pytest.raises(SegueError) as told:
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
     assert str(told.value).count("\n") == 0
     assert all(p.read_bytes() == content for p, content in before.items() if "log" in harm)
 
@@ -1000,7 +1010,7 @@ def test_json_that_means_harm_is_refused(text, name):
     for path in folder.rglob(name):
         path.write_text(text)
     with pytest.raises(SegueError, match=name):
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
 
 
 @pytest.mark.parametrize(
@@ -1018,7 +1028,7 @@ def test_a_config_that_means_harm_is_refused(part, changes, words):
     folder = Path(shutil.copytree(stopped(), new()))
     edit(folder / "config.json", **{part: changes})
     with pytest.raises(SegueError, match=words):
-        runs.resume(folder, env_id=STILL)
+        run.resume(folder, env_id=STILL)
 
 
 def test_loading_a_commit_executes_nothing_and_opens_nothing_outside():
@@ -1026,18 +1036,19 @@ def test_loading_a_commit_executes_nothing_and_opens_nothing_outside():
     script = f"""
 import sys
 from pathlib import Path
-from segue import commits, store
+from segue.runs import restore
+from segue.system import disk
 folder = Path({str(stopped())!r})
-commits.newest(folder)
+restore.newest(folder)
 def audit(event, args):
     if event in ("exec", "compile", "import") or event.split(".")[0] in ("socket", "subprocess", "ctypes", "pickle"):
         raise SystemExit(f"{{event}} {{args}}")
     if event == "open" and not str(args[0]).startswith(str(folder)):
         raise SystemExit(f"opened {{args[0]}}")
 sys.addaudithook(audit)
-found, damage = commits.newest(folder)
+found, damage = restore.newest(folder)
 for content in (found.state, found.worlds, *found.segments.values()):
-    store.arrays(content, "it")
+    disk.arrays(content, "it")
 print("read", found.number, len(damage))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -17,18 +17,24 @@ import pytest
 import safetensors.numpy
 from helpers import RAGGED, Ragged, copy, dataset, finished, flags, lines, new, run
 
-from segue import console, policies, records, runs, store
-from segue.cli import main
+from segue.cli.main import main
 from segue.core import Linear, Spec
-from segue.data.sources import Uniform
+from segue.envs import make
 from segue.errors import DataError, SegueError
-from segue.finetune.direct import Direct
+from segue.methods.direct import Direct
+from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
-from segue.offline.td3bc import TD3BC
-from segue.phases import Collect, Online, Train
-from segue.recipes import opt
-from segue.tasks import task
+from segue.policies import policy_file
+from segue.replay.sources import Uniform
+from segue.results import read, records
+from segue.runs import console
+from segue.runs.config import in_order, settings
+from segue.runs.run import run as run_phases
+from segue.system import disk
+from segue.tasks.recipes import opt
+from segue.tasks.suite import task
+from segue.training.phases import Collect, Online, Train
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 
@@ -74,18 +80,18 @@ def test_a_policy_that_never_moves_has_its_returns_at_the_runs_end_again():
     assert (first["kind"], first["env_step"]) == ("online", 0)
     assert (last["kind"], last["phase"], last["update"], last["env_step"]) == ("online", "finetune", 16, 16)
     assert (last["returns"], last["lengths"]) == (first["returns"], first["lengths"])
-    assert records.summarise(records.read(folder)).env_steps == 16
+    assert records.summarise(read.read(folder)).env_steps == 16
 
 
 def test_a_preset_that_was_changed_is_named_so():
-    from segue import cli
+    from segue.cli import main
 
     asked = ["td3bc", "--task", "walker2d-random"]
     assert config(finished())["preset"].endswith("(changed)")
-    assert [cli.parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
+    assert [main.parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
         "paper", "quick", "paper"
     ]  # fmt: skip
-    assert cli.parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
+    assert main.parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
 
 
 @pytest.mark.parametrize(
@@ -110,10 +116,10 @@ def test_a_phase_that_would_be_over_before_it_begins(phases, since, fine):
     }
     made = {"collect": phases["collect"], **made}
     if fine:
-        runs.in_order(made, since)
+        in_order(made, since)
     else:
         with pytest.raises(SegueError, match=r"collect.until 20, .* nothing would be left of phase 'finetune'"):
-            runs.in_order(made, since)
+            in_order(made, since)
 
 
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
@@ -178,10 +184,10 @@ def test_the_configuration_holds_every_setting_and_version():
 
 def test_policies_are_the_last_phase_s_actor():
     for seed in (0, 1):
-        actor, spec = policies.load(finished() / f"policy-{seed}.safetensors")
-        assert spec == runs.spec_of(Ragged())
+        actor, spec = policy_file.load(finished() / f"policy-{seed}.safetensors")
+        assert spec == make.spec_of(Ragged())
         last = {name[10:]: leaf[seed] for name, leaf in weights(finished(), "finetune").items() if "actor.net" in name}
-        mine = store.flatten(actor)
+        mine = disk.flatten(actor)
         assert mine.keys() == last.keys()
         assert all((mine[name] == last[name]).all() for name in mine)
 
@@ -268,7 +274,7 @@ def reseal(folder, arrays=None, **manifest):
     said = json.loads((folder / CHECKPOINT / "manifest.json").read_text())
     content = file.read_bytes()
     said["files"][file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    store.write_json(folder / CHECKPOINT / "manifest.json", store.signed(said | manifest))
+    disk.write_json(folder / CHECKPOINT / "manifest.json", disk.signed(said | manifest))
 
 
 def without(key, **more):
@@ -280,7 +286,7 @@ def manifest(**changes):
 
     def harm(folder):
         path = folder / CHECKPOINT / "manifest.json"
-        store.write_json(path, store.signed(store.read_json(path) | changes))
+        disk.write_json(path, disk.signed(disk.read_json(path) | changes))
 
     return harm
 
@@ -372,14 +378,14 @@ ACTORS = {
 
 
 def saved(actor=ACTOR):
-    policies.save(actor, SPEC, path := new("policy"), task="mine")
+    policy_file.save(actor, SPEC, path := new("policy"), task="mine")
     return path.with_suffix(".safetensors")
 
 
 @pytest.mark.parametrize("kind", ACTORS)
 def test_a_policy_comes_back(kind):
     mine = ACTORS[kind]
-    actor, spec = policies.load(saved(mine))
+    actor, spec = policy_file.load(saved(mine))
     obs, key = jnp.linspace(-1, 1, 3), jax.random.key(2)
     assert (actor.act(obs) == mine.act(obs)).all()
     assert (actor.explore(obs, key) == mine.explore(obs, key)).all()
@@ -388,9 +394,9 @@ def test_a_policy_comes_back(kind):
 
 def described(path, **changes):
     """The same file with another description, sealed anew."""
-    found, about = store.described(path)
+    found, about = disk.described(path)
     del about["arrays"]
-    path.write_bytes(store.dump(found, about | changes))
+    path.write_bytes(disk.dump(found, about | changes))
 
 
 @pytest.mark.parametrize(
@@ -429,7 +435,7 @@ def test_a_policy_s_description_is_not_trusted(changes):
     path, begun = saved(), time.monotonic()
     described(path, **changes)
     with pytest.raises(DataError) as caught:
-        policies.load(path)
+        policy_file.load(path)
     one_sentence(caught.value, str(path.parent))
     assert time.monotonic() - begun < 1
 
@@ -439,9 +445,9 @@ def test_a_policy_s_description_is_not_trusted(changes):
 )
 def test_a_policy_s_description_may_be_no_description(text):
     path = saved()
-    safetensors.numpy.save_file(store.described(path)[0], path, {"segue": text})
+    safetensors.numpy.save_file(disk.described(path)[0], path, {"segue": text})
     with pytest.raises(DataError) as caught:
-        policies.load(path)
+        policy_file.load(path)
     one_sentence(caught.value, path.name)
 
 
@@ -453,25 +459,25 @@ def test_every_flipped_bit_of_a_policy_is_found():
         harmed[place // 8] ^= 1 << place % 8
         path.write_bytes(harmed)
         with pytest.raises(DataError) as caught:
-            policies.load(path)
+            policy_file.load(path)
         one_sentence(caught.value, path.name)
 
 
 def test_weights_that_are_damaged_or_not_finite_are_refused():
-    resealed = lambda w, arrays: w.write_bytes(store.dump(arrays, {k: v for k, v in store.described(w)[1].items()
+    resealed = lambda w, arrays: w.write_bytes(disk.dump(arrays, {k: v for k, v in disk.described(w)[1].items()
                                                                    if k != "arrays"}))  # fmt: skip
     for harm, word in (
         (lambda w: w.unlink(), "does not exist"),
         (lambda w: w.write_bytes(b"\xff" * 64), "damaged"),
         (lambda w: os.truncate(w, w.stat().st_size - 4), "damaged"),
-        (lambda w: safetensors.numpy.save_file(store.described(w)[0], w), "does not say"),
-        (lambda w: resealed(w, store.described(w)[0] | {"x": np.ones(1)}), "unknown"),
-        (lambda w: resealed(w, {k: v * np.nan for k, v in store.described(w)[0].items()}), "finite"),
+        (lambda w: safetensors.numpy.save_file(disk.described(w)[0], w), "does not say"),
+        (lambda w: resealed(w, disk.described(w)[0] | {"x": np.ones(1)}), "unknown"),
+        (lambda w: resealed(w, {k: v * np.nan for k, v in disk.described(w)[0].items()}), "finite"),
     ):
         path = saved()
         harm(path)
         with pytest.raises(DataError) as caught:
-            policies.load(path)
+            policy_file.load(path)
         one_sentence(caught.value, "policy.safetensors", word)
 
 
@@ -520,7 +526,7 @@ def test_a_loss_that_overflows_is_divergence(monkeypatch):
         "finetune": Online(Direct(backbone.online()), 16, Uniform(8), 2),
     }
     with pytest.raises(SegueError, match="'finetune' diverged"):
-        runs.run(phases, task(env_id="Ragged-v9", dataset=str(dataset())), out=out, seeds=2, log_every=1)
+        run_phases(phases, task(env_id="Ragged-v9", dataset=str(dataset())), out=out, seeds=2, log_every=1)
     assert status(out)["status"] == "failed"
 
 
@@ -544,9 +550,9 @@ def test_ctrl_c_leaves_a_readable_directory():
     assert child.returncode == 130
     one_sentence(told.decode().strip(), "segue: stopped", f"segue resume {out} --env-id {RAGGED} goes on.")
     assert status(out)["status"] == "interrupted"
-    assert len(records.read(out).evaluations) >= 2
+    assert len(read.read(out).evaluations) >= 2
 
 
 def test_settings_are_plain_json():
-    assert runs.settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "chance": False}
-    assert runs.settings(Linear(0.0, 1.0, 3)) == {"is": "Linear", "start": 0.0, "end": 1.0, "until": 3}
+    assert settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "chance": False}
+    assert settings(Linear(0.0, 1.0, 3)) == {"is": "Linear", "start": 0.0, "end": 1.0, "until": 3}

@@ -13,10 +13,13 @@ from random_keys import recorded
 from scipy import stats
 
 from segue.core import Linear, Spec, Transition
-from segue.data import sumtree
-from segue.data.replay import Ring
-from segue.data.sources import Balanced, Paired, Ratio, Returning, Successive, Uniform, returns_to_go
 from segue.errors import SegueError
+from segue.replay import sumtree
+from segue.replay.balanced import Balanced
+from segue.replay.next_actions import Successive
+from segue.replay.returns_to_go import Returning, returns_to_go
+from segue.replay.ring import Ring
+from segue.replay.sources import Paired, Ratio, Uniform
 
 KEY, NOW = jax.random.key(0), at(0)
 OFFLINE, RING = numbered(60), ring_of(numbered(40, 1000), capacity=50)

@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue import stats
 from segue.errors import SegueError
+from segue.results import stats
 
 RLIABLE = json.loads((Path(__file__).parent / "rliable.json").read_text())
 """What rliable says; made by benchmarks/peers/rliable_values.py."""

@@ -17,9 +17,18 @@ import pytest
 from helpers import ROOT, lines, new
 from rich.console import Console
 
-from segue import board, cli, engines, places, runs, store, sweeps, worker
+from segue.cli import main, worker
 from segue.errors import Busy, SegueError
-from segue.sweeps import Sweep
+from segue.runs.config import check_unfinished
+from segue.sweeps import driver as driver_module
+from segue.sweeps import executors, progress, storage
+from segue.sweeps import status as status_module
+from segue.sweeps.driver import AWAY, _check_flags, _judge, sweep
+from segue.sweeps.plan import Sweep
+from segue.sweeps.status import BEGINS, Board, length
+from segue.system import cores as cores_module
+from segue.system import disk
+from segue.system.cores import Claims, pin
 
 PLAN = """
 seeds = 3
@@ -169,7 +178,7 @@ TASK = 'tasks = ["hopper-random"]\n'
 def test_what_is_refused_before_anything_starts(text, word, capsys):
     path = written(text)
     with pytest.raises(SystemExit, match="1"):
-        cli.main(["sweep", str(path), "--out", str(new())])
+        main.main(["sweep", str(path), "--out", str(new())])
     said = capsys.readouterr().err
     with pytest.raises(SegueError, match=word):
         raise SegueError(said)
@@ -205,8 +214,8 @@ def test_paths_begin_where_the_file_lies(monkeypatch):
 
 
 def test_flags_are_checked_by_the_parser_of_segue_run(capsys):
-    trials = sweeps.Sweep.read(written(TASK + ARM)).trials()
-    sweeps._check_flags(trials)
+    trials = Sweep.read(written(TASK + ARM)).trials()
+    _check_flags(trials)
     wrong = {
         "[flags]\noffline.stepz = 3\n": r"Unrecognized options: --offline.stepz.*did you mean --offline.steps\?",
         '[flags]\noffline.steps = "x"\n': "Error parsing --offline.steps",
@@ -220,7 +229,7 @@ def test_flags_are_checked_by_the_parser_of_segue_run(capsys):
             raise AssertionError(why)
     out = new()
     with pytest.raises(SystemExit, match="1"):
-        cli.main(["sweep", str(written(TASK + ARM + next(iter(wrong)))), "--out", str(out)])
+        main.main(["sweep", str(written(TASK + ARM + next(iter(wrong)))), "--out", str(out)])
     assert "Arm td3bc on task hopper-random: Unrecognized" in capsys.readouterr().err
     assert not (out / "sweep.json").exists()
 
@@ -261,13 +270,13 @@ def pretend(root: Path, folder: str, status: str) -> None:
 @pytest.fixture
 def swept(monkeypatch):
     """Sweep a plan with pretended workers; the result, and the folders in the order of their starts."""
-    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
-    monkeypatch.setattr(sweeps, "LOOK", 0.0)
+    monkeypatch.setattr(driver_module, "_check_flags", lambda trials: None)
+    monkeypatch.setattr(driver_module, "LOOK", 0.0)
 
     def run(plan, out, codes=None):
         engine = Pretended(out.absolute(), codes or {})
-        monkeypatch.setitem(engines.ENGINES, "local", lambda *_: engine)
-        return sweeps.sweep(plan, out=out), engine.orders
+        monkeypatch.setitem(executors.ENGINES, "local", lambda *_: engine)
+        return sweep(plan, out=out), engine.orders
 
     return run
 
@@ -289,7 +298,7 @@ def test_a_trial_waits_for_what_it_needs(swept):
     assert orders == ["t/offline/0", "t/alone/0", "t/opt/0", "t/more/0"]
     assert len(done.finished) == 4
     assert "4 of 4 trials are done: segue report" in str(done)
-    said = store.read_json(out / "sweep.json")
+    said = disk.read_json(out / "sweep.json")
     assert said["cores"] == 1
     assert said["trials"] == [trial.entry() for trial in CHAIN.trials()]
     assert swept(CHAIN, out)[1] == []  # nothing is done twice
@@ -309,14 +318,14 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_agai
 
 
 def test_a_directory_that_the_nodes_do_not_share_is_said(swept, monkeypatch):
-    monkeypatch.setattr(sweeps, "SHOWN", 0.1)
+    monkeypatch.setattr(driver_module, "SHOWN", 0.1)
     monkeypatch.setattr(Pretended, "ended", lambda self: [(self.now.pop(), 0)] if self.now else [])
     done, _ = swept(Sweep({"alone": {}}, ["t"]), new())
     assert "do all nodes see the same directory" in done.failed["t/alone/0"]
 
 
 def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_moment_fail_nothing(swept, monkeypatch):
-    out, looks, finished = new(), [], places.finished
+    out, looks, finished = new(), [], storage.finished
 
     def late(place, folders):
         looks.append(folders)
@@ -324,26 +333,26 @@ def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_momen
             raise OSError("away")
         return finished(place, folders) if len(looks) in (1, 6) else set()
 
-    monkeypatch.setattr(places, "finished", late)
+    monkeypatch.setattr(storage, "finished", late)
     done, orders = swept(Sweep({"alone": {}}, ["t"]), out)
     assert (done.finished, orders, len(looks)) == (("t/alone/0",), ["t/alone/0"], 6)
 
 
 def test_a_store_that_stays_away_ends_the_trial():
-    class Away(places.Directory):
+    class Away(storage.Directory):
         def read(self, names):
             raise OSError("no\x1b[2J route")
 
-    place, left = Away(new()), sweeps.Left(Sweep({"alone": {}}, ["t"]).trials(), set())
+    place, left = Away(new()), progress.Left(Sweep({"alone": {}}, ["t"]).trials(), set())
     assert left.next()
-    assert not sweeps._judge(left, place, "t/alone/0", 0, 3, sweeps.AWAY - 1)
+    assert not _judge(left, place, "t/alone/0", 0, 3, AWAY - 1)
     assert left.running
-    assert sweeps._judge(left, place, "t/alone/0", 0, 3, sweeps.AWAY)
+    assert _judge(left, place, "t/alone/0", 0, 3, AWAY)
     assert not left.running
     assert left.failed == {"t/alone/0": f"{place.where} does not answer (no[2J route)"}
 
 
-@pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, engines.LOST])
+@pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, executors.LOST])
 def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
     done, orders = swept(CHAIN, new(), {"t/offline/0": [code] * 3})
     assert orders.count("t/offline/0") == 4
@@ -356,23 +365,23 @@ def test_what_was_killed_is_tried_again_but_not_for_ever(swept, code):
 
 
 def test_failed_trials_have_an_exit_code_of_their_own(monkeypatch, capsys):
-    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
+    monkeypatch.setattr(driver_module, "_check_flags", lambda trials: None)
     out = new()
     engine = Pretended(out.absolute(), {"hopper-random/td3bc/0": [1]})
-    monkeypatch.setitem(engines.ENGINES, "local", lambda *_: engine)
+    monkeypatch.setitem(executors.ENGINES, "local", lambda *_: engine)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
+        main.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
     assert ended.value.code == 3
     assert "the same command tries again: segue report" in capsys.readouterr().out
-    cli.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
+    main.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
 
 
 def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(monkeypatch):
-    monkeypatch.setattr(board, "Console", lambda stderr: Console(force_terminal=True, file=io.StringIO()))
+    monkeypatch.setattr(status_module, "Console", lambda stderr: Console(force_terminal=True, file=io.StringIO()))
     out, looks = new(), []
-    shown = board.Board(places.at(out), quiet=False)
-    monkeypatch.setattr(shown, "_progress", lambda folder: (looks.append(folder), (board.BEGINS, 0.0))[1])
-    left = sweeps.Left(CHAIN.trials(), set())
+    shown = Board(storage.at(out), quiet=False)
+    monkeypatch.setattr(shown, "_progress", lambda folder: (looks.append(folder), (BEGINS, 0.0))[1])
+    left = progress.Left(CHAIN.trials(), set())
     assert left.next()
     assert left.next()
     for _ in range(9):
@@ -388,11 +397,11 @@ def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(mo
 def test_the_time_that_is_left_counts_what_was_done_here(monkeypatch):
     """A trial of a checkpoint begins at half of its updates; one quarter more in 10 s leaves 10 s."""
     alone = [trial for trial in CHAIN.trials() if trial.folder == "t/offline/0"]
-    shown, left, clock = board.Board(places.at(new()), quiet=True), sweeps.Left(alone, set()), [0.0]
-    monkeypatch.setattr(board.time, "monotonic", lambda: clock[0])
+    shown, left, clock = Board(storage.at(new()), quiet=True), progress.Left(alone, set()), [0.0]
+    monkeypatch.setattr(status_module.time, "monotonic", lambda: clock[0])
     shown.begun = 0.0
     assert left.next()
-    said = [shown._counts(left, {"t/offline/0": at}, 1) for at in ((board.BEGINS, 0.0), ("finetune", 0.5))]
+    said = [shown._counts(left, {"t/offline/0": at}, 1) for at in ((BEGINS, 0.0), ("finetune", 0.5))]
     assert not any("about" in line for line in said)
     clock[0] = 10.0
     assert "about 10 s left" in shown._counts(left, {"t/offline/0": ("finetune", 0.75)}, 1)
@@ -402,7 +411,7 @@ def test_a_trial_that_was_killed_after_its_end_is_done(swept, monkeypatch):
     monkeypatch.setattr(Pretended, "ended", lambda self: [self.now.pop() and ("t/alone/0", -9)] if self.now else [])
     out = new()
     pretend(out, "t/alone/0", "running")
-    store.write_json(out / "sweep.json", {"format": 1})
+    disk.write_json(out / "sweep.json", {"format": 1})
     monkeypatch.setattr(
         Pretended, "start", lambda self, folder, order: (self.now.append(1), pretend(out, folder, "finished"))
     )
@@ -413,12 +422,12 @@ def test_a_trial_that_was_killed_after_its_end_is_done(swept, monkeypatch):
 def test_a_plan_may_grow_and_a_trial_may_not_change(swept):
     out, arms = new(), {"a": {"rows": 3}}
     swept(Sweep(arms, ["t"]), out)
-    began = lambda folder, words: store.write_json(out / folder / "config.json", {"format": 1, "command": words})
+    began = lambda folder, words: disk.write_json(out / folder / "config.json", {"format": 1, "command": words})
     began("t/a/0", ["segue", *Sweep(arms, ["t"]).trials()[0].command])
     assert swept(Sweep({**arms, "b": {}}, ["t"]), out)[1] == ["t/b/0"]
     with pytest.raises(SegueError, match="t/a/0 was run by another command than segue run a --task t --rows 4"):
         swept(Sweep({"a": {"rows": 4}}, ["t"]), out)
-    assert len(store.read_json(out / "sweep.json")["trials"]) == 2
+    assert len(disk.read_json(out / "sweep.json")["trials"]) == 2
     for damage in (b"", b"{", b"[]", b'"x"', b"[" * 100_000):
         (out / "t/a/0/config.json").write_bytes(damage)
         with pytest.raises(SegueError, match="another command"):
@@ -428,7 +437,7 @@ def test_a_plan_may_grow_and_a_trial_may_not_change(swept):
 def test_a_directory_of_something_else_and_one_in_use(swept):
     out = new()
     out.mkdir()
-    with store.locked(out), pytest.raises(SegueError, match="Another process is at work"):
+    with disk.locked(out), pytest.raises(SegueError, match="Another process is at work"):
         swept(CHAIN, out)
     (out / "thesis.tex").touch()
     with pytest.raises(SegueError, match="holds something else than a sweep"):
@@ -441,7 +450,7 @@ def test_a_restart_of_a_thousand_finished_trials_starts_nothing(swept):
     out, plan = new(), Sweep({"a": {}, "b": {}}, [f"t{i}" for i in range(50)], seeds=10, together=1)
     for trial in plan.trials():
         pretend(out, trial.folder, "finished")
-    store.write_json(out / "sweep.json", {"format": 1})
+    disk.write_json(out / "sweep.json", {"format": 1})
     pretend(out, "t7/b/3", "interrupted")
     (out / "t9/a/9/status.json").write_bytes(b'{"status": ["finished"]}')
     done, orders = swept(plan, out)
@@ -462,14 +471,14 @@ def test_the_driver_imports_no_jax():
 def test_cores_are_taken_once_on_a_machine_and_free_again(monkeypatch):
     if sys.platform != "linux":
         pytest.skip("nothing is claimed here")
-    monkeypatch.setattr(worker, "machine", lambda: {"cores": [f"test{os.getpid()}-{i}" for i in range(3)]})
-    one, two = worker.Claims(), worker.Claims()
+    monkeypatch.setattr(cores_module, "machine", lambda: {"cores": [f"test{os.getpid()}-{i}" for i in range(3)]})
+    one, two = Claims(), Claims()
     first, second = one.take("cores", 2), []
     thread = threading.Thread(target=lambda: second.extend(two.take("cores", 2)))
     thread.start()
     time.sleep(0.5)
     assert not second  # one is free, and two are needed; it is not held back meanwhile
-    three = worker.Claims()
+    three = Claims()
     assert three.take("cores", 1) != first
     three.close()
     one.close()
@@ -486,27 +495,27 @@ def test_a_container_s_limit_is_not_overbooked(monkeypatch, limit, cores, slots)
     quota = new("cpu.max")
     if limit:
         quota.write_text(f"{limit}\n")
-    monkeypatch.setattr(worker, "QUOTA", quota)
-    monkeypatch.setattr(worker, "machine", lambda: {"cores": [str(core) for core in range(8)], "gpus": []})
-    assert engines.Local(None, cores, 0, None).slots == slots
-    assert engines.Local(3, cores, 0, None).slots == 3
+    monkeypatch.setattr(cores_module, "QUOTA", quota)
+    monkeypatch.setattr(cores_module, "machine", lambda: {"cores": [str(core) for core in range(8)], "gpus": []})
+    assert executors.Local(None, cores, 0, None).slots == slots
+    assert executors.Local(3, cores, 0, None).slots == 3
 
 
 def test_a_dry_run_refuses_what_this_machine_has_not(monkeypatch, capsys):
-    monkeypatch.setattr(worker, "machine", lambda: {"cores": ["0", "1"], "gpus": []})
-    monkeypatch.setattr(sweeps, "_check_flags", lambda trials: None)
+    monkeypatch.setattr(cores_module, "machine", lambda: {"cores": ["0", "1"], "gpus": []})
+    monkeypatch.setattr(driver_module, "_check_flags", lambda trials: None)
     dry = ["sweep", str(written("cores = 3\n" + TASK + ARM)), "--out", str(new()), "--dry-run"]
     with pytest.raises(SystemExit, match="1"):
-        cli.main(dry)
+        main.main(dry)
     assert "cores = 3 is more than the 2 that this machine has" in capsys.readouterr().err
-    cli.main([*dry, "--engine", "ray"])  # another machine's cores are not known here
+    main.main([*dry, "--engine", "ray"])  # another machine's cores are not known here
     assert "1 trials" in capsys.readouterr().out
 
 
 def test_a_worker_keeps_to_its_cores_before_numpy_counts_them():
     code = f"""
 import sys
-from segue import worker
+from segue.cli import worker
 def pin(*_):
     print(sorted({{"numpy", "jax"}} & sys.modules.keys()))
     raise OSError("seen")
@@ -515,7 +524,7 @@ worker.speak = print
 sys.exit(worker.run({ordered(new())}))
 """
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (asked.stdout, asked.returncode) == ("[]\n", engines.LOST), asked.stderr
+    assert (asked.stdout, asked.returncode) == ("[]\n", executors.LOST), asked.stderr
 
 
 def ordered(root: str | Path) -> dict:
@@ -523,7 +532,7 @@ def ordered(root: str | Path) -> dict:
     return {"trial": trial, "place": str(root), "cores": 1, "gpus": 0}
 
 
-@pytest.mark.parametrize(("error", "code"), [(SegueError, 1), (OSError, engines.LOST), (Busy, engines.LOST)])
+@pytest.mark.parametrize(("error", "code"), [(SegueError, 1), (OSError, executors.LOST), (Busy, executors.LOST)])
 def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, error, code):
     out, logs = new(), []
     out.mkdir()
@@ -534,8 +543,8 @@ def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, e
         raise error("no lock here")
 
     monkeypatch.setattr(worker, "speak", logs.append)
-    monkeypatch.setattr(worker, "pin", lambda *_: "core 0")
-    monkeypatch.setattr(places.Directory, "here", refuse)
+    monkeypatch.setattr(cores_module, "pin", lambda *_: "core 0")
+    monkeypatch.setattr(storage.Directory, "here", refuse)
     assert worker.run(ordered(out)) == code
     assert capsys.readouterr().err == "segue: no lock here\n"
 
@@ -543,9 +552,9 @@ def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, e
 def test_a_trial_without_gpus_is_on_the_cpu_whatever_the_user_set(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(worker.os, "sched_setaffinity", lambda *_: None, raising=False)
-    claims = worker.Claims()
+    claims = Claims()
     monkeypatch.setattr(claims, "take", lambda kind, count: ["0"])
-    worker.pin(claims, 1, 0)
+    pin(claims, 1, 0)
     assert os.environ["JAX_PLATFORMS"] == "cpu"
 
 
@@ -553,7 +562,7 @@ def test_a_worker_that_is_gone_before_it_has_read_its_order():
     process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     process.wait()
     process.stdin.write(b"order")
-    engines.end([process])
+    executors.end([process])
     assert process.returncode == 0
 
 
@@ -579,24 +588,24 @@ def test_a_ray_cluster_whose_nodes_are_too_small_and_what_its_task_died_of(monke
     monkeypatch.setitem(sys.modules, "ray", RayOf(*nodes))
     for cores, gpus in ((4, 1), (5, 0), (1, 2)):
         with pytest.raises(SegueError, match=f"cores = {cores} and gpus = {gpus}: the largest has 4 cores"):
-            engines.Ray(None, cores, gpus, None)
-    pool = engines.Ray(None, 2, 1, None)
+            executors.Ray(None, cores, gpus, None)
+    pool = executors.Ray(None, 2, 1, None)
     assert pool.slots == 1
-    assert pool._code("task") == engines.LOST
+    assert pool._code("task") == executors.LOST
     assert capsys.readouterr().err == "segue: FileNotFoundError: no python\n"
 
 
 def test_nodes_that_join_a_ray_cluster_are_used(monkeypatch):
     ray, at = RayOf((True, {"CPU": 4.0})), [100.0]
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(engines.time, "monotonic", lambda: at[0])
-    pool = engines.Ray(None, 2, 0, None)
+    monkeypatch.setattr(executors.time, "monotonic", lambda: at[0])
+    pool = executors.Ray(None, 2, 0, None)
     assert pool.slots == 3
     ray.cluster_resources = lambda: {"CPU": 64.0}
     assert pool.slots == 3, "it is not asked at every look"
     at[0] += 11
     assert pool.slots == 32
-    assert engines.Ray(5, 2, 0, None).slots == 5
+    assert executors.Ray(5, 2, 0, None).slots == 5
 
 
 @pytest.mark.parametrize("title", ["╭─ Value error ──╮", " Value error \n -------- "])
@@ -608,7 +617,7 @@ def test_what_the_parser_says_in_one_sentence(title):
 def test_a_runs_length_from_its_settings():
     """1000 updates, 300 env steps, 50 updates, then 500 env steps with 2 updates each."""
     settings = {"offline": {"steps": 1000}, "collect": {"until": 300}, "pretrain": {"steps": 50}}
-    assert board.length({**settings, "finetune": {"until": 800, "updates_per_step": 2}}) == 1000 + 300 + 50 + 500 * 3
+    assert length({**settings, "finetune": {"until": 800, "updates_per_step": 2}}) == 1000 + 300 + 50 + 500 * 3
 
 
 REAL = """
@@ -641,7 +650,7 @@ def real() -> Path:
     """The file of a sweep of two trials, one needing the other."""
     path = new("real.toml")
     words = ["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(path.parent / "rows.npz")]
-    cli.main(words)
+    main.main(words)
     path.write_text(REAL.replace("seeds = 2", "seeds = 1"))
     return path
 
@@ -682,7 +691,7 @@ def whole(real) -> Path:
 def at_work(folder: Path) -> bool:
     """Whether a worker has a trial."""
     try:
-        with store.locked(folder.parent, f".{folder.name}.lock"):
+        with disk.locked(folder.parent, f".{folder.name}.lock"):
             return False
     except SegueError:
         return folder.parent.exists()
@@ -690,9 +699,9 @@ def at_work(folder: Path) -> bool:
 
 def test_real_trials_on_one_core_each(whole):
     for arm in ("td3bc", "direct"):
-        config = store.read_json(whole / f"pendulum/{arm}/0/config.json")
+        config = disk.read_json(whole / f"pendulum/{arm}/0/config.json")
         assert config["machine"]["cores"] == 1
-        assert config["command"][1:] == store.read_json(whole / "sweep.json")["trials"][arm == "direct"]["command"]
+        assert config["command"][1:] == disk.read_json(whole / "sweep.json")["trials"][arm == "direct"]["command"]
     assert config["start"] == "pendulum/td3bc/0:offline"
     assert {line["phase"] for line in lines(whole / "pendulum/direct/0/returns.jsonl")} == {"collect", "finetune"}
 
@@ -707,13 +716,13 @@ def test_a_stopped_driver_a_killed_one_and_a_killed_worker_lose_nothing(real, wh
     assert process.returncode == 130
     assert "the same command goes on" in said
     assert not at_work(offline)
-    assert store.read_json(offline / "status.json")["status"] == "interrupted"
+    assert disk.read_json(offline / "status.json")["status"] == "interrupted"
     process = driver(real, out)
     until(lambda: (trial / "commits/000003").exists())
     process.kill()
     process.communicate(timeout=30)
     until(lambda: not at_work(trial), 20)  # its worker has stopped by itself
-    assert store.read_json(trial / "status.json")["status"] == "interrupted"
+    assert disk.read_json(trial / "status.json")["status"] == "interrupted"
     process = driver(real, out)
     until(lambda: "segue resume pendulum" in log.read_text())
     os.kill(int(re.findall(r"process (\d+), core", log.read_text())[-1]), signal.SIGKILL)
@@ -763,18 +772,18 @@ def bucket(monkeypatch):
     pytest.importorskip("fsspec")
     monkeypatch.setenv("SEGUE_CACHE", str(new("cache")))
     out = new("bucket")
-    return places.at(f"file://{out}"), out
+    return storage.at(f"file://{out}"), out
 
 
 def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatch):
     place, out = bucket
-    local, put, order = new("local"), places.Bucket.put, []
+    local, put, order = new("local"), storage.Bucket.put, []
     top = fabricated(local, "t/a/0", [1, 2])
     (top / "commits/.000003.part").mkdir()
     (top / "commits/000003").mkdir()  # not whole yet
     (top / "commits/000003/state.safetensors").write_text("3")
-    mirror = places.Mirror(place, local, "t/a/0")
-    monkeypatch.setattr(places.Bucket, "put", lambda self, name, path: (order.append(name[6:]), put(self, name, path)))
+    mirror = storage.Mirror(place, local, "t/a/0")
+    monkeypatch.setattr(storage.Bucket, "put", lambda self, name, path: (order.append(name[6:]), put(self, name, path)))
     mirror.close()
     assert not [name for name in order if "000003" in name or "/." in name]
     place_of = {name: index for index, name in enumerate(order)}
@@ -797,7 +806,7 @@ def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatc
 def test_files_of_trackers_come_and_go(bucket, monkeypatch):
     """tensorboard/ is mirrored, W&B's and MLflow's folders are not; only a commit must be whole."""
     place, out = bucket
-    local, put = new("local"), places.Bucket.put
+    local, put = new("local"), storage.Bucket.put
     top = fabricated(local, "t/a/0", [1])
     for name in ("tensorboard/events", "tensorboard/old", "wandb/run/files", "mlflow/mlflow.db", "wandb.log"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -808,8 +817,8 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
         goes.unlink(missing_ok=True)
         put(self, name, path)
 
-    monkeypatch.setattr(places.Bucket, "put", vanishing)
-    mirror = places.Mirror(place, local, "t/a/0")
+    monkeypatch.setattr(storage.Bucket, "put", vanishing)
+    mirror = storage.Mirror(place, local, "t/a/0")
     mirror.push()
     there = {path.relative_to(out / "t/a/0").as_posix() for path in (out / "t/a/0").rglob("*") if path.is_file()}
     assert {"tensorboard/events", "wandb.log", "commits/000001/manifest.json"} <= there
@@ -825,7 +834,7 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
 
 def test_a_trial_that_ends_while_it_is_taken_to_the_url_is_not_finished_there_yet(bucket, monkeypatch):
     place, out = bucket
-    put = places.Bucket.put
+    put = storage.Bucket.put
     with place.here("t/a/0", [], 0) as root:
         top = fabricated(root, "t/a/0", [])
         pretend(root, "t/a/0", "running")
@@ -835,13 +844,13 @@ def test_a_trial_that_ends_while_it_is_taken_to_the_url_is_not_finished_there_ye
             (top / "returns.jsonl").write_text("all")
             pretend(root, "t/a/0", "finished")
 
-        mirror = places.Mirror(place, root, "t/a/0")
-        monkeypatch.setattr(places.Bucket, "put", ends)
+        mirror = storage.Mirror(place, root, "t/a/0")
+        monkeypatch.setattr(storage.Bucket, "put", ends)
         (top / "returns.jsonl").write_text("few")
         mirror.push()
         assert not (out / "t/a/0/status.json").exists()
         mirror.close()
-    assert places.finished(place, ["t/a/0"])
+    assert storage.finished(place, ["t/a/0"])
     assert (out / "t/a/0/returns.jsonl").read_text() == "all"
 
 
@@ -859,7 +868,7 @@ def test_what_a_node_brings_is_whole(bucket):
         assert "base/0/checkpoints/offline/waist.safetensors" in there
         assert "a/0.log" in there
         (root / "t/a/0/returns.jsonl").write_text("new")
-        with pytest.raises(Busy), places.at(place.where).here("t/a/0", [], 0):
+        with pytest.raises(Busy), storage.at(place.where).here("t/a/0", [], 0):
             pass
     assert (top / "returns.jsonl").read_text() == "new"
     assert not root.exists()
@@ -868,7 +877,7 @@ def test_what_a_node_brings_is_whole(bucket):
 @pytest.mark.parametrize("commits", [[], [1]])
 def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch, commits):
     place, out = bucket
-    put, words, left = places.Bucket.put, ["run", "td3bc"], 0
+    put, words, left = storage.Bucket.put, ["run", "td3bc"], 0
 
     def first(self, name, path):
         nonlocal left
@@ -882,19 +891,19 @@ def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch,
     for files in range(20):
         shutil.rmtree(out, ignore_errors=True)
         left = files
-        mirror = places.Mirror(place, local, "t/a/0")
+        mirror = storage.Mirror(place, local, "t/a/0")
         mirror.over.set()
         with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
-            patched.setattr(places.Bucket, "put", first)
+            patched.setattr(storage.Bucket, "put", first)
             mirror.push()
         with place.here("t/a/0", [], 0) as root:
             whole = (out / "t/a/0/commits/000001/manifest.json").exists()
             folder = root / "t/a/0"
             assert worker.prepare(folder, words) == (["resume", str(folder)] if whole else words)
             if whole:
-                runs.check_unfinished(folder)
+                check_unfinished(folder)
             else:
-                store.new_folder(folder)
+                disk.new_folder(folder)
     assert left  # each way of breaking off has been seen
     assert whole == bool(commits)
 
@@ -907,7 +916,7 @@ def test_a_store_that_does_not_take_the_end_is_no_success(bucket, monkeypatch):
         tries.append(path)
         raise ValueError("no room")  # what a store's client raises may be anything
 
-    monkeypatch.setattr(places.Mirror, "AGAIN", (0.0, 0.0))
+    monkeypatch.setattr(storage.Mirror, "AGAIN", (0.0, 0.0))
     monkeypatch.setattr(place.files, "open", full)
     with pytest.raises(OSError, match="ValueError: no room"), place.here("t/a/0", [], 0) as root:
         fabricated(root, "t/a/0", [1])
@@ -931,7 +940,7 @@ def test_a_commit_that_the_store_does_not_take_is_taken_at_a_later_look(bucket, 
             raise ValueError("expired")
         return open_there(*how)
 
-    monkeypatch.setattr(places.Mirror, "EVERY", 0.05)
+    monkeypatch.setattr(storage.Mirror, "EVERY", 0.05)
     monkeypatch.setattr(place.files, "open", once)
     with place.here("t/a/0", [], 0) as root:
         fabricated(root, "t/a/0", [1])
@@ -949,7 +958,7 @@ def test_a_store_that_is_away_is_not_one_that_is_empty(bucket, monkeypatch):
     for name in ("t/a/0/status.json", "sweep.json"):
         with pytest.raises(OSError, match="away"):
             place.read([name])
-    assert places.at(place.where).tail("none") == b""
+    assert storage.at(place.where).tail("none") == b""
 
 
 def test_the_driver_at_a_url(bucket):
@@ -960,11 +969,11 @@ def test_the_driver_at_a_url(bucket):
     assert place.read(["sweep.json", "none"]) == {"sweep.json": b"{}"}
     for folder, status in (("t/a/0", "finished"), ("t/b/0", "running")):
         pretend(out, folder, status)
-    assert places.finished(place, ["t/a/0", "t/b/0", "t/c/0"]) == {"t/a/0"}
-    with place.locked(), pytest.raises(SegueError, match="Another process"), places.at(place.where).locked():
+    assert storage.finished(place, ["t/a/0", "t/b/0", "t/c/0"]) == {"t/a/0"}
+    with place.locked(), pytest.raises(SegueError, match="Another process"), storage.at(place.where).locked():
         pass
     with pytest.raises(SegueError, match="cannot be used"):
-        places.at("nosuch://x/y")
+        storage.at("nosuch://x/y")
 
 
 def test_tasks_of_a_ray_cluster(real, whole):
@@ -972,14 +981,14 @@ def test_tasks_of_a_ray_cluster(real, whole):
     pytest.importorskip("ray")
     out = new("ray")
     shutil.copytree(whole / "pendulum/td3bc", out / "pendulum/td3bc")
-    store.write_json(out / "sweep.json", {"format": store.FORMAT})
+    disk.write_json(out / "sweep.json", {"format": disk.FORMAT})
     (trial,) = [trial for trial in Sweep.read(real).trials() if trial.arm == "direct"]
     orders = [{**trial.entry(), "needs": trial.needs}]
     orders += [{**orders[0], "folder": "pendulum/td3bc/0", "needs": [], "command": ["run"]}]
     code = f"""
 import time
-from segue import engines
-pool = engines.ENGINES["ray"](None, 1, 0, None)
+from segue.sweeps import executors
+pool = executors.ENGINES["ray"](None, 1, 0, None)
 assert pool.slots >= 1
 for trial in {orders}:
     pool.start(trial["folder"], {{"trial": trial, "place": {str(out)!r}, "cores": 1, "gpus": 0}})

@@ -15,10 +15,13 @@ import psutil
 import pytest
 from helpers import flags, lines, new
 
-from segue import cli, meter, runs, tracking
+from segue.cli import main
 from segue.errors import DataError, SegueError
-from segue.hooks import Journal, Place
-from segue.tracking import Tracker, Trackers
+from segue.runs import meter
+from segue.runs.config import pinned
+from segue.runs.journal import Journal, Place
+from segue.runs.run import resume
+from segue.runs.trackers import TRACKERS, Apart, Tracker, Trackers, __file__, importlib, known
 
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
 
@@ -116,8 +119,8 @@ class Board:
 @pytest.mark.parametrize("how", ["well", "dead", "slow", "never opens", "never closes"])
 def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
     boards = []
-    monkeypatch.setitem(tracking.TRACKERS, "one", lambda folder: boards.append(Board(how)) or boards[0])
-    monkeypatch.setitem(tracking.TRACKERS, "two", lambda folder: boards.append(Board(how)) or boards[0])
+    monkeypatch.setitem(TRACKERS, "one", lambda folder: boards.append(Board(how)) or boards[0])
+    monkeypatch.setitem(TRACKERS, "two", lambda folder: boards.append(Board(how)) or boards[0])
     trackers, begun = Trackers(["one", "two"], Path()), time.monotonic()
     for step in range(30_000):
         trackers.add("x", 1.0, step)
@@ -133,7 +136,7 @@ def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
 
 @pytest.mark.parametrize("how", ["hangs at start", "hangs", "hangs at the end", "raises", "slow", "is killed"])
 def test_a_package_that_misbehaves_in_its_own_process(how, fake, monkeypatch, capsys):
-    monkeypatch.setattr(tracking.Apart, "LINGER", 4)
+    monkeypatch.setattr(Apart, "LINGER", 4)
     said, where = fake(how), folder()
     trackers, begun = Trackers(["wandb"], where), time.monotonic()
     for step in range(2_000):
@@ -154,7 +157,7 @@ def test_a_package_that_misbehaves_in_its_own_process(how, fake, monkeypatch, ca
     assert (word in told and told.count("\n") == 1) if word else not told
     trackers.all[0].thread.join(10)
     mine = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]  # one a failed test left
-    assert not [p for p in mine if "segue.tracking" in p.cmdline()]
+    assert not [p for p in mine if "segue.runs.trackers" in p.cmdline()]
 
 
 def test_what_a_package_is_told(fake):
@@ -181,7 +184,7 @@ def test_nobody_is_asked_for_a_password(fake, capsys):
 
 
 def test_a_package_that_is_missing_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     trackers = Trackers(["mlflow"], folder())
     trackers.close()
     assert capsys.readouterr().err == (
@@ -204,7 +207,7 @@ def test_weights_and_biases_offline(monkeypatch):
     assert files
     assert all(b"loss" in file.read_bytes() for file in files)
     content = b"".join(file.read_bytes() for file in files)
-    for place in (where.parent, Path.cwd(), Path(tracking.__file__).parent, Path(sys.executable).parent):
+    for place in (where.parent, Path.cwd(), Path(__file__).parent, Path(sys.executable).parent):
         assert str(place).encode() not in content
     for name in (socket.gethostname(), getpass.getuser()):
         assert not re.search(rf"(?<!\w){re.escape(name)}".encode(), content), name
@@ -235,7 +238,7 @@ def test_mlflow_in_the_run_s_folder(monkeypatch):
 def run(*more):
     out = new()
     begun = time.monotonic()
-    cli.main(["run", *flags("td3bc"), *more, "--out", str(out)])
+    main.main(["run", *flags("td3bc"), *more, "--out", str(out)])
     return out, time.monotonic() - begun
 
 
@@ -255,22 +258,22 @@ def test_a_resumed_run_goes_on_in_the_same_curves(fake, monkeypatch):
     said, out = fake("well"), new()
     words = ["run", *flags("td3bc", commit_every=5), "--track", "wandb", "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr("segue.hooks.Checkpoint.ended", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("segue.runs.checkpoints.Checkpoint.ended", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit):
-            cli.main(words)
+            main.main(words)
     config = json.loads((out / "config.json").read_text())
     assert config["track"] == ["wandb"]
-    cli.main(["resume", str(out), "--env-id", config["env_id"], "--quiet"])
+    main.main(["resume", str(out), "--env-id", config["env_id"], "--quiet"])
     until(lambda: said.read_text().count("finished") == 2)
     assert [line["init"]["id"] for line in lines(said) if "init" in line] == [config["id"]] * 2
-    assert runs.pinned(config) == runs.pinned({**config, "track": [], "id": "other"})
+    assert pinned(config) == pinned({**config, "track": [], "id": "other"})
 
 
 def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
     with pytest.raises(SegueError, match="'comet' is no tracker"):
-        tracking.known(["comet"])
+        known(["comet"])
     with pytest.raises(SystemExit):
-        cli.main(["run", *flags("td3bc"), "--track", "none", "wandb", "--out", str(tmp_path / "x")])
+        main.main(["run", *flags("td3bc"), "--track", "none", "wandb", "--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 
 
@@ -281,7 +284,7 @@ def test_what_leads_out_of_a_run_s_directory_is_not_followed(name, tmp_path):
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).symlink_to(tmp_path)
     with pytest.raises(DataError, match="leads elsewhere"):
-        runs.resume(out)
+        resume(out)
 
 
 # --- the meter ----------------------------------------------------------------------------------------------

@@ -17,17 +17,23 @@ from conftest import changed, same
 from helpers import RAGGED, ROOT, Ragged, dataset, new
 
 import segue
-from segue import cli, commits, engine, hooks, meter, policies, predict, runs
+from segue import predict
+from segue.cli import main
 from segue.core import Linear, Spec, Transition
-from segue.data.sources import Ratio, Uniform
+from segue.envs.lockstep import TRAIN, Worlds, episode_seed
+from segue.envs.make import spec_of
 from segue.errors import DataError, SegueError
-from segue.finetune.porl import PORL, Appraise
+from segue.methods.porl import PORL, Appraise
+from segue.methods.sac import SAC
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
-from segue.offline.sac import SAC
-from segue.phases import Collect, Drive, Online, Train, pipeline
-from segue.tuner import Tuner, _Body
-from segue.worlds import TRAIN, Worlds, episode_seed, spec_of
+from segue.policies import policy_file
+from segue.replay.sources import Ratio, Uniform
+from segue.runs import checkpoints, commits, divergence, hooks, journal, meter
+from segue.runs.agent import Tuner, _Body
+from segue.training import engine, start
+from segue.training.phases import Collect, Online, Train
+from segue.training.pipeline import Drive, pipeline
 
 SPEC = spec_of(Ragged())
 POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
@@ -44,7 +50,7 @@ PHASES = {
 def task():
     path = ROOT / "tuned" / "given.safetensors"
     path.parent.mkdir()
-    policies.save(POLICY, SPEC, path)
+    policy_file.save(POLICY, SPEC, path)
     return segue.task(env_id="arm", policy=str(path))
 
 
@@ -77,7 +83,7 @@ class Arm:
 
 def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
     worlds = Worlds(Ragged, SPEC, [0])
-    run = pipeline(runs.start(SPEC, None, PHASES, policy=POLICY), PHASES, worlds)
+    run = pipeline(start.start(SPEC, None, PHASES, policy=POLICY), PHASES, worlds)
     with tuner(task, folder := new("arm")) as mine:
         Arm().live(mine)
         theirs = mine.drive.run
@@ -90,7 +96,7 @@ def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
     assert theirs.env_step == 90
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
-    actor, _ = policies.load(folder / "policy-0.safetensors")
+    actor, _ = policy_file.load(folder / "policy-0.safetensors")
     assert same(actor, jax.tree.map(lambda leaf: leaf[0], run.waist.actor.net))
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     assert sum(line["length"] for line in lines) <= 90
@@ -103,9 +109,9 @@ def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(
         Arm().live(mine)
     out = new("p.npz")
     export = ["policy", "export", str(folder), "--format", "npz", "--out"]
-    cli.main([*export, str(out), "--which", "last"])
-    cli.main([*export, str(out.with_name("q.npz"))])
-    cli.main(["policy", "show", str(folder)])
+    main.main([*export, str(out), "--which", "last"])
+    main.main([*export, str(out.with_name("q.npz"))])
+    main.main(["policy", "show", str(folder)])
     assert "policy-0.safetensors" in capsys.readouterr().out
     assert predict.load(out).arrays.keys() == predict.load(out.with_name("q.npz")).arrays.keys()
     assert "never evaluated" in out.with_name("p.npz.md").read_text()
@@ -114,12 +120,12 @@ def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(
         ("report", str(folder)): f"segue evaluate {folder} --env-id ID",
     }.items():
         with pytest.raises(SystemExit, match="1"):
-            cli.main(list(words))
+            main.main(list(words))
         told = capsys.readouterr().err
         assert said in told
         assert told.count("\n") == 1
         assert "first one" not in told, "it will not reach one"
-    cli.main(["evaluate", str(folder), "--env-id", RAGGED, "--episodes", "2"])
+    main.main(["evaluate", str(folder), "--env-id", RAGGED, "--episodes", "2"])
     assert "policy 0: return" in capsys.readouterr().out
 
 
@@ -439,10 +445,10 @@ def whole(task):
     ("hook", "after", "error"),
     [
         (hooks.Episodes, 0, KeyboardInterrupt()),
-        (hooks.Log, 0, SegueError("diverged")),
-        (hooks.Log, 41, KeyboardInterrupt()),
+        (divergence.Log, 0, SegueError("diverged")),
+        (divergence.Log, 41, KeyboardInterrupt()),
         (hooks.Episodes, 60, SegueError("diverged")),
-        (hooks.Log, 60, KeyboardInterrupt()),
+        (divergence.Log, 60, KeyboardInterrupt()),
     ],
     ids=lambda value: getattr(value, "__name__", str(value) or "Ctrl-C"),
 )
@@ -473,7 +479,7 @@ def test_no_step_is_lost_nor_repeated_where_a_hook_raises(task, whole, monkeypat
 
 @pytest.mark.parametrize(("phase", "at"), [("presample", 40), ("finetune", 90)])
 def test_a_phase_that_was_not_ended_is_ended_later(task, whole, monkeypatch, phase, at):
-    once(monkeypatch, hooks.Checkpoint, "ended", KeyboardInterrupt(), lambda self, name, *_: name == phase)
+    once(monkeypatch, checkpoints.Checkpoint, "ended", KeyboardInterrupt(), lambda self, name, *_: name == phase)
     arm, folder = Arm(), new("arm")
     with pytest.raises(KeyboardInterrupt), tuner(task, folder) as mine:
         arm.live(mine)
@@ -509,7 +515,7 @@ def test_where_the_disk_stays_full_the_reason_is_the_first_one(task, monkeypatch
     full = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder := new("arm"), commit_every=1) as mine:  # noqa: PT012
         monkeypatch.setattr(commits.Commit, "_write", full)
-        monkeypatch.setattr(hooks.Journal, "sync", full)
+        monkeypatch.setattr(journal.Journal, "sync", full)
         Arm().live(mine)
     assert "3 saves failed" in status(folder)["why"]
     assert "could not be saved" in capsys.readouterr().err

@@ -8,11 +8,13 @@ import pytest
 from helpers import Ragged, Spaces
 
 from segue.core import Spec
+from segue.envs.lockstep import EVALUATE, Worlds, episode_seed
+from segue.envs.make import make_env, spec_of
+from segue.envs.reward import Reward
+from segue.envs.rollouts import Evaluator
 from segue.errors import SegueError
-from segue.evaluation import Evaluator
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
-from segue.worlds import EVALUATE, Reward, Worlds, episode_seed, make_env, spec_of
 
 SPEC = spec_of(Ragged())
 EPISODE, T, START = range(3)

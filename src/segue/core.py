@@ -170,3 +170,9 @@ class AbstractMethod(eqx.Module):
         self, learner: Any, obs: Float[Array, " obs"], *, key: PRNGKeyArray, clock: Clock, age: Int[Array, ""]
     ) -> Float[Array, " act"]:
         """The action to learn from, in [-1, 1], `age` env steps into an episode."""
+
+
+def empty(spec: Spec) -> Transition:
+    """A dataset of no rows."""
+    none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
+    return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))

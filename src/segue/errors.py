@@ -1,6 +1,8 @@
 """What Segue raises on purpose. Each message is one sentence: what is wrong, where, and what to do."""
 
+import difflib
 import signal
+from collections.abc import Sequence
 
 
 class SegueError(Exception):
@@ -28,3 +30,9 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """ "a, b or c": the known names most like an unknown one, or all of them."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
+    return close[0] if len(close) == 1 else f"{', '.join(close[:-1])} or {close[-1]}"

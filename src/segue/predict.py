@@ -16,8 +16,6 @@ norm_i is (x - mean(x)) / sqrt(var(x) + layer_norm) * norm_i.weight + norm_i.bia
 Nothing that is read is executed, and there are no pickles.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -31,10 +29,15 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1
+
+
 NAME = "segue_policy"
 """Under which the description stands: a text among an .npz's arrays, an entry of a .safetensors' metadata."""
+
+
 MOST = 1 << 30
 """Bytes beyond which a file is not even opened."""
+
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),

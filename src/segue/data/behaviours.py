@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segue.core import Spec
-from segue.domains import MAZES, PLAY_GOALS, AntMaze, cell_of, centre, free_cells
+from segue.envs.d4rl import MAZES, PLAY_GOALS, AntMaze, cell_of, centre, free_cells
 from segue.nn.actors import AbstractActor
 
 Cell = tuple[int, int]

@@ -18,6 +18,7 @@ from segue.errors import DataError
 BLOCK = 1 << 16
 """Rows looked at at once: a check must not need a second dataset's worth of memory."""
 
+
 TOLERANCE = 1e-5
 """How far outside the box an action may lie, as a share of the box's width, and still count as rounding."""
 
@@ -361,7 +362,7 @@ def _spec_of(world: Any) -> tuple[Spec, str | None, int | None]:
     """The spec, and of a registered env the id and the time limit."""
     if isinstance(world, Spec):
         return world, None, None
-    from segue.worlds import spec_of
+    from segue.envs.make import spec_of
 
     registered = world.spec
     return (spec_of(world), registered.id, registered.max_episode_steps) if registered else (spec_of(world), None, None)

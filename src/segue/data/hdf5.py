@@ -17,8 +17,10 @@ from segue.errors import DataError
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 """HDF5's numbers of the filters read here, all built into h5py. Deflate packs 1032 to 1 at best."""
 
+
 RATIO = 2000
 """Bytes of memory allowed per compressed byte in the file."""
+
 
 PIECE = 1 << 24
 """Bytes that one piece of a column may have whatever the column's own size."""

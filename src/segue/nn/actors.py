@@ -13,8 +13,11 @@ from segue.nn.mlp import MLP
 Output = Literal["tanh", "clip"]
 """How a number becomes an action in [-1, 1]."""
 
+
 BORDER = 1 - 1e-6
 """Where a tanh-Gaussian's log-density takes an action of the border to lie: at the border itself it is infinite."""
+
+
 EDGE = 1 - 1e-3
 """Where a tanh-Gaussian around a clipped mean has that mean at most."""
 

@@ -1,0 +1,80 @@
+"""What a shell completes, as a script made once: on Tab nothing of Segue is started."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import shtab
+
+from segue.cli import main
+from segue.cli.listing import recipes
+from segue.tasks.budget import PAPER
+from segue.tasks.recipes import BACKBONES, RECIPES
+from segue.tasks.suite import TASKS, task
+
+FOLDERS = {"run", "runs", "from"}
+
+
+FILES = {"source", "file", "dataset", "policy", "out"}
+"""What completes to a path, by the name of the argument."""
+
+
+def script(shell: str) -> str:
+    """The script for "bash", "zsh" or "fish"."""
+    root = argparse.ArgumentParser("segue")
+    commands = root.add_subparsers(parser_class=lambda prog, made: made)  # pyright: ignore
+    commands.add_parser("run", made=_run(), help="train")
+    for name, parser in main.PARSERS.items():
+        made = parser()
+        commands.add_parser(name, made=made, help=(made.description or "").partition("\n")[0])
+    _fill(root)
+    return shtab.complete(root, shell)
+
+
+def _run() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("segue run")
+    run = parser.add_subparsers()
+    for name, _, what in recipes():
+        job = task("walker2d-random", **({"backbone": name} if name in BACKBONES else {}))
+        settings = main.run_settings(name, "paper", RECIPES[name](job, PAPER))(recipe=name)
+        flags = run.add_parser(name, help=what)
+        for field in dataclasses.fields(settings):
+            if field.name != "recipe":
+                for words, choices, takes in _flags(field, getattr(settings, field.name), ""):
+                    more: Any = {"choices": choices, "nargs": "+"} if takes else {"action": "store_true"}
+                    flags.add_argument(*words, **more)
+    return parser
+
+
+def _flags(field: Any, value: Any, prefix: str) -> Iterator[tuple[list[str], Any, bool]]:
+    """The flags of a setting and of those below it, as tyro names them: words, choices, whether a value follows."""
+    name = prefix + field.name.strip("_").replace("_", "-")
+    if dataclasses.is_dataclass(value):
+        below = prefix if field.name == "method" else f"{name}."
+        for inner in dataclasses.fields(value):
+            yield from _flags(inner, getattr(value, inner.name), below)
+    elif isinstance(value, bool):
+        head, _, last = name.rpartition(".")
+        yield [f"--{name}", f"--{head}{'.' if head else ''}no-{last}"], None, False
+    else:
+        yield [f"--{name}"], _choices(field.type) or None, True
+
+
+def _choices(kind: Any) -> list[str]:
+    """The words of a Literal, wherever it is in a type."""
+    if get_origin(kind) is Literal:
+        return list(map(str, get_args(kind)))
+    return [word for inner in get_args(kind) for word in _choices(inner)]
+
+
+def _fill(parser: argparse.ArgumentParser) -> None:
+    """Say of every argument what completes it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _fill(below)
+        elif action.dest in ("task", "prefix"):
+            action.choices = list(TASKS)
+        elif action.dest in FOLDERS | FILES:
+            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # pyright: ignore

@@ -1,0 +1,257 @@
+"""What works on this machine, one line for each part, fit for a bug report: no names of users or hosts, paths from ~.
+
+Whatever may crash or hang (XLA, MuJoCo, OpenGL) is tried in a process of its own (`python -m segue.doctor PROBE`), all
+of them at once, each with a time limit.
+"""
+
+import contextlib
+import getpass
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from segue import __version__
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+
+
+LIMIT = 60.0
+"""Seconds that a probe may take; a few are enough where nothing hangs and the machine is not busy."""
+
+
+READ = 2.0
+"""Seconds that reading what a probe said may take, whatever the one before it took."""
+
+
+class Finding(NamedTuple):
+    """One line. Where a part that is `needed` is broken, no run can work."""
+
+    state: str
+    part: str
+    said: str
+    needed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.state:8} {self.part:12} {plain(self.said)}"
+
+
+def plain(text: str) -> str:
+    """One line without the home folder's place, or a user's or host's name in a path."""
+    text = re.sub(rf"(?<!\w){re.escape(str(Path.home()))}(?=/|\s|$)", "~", " ".join(text.split()))
+    for what, ask in (("USER", getpass.getuser), ("HOST", socket.gethostname)):
+        with contextlib.suppress(Exception):  # nobody has a name here
+            text = re.sub(rf"(?<=/){re.escape(ask())}(?=/|\s|$)", what, text)
+    return text
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, as it comes. Raises nothing."""
+    end = time.monotonic() + LIMIT
+    probes = {name: _begin(name) for name in PROBES}
+    yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}")
+    needs = _needs()
+    yield from _packages(needs.pop("", ["segue"]))
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "MUJOCO_GL"):
+        if name in os.environ:
+            yield Finding(OK, "environment", f"{name}={os.environ[name]}")
+    for name, process in probes.items():
+        yield from _heard(name, process, end)
+    for extra, names in needs.items():
+        have = {name: _version(name) for name in names}
+        if None in have.values():
+            yield Finding(MISSING, extra, f"pip install 'segue[{extra}]' brings it")
+        else:
+            yield Finding(OK, extra, ", ".join(f"{name} {version}" for name, version in have.items()))
+
+
+def doctor() -> bool:
+    """Print every finding. Returns whether a run could work."""
+    works = True
+    for found in examine():
+        print(found, flush=True)
+        works &= not (found.needed and found.state != OK)
+    return works
+
+
+def _version(name: str) -> str | None:
+    if name == "segue":  # what runs; an editable installation is described as it was when it was installed
+        return __version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _needs() -> dict[str, list[str]]:
+    """What Segue needs, "", and what each extra brings, as the package itself says."""
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for line in importlib.metadata.requires("segue") or []:
+            extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
+            name = re.match(r"[\w.-]+", line)
+            if name and name[0] != "segue" and not (extra and extra[1] in ("dev", "all")):
+                found.setdefault(extra[1] if extra else "", []).append(name[0])
+        found[""] = ["segue", *found.get("", []), "jaxlib"]
+    return found
+
+
+def _packages(names: Iterable[str]) -> Iterator[Finding]:
+    have = {name: _version(name) for name in names}
+    there = ", ".join(f"{name} {version}" for name, version in have.items() if version)
+    bare = "" if len(have) > 1 else ", run from a folder, without its package's own description"
+    yield Finding(OK, "packages", f"{there}{bare}")
+    if lacking := [name for name, version in have.items() if version is None]:
+        yield Finding(BROKEN, "packages", f"{', '.join(lacking)} not found: pip install segue again", True)
+
+
+def _begin(name: str) -> subprocess.Popen | None:
+    """A probe's process; None where what it tries is not installed."""
+    package = PROBES[name].package
+    if package and _version(package) is None:
+        return None
+    command = [sys.executable, "-P", "-m", "segue.doctor", name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+
+
+def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[Finding]:
+    """What a probe found by the time `end`; where it came to no good end, that."""
+    probe, why = PROBES[name], None
+    if process is None:
+        yield Finding(MISSING, name, f"pip install 'segue[{probe.extra}]' brings it")
+        return
+    try:
+        said, erred = process.communicate(timeout=max(READ, end - time.monotonic()))
+        if process.returncode:
+            last = (erred.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+            why = f"killed by signal {-process.returncode}" if process.returncode < 0 else last[:300]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = _rest(process)
+        why = f"no end within {LIMIT:.0f} seconds: it hangs, or the machine is very busy"
+    for line in said.splitlines():
+        with contextlib.suppress(ValueError):  # what a library prints
+            part, text = line.split("\t")
+            yield Finding(OK, part, text)
+    if why:
+        yield Finding(BROKEN, name, f"{why}; {probe.advice}", probe.needed)
+
+
+def _rest(process: subprocess.Popen) -> str:
+    """What a killed process said, unless a child of its own still holds the pipe."""
+    with process:
+        try:
+            return process.communicate(timeout=READ)[0]
+        except subprocess.TimeoutExpired as late:  # bytes, even where the pipe is a text's
+            return (late.stdout or b"").decode(errors="replace")
+
+
+# --- in a probe's process ---------------------------------------------------------------------------------------------
+
+
+def _learning() -> Iterator[tuple[str, str]]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    yield "memory", f"{memory.total / 2**30:,.1f} GiB, {memory.available / 2**30:,.1f} free"
+    import jax
+    import jax.numpy as jnp
+
+    from segue.system import disk, machine
+    from segue.system.cores import allowed
+
+    yield "revision", machine.revision() or "not a checkout"
+    limit = f", limited to the time of {most:g}" if math.isfinite(most := allowed()) else ""
+    yield "cores", f"{machine.cores()} of {os.cpu_count()}{limit}"
+    cache, there = disk.cache_dir(), Path.cwd()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache) as file:
+        file.write(bytes(1 << 20))
+    size = 0
+    for path in cache.rglob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            size += path.stat().st_size if path.is_file() else 0
+    yield "cache", f"{cache}, {size / 2**30:,.2f} GiB, writable"
+    free = {what: shutil.disk_usage(place).free / 2**30 for what, place in (("cache", cache), ("here", there))}
+    yield "free disk", ", ".join(f"{what} {size:,.1f} GiB" for what, size in free.items())
+    yield "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices())
+    begun, one = time.monotonic(), jnp.eye(64)
+    moved = jax.jit(lambda w: w - 0.1 * jax.grad(lambda w: jnp.square(one @ w).sum() / 2)(w))(one)
+    assert jnp.allclose(moved, 0.9 * one), "a gradient step gave wrong numbers"
+    yield "update", f"one jitted gradient step in {time.monotonic() - begun:.1f} s, compilation included"
+
+
+def _physics() -> Iterator[tuple[str, str]]:
+    yield "physics", f"MuJoCo {_stepped('HalfCheetah-v5')}"
+
+
+def _robotics() -> Iterator[tuple[str, str]]:
+    yield "robotics", f"gymnasium-robotics {_stepped('segue/fetch-reach-v0')}"
+
+
+def _stepped(env_id: str) -> str:
+    from segue.envs.make import make_env
+
+    env = make_env(env_id)
+    env.reset(seed=0)
+    for _ in range(10):
+        env.step(env.action_space.sample())
+    env.close()
+    return f"takes steps in {env_id}"
+
+
+def _rendering() -> Iterator[tuple[str, str]]:
+    from segue.deploy.film import offscreen
+
+    offscreen()
+    import mujoco
+
+    shapes = "<geom type='sphere' size='.2'/><light pos='0 0 2'/>"
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{shapes}</worldbody></mujoco>")  # pyright: ignore
+    data = mujoco.MjData(model)  # pyright: ignore
+    mujoco.mj_forward(model, data)  # pyright: ignore
+    with mujoco.Renderer(model, 64, 64) as renderer:
+        renderer.update_scene(data)
+        assert renderer.render().any(), "the picture is black"
+    yield "rendering", f"MuJoCo draws without a screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'not set')})"
+
+
+class Probe(NamedTuple):
+    """What is tried in a process of its own: it gives parts and what to say of them, or fails."""
+
+    tried: Callable[[], Iterator[tuple[str, str]]]
+    advice: str
+    package: str | None = None
+    extra: str | None = None
+    needed: bool = False
+
+
+PROBES = {
+    "learning": Probe(_learning, "mend this first: nothing can learn without it", needed=True),
+    "physics": Probe(_physics, "pip install 'segue[mujoco]' again; envs without MuJoCo work", "mujoco", "mujoco"),
+    "robotics": Probe(
+        _robotics, "pip install 'segue[robotics]' again; other tasks work", "gymnasium-robotics", "robotics"
+    ),
+    "rendering": Probe(
+        _rendering, "install libEGL or libOSMesa (libegl1, libosmesa6) and leave MUJOCO_GL unset; only films need it",
+        "mujoco", "mujoco",
+    ),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        for part in PROBES[sys.argv[1]].tried():
+            print("\t".join(part), flush=True)
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

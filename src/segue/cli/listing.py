@@ -1,0 +1,59 @@
+"""What there is, one line each: `segue recipes` and `segue tasks`. The texts are those of the code that is listed."""
+
+import dataclasses
+import inspect
+import re
+from fnmatch import fnmatch
+
+from segue.errors import SegueError, nearest
+from segue.tasks import datasets
+from segue.tasks.budget import PAPER
+from segue.tasks.recipes import BACKBONES, RECIPES
+from segue.tasks.suite import TASKS
+from segue.tasks.task import Task
+
+
+def recipes() -> list[tuple[str, str, str]]:
+    """Each recipe's name, phases, and what it is. A phase in brackets is left out where --policy gives a policy."""
+    found = []
+    for name, recipe in RECIPES.items():
+        task = Task("none", backbone=name if name in BACKBONES else "td3bc")
+        given = recipe(dataclasses.replace(task, policy="FILE"), PAPER)
+        phases = [phase if phase in given else f"({phase})" for phase in recipe(task, PAPER)]
+        what = task.constants.backbones[name] if name in BACKBONES else recipe
+        found.append((name, ", ".join(phases), _first(inspect.getdoc(what) or "")))
+    return found
+
+
+def tasks(prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Name, env, returns that count as 0 and 100, and what the dataset is made from, of tasks that begin so.
+
+    Raises:
+        SegueError: where none does, with the nearest family.
+    """
+    found = [task for name, task in TASKS.items() if name.startswith(prefix)]
+    if not found:
+        families = sorted({name.partition("-")[0] for name in TASKS})
+        raise SegueError(f"No task begins with {prefix!r}; did you mean {nearest(prefix, families)}?")
+    return [(str(task.name), task.env_id, _score(task), source(str(task.name))) for task in found]
+
+
+def source(name: str) -> str:
+    """What a task's dataset is made from (`making.SOURCES`)."""
+    return next(text for pattern, text in datasets.SOURCES.items() if fnmatch(name, pattern))
+
+
+def _score(task: Task) -> str:
+    return "{:.4g} to {:.6g}".format(*task.score) if task.score else "no score"
+
+
+def _first(text: str) -> str:
+    """A docstring's first sentence."""
+    return re.split(r"\.(?=\s+[A-Z]|$)", " ".join(text.split()))[0]
+
+
+def columns(rows: list[tuple[str, ...]]) -> str:
+    """Lines whose columns begin below each other."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    pad = lambda row: [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+    return "\n".join("  ".join([*pad(row), row[-1]]) for row in rows)

@@ -1,0 +1,147 @@
+"""A process that runs one trial of a sweep, on cores of its own, and does not outlive the sweep's driver.
+
+    python -m segue.worker             what to do is one line of JSON on standard input, whose end means: stop
+    python -m segue.worker --check     commands of `segue run` as one JSON list; what is wrong with each comes back
+
+The exit code is that of `segue run` or `segue resume`, or 75 for what may be tried again as it is.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segue.sweeps.executors import LOST
+from segue.system.cores import Claims, pin
+
+PATIENCE = 60.0
+"""Seconds to wait for another process that is still at work on the trial, such as one that has lost its driver."""
+
+
+def listen() -> None:
+    """Stop, with a commit, when standard input ends."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not through sys.stdin, which the interpreter could not close at its end
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="segue-driver").start()
+
+
+def run(order: dict[str, Any]) -> int:
+    """Run or go on with one trial, unless it is done. Returns an exit code."""
+    from segue.errors import Busy, SegueError
+
+    claims = Claims()  # which end with this function, or with the process
+    trial = order["trial"]
+    try:
+        if (shared := Path(order["place"])).is_dir():  # at a URL the log comes with the trial
+            (shared / trial["folder"]).parent.mkdir(parents=True, exist_ok=True)
+            speak(shared / f"{trial['folder']}.log")
+        about = pin(claims, order["cores"], order["gpus"])
+        from segue.cli import main
+        from segue.sweeps import storage
+
+        place = storage.at(order["place"])
+        with place.here(trial["folder"], trial["needs"], PATIENCE) as root:
+            if storage.finished(storage.Directory(root), [trial["folder"]]):
+                return 0
+            os.chdir(root)
+            words = prepare(Path(trial["folder"]), trial["command"])
+            speak(Path(f"{trial['folder']}.log"))
+            where = f"{socket.gethostname()}, process {os.getpid()}, {about}"
+            print(f"segue: {where}: segue {shlex.join(words)}", flush=True)
+            sys.argv = ["segue", *words]  # which config.json keeps
+            try:
+                main.main(words)
+            except SystemExit as ended:
+                return ended.code if isinstance(ended.code, int) else 1
+            return 0
+    except (SegueError, OSError) as error:
+        print(f"segue: {error}", file=sys.stderr, flush=True)
+        return LOST if isinstance(error, Busy | OSError) else 1
+
+
+def prepare(folder: Path, command: Sequence[str]) -> list[str]:
+    """The words that run a trial, or go on with it.
+
+    Raises:
+        Busy: where a process that is no worker is at work on it for long.
+    """
+    from segue.system import disk
+
+    if not folder.is_dir():
+        return list(command)
+    with disk.locked(folder, patience=PATIENCE):
+        if any((folder / "commits").glob("[0-9]*")):
+            env_id = [command[at : at + 2] for at, word in enumerate(command) if word == "--env-id"]
+            return ["resume", str(folder), *(word for pair in env_id for word in pair)]
+        if (folder / "status.json").exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+            shutil.rmtree(folder)  # it had not begun to learn
+    return list(command)
+
+
+def speak(log: Path) -> None:
+    """From here on, whatever this process and its children say goes to the log."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    os.close(file)
+
+
+def check(commands: list[list[str]]) -> list[str | None]:
+    """What is wrong with the flags of each `segue run`, in one sentence."""
+    from segue.cli import main
+    from segue.errors import SegueError
+    from segue.runs import checkpoints
+
+    found: list[str | None] = []
+    for words in commands:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                asked = main.parsed(words)
+            assert asked is not None  # help is no flag of a sweep
+            options, phases, _ = asked
+            if options["from_"] is not None:
+                checkpoints.skip(phases, options["from_"])
+            found.append(None)
+        except SegueError as error:
+            found.append(str(error))
+        except SystemExit:
+            found.append(sentence(said.getvalue()))
+    return found
+
+
+def sentence(panel: str) -> str:
+    """What the parser says of wrong flags: the lines between the title of its panel and the next rule."""
+    lines = [line.strip("│╭╮╰╯─- ") for line in panel.splitlines()[1:]]
+    said = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
+    if "Perhaps you meant:" in lines:
+        said.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
+    return f"{' '.join(said).rstrip('.')}."
+
+
+def main(argv: Sequence[str]) -> None:
+    if list(argv) == ["--check"]:
+        print(json.dumps(check(json.load(sys.stdin))))
+        return
+    order = json.loads(sys.stdin.buffer.readline())
+    listen()
+    raise SystemExit(run(order))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,211 @@
+"""Flat tables, one row per step: D4RL's layout from HDF5 or plain arrays."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import h5py
+import numpy as np
+
+from segue.core import Transition
+from segue.data import hdf5
+from segue.data.dataset import Dataset, differ, room, validate
+from segue.data.options import (
+    ENDS,
+    Options,
+    action_box,
+    check_affordable,
+    cut_at_horizon,
+    drop_rows,
+    plain_env_id,
+    remarked,
+    settle_ends,
+)
+from segue.errors import DataError
+
+
+@runtime_checkable
+class _Table(Protocol):
+    where: str
+    """The file, for messages."""
+    owned: bool
+    """Whether what `read` returns may be overwritten."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None: ...
+
+    def read(self, name: str, dtype: np.dtype) -> np.ndarray: ...
+
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def read_flat(table: _Table, options: Options) -> Dataset:
+    where = options.name or table.where
+    act, rows, stored = _layout(table, where)
+    terminal, timeout = _flag(table, "terminals", rows, where), _flag(table, "timeouts", rows, where)
+    assert terminal is not None
+    marks = timeout
+    for mark in (_flag(table, name, rows, where) for name in ENDS):
+        marks = mark if marks is None else marks if mark is None else marks | mark
+    if timeout is not None:
+        terminal, timeout = settle_ends(terminal, timeout, marks, options.both or "refuse", where)
+    if marks is None and not stored:
+        if options.max_episode_steps is None:
+            raise DataError(
+                f"{where} has neither timeouts nor next_observations, so nobody can tell where a time limit cut an "
+                "episode: add a column episode_ends, or read it once with segue.data.load(..., max_episode_steps=N), "
+                "the env's horizon, and keep that with segue.data.save."
+            )
+        marks = timeout = cut_at_horizon(terminal, options.max_episode_steps)
+
+    f32 = np.dtype(np.float32)
+    obs = table.read("observations", f32)
+    notes: tuple[str, ...] = ()
+    if stored:
+        nxt = table.read("next_observations", f32)
+        if marks is None:
+            marks = np.concatenate((differ(nxt[:-1], obs[1:]), [True]))
+            if rows > 2 and np.count_nonzero(marks & ~terminal) > rows / 2:
+                raise DataError(
+                    f"{where}: in most rows next_observations is not the following row's observation: it is shifted, "
+                    "or the rows are shuffled; if they are meant to stand alone, add a column episode_ends of ones."
+                )
+            notes += ("episode borders were inferred where next_observations and the following row disagree",)
+    else:
+        nxt = room(obs.shape)
+    assert marks is not None
+    ends = terminal | marks
+    ends[-1] = True
+    if timeout is not None:
+        timeout &= ~terminal
+    lost = np.zeros(0, bool)
+    if not stored:
+        nxt[:-1], nxt[-1] = obs[1:], obs[-1]
+        last = np.flatnonzero(ends)
+        nxt[last] = obs[last]  # irrelevant where terminal; dropped below where not
+        lost = ends & ~terminal
+
+    said = table.metadata()
+    low, high = action_box(options, said.get("low"), said.get("high"), act, where)
+    action, reward = table.read("actions", f32), table.read("rewards", f32).reshape(-1)
+    data = Dataset(
+        Transition(obs, action, reward, nxt, terminal),
+        ends,
+        low,
+        high,
+        options.env_id or plain_env_id(said.get("env_id")),
+        where,
+        table.where if table.owned else None,
+        timeout,
+        notes=notes,
+    )
+    data = drop_rows(validate(data, clip_actions=options.clip_actions), lost, table.owned)
+    return remarked(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
+
+
+def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
+    """(width of the action, rows, are next observations stored): every column's shape, before any is read."""
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    needed = ("observations", "actions", "rewards", "terminals")
+    for name in (*needed, "next_observations", "timeouts", *ENDS):
+        found = table.shape(name)
+        if found is None:
+            if name not in needed:
+                continue
+            gymnasium = {"terminations", "truncations"} & set(table.names())
+            hint = "; rename terminations to terminals and truncations to timeouts" if gymnasium else ""
+            raise DataError(
+                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}{hint}."
+            )
+        shapes[name] = found
+    for name, (shape, dtype) in shapes.items():
+        if dtype.kind not in "fiub":
+            raise DataError(f"{where}: column {name!r} is of type {dtype}, not numbers: convert it first.")
+        wide = name in ("observations", "actions", "next_observations")
+        if name == "actions" and dtype.kind != "f":
+            raise DataError(
+                f"{where}: actions are of type {dtype}: discrete actions are not supported, continuous are."
+            )
+        if (
+            (wide and (len(shape) != 2 or not shape[1]))
+            or (not wide and shape not in (shape[:1], (*shape[:1], 1)))
+            or not shape
+        ):
+            raise DataError(
+                f"{where}: column {name!r} has shape {shape} where {'[rows, size]' if wide else '[rows]'} is needed."
+            )
+    rows = shapes["observations"][0][0]
+    for name, (shape, _) in shapes.items():
+        if shape[0] != rows:
+            raise DataError(
+                f"{where}: column {name!r} has {shape[0]} rows and observations have {rows}: they must agree."
+            )
+    if not rows:
+        raise DataError(f"{where} is empty: there is nothing to learn from.")
+    obs = shapes["observations"][0]
+    if "next_observations" in shapes and shapes["next_observations"][0] != obs:
+        raise DataError(f"{where}: next_observations have shape {shapes['next_observations'][0]}, observations {obs}.")
+    act = shapes["actions"][0][1]
+    check_affordable(rows, obs[1], act, where)
+    return act, rows, "next_observations" in shapes
+
+
+def _flag(table: _Table, name: str, rows: int, where: str) -> np.ndarray | None:
+    """A column of yes and no, bool [N], whatever numbers it is stored in; always a copy."""
+    found = table.shape(name)
+    if found is None:
+        return None
+    raw = table.read(name, found[1]).reshape(rows)
+    flag = raw != 0
+    odd = flag & (raw != 1)
+    if odd.any():
+        row = int(odd.argmax())
+        raise DataError(f"{where}: {name} is {raw[row]} at row {row}: it must be 0 or 1.")
+    return flag
+
+
+class ArrayTable:
+    owned = False
+
+    def __init__(self, columns: Mapping[str, np.ndarray], name: str):
+        self.columns, self.where = columns, name
+
+    def names(self) -> list[str]:
+        return list(self.columns)
+
+    def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        found = self.columns.get(name)
+        return None if found is None else (found.shape, found.dtype)
+
+    def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            return np.ascontiguousarray(self.columns[name], dtype)
+
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+
+class Hdf5Table:
+    owned = True
+
+    def __init__(self, file: h5py.File, path: str):
+        self.file, self.where = file, path
+
+    def names(self) -> list[str]:
+        return list(map(str, self.file.keys()))  # h5py gives bytes for a name that is no text
+
+    def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        found = hdf5.column(self.file, name, self.where)
+        return None if found is None else (found.shape, found.dtype)
+
+    def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+        found = hdf5.column(self.file, name, self.where)
+        assert found is not None
+        out = room(found.shape, dtype)
+        hdf5.read(found, out)
+        return out
+
+    def metadata(self) -> dict[str, Any]:
+        return {}

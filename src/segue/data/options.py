@@ -1,0 +1,158 @@
+"""How a dataset is to be read, and the checks that every format shares."""
+
+import os
+import re
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from segue.core import Transition
+from segue.data.dataset import Dataset, blocks, box, locate, suspects
+from segue.errors import DataError
+from segue.system import untrusted
+
+Both = Literal["refuse", "terminal", "timeout"]
+"""What a row marked both terminal and cut by time is taken for."""
+
+
+ROOM = 192 << 20
+"""Bytes that any file's columns may have in all; beyond, twenty times the file's own size is the most."""
+
+
+ENV_ID = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
+
+
+ENDS = ("episode_ends", "episode_terminals")
+"""Names under which files mark every episode's last row, whatever ended it."""
+
+
+class Options:
+    def __init__(self, name, env_id, low, high, clip_actions, max_episode_steps, both):
+        if (low is None) != (high is None):
+            raise DataError("Pass low and high together: an action box has two sides.")
+        if both not in (None, "refuse", "terminal", "timeout"):
+            raise DataError(f"both={both!r} must be 'refuse', 'terminal' or 'timeout'.")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise DataError(f"max_episode_steps={max_episode_steps} must be at least 1.")
+        self.name: str | None = name
+        self.env_id: str | None = env_id
+        self.low, self.high = low, high
+        self.clip_actions: bool = clip_actions
+        self.max_episode_steps: int | None = max_episode_steps
+        self.both: Both | None = both
+
+
+def settle_ends(
+    terminal: np.ndarray, timeout: np.ndarray, marks: np.ndarray | None, both: Both, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows marked both terminal and cut by time, settled or refused."""
+    twice = terminal & timeout
+    if not twice.any():
+        return terminal, timeout
+    if both == "refuse":
+        ends = terminal | (timeout if marks is None else marks)
+        raise DataError(
+            f"{where}: {locate(int(twice.argmax()), ends)} is marked both terminal and cut by time, as are "
+            f"{np.count_nonzero(twice)} of {np.count_nonzero(timeout)} time limits: a time limit bootstraps and a "
+            "terminal state does not, so read it once with segue.data.load(..., both='timeout') if `done` was written "
+            "twice, both='terminal' if the task really ended on its last step, and keep that with segue.data.save."
+        )
+    return (terminal & ~timeout, timeout) if both == "timeout" else (terminal, timeout & ~terminal)
+
+
+def cut_at_horizon(terminal: np.ndarray, steps: int) -> np.ndarray:
+    """bool [N]: the rows at which an episode that goes on is cut after `steps` steps."""
+    stops = np.flatnonzero(terminal) + 1
+    starts = np.zeros(len(terminal), np.int64)
+    starts[stops[stops < len(terminal)]] = stops[stops < len(terminal)]
+    age = np.arange(len(terminal)) - np.maximum.accumulate(starts)
+    return (age % steps == steps - 1) & ~terminal
+
+
+def drop_rows(data: Dataset, lost: np.ndarray, owned: bool) -> Dataset:
+    """Without the rows whose successor nobody knows; the row before becomes its episode's last."""
+    count = int(np.count_nonzero(lost))
+    if not count:
+        return data
+    keep = ~lost
+    rows = len(lost) - count
+    if not rows:
+        raise DataError(f"{data.name}: no row has a known successor: add next_observations.")
+    before = np.flatnonzero(lost[1:] & ~data.ends[:-1])  # rows that become the last of their episode
+    ends, timeouts = data.ends.copy(), data.timeouts
+    ends[before] = True
+    if timeouts is not None:
+        timeouts = timeouts.copy()
+        timeouts[before] = timeouts[before + 1]
+        timeouts = timeouts[keep]
+    t = data.transitions
+    squeeze = _squeeze if owned else lambda x, keep: x[keep]
+    note = (
+        f"{count} rows were dropped: a time limit or the end of the record cut there, and what came next is not stored"
+    )
+    return replace(
+        data,
+        transitions=Transition(*(squeeze(np.asarray(column), keep) for column in t)),
+        ends=ends[keep],
+        timeouts=timeouts,
+        dropped=count,
+        notes=(*data.notes, note),
+    )
+
+
+def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """`column[keep]`, moved together inside the same memory."""
+    to = 0
+    for rows in blocks(len(column)):
+        part = column[rows][keep[rows]]
+        column[to : to + len(part)] = part
+        to += len(part)
+    return column[:to]
+
+
+def remarked(data: Dataset) -> Dataset:
+    return replace(data, notes=(*data.notes, *suspects(data)))
+
+
+def action_box(options: Options, low: Any, high: Any, act: int, where: str) -> tuple[Any, Any]:
+    """The caller's box, else the file's; (None, None) where the file's is absent or unbounded."""
+    if options.low is not None:
+        return box(options.low, options.high, act, where)
+    if low is None or high is None:
+        return None, None
+    try:
+        if not np.isfinite(np.asarray([low, high], np.float64)).all():
+            return None, None
+    except (ValueError, TypeError, OverflowError):
+        pass
+    return box(low, high, act, where)
+
+
+def plain_env_id(said: object) -> str | None:
+    """A plain id or nothing: `module:id` would import the module."""
+    return said if isinstance(said, str) and len(said) < 200 and ENV_ID.fullmatch(said) else None
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = untrusted.parse(text)
+    except (ValueError, RecursionError) as wrong:
+        raise DataError(f"{where}: its description is not valid JSON ({wrong}): it is damaged.") from wrong
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: its description is not a JSON object: it is damaged.")
+    return found
+
+
+def check_affordable(rows: int, obs: int, act: int, where: str) -> None:
+    """Refuse what this machine could never hold."""
+    need = rows * (4 * (2 * obs + act + 1) + 3)
+    try:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if need > have:
+        raise DataError(
+            f"{where}: its {rows} rows need {need / 1e9:.1f} GB and this machine has {have / 1e9:.1f} GB of memory: "
+            "take a part of it."
+        )

@@ -1,0 +1,68 @@
+"""Write a policy as an ONNX graph, from observations to actions in the env's units."""
+
+from typing import Any
+
+import numpy as np
+
+from segue import predict
+from segue.errors import SegueError
+from segue.system import machine
+
+
+def onnx_bytes(policy: predict.Policy) -> bytes:
+    """A graph from "obs" [batch, obs] to "action" [batch, act], both float32: what `predict.Policy` computes.
+
+    Opset 17 (LayerNormalization) and IR version 8, which runtimes read since 2022.
+    """
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError:
+        raise SegueError("ONNX needs its package: pip install 'segue[onnx]'.") from None
+    said, last = policy.about, len(policy.about["layers"]) - 2
+    constants, nodes, at = dict(policy.arrays), [], "obs"
+
+    def then(kind: str, *more: str, **attributes: Any) -> None:
+        nonlocal at
+        nodes.append(helper.make_node(kind, [at, *more], [f"x{len(nodes)}"], **attributes))
+        at = f"x{len(nodes) - 1}"
+
+    def clip(limit: float) -> None:
+        name = f"limit{len(nodes)}"
+        constants.update({f"-{name}": np.asarray(-limit, np.float32), name: np.asarray(limit, np.float32)})
+        then("Clip", f"-{name}", name)
+
+    if said["standardised"]:
+        then("Sub", "obs_mean")
+        then("Div", "obs_std")
+        clip(said["obs_clip"])
+    for i in range(last + 1):
+        then("Gemm", f"layer{i}.weight", f"layer{i}.bias", transB=1)
+        if i < last:
+            if said["layer_norm"]:
+                then("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=said["layer_norm"])
+            then({"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[said["activation"]])
+    then("Tanh") if said["output"] == "tanh" else clip(said["limit"])
+    constants |= {"one": np.asarray(1, np.float32), "half_width": np.float32(0.5) * (policy.high - policy.low)}
+    if not ((policy.low == -1).all() and (policy.high == 1).all()):
+        then("Add", "one")
+        then("Mul", "half_width")
+        then("Add", "low")
+    nodes[-1].output[0] = "action"
+    used = {name for node in nodes for name in node.input}
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size])
+        for name, size in (("obs", policy.obs), ("action", policy.act))
+    ]
+    kept = [numpy_helper.from_array(np.asarray(constants[name]), name) for name in sorted(used & constants.keys())]
+    model = helper.make_model(
+        helper.make_graph(nodes, "policy", ends[:1], ends[1:], kept),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+        producer_name="segue",
+        producer_version=machine.versions().get("segue", ""),
+    )
+    told = {**said["about"], "low": policy.low.tolist(), "high": policy.high.tolist()}
+    helper.set_model_props(model, {key: str(value) for key, value in told.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)

@@ -1,0 +1,106 @@
+"""Make an environment by its Gymnasium id, and read its sizes."""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from segue.core import Spec
+from segue.envs import d4rl
+from segue.errors import SegueError
+
+Make = Callable[[], gym.Env]
+
+
+def make_env(env_id: str, **options: Any) -> gym.Env:
+    """`gymnasium.make(env_id, **options)`, without MuJoCo's `settotalmass` notice and with errors in one sentence.
+
+    Ids that begin with "segue/" are ours (`domains`), those of gymnasium-robotics are known where it is installed. A
+    dictionary of boxes is flattened in the order of its keys.
+
+    Raises:
+        SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
+    """
+    try:
+        with _quiet_mujoco():
+            _known(env_id)
+            env = gym.make(env_id, **options)
+            if isinstance(env.observation_space, gym.spaces.Dict):
+                env = gym.wrappers.FlattenObservation(env)
+    except gym.error.UnregisteredEnv as wrong:
+        near = difflib.get_close_matches(env_id, gym.registry, n=3)
+        hint = f"did you mean {' or '.join(near)}" if near else "import the package that registers it first"
+        raise SegueError(f"No environment is registered as {env_id!r}: {hint}?") from wrong
+    except ImportError as wrong:
+        raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong
+    except Exception as wrong:  # an env's constructor may raise anything
+        reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
+        raise SegueError(f"Environment {env_id!r} cannot be made: {reason}") from wrong
+    try:
+        spec_of(env)
+    except SegueError:
+        env.close()
+        raise
+    return env
+
+
+def _known(env_id: str) -> None:
+    """Register what brings the id, unless somebody has."""
+    if env_id in gym.registry:
+        return
+    if env_id.startswith("segue/"):
+        d4rl.register()
+    elif ":" not in env_id:
+        with contextlib.suppress(ImportError):
+            d4rl.know_robotics()
+
+
+@contextlib.contextmanager
+def _quiet_mujoco() -> Iterator[None]:
+    """MuJoCo 4.0 warns from C, on stdout and into MUJOCO_LOG.TXT, that `settotalmass` is deprecated, at every
+    HalfCheetah that Gymnasium makes. Its warning callback drops that one and passes every other on."""
+    try:
+        import mujoco
+    except ImportError:
+        yield
+        return
+    if not hasattr(mujoco, "get_mju_user_warning"):
+        yield
+        return
+    before = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def hear(message: str) -> None:
+        if "'settotalmass' is deprecated" in message:
+            return
+        if before is not None:
+            before(message)
+        else:
+            print(f"WARNING: {message}", file=sys.stderr)
+
+    mujoco.set_mju_user_warning(hear)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def spec_of(env: gym.Env) -> Spec:
+    """Sizes and action box of an env. Raises `SegueError` unless both its spaces are flat boxes, actions bounded."""
+    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    sizes = []
+    for role, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if not isinstance(space, gym.spaces.Box):
+            kind = type(space).__name__
+            raise SegueError(f"Environment {name!r} has a {kind} {role} space and Segue needs a Box: wrap it first.")
+        if len(space.shape) != 1:
+            raise SegueError(f"Environment {name!r} has {role}s of shape {space.shape}: wrap it to flatten them.")
+        sizes.append(space.shape[0])
+    low, high = (np.asarray(getattr(env.action_space, side)) for side in ("low", "high"))
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise SegueError(f"Environment {name!r} has an unbounded action space: wrap it in RescaleAction or ClipAction.")
+    obs, act = sizes
+    return Spec(obs, act, tuple(map(float, low)), tuple(map(float, high)))

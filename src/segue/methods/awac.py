@@ -1,0 +1,89 @@
+r"""AWAC: advantage-weighted actor-critic (Nair et al. 2020, arXiv 2006.09359).
+
+    critic   min   sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_j Q'_j(s', a'),   a' ~ \pi(s')
+    actor    max   mean [ min( exp(A / \lambda), 100 ) log \pi(a|s) ]
+             A = min_i Q_i(s, a) - min_i Q_i(s, \tilde a),   \tilde a ~ \pi(s)
+
+The advantage's baseline is one sampled action, and the weights' bound 100, as in public code (CORL); the paper has the
+expectation over the policy, and normalises its weights. No entropy anywhere. Inferred: the policy is IQL's, a Gaussian
+with a spread that no state changes, around the tanh of an MLP. Online nothing changes.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from segue import losses
+from segue.core import Clock, Pretrained, Spec, Trained
+from segue.errors import at_least
+from segue.methods.backbone import AbstractBackbone, Info, Opinion, regress
+from segue.nn.actors import AbstractStochastic, Gaussian
+from segue.nn.mlp import MLP, Ensemble
+
+
+class AWAC(AbstractBackbone):
+    """Imitates the data's actions, those most that its critics hold to be better than its own."""
+
+    policy = AbstractStochastic
+    discount: float = 0.99
+    """Gamma."""
+    polyak: float = 0.005
+    """Tau: how far slow copies move at each update."""
+    actor_lr: float = 3e-4
+    """Adam's rate for the policy."""
+    critic_lr: float = 3e-4
+    """Adam's rate for critics."""
+    temperature: float = 0.1
+    """Lambda: the larger, the more alike the policy's weights; infinite is behaviour cloning."""
+    most: float = 100.0
+    """Bound on the policy's weights."""
+    explore_noise: float = 0.0
+    """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
+    delay: int = eqx.field(static=True, default=1)
+    """The policy and all slow copies move at every `delay`-th update."""
+    width: int = eqx.field(static=True, default=256)
+    """Units in a hidden layer."""
+    depth: int = eqx.field(static=True, default=2)
+    """Hidden layers."""
+    actor_norm: bool = eqx.field(static=True, default=False)
+    """LayerNorm after each hidden layer of the policy."""
+    critic_norm: bool = eqx.field(static=True, default=False)
+    """The same in critics."""
+
+    def __check_init__(self):
+        at_least(1, width=self.width, delay=self.delay)
+        at_least(0, depth=self.depth)
+
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Gaussian:
+        sizes = (spec.obs, *(self.width,) * self.depth, spec.act)
+        return Gaussian(MLP(sizes, layer_norm=self.actor_norm, key=key), jnp.zeros(spec.act))
+
+    def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
+        sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
+        return Ensemble(2, sizes, layer_norm=self.critic_norm, key=key)
+
+    def critic_loss(
+        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Info]:
+        action = jax.vmap(actor.net.explore)(batch.next_obs, jax.random.split(key, len(batch.reward)))
+        next_q = slow.batch(batch.next_obs, action).min(-1)
+        y = losses.td_target(batch.reward, batch.terminal, next_q, self.discount)
+        return regress(q, batch, y)
+
+    def opinion(self, critic: Trained) -> Opinion:
+        return lambda obs, action: critic.net(obs, action).min()
+
+    def policy_loss(
+        self, pi: AbstractStochastic, q: Opinion, aux: Pretrained, batch: Any, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[Float[Array, ""], Info]:
+        own = jax.vmap(pi.explore)(batch.obs, jax.random.split(key, len(batch.reward)))
+        advantage = jax.vmap(q)(batch.obs, batch.action) - jax.vmap(q)(batch.obs, own)
+        weight = losses.advantage_weights(advantage, 1 / self.temperature, self.most)
+        loss = -(weight * jax.vmap(pi.log_prob)(batch.obs, batch.action)).mean()
+        return loss, {"policy_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
+
+    def online(self) -> "AWAC":
+        return self

@@ -1,0 +1,380 @@
+"""Other libraries' policies, read into frozen actors.
+
+| file | what is read |
+|---|---|
+| `policy-0.safetensors` of a run | all of it |
+| what `segue policy export` wrote, but ONNX | all of it: what it performs, without a spread |
+| Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
+| `.pt`, `.pth` | a PyTorch state dict, its tensors alone |
+| `.safetensors`, `.npz` | arrays by name |
+
+Names that Stable-Baselines3, rlkit, and plain tables (`W0`, `b0`, `W1`, ...) give are known. Any other network needs a
+description, `NAME.json` beside the file:
+
+    {"layers": ["fc0", "fc1", "out"],   names of the layers; "" before ".weight" and ".bias", or W0-style names
+     "activation": "relu",              relu, tanh or elu
+     "squash": "tanh",                  tanh; or clip: outputs are actions in the env's own units
+     "log_std": "log_std",              optional: an array, or a layer that shares all but the last one
+     "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0}      optional: names of arrays, or lists of numbers
+
+Weights are [out, in], as PyTorch has them, where `"transposed": true` does not say that they are [in, out].
+"""
+
+import itertools
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue import predict
+from segue.core import Spec
+from segue.errors import DataError
+from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
+from segue.policies import policy_file, torch_files
+from segue.system import disk, untrusted
+
+Arrays = dict[str, np.ndarray]
+
+
+def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
+    """The policies of a file: one, or a ladder of snapshots where its arrays have a leading axis of them.
+
+    `FILE:3` is one snapshot of a ladder, `FILE:2-5` are four.
+
+    Args:
+        path: see the table above.
+        spec: of the env that it is to act in; a policy for other sizes is refused.
+
+    Raises:
+        DataError: where the file is damaged, hostile, of an unknown kind, or for another env.
+    """
+    try:
+        return _read(path, spec)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
+
+
+def outline(path: str | Path) -> dict[str, Any]:
+    """What a file of another library holds, as far as it can be told without an env.
+
+    Returns:
+        `arrays`, shapes by name; and, where its layers are known by name or by a description, `layers` (sizes),
+        `activation`, `squash`, `assumed` (those of the two that neither file nor description says), `spread` (what
+        log_std is), `standardised`, `snapshots`.
+
+    Raises:
+        DataError: as `read` in an env of the policy's own sizes.
+    """
+    try:
+        return _outline(Path(path))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
+
+
+def _outline(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise DataError(f"There is no policy file {file}.")
+    found, about = _arrays(file)
+    described = _described(file)
+    told: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
+    about = {**about, **described}
+    said = set(about)
+    try:
+        layers, spread = _layers(found, about, "log_std" in described, str(file))
+    except DataError as error:
+        return {**told, "why": str(error)}
+    weights = [weight for weight, _ in layers]
+    act = weights[-1].shape[-2]
+    _actors(layers, spread, found, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
+    return {
+        **told,
+        "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
+        "activation": about.get("activation", "relu"),
+        "squash": about.get("squash", "tanh"),
+        "assumed": [key for key in ("activation", "squash") if key not in said],
+        "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
+        "standardised": any(name in found or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
+        "snapshots": _rungs(layers),
+    }
+
+
+def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
+    name, snapshots = str(path), None
+    if (asked := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
+        name, first = asked[1], int(asked[2])
+        snapshots = range(first, int(asked[3] or first) + 1)
+    file = Path(name)
+    if not file.is_file():
+        raise DataError(f"There is no policy file {file}.")
+    if predict.exported(file):
+        actor, theirs = policy_file.from_plain(policy_file.load_plain(file), name)
+        rounded = Spec(*spec[:2], *(tuple(np.asarray(side, np.float32).tolist()) for side in spec[2:]))
+        if theirs != rounded:
+            raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
+        return [actor]
+    if sealed(file):
+        actor, theirs = policy_file.load(file)
+        if theirs != spec:
+            raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
+        return [actor]
+    found, about = _arrays(file)
+    described = _described(file)
+    about = {**about, **described}
+    layers, spread = _layers(found, about, "log_std" in described, name)
+    rungs = _rungs(layers)
+    if snapshots is not None and (rungs is None or max(snapshots, default=rungs) >= rungs):
+        raise DataError(f"{file} has {rungs or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
+    return _actors(layers, spread, found, about, spec, name, snapshots)
+
+
+def _rungs(layers: list[list[Any]]) -> int | None:
+    """How many snapshots a ladder has; None for a policy alone."""
+    return len(layers[0][0]) if layers[0][0].ndim == 3 else None
+
+
+def _actors(
+    layers: list[list[Any]],
+    spread: list[Any],
+    found: Arrays,
+    about: dict[str, Any],
+    spec: Spec,
+    name: str,
+    snapshots: range | None = None,
+) -> list[AbstractActor]:
+    """The actor, or those of a ladder: of these snapshots, or of all."""
+    rungs = _rungs(layers)
+    if rungs == 0:
+        raise DataError(f"{name} is a ladder of no snapshots.")
+    if rungs is None:
+        return [_actor(layers, spread, found, about, spec, name)]
+    rung = lambda part, k: [value if value is None else value[k] for value in part]
+    return [
+        _actor(
+            [rung(layer, k) for layer in layers],
+            rung(spread, k),
+            {key: value[k] if value.ndim == 2 and len(value) == rungs else value for key, value in found.items()},
+            about,
+            spec,
+            f"{name}:{k}",
+        )
+        for k in snapshots or range(rungs)
+    ]
+
+
+def sealed(file: Path) -> bool:
+    """Whether a file says that it is one of Segue's own, as a run keeps them; `policies.load` finds out if it is."""
+    if file.suffix != ".safetensors":
+        return False
+    with file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        return b'"segue"' in content.read(min(size, file.stat().st_size))
+
+
+def _arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays of a file and what it says of itself."""
+    where, kind = str(file), file.suffix
+    if file.stat().st_size > torch_files.MOST:
+        raise DataError(f"{file} is larger than {torch_files.MOST >> 20} MiB: it is no policy.")
+    if kind == ".safetensors":
+        return disk.arrays(file.read_bytes(), where), {}
+    if kind in (".pt", ".pth"):
+        return torch_files.read(file.read_bytes(), where), {}
+    if kind not in (".zip", ".npz"):
+        raise DataError(f"{file} is no policy that Segue reads: .safetensors, .zip (SB3), .pt, .pth or .npz.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _sb3(archive, where) if kind == ".zip" else (_npz(archive, where), {})
+    except torch_files.ERRORS as error:
+        raise DataError(f"{file} cannot be read ({error}): it is damaged.") from None
+
+
+def _sb3(archive: zipfile.ZipFile, where: str) -> tuple[Arrays, dict[str, Any]]:
+    if "policy.pth" not in archive.namelist():
+        raise DataError(f"{where} holds no policy.pth: is it a model saved by Stable-Baselines3?")
+    about: dict[str, Any] = {}
+    if "data" in archive.namelist():  # JSON in which some values are pickles in base64, which stay what they are
+        try:
+            settings = untrusted.parse(torch_files.member(archive, "data", where))
+            said = settings.get("policy_kwargs", {}).get("activation_fn", "")
+        except (ValueError, RecursionError, AttributeError):
+            raise DataError(f"{where} has settings that cannot be read as JSON: it is damaged.") from None
+        known = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu"}
+        if said and (name := re.search(r"(\w+)'?>?$", str(said))):
+            if name[1] not in known:
+                raise DataError(f"{where} has the activation {name[1]}, and Segue knows {', '.join(known)}.")
+            about["activation"] = known[name[1]]
+        if settings.get("use_sde"):
+            raise DataError(f"{where} explores by its state (use_sde), which Segue cannot do.")
+    return torch_files.read(torch_files.member(archive, "policy.pth", where), f"{where}: policy.pth"), about
+
+
+def _npz(archive: zipfile.ZipFile, where: str) -> Arrays:
+    found = {}
+    for name in archive.namelist():
+        try:
+            array = predict.npy(torch_files.member(archive, name, where), f"{where}: {name}")
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        if array is not None and array.dtype.kind != "U":  # text says nothing to a network
+            found[name.removesuffix(".npy")] = array
+    return found
+
+
+def _described(file: Path) -> dict[str, Any]:
+    beside = file.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        said = untrusted.parse(untrusted.content(beside, 1 << 20))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{beside} cannot be read as JSON: {error}.") from None
+    known = {"layers", "activation", "squash", "log_std", "obs_mean", "obs_std", "obs_clip", "transposed"}
+    odd = said.keys() - known if isinstance(said, dict) else "no object"
+    if odd:
+        raise DataError(f"{beside} is no description of a policy: it may have {', '.join(sorted(known))}, not {odd}.")
+    return said
+
+
+_LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
+    # (pattern of the hidden layers' weights, the last layer, what it then is)
+    (r"actor\.latent_pi\.(\d+)\.weight", "actor.mu", {"log_std": "actor.log_std", "activation": "relu"}),
+    (r"actor\.mu\.(\d+)\.weight", "", {"activation": "relu"}),
+    (r"mlp_extractor\.policy_net\.(\d+)\.weight", "action_net", {"activation": "tanh", "squash": "clip"}),
+    (r"action_net\.(\d+)\.weight", "", {"activation": "relu", "squash": "tanh"}),
+    (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
+    (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
+]
+"""Stable-Baselines3's SAC; its TD3 and DDPG; its PPO and A2C; its ARS; rlkit's; plain tables (TRPO's, DAPG's)."""
+
+
+def _layers(found: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:
+    """[weight [out, in], bias] from first to last, and log_std as such a layer, as an array, or as nothing.
+
+    `about` learns what the layout implies.
+    """
+    prefix = "policy." if any(name.startswith("policy.fc") for name in found) else ""
+    names = list(map(str, about.get("layers", ())))
+    for pattern, last, implied in () if names else _LAYOUTS:
+        hits = sorted((int(hit[1]), name) for name in found if (hit := re.fullmatch(pattern, name)))
+        if hits or (last and f"{prefix}{last}.weight" in found):
+            names = [name.removesuffix(".weight") for _, name in hits] + ([f"{prefix}{last}"] if last else [])
+            about |= {key: value for key, value in implied.items() if key not in about}
+            break
+    if not names:
+        raise DataError(f"{where} has no layers that Segue knows by name: describe them in a .json beside it.")
+    layers, spread = [_layer(found, name, where) for name in names], str(about.get("log_std", "log_std"))
+    if about.get("transposed"):
+        layers = [[np.swapaxes(w, -1, -2), b] for w, b in layers]
+    if f"{prefix}{spread}.weight" in found:
+        w, b = _layer(found, f"{prefix}{spread}", where)
+        return layers, [np.swapaxes(w, -1, -2) if about.get("transposed") else w, b]
+    if must_spread and spread not in found:
+        raise DataError(f"{where} has no {spread!r} for log_std.")
+    return layers, [found[spread]] if spread in found else []
+
+
+def _layer(found: Arrays, name: str, where: str) -> list[Any]:
+    weight = found.get(f"{name}.weight", found.get(name))
+    if weight is None or weight.ndim not in (2, 3):
+        raise DataError(f"{where} has no matrix {name!r}.")
+    bias = found.get(f"{name}.bias", found.get(re.sub(r"^W(?=\d+$)", "b", name)))
+    return [weight, None if bias is weight else bias]
+
+
+def _actor(
+    layers: list[list[Any]], spread: list[Any], found: Arrays, about: dict[str, Any], spec: Spec, where: str
+) -> AbstractActor:
+    f64 = lambda x: np.asarray(x, np.float64)
+    pairs = [_pair(*layer) for layer in layers]
+    squash, activation = about.get("squash", "tanh"), about.get("activation", "relu")
+    if squash not in ("tanh", "clip") or activation not in ACTIVATIONS:
+        raise DataError(
+            f"{where} is said to have {activation!r} and {squash!r}, and not relu, tanh or elu and tanh or clip."
+        )
+    if not _fit(pairs):
+        hint, turned = "", [_pair(weight.T, bias) for weight, bias in layers]
+        if _fit(turned):
+            other = "false" if about.get("transposed") else "true"
+            hint = f'; they would, were the weights the other way round: say "transposed": {other} in a .json beside it'
+        shapes = [w.shape for w, _ in pairs]
+        raise DataError(f"{where} has layers that do not fit each other: {shapes} [in, out]{hint}.")
+    sizes = (len(pairs[0][0]), *(w.shape[1] for w, _ in pairs))
+    if sizes[0] != spec.obs or sizes[-1] != spec.act:
+        raise DataError(
+            f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
+        )
+    if "out_scale" in found:  # DAPG's: outputs are scaled after the last layer
+        scale, shift = f64(found["out_scale"]), f64(found["out_shift"])
+        pairs[-1] = (pairs[-1][0] * scale, pairs[-1][1] * scale + shift)
+    unit = np.ones(spec.act)
+    if squash == "clip":  # the env's units: into [-1, 1], where everything here lives
+        low, high = f64(spec.low), f64(spec.high)
+        unit = 2 / (high - low)
+        pairs[-1] = (pairs[-1][0] * unit, (pairs[-1][1] - low) * unit - 1)
+    if len(spread) == 2:  # a layer beside the last one
+        (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
+        if squash != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
+            raise DataError(f"{where} has a layer for log_std that is not like its last one, or actions without tanh.")
+        pairs[-1] = np.concatenate([w, w_std], 1), np.concatenate([b, b_std])
+    with np.errstate(over="ignore"):
+        flat = [array.astype(np.float32) for pair in pairs for array in pair]
+    if not all(np.isfinite(array).all() for array in flat):
+        raise DataError(f"{where} holds weights that are not finite.")
+    sizes = (sizes[0], *(len(b) for _, b in pairs))
+    statistics = _statistics(found, about, spec, where)
+    outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, statistics=statistics, key=jax.random.key(0)))
+    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves(statistics)
+    mlp = jax.tree.unflatten(jax.tree.structure(outline), leaves)
+    if len(spread) == 2:
+        return TanhGaussian(mlp)
+    if spread:
+        log_std = np.asarray(spread[0], np.float64)
+        if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
+            raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
+        return Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
+    return Deterministic(mlp, squash)
+
+
+def _fit(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether each layer takes what the one before gives, and each bias is of its layer."""
+    through = all(w.shape[1] == len(after) for (w, _), (after, _) in itertools.pairwise(pairs))
+    return through and all(b.shape == (w.shape[1],) for w, b in pairs)
+
+
+def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """A layer as [in, out] and [out], in float64."""
+    return np.asarray(weight, np.float64).T, np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
+
+
+def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
+    def said(key: str) -> Any:
+        value = about.get(key)
+        if isinstance(value, str) and value not in found:
+            raise DataError(f"{where} has no {value!r} for {key}.")
+        return found[value] if isinstance(value, str) else value
+
+    mean, std = said("obs_mean"), said("obs_std")
+    limit = about.get("obs_clip", np.inf)
+    if "obs_rms.mean" in found and mean is None:  # VecNormalize's
+        mean, std = found["obs_rms.mean"], np.sqrt(np.asarray(found["obs_rms.var"], float) + 1e-8)
+        limit = float(found.get("clip_obs", np.asarray(10.0)))
+    elif "obs_mean" in found and mean is None:
+        mean, std = found["obs_mean"], found.get("obs_std")
+    elif "in_shift" in found and mean is None:
+        mean, std = found["in_shift"], np.asarray(found["in_scale"], float) + 1e-8
+    if mean is None and std is None:
+        return None
+    try:
+        mean, std, limit = np.asarray(mean, np.float32), np.asarray(std, np.float32), float(limit)
+    except (TypeError, ValueError):
+        raise DataError(f"{where} has observation statistics that are no numbers.") from None
+    whole = mean.shape == std.shape == (spec.obs,) and np.isfinite(mean).all() and np.isfinite(std).all()
+    if not whole or not (std > 0).all() or not limit > 0:
+        raise DataError(f"{where} has no mean and positive std of {spec.obs} observations.")
+    limit = min(limit, float(np.finfo(np.float32).max))
+    return Statistics(jnp.asarray(mean), jnp.asarray(std), jnp.asarray(limit, jnp.float32))

@@ -1,0 +1,161 @@
+"""Policies as files: one safetensors file, whose header says what the arrays mean and seals them by SHA-256."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue import predict
+from segue.core import Spec
+from segue.errors import DataError
+from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
+from segue.system import disk
+
+LAYER_NORM = 1e-5
+"""What Equinox's LayerNorm adds to a variance."""
+
+
+KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
+
+
+def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
+    """What `build` makes an actor of this shape from."""
+    kind = next((kind for kind, cls in KINDS.items() if type(actor) is cls), None)
+    if kind is None:
+        raise TypeError(f"there is no file format yet for {type(actor).__name__}")
+    mlp: MLP = actor.mlp  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "kind": kind,
+        "layers": [mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in mlp.layers)],
+        "activation": mlp.activation,
+        "output": getattr(actor, "output", "tanh"),
+        "bounded": bool(getattr(actor, "bounded", True)),
+        "layer_norm": bool(mlp.norms),
+        "own_spread": isinstance(actor, TanhGaussian) and actor.log_std is not None,
+        "standardised": mlp.statistics is not None,
+        "low": spec.low,
+        "high": spec.high,
+    }
+
+
+def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
+    """The outline of an actor (leaves are shapes) from its description, which is not trusted, and its spec."""
+    try:
+        sizes = tuple(int(size) for size in meaning["layers"])
+        low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
+        kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
+        norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
+        own = bool(meaning["own_spread"])
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise DataError(f"{where} does not describe a policy: {error!r}.") from None
+    if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
+        raise DataError(f"{where} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
+    if activation not in ACTIVATIONS or output not in ("tanh", "clip"):
+        raise DataError(f"{where} describes a policy of {activation} and {output}, which Segue cannot build.")
+    halves = kind == "tanh-gaussian" and not own
+    act = sizes[-1] // 2 if halves else sizes[-1]
+    if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
+        raise DataError(f"{where} has no action box of {act} sides that are low < high.")
+    if halves and sizes[-1] != 2 * act:
+        raise DataError(f"{where} describes a tanh-gaussian policy with {sizes[-1]} outputs: mean and log_std differ.")
+
+    def outline() -> AbstractActor:
+        wide = jnp.zeros(sizes[0])
+        statistics = Statistics(wide, wide, jnp.zeros(())) if standardised else None
+        mlp = MLP(sizes, layer_norm=norm, activation=activation, statistics=statistics, key=jax.random.key(0))
+        return {
+            "deterministic": lambda: Deterministic(mlp, output),
+            "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
+            "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(act) if own else None, output),
+        }[kind]()
+
+    return jax.eval_shape(outline), Spec(sizes[0], act, low, high)
+
+
+def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
+    """Write one seed's actor to `path`, whole or not at all."""
+    disk.write_bytes(path.with_suffix(".safetensors"), disk.dump(actor, {**about, **describe(actor, spec)}))
+
+
+def load(path: Path) -> tuple[AbstractActor, Spec]:
+    """Read an actor back. Raises `DataError` where the file is missing, damaged or not a policy."""
+    actor, spec, _ = told(path.with_suffix(".safetensors"))
+    return actor, spec
+
+
+def told(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
+    """The same with all that the file says of itself."""
+    found, meaning = disk.described(path)
+    outline, spec = build(meaning, str(path))
+    return disk.fitted(found, outline, str(path)), spec, meaning
+
+
+def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
+    """What an actor does when it performs (`act`), in the env's units, as NumPy alone computes it.
+
+    Raises:
+        DataError: where it cannot be that of a sound policy: a standard deviation of 0, a box without width.
+    """
+    meaning, found = describe(actor, spec), disk.flatten(actor)
+    sizes = [*meaning["layers"][:-1], spec.act]
+    arrays = {"low": np.asarray(spec.low), "high": np.asarray(spec.high)}
+    for i in range(len(sizes) - 1):  # the last one without a tanh-Gaussian's half for log_std
+        arrays[f"layer{i}.weight"] = found[f"mlp.layers.{i}.weight"].T[: sizes[i + 1]]
+        arrays[f"layer{i}.bias"] = found[f"mlp.layers.{i}.bias"][: sizes[i + 1]]
+    for i in range(len(sizes) - 2 if meaning["layer_norm"] else 0):
+        arrays |= {f"norm{i}.{part}": found[f"mlp.norms.{i}.{part}"] for part in ("weight", "bias")}
+    if meaning["standardised"]:
+        arrays |= {f"obs_{part}": found[f"mlp.statistics.{part}"] for part in ("mean", "std")}
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    said = {
+        "format": predict.FORMAT,
+        "layers": sizes,
+        "activation": meaning["activation"],
+        "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
+        "standardised": meaning["standardised"],
+        "obs_clip": float(found["mlp.statistics.limit"]) if meaning["standardised"] else None,
+        "output": meaning["output"],
+        "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,
+        "about": about,
+    }
+    try:
+        return predict.Policy(arrays, {**said, "sha256": predict.digest(arrays, said)})
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def load_plain(path: Path) -> predict.Policy:
+    """Read what `segue policy export` wrote. Raises `DataError` where it is damaged."""
+    try:
+        return predict.load(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]:
+    """The actor that performs as an exported policy does, and its spec. It has no spread to explore by.
+
+    Raises:
+        DataError: where it has a LayerNorm or a limit that no actor here has.
+    """
+    said, arrays = policy.about, policy.arrays
+    if said["layer_norm"] not in (None, LAYER_NORM) or (said["output"] == "clip" and said["limit"] not in (EDGE, 1.0)):
+        raise DataError(f"{where} has a LayerNorm or a limit of actions that Segue cannot build.")
+    spec = Spec(policy.obs, policy.act, tuple(map(float, policy.low)), tuple(map(float, policy.high)))
+    edge = said["output"] == "clip" and said["limit"] == EDGE
+    kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
+    meaning = {**said, **kind, "layer_norm": bool(said["layer_norm"]), "low": spec.low, "high": spec.high}
+    outline, _ = build(meaning, where)
+    found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.LEAST, np.float32)} if edge else {}
+    if said["standardised"]:
+        found |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
+        found["mlp.statistics.limit"] = np.asarray(said["obs_clip"], np.float32)
+    for name, array in arrays.items():
+        kind, part = name.partition(".")[::2]
+        if part:
+            place = "layers" if kind.startswith("layer") else "norms"
+            found[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
+    return disk.fitted(found, outline, where), spec

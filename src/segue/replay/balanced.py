@@ -1,0 +1,124 @@
+"""Balanced replay: rows drawn in proportion to how near the present policy's data they lie."""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from segue import losses
+from segue.core import Trained, Transition
+from segue.errors import SegueError
+from segue.nn.mlp import MLP
+from segue.replay import sumtree
+from segue.replay.sources import AbstractSource, pick, take_rows
+
+
+class Balance(NamedTuple):
+    """What balanced replay remembers."""
+
+    density: Trained
+    tree: Float[Array, " twice_leaves"]
+    peak: Float[Array, ""]
+    """The largest priority so far: a new online row's first one."""
+
+
+class Balanced(AbstractSource):
+    r"""Balanced replay (Off2OnRL, Lee et al. 2021, arXiv 2107.00591), as OPT uses it.
+
+        w(s,a) ~ d_on / d_off    by    min  -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))
+        p = clip( w^{1/T} / mean_off[ w^{1/T} ], 1e-3, 1e3 )
+
+    One density step per draw, on uniform batches of either side; rows are drawn from all data in proportion to p,
+    without importance weights, and the drawn rows' priorities are then rewritten. Offline rows start at 1.
+
+    Reported: `shift`, the bound on the Jensen-Shannon divergence of the two that w attains, from 0 (nothing tells them
+    apart) to 1; and the mean of w on either side.
+    """
+
+    hides = False
+    batch: int = eqx.field(static=True, default=256)
+    """Rows in a batch, and on either side of a density step."""
+    temperature: float = 5.0
+    """T: flattens the ratios."""
+    lr: float = 3e-4
+    """Adam's rate for the density network."""
+    online_fraction: float | None = eqx.field(static=True, default=None)
+    """None: a new online row starts at the largest priority so far (OPT). A share f: it starts at
+    N f / ((1-f) 1000) for N offline rows, so that the first 1,000 are drawn with probability f (Off2OnRL: 0.5)."""
+    ring_rows: int | None = eqx.field(static=True, default=None)
+    """None: offline rows stay. A number: each new row beyond it pushes out the oldest one, offline first, as in
+    OPT's buffer of 1,000,000 rows that is filled with the dataset."""
+    output: Literal["softplus", "relu"] = eqx.field(static=True, default="softplus")
+    """The density network's last function. ReLU, with a last bias of 1, is Off2OnRL's; softplus cannot die."""
+    width: int = eqx.field(static=True, default=256)
+    """Units in each of the density network's two hidden layers."""
+
+    def check(self, offline: int, online: int) -> None:
+        if offline == 0:
+            raise SegueError("Balanced replay weighs online against offline rows: give a dataset.")
+        if online == 0:
+            raise SegueError("Balanced replay needs online rows: put Collect(...) before this phase.")
+        if self.online_fraction is not None and not 0 < self.online_fraction < 1:
+            raise SegueError(f"online_fraction must lie strictly between 0 and 1, not be {self.online_fraction}.")
+
+    def init(self, spec, offline, ring, *, key):
+        density = MLP((spec.obs + spec.act, self.width, self.width, 1), key=key)
+        if self.output == "relu":
+            density = eqx.tree_at(lambda net: net.layers[-1].bias, density, jnp.ones(1))
+        size, index = len(offline.reward), jnp.arange(len(offline.reward) + ring.capacity)
+        number = (
+            ring.written - 1 - (ring.written - 1 - (index - size)) % ring.capacity
+        )  # of a slot's row, since the first
+        held = (index < size) | (number >= 0)
+        if self.ring_rows is not None:
+            held &= jnp.where(index < size, index, size + number) >= size + ring.written - self.ring_rows
+        priority = jnp.where(index < size, 1.0, self._newcomer(size, jnp.ones(())))
+        tree = sumtree.build(jnp.where(held, priority, 0.0))
+        return Balance(Trained.new(density, slow=False), tree, jnp.ones(()))
+
+    def wrote(self, carry, offline, ring):
+        size, last = len(offline.reward), (ring.written - 1) % ring.capacity
+        tree = sumtree.write(carry.tree, (size + last)[None], self._newcomer(size, carry.peak)[None])
+        if self.ring_rows is not None:
+            oldest = size + ring.written - 1 - self.ring_rows
+            slot = jnp.where(oldest < size, oldest, size + (oldest - size) % ring.capacity)
+            kept = tree[jnp.maximum(slot, 0) + len(tree) // 2]
+            there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.written - ring.capacity))
+            gone = jnp.where(there, 0.0, kept)
+            tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], gone[None])
+        return carry._replace(tree=tree)
+
+    def draw(self, carry, offline, ring, *, key, clock):
+        key_off, key_on, key_rows = jax.random.split(key, 3)
+        off = take_rows(offline, jax.random.randint(key_off, (self.batch,), 0, len(offline.reward)))
+        on = take_rows(ring.rows, jax.random.randint(key_on, (self.batch,), 0, ring.size))
+
+        def loss(net):
+            w_off, w_on = self.ratio(net, off), self.ratio(net, on)
+            value = losses.density_ratio(w_off, w_on)
+            return value, (
+                w_off,
+                {"shift": -value / (2 * jnp.log(2.0)), "ratio/off": w_off.mean(), "ratio/on": w_on.mean()},
+            )
+
+        density, (w_off, info) = carry.density.descend(loss, self.lr)
+        index = sumtree.draw(carry.tree, self.batch, key_rows)
+        batch = pick(offline, ring, index)
+        tempered = lambda w: w ** (1 / self.temperature)
+        mean = tempered(w_off).mean() + 1e-10
+        priority = jnp.clip(tempered(self.ratio(density.net, batch)) / mean, 1e-3, 1e3)
+        tree, peak = sumtree.write(carry.tree, index, priority), jnp.maximum(carry.peak, priority.max())
+        share = (index >= len(offline.reward)).mean()
+        return Balance(density, tree, peak), batch, {"online_share": share, **info}
+
+    def ratio(self, net: MLP, batch: Transition) -> Float[Array, " batch"]:
+        """w(s, a) >= 0, the estimate of d_on / d_off."""
+        raw = jax.vmap(net)(batch.obs, batch.action)[:, 0]
+        return jax.nn.softplus(raw) if self.output == "softplus" else jax.nn.relu(raw)
+
+    def _newcomer(self, offline: int, peak: Float[Array, ""]) -> Float[Array, ""]:
+        if self.online_fraction is None:
+            return peak
+        return jnp.asarray(offline * self.online_fraction / ((1 - self.online_fraction) * 1000), jnp.float32)

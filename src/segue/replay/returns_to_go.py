@@ -1,0 +1,108 @@
+"""Batches with the return that followed each row (Cal-QL)."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from segue.core import Linear, Transition
+from segue.errors import SegueError, at_least
+from segue.replay.ring import Ring
+from segue.replay.sources import AbstractSource, check_share, mixed_index, pick, take_rows
+
+
+class Returned(NamedTuple):
+    """A batch of transitions with the return that followed each."""
+
+    obs: Float[Array, "batch obs"]
+    action: Float[Array, "batch act"]
+    reward: Float[Array, " batch"]
+    next_obs: Float[Array, "batch obs"]
+    terminal: Bool[Array, " batch"]
+    worth: Float[Array, " batch"]
+    """G: the discounted sum of training rewards from this row to its episode's end."""
+    known: Bool[Array, " batch"]
+    """Whether G is known: not while the episode goes on."""
+
+
+class Returns(NamedTuple):
+    """What `Returning` remembers: of every row of the dataset, then of every slot of the ring."""
+
+    worth: Float[Array, " rows"]
+    known: Bool[Array, " rows"]
+    tail: Float[Array, ""]
+    """The return that is assumed where a time limit has cut an episode."""
+
+
+def returns_to_go(
+    rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, ""]
+) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
+    """G of every row of a table that is in the order of time, and whether the row's episode has ended in it.
+
+    An episode goes on in the next row where that begins, bit for bit, at this one's `next_obs`. It ends in a terminal
+    row; where it neither goes on nor is terminal, a return of `tail` is taken to follow. The last row's episode has
+    ended only if it is terminal: what comes next is not known here.
+    """
+    follows = (rows.obs[1:] == rows.next_obs[:-1]).all(-1) & ~rows.terminal[:-1]
+    ended = jnp.concatenate([~follows, rows.terminal[-1:]])
+    follows = jnp.concatenate([follows, jnp.zeros(1, bool)])
+    rest = jnp.where(follows | rows.terminal, 0.0, discount * tail)
+    after = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])  # G = b + a G of the next row
+    _, worth = jax.lax.associative_scan(after, (discount * follows, rows.reward + rest), reverse=True)
+    return worth, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
+
+
+class Returning(AbstractSource):
+    """Rows with their returns-to-go (Cal-QL); a share of each batch is online, like `Ratio`'s, once there is a row.
+
+    G is in training rewards. Where a time limit, or the record's end, has cut an episode, what would have followed is
+    not known: G then counts the dataset's worst reward for ever, or nothing if no reward is negative. So it is a lower
+    bound, and what Cal-QL's code takes for AntMaze's failures, r / (1 - gamma). An online row's G is known when its
+    episode has ended.
+    """
+
+    online: Linear = eqx.field(default_factory=lambda: Linear(0.5, 0.5, 0))
+    """Share of online rows, a constant or a line."""
+    discount: float = 0.99
+    """Gamma: the method's own, which another value of --offline.discount does not change here."""
+    batch: int = eqx.field(static=True, default=256)
+    """Rows in a batch."""
+    window: int = eqx.field(static=True, default=1_000)
+    """Online rows that are valued when an episode ends, counted back from there; earlier ones stay unknown."""
+
+    def __check_init__(self):
+        at_least(1, window=self.window)
+
+    def check(self, offline: int, online: int) -> None:
+        check_share(self.online)
+        if not 0 <= self.discount < 1:
+            raise SegueError(f"Returns-to-go need a discount from 0 to less than 1, not {self.discount}.")
+        if offline == 0:
+            raise SegueError("Returns-to-go are read from a dataset: give one.")
+
+    def init(self, spec, offline, ring, *, key):
+        tail = jnp.minimum(offline.reward.min(), 0.0) / (1 - self.discount)
+        worth, _ = returns_to_go(offline, self.discount, tail)
+        carry = Returns(
+            jnp.concatenate([worth, jnp.zeros(ring.capacity)]),
+            jnp.arange(len(worth) + ring.capacity) < len(worth),
+            tail,
+        )
+        return self.valued(carry, ring, ring.capacity)
+
+    def wrote(self, carry, offline, ring):
+        return self.valued(carry, ring, min(self.window, ring.capacity))
+
+    def valued(self, carry: Returns, ring: Ring, count: int) -> Returns:
+        """The same with the last `count` rows of the ring valued anew."""
+        slots = (ring.written - count + jnp.arange(count)) % ring.capacity
+        worth, ended = returns_to_go(take_rows(ring.rows, slots), self.discount, carry.tail)
+        index = len(carry.worth) - ring.capacity + slots
+        return carry._replace(worth=carry.worth.at[index].set(worth), known=carry.known.at[index].set(ended))
+
+    def draw(self, carry, offline, ring, *, key, clock):
+        share = jnp.where(ring.written > 0, self.online(clock), 0.0)
+        index = mixed_index(share, self.batch, len(offline.reward), ring, key)
+        return carry, Returned(*pick(offline, ring, index), carry.worth[index], carry.known[index]), {}

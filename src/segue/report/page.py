@@ -1,0 +1,379 @@
+"""The report as one HTML file: no network, no script; what comes from a file is text and nothing else."""
+
+import base64
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.report import aggregates, distribution_shift, provenance
+from segue.report.curves import PANELS, Look, NoPicture, counted_seeds, limits, looks, panel, svg
+from segue.report.tables import (
+    Cell,
+    Table,
+    by_task,
+    cell,
+    comparable,
+    labels,
+    marked,
+    matrix,
+    notes,
+    of_task,
+    plain,
+    scale,
+    small_print,
+    task_tables,
+)
+from segue.report.tables import provenance as said_of
+from segue.results.gather import Lost
+from segue.results.records import RunRecord
+from segue.results.stats import estimate
+
+PLACES = 24
+"""Rows of a curve's table at most."""
+
+
+SHIFTS = 4
+"""Methods whose distribution shift the page shows at most; of more each can have a page of its own."""
+
+
+CITED = {
+    "Intervals over seeds": "On one task Student's t. Over tasks Student's t about the standard error of a stratified "
+    "bootstrap over seeds (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, "
+    "NeurIPS 2021, arXiv 2108.13264), widened for few seeds after Hesterberg (What Teachers Should Know about the "
+    "Bootstrap, The American Statistician 69, 2015); its resamples are the same every time. The tasks are given, not "
+    "drawn. A long tail of bad seeds makes every interval too sure. Where all resamples agree, none is given, which is "
+    "common for the probability of improvement and for performance profiles of 2 or 3 seeds; those that are given held "
+    "the truth in 92 to 100 % of simulated draws (normal scores on two tasks).",
+    "Over tasks": "The interquartile mean (IQM) is the mean of the middle half of all runs, each task weighing the "
+    "same; mean and median are over tasks of means over seeds; the optimality gap is by how much runs fall short of "
+    "100. A performance profile is the share of runs above a score. The probability of improvement is Mann and "
+    "Whitney's U over the number of pairs, mean over tasks, a tie being half (all: Agarwal et al.).",
+    "Learning curves": "Thick: mean over seeds; band: its 95 % interval, from 3 seeds on; faint: the seeds, where they "
+    "are few. At every env step the last evaluation counts; env steps of collection are counted. Gradient steps and "
+    "env steps are two axes and are never added up.",
+    "Regret": "Nakamoto et al., Cal-QL (2023, arXiv 2303.05479); CORL (Tarasov et al., 2022, arXiv 2210.07105) logs it "
+    "of training episodes.",
+    "Distribution shift": "How well a learned density ratio tells online from offline rows (balanced replay's own "
+    "network); what critics say of the evaluations' first steps, less the discounted returns that followed (after OPT, "
+    "arXiv 2507.08387, Figure 6).",
+    "Speed": "Counts between the first and the last journalled line of a phase over the seconds between them "
+    "(times.jsonl); evaluations are included, stops are not.",
+}
+
+
+def escape(text: object) -> str:
+    return html.escape(plain(text))
+
+
+def page(
+    records: Sequence[RunRecord], lost: Sequence[Lost] = (), advance: Callable[[int, int], None] | None = None
+) -> str:
+    """The page of some runs; `advance` hears how many of how many tasks are drawn."""
+    groups, known = by_task(records), looks(records)
+    sections: list[tuple[str, str]] = []
+    if len(groups) > 1:
+        sections.append(("Methods and tasks", "".join(map(_table, matrix(records)))))
+        if found := aggregates.shared(records):
+            sections.append(("Over all tasks", _aggregates(found, known)))
+    for number, (title, group) in enumerate(zip(_titles(groups), groups, strict=True), start=1):
+        sections.append((title, _task(title, group, known)))
+        if advance:
+            advance(number, len(groups))
+    sections.append(("Distribution shift", _shifts(records)))
+    sections.append(("Settings", _settings(records)))
+    sections.append(("Versions, machine and speed", _machine(records)))
+    sections.append(("Notes and failures", _notes(records, lost)))
+    sections.append(("How every number is computed", _method(records)))
+    sections = [(name, body) for name, body in sections if body]
+
+    title = escape(groups[0][0].task if len(groups) == 1 else f"{len(known)} methods on {len(groups)} tasks")
+    contents = "".join(f'<li><a href="#s{n}">{escape(name)}</a></li>' for n, (name, _) in enumerate(sections))
+    body = "".join(
+        f'<section aria-labelledby="s{n}"><h2 id="s{n}">{escape(name)}</h2>{text}</section>'
+        for n, (name, text) in enumerate(sections)
+    )
+    style = resources.files("segue.report").joinpath("page.css").read_text("utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # even if a name slipped through: nothing is fetched and no script runs
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
+        "'unsafe-inline'\">"
+        f'<link rel="icon" href="data:,"><title>{title} - Segue report</title><style>{style}</style></head>\n'
+        f'<body><a class="skip" href="#main">Skip to the results</a><header><h1>{title}</h1>'
+        f'{_lede(records, lost)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
+        f'<main id="main" tabindex="-1">{body}</main>\n</body></html>\n'
+    )
+
+
+def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """The tasks; of the same task on another scale it is said."""
+    names = [group[0].task for group in groups]
+    return [
+        f"{name} ({scale(group).partition(':')[0]})" if names.count(name) > 1 else name
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def _lede(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
+    runs, groups = sum(len(record.parts) for record in records), by_task(records)
+    seeds = sum(record.scores.shape[1] for record in records)
+    methods = len(looks(records))
+    counted = [_count(methods, "method"), _count(len(groups), "task"), _count(runs, "run"), _count(seeds, "seed")]
+    scores = "Scores are normalised: 0 and 100 are the task's reference returns."
+    if not any(record.reference for record in records):
+        scores = "Scores are raw returns: no reference is known to normalise them with."
+    elif not all(record.reference for record in records):
+        scores = "Scores are normalised (0 and 100 are the task's reference returns) where the task has references."
+    text = f'<p class="lede">{", ".join(counted)}. {scores}</p>'
+    text += "<p>± is the half width of a 95 % interval over seeds; brackets are a 95 % interval.</p>"
+    if any(map(comparable, groups)):
+        text += "<p>† marks published numbers: they are of other versions of environments and data.</p>"
+    if lost:
+        text += f'<p class="warn">{_count(len(lost), "run")} left out: see notes and failures.</p>'
+    return text
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# --- pieces ----------------------------------------------------------------------------------------
+
+
+def _table(table: Table, words: bool = False) -> str:
+    """A table in a region that scrolls by itself; `words`: its cells are texts."""
+
+    def row(cells: Sequence[Cell | str | None]) -> str:
+        name, *rest = cells
+        shown = re.sub(r"([._/])(?=\w)", r"\1<wbr>", escape(name))
+        return f'<tr><th scope="row">{shown}</th>{"".join(f"<td>{_cell(each)}</td>" for each in rest)}</tr>'
+
+    caption = escape(table.caption)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    theirs = ""
+    if table.landmarks:
+        about = f'<tr><th class="about" scope="rowgroup" colspan="{len(table.head)}">Published: other versions of '
+        about += "environments and data</th></tr>"
+        theirs = f'<tbody class="theirs">{about}{"".join(map(row, table.landmarks))}</tbody>'
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table{" class=words" * words}>'
+        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(map(row, table.rows))}</tbody>{theirs}</table></div>"
+    )
+
+
+def _cell(each: Cell | str | None) -> str:
+    if each is None:
+        return "–"
+    if isinstance(each, str):
+        return escape(each)
+    value, spread = (escape(text).replace("-", "\N{MINUS SIGN}") for text in (each.value, each.spread))
+    shown = f' <span class="pm">{spread}</span>' if spread else ""
+    return f"<span>{value}</span>{shown}{escape(each.more)}"
+
+
+def _folded(summary: str, body: str, opened: bool = False) -> str:
+    return f"<details{' open' * opened}><summary>{escape(summary)}</summary>{body}</details>"
+
+
+class Figure(NamedTuple):
+    """A picture that is drawn when it is asked for, what it shows, and its numbers."""
+
+    picture: Callable[[], str]
+    alt: str
+    caption: str
+    data: Table | None
+
+
+def _figures(figures: Sequence[Figure]) -> str:
+    """Pictures side by side where there is room, and below them their numbers as tables."""
+    tables = [figure.data for figure in figures if figure.data]
+    numbers = "".join(_folded(f"Numbers: {table.caption}", _table(table)) for table in tables)
+    return f'<div class="figures">{"".join(map(_figure, figures))}</div>{numbers}'
+
+
+def _figure(figure: Figure) -> str:
+    try:
+        source = base64.b64encode(figure.picture().encode()).decode()
+        image = f'<img role="img" alt="{escape(figure.alt)}" src="data:image/svg+xml;base64,{source}">'
+    except NoPicture as error:
+        image = f"<p>{escape(error)}</p>"
+    return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
+
+
+def _legend(names: Mapping[str, str], known: Mapping[str, Look]) -> str:
+    """Label -> what stands beside its line."""
+    dashes = {"-": "", "-.": ' stroke-dasharray="8 3 2 3"', ":": ' stroke-dasharray="2 3"'}
+    entries = "".join(
+        f'<li><svg width="30" height="12" aria-hidden="true"><line x1="2" y1="6" x2="28" y2="6" stroke-width="3" '
+        f'stroke="{known[label].colour}"{dashes[known[label].style]}/></svg>{escape(text)}</li>'
+        for label, text in names.items()
+    )
+    return f'<ul class="legend" aria-label="Lines">{entries}</ul>'
+
+
+# --- sections --------------------------------------------------------------------------------------
+
+
+def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
+    shown, profiles = aggregates.table(found), aggregates.profiles(found)
+    text = f"<p>Last scores on {_count(len(found.tasks), 'task')}: {escape(', '.join(found.tasks))}.</p>"
+    if found.left:
+        text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(found.left))}.</p>"
+    if any(found.failed.values()):
+        text += "<p>Seeds that failed count with the scores of their last finite policies.</p>"
+    if found.unfinished:
+        text += f"<p>Left out, not having come to their end: {_count(found.unfinished, 'row')}.</p>"
+    text += _table(shown)
+    if (better := aggregates.improvement(found)) is not None:
+        text += _table(better)
+    each = max(len(profiles.taus) // PLACES, 1)
+    rows = [
+        [f"{profiles.taus[i]:.0f}", *(Cell(f"{share.value[i]:.2f}") for share in profiles.shares.values())]
+        for i in range(0, len(profiles.taus), each)
+    ]
+    data = Table("Share of runs above a score", ["score", *profiles.shares], rows)
+    alt = f"Performance profiles of {len(found.scores)} methods over {len(found.tasks)} tasks; the numbers follow."
+    drawn = Figure(
+        lambda: svg(lambda axis: aggregates.paint(axis, profiles, known)),
+        alt,
+        "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals, with none where "
+        "all resamples agree.",
+        data,
+    )
+    return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
+
+
+def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
+    whole, *rest = task_tables(group)
+    text = f"<p>{escape(said_of(group))}.</p>{_table(whole)}"
+    drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
+    names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
+    text += _legend(names, known)
+    ends = limits(group, drawn)
+    right = 0.76 if comparable(group) else 0.97
+    figures = [
+        Figure(
+            lambda name=name: svg(
+                lambda axis: panel(axis, name, group, known, ends), right=right if name == "online" else 0.97
+            ),
+            f"Learning curves on {title}, {name}. Last scores: {_ends(group, name)}.",
+            {
+                "offline": "Offline, before the switch: " + scale(group).partition(":")[0] + " over gradient steps.",
+                "online": "Online: the bar at 0 is the switch from offline data to the world"
+                + (", dashed grey are published final scores." if comparable(group) else "."),
+            }[name],
+            _numbers(title, group, name),
+        )
+        for name in drawn
+    ]
+    return text + _figures(figures) + "".join(_table(of_task(title, more)) for more in rest)
+
+
+def _ends(group: Sequence[RunRecord], name: str) -> str:
+    """The last score of every curve in a panel."""
+    curves = {label: PANELS[name][0](record) for label, record in zip(labels(group), group, strict=True)}
+    return "; ".join(f"{label} {estimate(curve.scores[-1])}" for label, curve in curves.items() if len(curve.x))
+
+
+def _numbers(title: str, group: Sequence[RunRecord], name: str) -> Table:
+    """A curve's means and intervals, at some of its places where there are many."""
+    curves = [PANELS[name][0](record) for record in group]
+    every = sorted({int(x) for curve in curves for x in curve.x})
+    kept = every
+    if len(every) > PLACES:
+        kept = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, PLACES).round().astype(int))]
+    at = [dict(zip(curve.x.tolist(), curve.scores, strict=True)) for curve in curves]
+    rows = [[f"{x:,}", *(cell(estimate(one[x])) if x in one else None for one in at)] for x in kept]
+    axis = {"offline": "gradient steps", "online": "env steps"}[name]
+    some = f" ({len(kept)} of {len(every)} places)" if len(kept) < len(every) else ""
+    return Table(f"{title}, {name}{some}", [axis, *marked(group)], rows)
+
+
+def _shifts(records: Sequence[RunRecord]) -> str:
+    if len(records) > SHIFTS:
+        return (
+            f"<p>This page is of {len(records)} rows; that of {SHIFTS} or fewer shows how their online data differs "
+            "from the dataset, and how far critics are from returns: <code>segue report RUN</code>.</p>"
+        )
+    text = ""
+    for record, name in (pair for group in by_task(records) for pair in zip(group, labels(group), strict=True)):
+        first = record.parts[0]
+        try:
+            found = distribution_shift.panels(first)
+        except SegueError as error:
+            text += f"<p>{escape(error)}</p>"
+            continue
+        figures = [
+            Figure(
+                lambda one=one: svg(one.paint),
+                f"{title}: {record.task}, {name}.",
+                f"{title[:1].upper()}{title[1:]}.",
+                _series(f"{record.task}, {name}: {title}", one),
+            )
+            for title, one in found.items()
+        ]
+        if figures:
+            of = f"{record.task}, {name}" + (f": its first run, {first.path.name}" if record.runs else "")
+            text += _folded(of, _figures(figures), opened=len(records) == 1)
+    return text
+
+
+def _series(title: str, one: distribution_shift.Panel) -> Table | None:
+    """Means over seeds of what a panel shows over time."""
+    if not one.lines:
+        return None
+    kept = np.unique(np.linspace(0, len(one.steps) - 1, min(PLACES, len(one.steps))).round().astype(int))
+
+    def mean(row: np.ndarray) -> Cell | None:
+        there = row[np.isfinite(row)]
+        return Cell(f"{there.mean():.3g}") if len(there) else None
+
+    rows = [[f"{one.steps[i]:,.0f}", *(mean(line[i]) for line in one.lines.values())] for i in kept]
+    return Table(f"{title}, mean over seeds", ["env steps", *(name or "share" for name in one.lines)], rows)
+
+
+def _settings(records: Sequence[RunRecord]) -> str:
+    found = provenance.comparison(records)
+    text = "".join(_table(each, words=True) for each in found.differ)
+    if len(records) > 1 and not text:
+        text = "<p>The methods do not differ in any setting.</p>"
+    for tables in (found.lacking, [found.by_task], [found.common]):
+        if any(each.rows for each in tables):
+            body = "".join(_table(each, words=True) for each in tables)
+            text += _folded(f"{tables[0].caption} ({len(tables[0].rows)})", body)
+    return text
+
+
+def _machine(records: Sequence[RunRecord]) -> str:
+    speeds = _table(provenance.speeds(records))
+    many = len(records) > PLACES
+    folded = _folded(f"Speed of {len(records)} rows", speeds) if many else speeds
+    return folded + _folded("Versions and machines", _table(provenance.versions(records), words=True))
+
+
+def _notes(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
+    text = ""
+    if lost:
+        rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in lost]
+        text += _table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
+    if said := notes(records):
+        items = "".join(f"<li>{escape(note)}</li>" for note in said)
+        text += f"<ul>{items}</ul>" if len(said) <= PLACES else _folded(f"{len(said)} notes", f"<ul>{items}</ul>")
+    return text or "<p>None: every run was read, and none failed.</p>"
+
+
+def _method(records: Sequence[RunRecord]) -> str:
+    sentences = "".join(f"<p>{_code(line)}</p>" for line in small_print(records))
+    cited = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in CITED.items())
+    return f'<div class="small">{sentences}<dl>{cited}</dl></div>'
+
+
+def _code(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))

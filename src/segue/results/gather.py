@@ -1,0 +1,103 @@
+"""Finding runs: their directories, folders that hold them at any depth, and sweeps, which say what to call them."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from segue.errors import DataError, SegueError
+from segue.results.merge import merge
+from segue.results.read import read
+from segue.results.records import RunRecord
+from segue.system import disk
+
+SWEEP = "sweep.json"
+
+
+class Found(NamedTuple):
+    """A run's directory, there or not, and what its sweep, where it is of one, calls its task and its arm."""
+
+    path: Path
+    names: tuple[str, str] | None = None
+    sweep: Path | None = None
+
+
+class Lost(NamedTuple):
+    """A run that is left out, and why, in one sentence."""
+
+    run: Found
+    why: str
+
+
+def find(folder: str | Path) -> list[Found]:
+    """The runs in a folder, in the order of their names, or of the sweep.
+
+    Raises:
+        SegueError: where there is none; DataError: for a sweep.json that is not of Segue's making.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise SegueError(f"{root} is not a run, for there is no such folder: name a run, or a folder that holds some.")
+    found: list[Found] = []
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if SWEEP in files:
+            found += _trials(Path(here))
+        elif "config.json" in files:
+            found.append(Found(Path(here)))
+        else:
+            continue
+        folders.clear()
+    if not found:
+        raise SegueError(f"{root} is not a run, and no folder in it is one: a run has a config.json.")
+    return found
+
+
+def _trials(folder: Path) -> list[Found]:
+    """What sweep.json lists; a trial's folder lies in the sweep's."""
+    file = folder / SWEEP
+    trials = disk.read_json(file).get("trials")
+    if not isinstance(trials, list) or not trials:
+        raise DataError(f"{file} lists no trials: is it a sweep's?")
+    found = []
+    for number, trial in enumerate(trials):
+        said = [trial.get(key) if isinstance(trial, dict) else None for key in ("folder", "task", "arm")]
+        if not all(isinstance(word, str) and word for word in said):
+            raise DataError(f"{file}: trial {number} (counted from 0) needs texts in `folder`, `task` and `arm`.")
+        place, task, arm = map(str, said)
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise DataError(f"{file}: trial {number} (counted from 0) lies outside the sweep: {place!r}.")
+        found.append(Found(folder / place, (task, arm), folder.resolve()))
+    return found
+
+
+def gather(
+    folders: Sequence[str | Path], advance: Callable[[int, int], None] | None = None
+) -> tuple[list[RunRecord], list[Lost]]:
+    """All runs in some folders, those that differ in their seeds alone merged, and the runs that are left out.
+
+    `advance` hears how many of how many have been read.
+
+    Raises:
+        SegueError: where no run can be read, with the first one's reason.
+    """
+    found: dict[Path, Found] = {}
+    for run in (run for folder in folders for run in find(folder)):
+        place = run.path.resolve()
+        found[place] = run if run.names else found.get(place, run)  # a sweep knows more of its trial
+    records, lost = [], []
+    for number, run in enumerate(found.values(), start=1):
+        try:
+            if not run.path.is_dir():
+                raise SegueError(f"{run.path} has not begun.")
+            records.append(replace(read(run.path), names=run.names, sweep=run.sweep))
+        except SegueError as error:
+            lost.append(Lost(run, str(error)))
+        if advance:
+            advance(number, len(found))
+    if not records:
+        raise SegueError(
+            lost[0].why if len(lost) == 1 else f"None of {len(lost):,} runs can be read; the first: {lost[0].why}"
+        )
+    return merge(records), lost

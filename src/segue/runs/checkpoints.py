@@ -1,0 +1,162 @@
+"""What each phase leaves behind, the best policy so far, and how another run starts from them."""
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue.core import Pretrained, Spec
+from segue.envs.rollouts import Evaluation
+from segue.errors import DataError, SegueError
+from segue.policies import policy_file
+from segue.replay.ring import Ring
+from segue.runs.hooks import Quiet
+from segue.system import disk
+from segue.training.phases import AbstractPhase
+from segue.training.state import Live, Run
+
+
+def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, AbstractPhase], dict[str, AbstractPhase]]:
+    """The phases that an earlier run has done, and those that are left."""
+    name = since.rpartition(":")[2]
+    if name not in phases:
+        there = kept(since)
+        has = f"; {since.removesuffix(f':{name}')} has {', '.join(there)}" if there else ""
+        raise SegueError(
+            f"--from is RUN:PHASE, and {since!r} names none of this recipe's phases, {', '.join(phases)}{has}."
+        )
+    last = list(phases).index(name) + 1
+    if last == len(phases):
+        raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
+    return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
+
+
+def go_on(state: Run, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> Run:
+    """The state at an earlier run's checkpoint, after the phases that are done."""
+    like = state.waist
+    for phase in done.values():
+        like = phase.leaves(state.spec, like, state.keys)
+    return dataclasses.replace(load_checkpoint(since, state, like, env_id), phases=len(done))
+
+
+class Best:
+    """Keeps each seed's best policy so far, the pre-trained one included, as best-S beside the last one."""
+
+    def __init__(self, folder: Path, spec: Spec, about: dict[str, Any]):
+        self.folder, self.spec, self.about = folder, spec, about
+        files = {seed: path for path in folder.glob("best-*.safetensors") if (seed := path.stem[5:]).isdecimal()}
+        self.returns: dict[int, float] = {}
+        self.owed: dict[int, Callable[[], None]] = {}
+        for seed, path in files.items():
+            try:
+                value = disk.described(path)[1].get("return")
+                if not isinstance(value, int | float) or not np.isfinite(value):
+                    raise DataError(f"{path} does not say what its policy returned: it is damaged.")
+                self.returns[int(seed)] = float(value)
+            except DataError as error:
+                print(f"segue: {error} The next evaluation's policy takes its place.", file=sys.stderr, flush=True)
+
+    def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
+        for seed, mean in enumerate(map(float, found.returns.mean(1))):
+            if mean > self.returns.get(seed, -np.inf):
+                self.returns[seed] = mean
+                place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
+                actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), net)
+                about = {**self.about, **place, "return": mean}
+                keep = lambda a=actor, path=self.folder / f"best-{seed}", more=about: policy_file.save(
+                    a, self.spec, path, **more
+                )
+                self.owed[seed] = keep
+        try:
+            for seed in list(self.owed):
+                self.owed[seed]()
+                del self.owed[seed]
+        except OSError as error:  # to be saved when there is room
+            print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
+
+
+class Checkpoint(Quiet):
+    """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.folder, self.about = folder, about
+        self.owed: dict[Path, Callable[[Path], None]] = {}
+        self.lock = threading.RLock()  # the thread that saves commits settles too
+
+    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
+        rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
+        place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
+        files = {"waist.safetensors": disk.dump(run.waist), "replay.safetensors": disk.dump(rows)}
+        manifest = {**place, **self.about, "rows": int(run.online.written)}
+        owed = {self.folder / "checkpoints" / name: lambda path: disk.write_checked(path, files, manifest)}
+        if run.waist.actor is not None:
+            for seed in range(run.seeds):
+                actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), run.waist.actor.net)
+                keep = lambda path, actor=actor: policy_file.save(actor, run.spec, path, **self.about, **place)
+                owed[self.folder / f"policy-{seed}"] = keep
+        with self.lock:
+            self.owed |= owed
+        try:
+            self.settle()
+        except OSError as error:
+            print(f"segue: the end of phase {name!r} could not be kept yet ({error}).", file=sys.stderr, flush=True)
+
+    def settle(self) -> None:
+        """Write what is owed. Raises OSError where there is no room."""
+        with self.lock:
+            while self.owed:
+                path = next(iter(self.owed))
+                self.owed[path](path)
+                del self.owed[path]
+
+
+def kept(source: str) -> list[str]:
+    """The phases at whose ends a run has kept checkpoints: `source` is DIRECTORY:PHASE, or the directory alone."""
+    directory, _, name = source.rpartition(":")
+    there = (path.name for path in (Path(directory or name) / "checkpoints").glob("[!.]*"))
+    return sorted(filter(str.isprintable, there))
+
+
+def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:
+    """The run as it was when a phase of an earlier run ended: `source` is DIRECTORY:PHASE.
+
+    `like` tells the shapes that the phase leaves behind under the present settings. Returns the run, ready for the
+    next phase.
+
+    Raises:
+        SegueError, DataError: where there is no such checkpoint, it is damaged, or env, shapes or seeds disagree.
+    """
+    directory, _, name = source.rpartition(":")
+    folder = Path(directory) / "checkpoints" / name
+    if not directory or not folder.is_dir():
+        there = kept(source)
+        hint = f"; it has {', '.join(there)}" if there else ""
+        raise SegueError(f"There is no checkpoint {source!r} (say DIRECTORY:PHASE){hint}.")
+    files, manifest = disk.read_checked(folder)
+    numbers = all(
+        type(manifest.get(key)) is int and manifest[key] >= 0 for key in ("seeds", "rows", "env_step", "updates")
+    )
+    if not numbers or not {"waist.safetensors", "replay.safetensors"} <= files.keys():
+        raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
+    if manifest["seeds"] != run.seeds:
+        raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
+    if manifest.get("env_id") != env_id:
+        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
+    waist = disk.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")
+    count = manifest["rows"]
+    if count > run.online.capacity:
+        raise SegueError(f"{source} holds {count} online rows, more than the env steps of this run's phases.")
+    shaped = jax.tree.map(
+        lambda column: jax.ShapeDtypeStruct((run.seeds, count, *column.shape[2:]), column.dtype), run.online.rows
+    )
+    rows = disk.restore(files["replay.safetensors"], shaped, f"{folder}/replay.safetensors")
+    filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
+    ring = Ring(filled, jnp.asarray(count, jnp.int32))
+    place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}
+    return dataclasses.replace(run, waist=jax.tree.map(jnp.asarray, waist), online=ring, **place)

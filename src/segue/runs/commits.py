@@ -1,0 +1,209 @@
+"""Commits: a run's whole state on disk, so that it goes on after any end as if there had been none.
+
+RUN/commits/rows-N.safetensors   online rows that came with commit N; never rewritten
+RUN/commits/N/                   state.safetensors, worlds.safetensors, manifest.json
+
+A commit is put in place by one rename, after everything that it needs is on the disk; the last two are kept. A commit
+holds the state before the hooks of its moment were told of it, and a resumed run tells them.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from segue.envs.lockstep import World
+from segue.errors import SegueError
+from segue.runs.hooks import Quiet, passed
+from segue.runs.journal import Journal
+from segue.runs.restore import Found, State, numbers
+from segue.system import disk
+from segue.system.signals import Stop
+from segue.training.phases import AbstractPhase
+from segue.training.state import Live
+
+KEPT = 2
+"""Commits that are kept: the newest, and the one to fall back on."""
+
+
+FAILURES = 3
+"""Saves that may fail in a row before the run stops."""
+
+
+class Moment(NamedTuple):
+    """A run between two steps, before the hooks have heard of it."""
+
+    name: str
+    live: Live
+    ticked: bool
+    sizes: dict[str, int]
+    hooks: dict[str, Any]
+
+
+class Commit(Quiet):
+    """Commits at each phase's start and end, at intervals, and when the run is asked to stop. Of the hooks that
+    remember anything it is the first.
+
+    The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
+    before, and stops after `FAILURES` in a row. `settle` writes what else must be on the disk before a commit, and
+    `config` seals the settings that the run goes by.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, hooks: Mapping[str, Any], stop: Stop, every: int):
+        self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
+        self.worlds: World | None = None
+        self.exact = True
+        self.config, self.settle = "", lambda: None
+        self.number = max(numbers(folder), default=0)
+        self.segments: dict[str, Any] = {}
+        self.rows = 0
+        self.last = (0, 0)
+        self.failed, self.again = 0, False
+        self.moment: Moment | None = None
+        self.seen: tuple[str, int, int] | None = None
+        self.writer = ThreadPoolExecutor(1, "segue-commit")
+        self.writing: Future | None = None
+
+    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
+        self._see(name, live, False)
+        self._commit()
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        self._see(name, live, True)
+        asked = self.stop.asked
+        if self.again or asked or phase.done(live) or passed(phase, live, self.every, self.every, self.last):
+            self._commit()
+        if asked:
+            self.wait()
+            self.stop.now()
+        return live
+
+    def rescue(self, name: str = "", live: Live | None = None) -> None:
+        """Commit the last moment after all: the run was stopped while the hooks were hearing of it.
+
+        Args:
+            name, live: where the run is, between two steps: that becomes the last moment, if it was not yet heard of.
+        """
+        if live is not None and self.seen != (name, live.update, live.env_step):
+            self._see(name, live, (live.update, live.env_step) != (0, live.run.env_step))
+        if self.moment:
+            live = self.moment.live
+            kept = (live.learner, live.carry, live.tally, live.run.online)  # a dispatch since then has taken them over
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept) if isinstance(leaf, jax.Array)):
+                self._commit()
+        self.wait()
+
+    def _see(self, name: str, live: Live, ticked: bool) -> None:
+        hooks = {key: hook.state() for key, hook in self.hooks.items()}
+        self.moment = Moment(name, live, ticked, self.journal.sizes(), hooks)
+        self.seen = (name, live.update, live.env_step)
+
+    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
+        """The updates of this step are done, its row never came: going on repeats the updates."""
+        self.exact = False
+        self._see(name, live, True)
+        self.rescue()
+
+    def inexact(self) -> None:
+        """From here on the run is not the one that it would have been."""
+        self.exact, self.again = False, True
+
+    def _commit(self) -> None:
+        self.wait()
+        moment = self.moment
+        assert moment is not None
+        self.last, self.again = (moment.live.update, moment.live.env_step), False
+        files, manifest = self._state(moment)
+        floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
+        if all(np.isfinite(leaf).all() for leaf in floats):
+            self.writing = self.writer.submit(self._write, files, json.loads(json.dumps(manifest)))
+        else:
+            self.again = True  # a seed has diverged: its log will say so and put it right
+        self.moment = None  # now, and not before: what is interrupted here can be rescued
+
+    def _state(self, moment: "Moment") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Copies: the next dispatch writes over the arrays."""
+        live = moment.live
+        copied = lambda tree: {key: np.array(leaf) for key, leaf in disk.flatten(tree).items()}
+        written = int(live.run.online.written)
+        first = max(self.rows, written - live.run.online.capacity)
+        slots = np.arange(first, written) % live.run.online.capacity
+        near = jax.default_backend() == "cpu"  # then an array is only looked at; elsewhere only its new rows come over
+        new = lambda column: np.asarray(column)[:, slots] if near else np.asarray(column[:, slots])
+        rows = jax.tree.map(new, live.run.online.rows) if len(slots) else None
+        worlds, episodes = self.worlds.state() if self.worlds else ({}, [])
+        manifest = {
+            "phase": moment.name,
+            "phases": live.run.phases,
+            "ticked": moment.ticked,
+            "news": live.news is not None,
+            "update": live.update,
+            "env_step": live.env_step,
+            "begun": {"env_step": live.run.env_step, "updates": live.run.updates},
+            "seeds": live.run.seeds,
+            "evidence": live.evidence,
+            "halted": [seed for seed, halted in enumerate(live.run.halted) if halted],
+            "rows": [first, written],
+            "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},
+            "hooks": moment.hooks,
+            "episodes": episodes,
+            "resume": "exact" if self.exact else "statistical",
+            "config": self.config,
+        }
+        state = copied(State(live.learner.tree, live.carry.tree, live.tally, live.news))
+        return {"state": state, "worlds": worlds, "rows": rows}, manifest
+
+    def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
+        self.settle()  # what earlier phases left comes first: a resumed run does not write it again
+        root, number = self.folder / "commits", self.number + 1
+        root.mkdir(exist_ok=True)
+        disk.sync(self.folder)
+        self.journal.sync()
+        first, written = manifest.pop("rows")
+        segments = dict(self.segments)
+        if files["rows"] is not None:
+            name, content = f"rows-{number:06}.safetensors", disk.dump(files["rows"])
+            disk.write_bytes(root / name, content)
+            segments[name] = {**disk.seal(content), "first": first, "last": written}
+        sealed = {f"{key}.safetensors": disk.dump(files[key]) for key in ("state", "worlds")}
+        disk.write_checked(root / f"{number:06}", sealed, {**manifest, "rows": written, "segments": segments})
+        self.number, self.segments, self.rows = number, segments, written
+        for old in sorted(numbers(self.folder))[:-KEPT]:
+            disk.remove(root / f"{old:06}")
+
+    def goes_on(self, found: "Found", exact: bool) -> None:
+        """This is where the run was."""
+        manifest = found.manifest
+        self.number, self.segments, self.rows = found.number, dict(manifest["segments"]), manifest["rows"]
+        self.exact = exact and manifest["resume"] == "exact"
+        self.last = (manifest["update"], manifest["env_step"])
+        self.again = True  # with the label that holds from here on
+
+    def wait(self) -> None:
+        """Until the save under way is on the disk, or has failed."""
+        if (writing := self.writing) is None:
+            return
+        try:
+            writing.result()
+            self.failed = 0
+        except OSError as error:
+            self.failed += 1
+            why = f"{error.filename or self.folder}: {error.strerror or error}"
+            print(f"segue: the run could not be saved ({why}); the commit before stays.", file=sys.stderr, flush=True)
+            if self.failed == FAILURES:
+                raise SegueError(
+                    f"{FAILURES} saves failed in a row ({why}): make room, then segue resume {self.folder}."
+                ) from None
+        finally:
+            self.writing = None if writing.done() else writing  # Ctrl-C: it goes on, and the next save waits for it
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self.writer.shutdown()

@@ -1,0 +1,159 @@
+"""Evaluate the policies that a run keeps."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segue.core import Pretrained
+from segue.envs.make import spec_of
+from segue.envs.rollouts import Evaluation, Evaluator, Unfit
+from segue.errors import DataError, SegueError
+from segue.policies import policy_file
+from segue.runs.config import plain_env
+from segue.runs.hooks import Quiet, discount_of, finite_seeds, parse_place, passed
+from segue.runs.journal import Journal
+from segue.system import disk
+from segue.tasks.task import Task
+from segue.training.phases import AbstractPhase
+from segue.training.state import Live, Run
+
+
+def evaluate(
+    folder: str | Path, episodes: int = 10, seed: int = 1_000, env_id: str | None = None
+) -> tuple[Evaluation, tuple[float, float] | None]:
+    """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the score reference.
+
+    `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations. `env_id` replaces
+    the one in config.json, which may not name a module to import ("module:Env-v0"): a file is not to run code.
+    """
+    folder = Path(folder)
+    config = disk.read_json(folder / "config.json")
+    env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
+    names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
+    if not names:
+        raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
+    loaded = [policy_file.load(name) for name in names]
+    spec = loaded[0][1]
+    make = Task(env_id).make
+    env = make()
+    theirs = spec_of(env)
+    env.close()
+    if theirs != spec:
+        raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {theirs}.")
+    shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}
+    if len(shapes) > 1:
+        raise DataError(f"The policies in {folder} are not of one shape: they do not belong to one run.")
+    actor = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(actor for actor, _ in loaded))
+    evaluator = Evaluator(make, spec, range(seed, seed + len(loaded)), episodes)
+    try:
+        found = evaluator(actor)
+    finally:
+        evaluator.close()
+    score = config.get("score")
+    return found, (score["min"], score["max"]) if score else None
+
+
+class Evaluate(Quiet):
+    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once, but its
+    returns stand at the end of the phase `last` as well.
+
+    Over the first `early` env steps of a phase that acts, evaluations come every `EARLY` env steps as well.
+    """
+
+    EARLY = 1_000
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        journal: Journal,
+        steps: int,
+        updates: int,
+        early: int,
+        listen: Callable[[str, Live, Any, Evaluation], None],
+        last: str,
+    ):
+        self.evaluator, self.journal, self.listen = evaluator, journal, listen
+        self.steps, self.updates, self.early, self.final = steps, updates, early, last
+        self.seen: str | None = None
+        self.last = (0, 0)
+        self.found: dict[str, Any] = {}
+
+    def state(self) -> Any:
+        return {"seen": self.seen, "last": self.last, "found": dict(self.found)}
+
+    def restore(self, state: Any) -> None:
+        self.seen, self.last, self.found = state["seen"], parse_place(state["last"]), dict(state.get("found", {}))
+
+    def _look(self, name: str, phase: AbstractPhase, live: Live, again: bool = False) -> None:
+        """Evaluate the policy; one that did not change, `again`, has the returns that it had."""
+        self.last = (live.update, live.env_step)
+        actor = phase.release(live).actor
+        if actor is None:
+            return
+        if self._known(actor.net):
+            if again and self.found.get("at") not in (None, [name, *self.last]):
+                self._write(name, phase, live)
+            return
+        self.found = {}
+        if not np.asarray(finite_seeds(actor.net)).all():
+            return  # `Log` says so, at its next line or at the phase's end
+        try:
+            discount = discount_of(live)
+            found = self.evaluator(actor.net, 1.0 if discount is None else discount)
+        except Unfit as error:  # training does not depend on it
+            print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
+            return
+        more = {} if discount is None else {"values": self._values(phase.release(live), actor.net, found)}
+        self.found = {"returns": found.returns.tolist(), "lengths": found.lengths.tolist()}
+        self._write(name, phase, live, **more)
+        self.listen(name, live, actor.net, found)
+
+    def _write(self, name: str, phase: AbstractPhase, live: Live, **more: Any) -> None:
+        returns, lengths = self.found["returns"], self.found["lengths"]
+        kind = "online" if phase.acts or live.env_step else "offline"
+        self.journal.write("returns", name, live, kind=kind, returns=returns, lengths=lengths, **more)
+        axis = live.env_step if kind == "online" else live.updates
+        self.journal.plot(f"return/{kind}", np.mean(returns, 1), axis)
+        self.found["at"] = [name, *self.last]
+
+    @staticmethod
+    def _values(waist: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
+        """What each critic says of the episodes' first steps and what they brought, both means over episodes."""
+        critics = {"off": waist.critic, "on": waist.fresh}
+        said = {name: _worth(critic.net, actor, found.starts) for name, critic in critics.items() if critic}
+        said["return"] = np.asarray(found.discounted).mean(1)
+        return {name: [round(float(v), 6) if np.isfinite(v) else None for v in row] for name, row in said.items()}
+
+    def _known(self, net: Any) -> bool:
+        """Whether this is the policy that was evaluated last; if not, remember it."""
+        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(net))).hexdigest()
+        same, self.seen = digest == self.seen, digest
+        return same
+
+    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
+        if live.run.waist.actor is not None:
+            self._look(name, phase, live)
+        self.last = (live.update, live.env_step)
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        intervals = {self.steps, self.EARLY} if live.env_step - live.run.env_step <= self.early else {self.steps}
+        if any(passed(phase, live, steps, self.updates, self.last) for steps in intervals):
+            self._look(name, phase, live)
+        return live
+
+    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
+        if name == self.final or self.last != (live.update, live.env_step):
+            self._look(name, phase, live, again=name == self.final)
+
+
+@jax.jit
+def _worth(critics: Any, actors: Any, obs: jax.Array) -> jax.Array:
+    """mean Q(s, pi(s)) of every seed, over critics and observations [seeds, episodes, obs]."""
+    one = lambda critic, actor, obs: jax.vmap(lambda s: critic(s, actor.act(s)).mean())(obs).mean()
+    return jax.vmap(one)(critics, actors, obs)

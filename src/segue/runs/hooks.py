@@ -1,0 +1,78 @@
+"""What watches a run: evaluation, logs, divergence, checkpoints. Phases never see any of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from segue.envs.lockstep import World
+from segue.runs.journal import Journal
+from segue.training.phases import AbstractPhase
+from segue.training.state import Live, Run
+
+
+class Quiet:
+    """A hook that does nothing; the others say only what they do."""
+
+    def started(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        return live
+
+    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
+
+    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+
+    def state(self) -> Any:
+        """What it must remember when the run is resumed, as JSON."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Remember it."""
+
+
+def passed(phase: AbstractPhase, live: Live, steps: int, updates: int, last: tuple[int, int]) -> bool:
+    """Whether an interval has passed: `steps` env steps where the phase acts, `updates` where it only learns."""
+    if phase.acts:
+        return live.env_step // steps > last[1] // steps
+    return live.update // updates > last[0] // updates
+
+
+def parse_place(value: Any) -> tuple[int, int]:
+    """(update, env_step) from JSON. Raises ValueError."""
+    update, env_step = map(int, value)
+    return update, env_step
+
+
+class Episodes(Quiet):
+    """Journals the training episodes that ended with an env step.
+
+    It is told of a tick before `Commit`, which so knows these lines: a resumed run's worlds say nothing of the step
+    before.
+    """
+
+    def __init__(self, journal: Journal, worlds: World):
+        self.journal, self.worlds = journal, worlds
+
+    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+        for seed, returned, length, terminated in self.worlds.ended if phase.acts else ():
+            entry = {"seed": seed, "return": returned, "length": length, "terminated": terminated}
+            self.journal.write("episodes", name, live, **entry)
+            self.journal.tracker.add(f"return/training/seed{seed}", returned, live.env_step)
+        return live
+
+
+def discount_of(live: Live) -> float | None:
+    """Of the method that learns; None where none does."""
+    fields = jax.tree_util.tree_flatten_with_path(live.rule.tree)[0]
+    found = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
+    return found[0] if found else None
+
+
+@jax.jit
+def finite_seeds(tree: Any) -> jax.Array:
+    """Which seeds [seeds] have only finite numbers."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not floats:
+        return jnp.ones((), bool)
+    return jnp.stack([jnp.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in floats]).all(0)

@@ -1,0 +1,46 @@
+"""Which trials of a sweep are done, running, waiting, failed or skipped."""
+
+from collections.abc import Sequence
+
+from segue.sweeps.plan import Trial
+
+
+class Left:
+    """What a sweep has done and what it has not. Every trial is in one of the five."""
+
+    def __init__(self, trials: Sequence[Trial], done: set[str]):
+        self.total = len(trials)
+        self.done = {trial.folder: None for trial in trials if trial.folder in done}
+        self.waiting = {trial.folder: trial for trial in trials if trial.folder not in done}
+        self.running: dict[str, Trial] = {}
+        self.failed: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.tries: dict[str, int] = {}
+
+    def next(self) -> Trial | None:
+        """The first trial whose needs are met, from now on running."""
+        for folder, trial in self.waiting.items():
+            if all(need in self.done for need in trial.needs):
+                self.running[folder] = self.waiting.pop(folder)
+                return trial
+        return None
+
+    def end(self, folder: str, why: str | None = None) -> None:
+        """A trial has finished, or failed; those that need it fall."""
+        del self.running[folder]
+        if why is None:
+            self.done[folder] = None
+            return
+        self.failed[folder] = why
+        lost = {folder}
+        while falls := [each for each, trial in self.waiting.items() if lost.intersection(trial.needs)]:
+            for each in falls:
+                need = next(need for need in self.waiting.pop(each).needs if need in lost)
+                self.skipped[each] = f"it needs {need}, which {'failed' if need in self.failed else 'was skipped'}"
+                lost.add(each)
+
+    def again(self, folder: str) -> int:
+        """A trial was killed and goes back to the others, first in line; returns how often by now."""
+        self.waiting = {folder: self.running.pop(folder), **self.waiting}
+        self.tries[folder] = self.tries.get(folder, 0) + 1
+        return self.tries[folder]

@@ -1,0 +1,88 @@
+"""What numbers depend on besides the code: this machine, its cores, and the versions of what is installed."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from segue import __version__
+from segue.system import disk
+
+
+def memory() -> int:
+    """Bytes of this machine's memory; where nothing tells, 64 GiB."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not POSIX
+        return 64 * 2**30
+
+
+JAX_FLAGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
+"""Settings of JAX that change bits."""
+
+
+def machine() -> dict[str, Any]:
+    """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
+    return {
+        "system": platform.platform(),
+        "cores": len(jax.devices()) if jax.default_backend() != "cpu" else cores(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "instructions": _instructions(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "jax_flags": {key: getattr(jax.config, key) for key in JAX_FLAGS},
+    }
+
+
+def _instructions() -> str | None:
+    """The processor's instruction sets, as far as they decide what XLA compiles; None where nothing tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return " ".join(sorted(word for word in words if word.startswith(("avx", "fma", "amx", "sve", "neon", "asimd"))))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    found = {"python": platform.python_version(), "segue": __version__}
+    for name in ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str | None:
+    """Git's word for the code that runs, if it runs from a checkout."""
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip() or None
+
+
+def compile_cache() -> None:
+    """Keep compiled programs between processes."""
+    folder = disk.cache_dir() / "jax"
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

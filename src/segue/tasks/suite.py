@@ -1,0 +1,186 @@
+"""Task names -> environment, dataset, reward rule and the papers' constants. The one place that knows names."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from segue.core import Linear
+from segue.envs import d4rl
+from segue.envs.reward import Reward
+from segue.errors import SegueError, nearest
+from segue.methods.calql import CalQL
+from segue.methods.iql import IQL
+from segue.methods.rebrac import ReBRAC
+from segue.methods.spot import SPOT
+from segue.tasks.task import Constants, Task, default_backbones, porl_sac
+
+# Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.
+_SCORES = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "relocate": (-6.425911, 4233.877797728884),
+    "door": (-56.512833, 2880.5693087298737),
+}
+
+
+_ENVS = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "ant": "Ant-v5",
+}
+
+
+# OPT (arXiv 2507.08387): kappa by dataset kind, 5 updates per env step on MuJoCo. Random to "random" only: a
+# constant 1 leaves Q_off out of the policy's loss. No paper has expert sets: theirs is medium's (inferred).
+_KAPPA = {
+    "random": Linear(1.0, 1.0, 150_000),
+    "medium": Linear(0.3, 0.9, 150_000),
+    "medium-replay": Linear(0.1, 0.9, 150_000),
+    "medium-expert": Linear(0.3, 0.9, 150_000),
+    "expert": Linear(0.3, 0.9, 150_000),
+}
+
+
+# SPOT's lambda and ReBRAC's betas by task; what no source gives has the defaults (lambda 0.1, beta 0.01 and 0.01).
+_SUPPORT = {
+    "halfcheetah-medium": 0.05, "halfcheetah-medium-replay": 0.05, "hopper-medium": 0.1, "hopper-medium-replay": 0.1,
+    "walker2d-medium": 0.2, "walker2d-medium-replay": 0.2, "antmaze-umaze": 0.25, "antmaze-umaze-diverse": 0.25,
+    "antmaze-medium-play": 0.05, "antmaze-medium-diverse": 0.025, "antmaze-large-play": 0.025,
+    "antmaze-large-diverse": 0.025,
+}  # fmt: skip
+
+
+_BETAS = {
+    "halfcheetah-random": (0.001, 0.1), "halfcheetah-medium": (0.001, 0.01), "halfcheetah-medium-replay": (0.01, 0.001),
+    "hopper-random": (0.001, 0.01), "hopper-medium": (0.01, 0.01), "hopper-medium-replay": (0.05, 0.5),
+    "walker2d-random": (0.01, 0.0), "walker2d-medium": (0.05, 0.1), "walker2d-medium-replay": (0.05, 0.01),
+    "antmaze-umaze": (0.003, 0.002), "antmaze-umaze-diverse": (0.003, 0.001), "antmaze-medium-play": (0.001, 0.0005),
+    "antmaze-medium-diverse": (0.001, 0.0), "antmaze-large-play": (0.002, 0.001),
+    "antmaze-large-diverse": (0.002, 0.002), "pen-cloned": (0.05, 0.5), "door-cloned": (0.01, 0.1),
+    "hammer-cloned": (0.1, 0.5), "relocate-cloned": (0.1, 0.01),
+}  # fmt: skip
+
+
+def _rebrac(name: str, **settings: Any) -> ReBRAC:
+    actor, critic = _BETAS.get(name, (0.01, 0.01))
+    return ReBRAC(beta_actor=actor, beta_critic=critic, **settings)
+
+
+def _mujoco(env: str, kind: str) -> Task:
+    name = f"{env}-{kind}"
+    backbones = default_backbones(
+        SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3)
+    )
+    constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
+    constants = dataclasses.replace(constants, rlpd={"entropy_backup": True})
+    return Task(_ENVS[env], name, score=_SCORES[env], constants=constants)
+
+
+def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
+    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r, Cal-QL 10 r - 5; the score is the share of
+    goals reached."""
+    backbones = default_backbones(
+        SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
+        IQL(expectile=0.9, beta=10.0),
+        _rebrac(name, discount=0.999, critic_lr=5e-5),
+        CalQL(weight=5.0, target_gap=0.8, critic_depth=4),
+        actor_lr=1e-4,
+        actor_head=1e-3,
+        critic_head=3e-3,
+    )
+    rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
+    nets = {"subset": 1, "depth": 3, "critic_depth": 3}
+    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1, rlpd=nets)
+    return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
+
+
+def _fetch(kind: str) -> Task:
+    """Sparse reward as AntMaze's. No source has settings: the methods' own, and one update per env step (inferred)."""
+    rule, constants = Reward(1.0, -1.0), Constants(updates_per_step=1)
+    env_id, name = f"segue/fetch-{kind}-v0", f"fetch-{kind}-scripted"
+    return Task(env_id, name, backbone="bc-gaussian", reward=rule, score=(0.0, 1.0), constants=constants)
+
+
+def _adroit(hand: str, kind: str) -> Task:
+    """OPT's settings; IQL's are those of CORL's fine-tuning, Cal-QL's those of its code's binary tasks (inferred for
+    these). Of the binary kind training sees -1 until success and 0 then, and the score is the share of successes."""
+    backbones = default_backbones(
+        SPOT(support=1.0, support_end=0.5),
+        IQL(expectile=0.8, beta=3.0),
+        _rebrac(f"{hand}-cloned"),
+        CalQL(weight=1.0, width=512, critic_depth=3),
+        actor_lr=1e-4,
+        actor_head=1e-3,
+        critic_head=3e-3,
+        actor_norm=True,
+        critic_norm=True,
+    )
+    constants = Constants(
+        backbones,
+        kappa=Linear(0.1, 0.9, 250_000),
+        updates_per_step=1,
+        sac=porl_sac(width=512, critic_depth=3),
+        presample=5_000,
+        rlpd={"width": 256, "depth": 3, "critic_depth": 3},
+    )
+    found = Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    if kind != "binary":
+        return found
+    env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
+    constants = dataclasses.replace(constants, rewards={"wsrl": Reward(10.0, -5.0)})  # 10 r + 5 of r - 1
+    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0), constants=constants)
+
+
+def _all() -> Iterator[Task]:
+    for env, kind in itertools.product(_ENVS, _KAPPA):
+        yield _mujoco(env, kind)
+    for maze, kind in (
+        ("umaze", ""),
+        ("umaze", "-diverse"),
+        *itertools.product(("medium", "large"), ("-play", "-diverse")),
+    ):
+        late = 200_000 if (maze, kind) == ("large", "-diverse") else 100_000
+        yield _maze(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
+    for maze in ("umaze", "medium", "large"):
+        yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
+    yield from map(_fetch, d4rl.FETCH)
+    for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert", "binary")):
+        yield _adroit(hand, kind)
+
+
+TASKS = {str(found.name): found for found in _all()}
+
+
+def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
+    """A task by name, or by the id of a Gymnasium env; `dataset` and other fields of `Task` replace the task's.
+
+    With `backbone` ("td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc"), or `recipe`, a recipe's name, comes what
+    training with it sees as the reward, where it has a rule of its own.
+
+    Raises:
+        SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
+    """
+    if (name is None) == (env_id is None):
+        raise SegueError("Give either a task's name or an env_id, and not both.")
+    if name is not None:
+        if name not in TASKS:
+            raise SegueError(f"There is no task {name!r}; did you mean {nearest(name, list(TASKS))}?")
+        found = TASKS[name]
+    else:
+        found = Task(str(env_id))
+    if dataset is not None:
+        changes["dataset"] = dataset
+    if "backbone" in changes:
+        known, asked = found.constants.backbones, changes["backbone"]
+        if asked not in known:
+            raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
+    names = (changes.pop("recipe", None), changes.get("backbone"))
+    own = (found.constants.rewards[str(name)] for name in names if name in found.constants.rewards)
+    rule = next(own, found.reward)
+    return dataclasses.replace(found, **{"reward": rule, **changes})

@@ -1,0 +1,136 @@
+"""A task: an environment, its data, its score and the papers' constants."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from segue.core import Linear
+from segue.data.dataset import Dataset, check_against
+from segue.data.loading import load
+from segue.data.saving import save
+from segue.envs.make import make_env
+from segue.envs.reward import Reward
+from segue.errors import SegueError
+from segue.methods.awac import AWAC
+from segue.methods.backbone import AbstractBackbone
+from segue.methods.bc import BC
+from segue.methods.calql import CalQL
+from segue.methods.iql import IQL
+from segue.methods.rebrac import ReBRAC
+from segue.methods.sac import SAC
+from segue.methods.spot import SPOT
+from segue.methods.td3bc import TD3BC
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """What the papers set by domain or by task. The defaults serve an env that no paper speaks of."""
+
+    backbones: Mapping[str, AbstractBackbone] = dataclasses.field(default_factory=lambda: default_backbones())
+    """Each backbone with the task's settings."""
+    rewards: Mapping[str, Reward] = dataclasses.field(default_factory=dict)
+    """What training sees, for backbones and recipes with a rule of their own."""
+    batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Offline batches that are not 256."""
+    kappa: Linear = dataclasses.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
+    """OPT's weight on Q_on over 300k env steps."""
+    updates_per_step: int = 5
+    sac: SAC = dataclasses.field(default_factory=lambda: porl_sac())
+    """SAC as PORL and WSRL run it."""
+    presample: int = 20_000
+    """PORL's first stage, in env steps."""
+    rlpd: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What RLPD sets otherwise here, by SAC's names."""
+
+    def batch(self, backbone: str) -> int:
+        return self.batches.get(backbone, 256)
+
+
+def default_backbones(
+    spot: SPOT = SPOT(), iql: IQL = IQL(), rebrac: ReBRAC = ReBRAC(), calql: CalQL = CalQL(), **shared: Any
+) -> dict[str, AbstractBackbone]:
+    """All backbones by name; `shared` settings are those of the ones that descend from TD3."""
+    nets = {key: value for key, value in shared.items() if key in ("actor_norm", "critic_norm")}
+    return {
+        "td3bc": TD3BC(**shared),
+        "spot": dataclasses.replace(spot, **shared),
+        "iql": dataclasses.replace(iql, **nets),
+        "rebrac": rebrac,
+        "awac": AWAC(**nets),
+        "calql": calql,
+        "bc": BC(**shared),
+        "bc-gaussian": BC(head="tanh-gaussian", **shared),
+    }
+
+
+def porl_sac(**settings: Any) -> SAC:
+    """PORL's rates and sizes, and WSRL's choices where PORL's paper is silent."""
+    fixed = {"actor_lr": 1e-4, "temperature_lr": 1e-4, "entropy_backup": False, "actor_norm": True, "critic_norm": True}
+    return SAC(critics=10, subset=2, critic_depth=settings.pop("critic_depth", 4), **fixed, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An environment, its data and how the two are scored."""
+
+    env_id: str
+    """A Gymnasium id."""
+    name: str | None = None
+    """A name of `TASKS`, or None for an env of the user's own."""
+    dataset: str | None = None
+    """A file, a folder or a Minari id; None: made here by the recipe of its name (`making`)."""
+    policy: str | None = None
+    """A file with the policy to start from (`foreign`); None: one is trained on the dataset."""
+    backbone: str = "td3bc"
+    """The offline algorithm, by name."""
+    clip_actions: bool = False
+    """Clip actions of the dataset that lie outside the box instead of refusing them."""
+    reward: Reward = Reward()  # noqa: RUF009 (immutable)
+    """What training sees; evaluation sees the env's own rewards."""
+    score: tuple[float, float] | None = None
+    """Returns that count as 0 and 100."""
+    constants: Constants = dataclasses.field(default_factory=Constants)
+
+    def make(self) -> gym.Env:
+        return make_env(self.env_id)
+
+    def longest(self) -> int:
+        """Env steps of an episode at most; 1,000 where no env says."""
+        try:
+            env = self.make()
+        except SegueError:
+            return 1_000
+        limit = env.spec.max_episode_steps if env.spec else None
+        env.close()
+        return limit or 1_000
+
+    def load(self, rows: int, progress: Callable[[int, int], None] | None = None) -> Dataset:
+        """The dataset, checked against the env. Without one of the user's it is made and cached on first use.
+
+        `rows` is the number of rows to make; a given dataset is taken whole. `progress` hears
+        of rows made, and of how many there will be.
+        """
+        env = self.make()
+        try:
+            return check_against(self._load(rows, progress), env, clip_actions=self.clip_actions)
+        finally:
+            env.close()
+
+    def _load(self, rows: int, progress: Callable[[int, int], None] | None) -> Dataset:
+        if self.dataset is not None:
+            return load(self.dataset, clip_actions=self.clip_actions)
+        if self.name is None:
+            instead = "" if self.policy else "; a recipe that learns online alone starts from --policy FILE instead"
+            raise SegueError(
+                f"{self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, or a Minari id "
+                f"or folder{instead}."
+            )
+        from segue.tasks import datasets  # what it makes datasets with is not needed by who brings one
+
+        path = datasets.found(self, rows)
+        if path is None:
+            made, path = datasets.make(self, rows, progress=progress), datasets.cached(self, rows)
+            save(made, path, overwrite=True)
+        return load(str(path))

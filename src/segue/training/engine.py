@@ -1,0 +1,213 @@
+"""jit( loop over steps( vmap over seeds ) ). Data is an argument; what changes is donated and updated in place.
+
+Between dispatches a learner and a source's carry are `Packed`.
+
+Learner, source carry and tally have a leading seed axis; the ring's rows too. The dataset, the method, the clock and
+the ring's count have none: seeds share them, so a `cond` on the clock stays a branch.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
+from segue.replay.ring import Ring
+from segue.replay.sources import AbstractSource
+
+_INIT, _UPDATE, _ACT, _LOOK = range(4)
+"""Streams of a phase's key: no two uses share randomness."""
+
+
+class Tally(NamedTuple):
+    """Scalars since the last report: their sums (or maxima, for names `max_*`), and over how many updates."""
+
+    values: dict[str, Float[Any, " seeds"]]
+    count: Int[Any, " seeds"]
+
+
+class _Structure:
+    """A treedef that is compared by identity first: comparing two equal ones walks both."""
+
+    def __init__(self, treedef: Any):
+        self.treedef, self.hash = treedef, hash(treedef)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Structure) and self.treedef == other.treedef)
+
+
+@jax.tree_util.register_pytree_node_class
+class Packed:
+    """A pytree as one flat tuple of its leaves. Flattening a hundred leaves through Python classes costs more than an
+    env step; this costs nothing, and a dispatch every env step pays it twice."""
+
+    def __init__(self, leaves: Sequence[Any], structure: _Structure):
+        self.leaves, self.structure = leaves, structure
+
+    @classmethod
+    def of(cls, tree: Any) -> "Packed":
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls([jnp.asarray(leaf) for leaf in leaves], _Structure(treedef))
+
+    def like(self, tree: Any) -> "Packed":
+        """`tree`, which must have the structure of this one."""
+        return Packed(jax.tree.leaves(tree), self.structure)
+
+    @property
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.structure.treedef, self.leaves)
+
+    def tree_flatten(self) -> tuple[Sequence[Any], _Structure]:
+        return self.leaves, self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: _Structure, leaves: Sequence[Any]) -> "Packed":
+        return cls(leaves, structure)
+
+
+def _wider(name: str, so_far: Array, new: Array) -> Array:
+    return jnp.maximum(so_far, new) if name.startswith("max_") else so_far + new
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def begin(
+    method: AbstractMethod,
+    spec: Spec,
+    source: AbstractSource,
+    waist: Pretrained,
+    offline: Transition,
+    ring: Ring,
+    keys: Keys,
+) -> tuple[Packed, Packed, Tally]:
+    """A learner, a carry and an empty tally for every seed."""
+
+    def one(waist, rows, key):
+        learner_key, carry_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        learner = method.init(spec, waist, key=learner_key)
+        return learner, source.init(spec, offline, Ring(rows, ring.written), key=carry_key)
+
+    learner, carry = jax.vmap(one)(waist, ring.rows, keys)
+    zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
+    info = jax.eval_shape(
+        lambda: _one_update(method, source, _bare(learner, keys), carry, offline, ring, keys, zero)[2]
+    )
+    tally = Tally({name: jnp.zeros(len(keys)) for name in info}, jnp.zeros(len(keys), jnp.int32))
+    return Packed.of(learner), Packed.of(carry), tally
+
+
+def _one_update(method, source, learner, carry, offline, ring, keys, clock):
+    """One update of every seed. The learner comes and goes bare."""
+
+    def draw(carry, rows, key):
+        return source.draw(carry, offline, Ring(rows, ring.written), key=key, clock=clock)
+
+    def update(learner, batch, key):
+        return method.update(learner, batch, key=key, clock=clock)
+
+    key = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(jax.random.fold_in(k, _UPDATE), clock.update)))(keys)
+    carry, batch, source_info = jax.vmap(draw)(carry, ring.rows, key[:, 0])
+    each = jax.vmap(update) if len(keys) > 1 else update
+    learner, info = each(learner, *_bare((batch, key[:, 1]), keys))
+    return learner, carry, _clad(info, keys) | source_info
+
+
+def _bare(tree, keys):
+    """Without the axis of seeds where there is one seed alone: with it, gradients of many critics take half as long
+    again on a CPU. What is updated in place, ring and carry, keeps it: XLA copies them otherwise, at every dispatch."""
+    return tree if len(keys) > 1 else jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), tree)
+
+
+def _clad(tree, keys):
+    """With it again."""
+    return tree if len(keys) > 1 else jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)
+
+
+def _remember(
+    source: AbstractSource, carry: Packed, ring: Ring, row: Transition, offline: Transition
+) -> tuple[Packed, Ring]:
+    def one(carry, rows, row):
+        ring = Ring(rows, so_far).add(row)
+        return source.wrote(carry, offline, ring), ring.rows
+
+    so_far = ring.written
+    told, rows = jax.vmap(one)(carry.tree, ring.rows, row)
+    return carry.like(told), Ring(rows, so_far + 1)
+
+
+@functools.partial(jax.jit, donate_argnames=("carry", "ring"))
+def remember(rule: Packed, carry: Packed, ring: Ring, row: Transition, *, offline: Transition) -> tuple[Packed, Ring]:
+    """One online row for every seed; the source is told. Returns carry, ring."""
+    return _remember(rule.tree[1], carry, ring, row, offline)
+
+
+@functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally", "ring"))
+def learn(
+    rule: Packed,
+    learner: Packed,
+    carry: Packed,
+    tally: Tally,
+    ring: Ring,
+    news: Transition | None,
+    *,
+    offline: Transition,
+    keys: Keys,
+    clock: Clock,
+    count: Int[Any, ""],
+    visible: Int[Any, ""],
+) -> tuple[Packed, Packed, Tally, Ring]:
+    """Remember `news`, one online row of every seed, where there is one; then `count` updates of every seed by `rule`,
+    a method and a source, which sees the first `visible` online rows. Returns learner, carry, tally, ring."""
+    method, source = rule.tree
+    if news is not None:
+        carry, ring = _remember(source, carry, ring, news, offline)
+
+    seen = ring._replace(written=jnp.minimum(ring.written, visible))
+
+    def body(index, state):
+        learner, carry, tally = state
+        now = clock._replace(update=clock.update + index)
+        learner, carry, info = _one_update(method, source, learner, carry, offline, seen, keys, now)
+        values = {name: _wider(name, tally.values[name], value) for name, value in info.items()}
+        return learner, carry, Tally(values, tally.count + 1)
+
+    moved, next_carry, tally = jax.lax.fori_loop(0, count, body, (_bare(learner.tree, keys), carry.tree, tally))
+    return learner.like(_clad(moved, keys)), carry.like(next_carry), tally, ring
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def error(rule: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
+    """Every seed's error on the `count` online rows from `first` on: see `AbstractMethod.error`."""
+    method, _ = rule.tree
+
+    def one(learner, rows, key):
+        window = jax.tree.map(lambda column: jax.lax.dynamic_slice_in_dim(column, first, count), rows)
+        return method.error(learner, window, key=jax.random.fold_in(jax.random.fold_in(key, _LOOK), first))
+
+    return jax.vmap(one)(learner.tree, ring.rows, keys)
+
+
+@jax.jit
+def keep(chosen: Bool[Any, " seeds"], kept: Packed, now: Packed) -> Packed:
+    """`kept` for the chosen seeds, `now` for the others."""
+    pick = lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    return Packed([pick(a, b) for a, b in zip(kept.leaves, now.leaves, strict=True)], now.structure)
+
+
+@jax.jit
+def explore(
+    rule: Packed, learner: Packed, obs: Float[Array, "seeds obs"], ages: Int[Array, " seeds"], keys: Keys, clock: Clock
+) -> Float[Array, "seeds act"]:
+    """What every seed does next, `ages` env steps into its episode, to learn from it."""
+    method, _ = rule.tree
+
+    def one(learner, obs, age, key):
+        key = jax.random.fold_in(jax.random.fold_in(key, _ACT), clock.env_step)
+        return method.explore(learner, obs, key=key, clock=clock, age=age)
+
+    return jax.vmap(one)(learner.tree, obs, ages, keys)
