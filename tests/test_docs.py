@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import segue
-from segue.cli.main import PARSERS, main
+from segue.cli.main import main, parsers
 from segue.errors import DataError
 from segue.policies import importers
 from segue.tasks.recipes import RECIPES
@@ -55,7 +55,7 @@ def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, ca
     """Parsed, not run: the files that they name are not there."""
     monkeypatch.chdir(tmp_path)
     if words[0] != "run":
-        PARSERS[words[0]]().parse_args(words[1:])
+        parsers()[words[0]]().parse_args(words[1:])
         return
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])

@@ -84,14 +84,14 @@ def test_a_policy_that_never_moves_has_its_returns_at_the_runs_end_again():
 
 
 def test_a_preset_that_was_changed_is_named_so():
-    from segue.cli import main
+    from segue.cli.flags import parsed
 
     asked = ["td3bc", "--task", "walker2d-random"]
     assert config(finished())["preset"].endswith("(changed)")
-    assert [main.parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
+    assert [parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
         "paper", "quick", "paper"
     ]  # fmt: skip
-    assert main.parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
+    assert parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import difflib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class SegueError(Exception):
@@ -32,7 +32,15 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def similar(name: str, names: Iterable[str], most: int = 3, cutoff: float = 0.6, comma: str = " or ") -> str:
+    """Return the known names most like an unknown one, as "a or b or c"; "" where none is like it."""
+    return _alternatives(difflib.get_close_matches(name, list(names), most, cutoff), comma)
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
-    """ "a, b or c": the known names most like an unknown one, or all of them."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
-    return close[0] if len(close) == 1 else f"{', '.join(close[:-1])} or {close[-1]}"
+    """Return the known names most like an unknown one, as "a, b or c"; all of them where none is like it."""
+    return similar(name, names, cutoff=0.5, comma=", ") or _alternatives(names, ", ")
+
+
+def _alternatives(names: Sequence[str], comma: str) -> str:
+    return " or ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))

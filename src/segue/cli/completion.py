@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import shtab
 
-from segue.cli import main
+from segue.cli.flags import run_settings
 from segue.cli.listing import recipes
 from segue.tasks.budget import PAPER
 from segue.tasks.recipes import BACKBONES, RECIPES
@@ -20,12 +20,12 @@ FILES = {"source", "file", "dataset", "policy", "out"}
 """What completes to a path, by the name of the argument."""
 
 
-def script(shell: str) -> str:
-    """The script for "bash", "zsh" or "fish"."""
+def script(shell: str, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]) -> str:
+    """Make the script for "bash", "zsh" or "fish" that completes `run` and the commands of these parsers."""
     root = argparse.ArgumentParser("segue")
     commands = root.add_subparsers(parser_class=lambda prog, made: made)  # pyright: ignore
     commands.add_parser("run", made=_run(), help="train")
-    for name, parser in main.PARSERS.items():
+    for name, parser in parsers.items():
         made = parser()
         commands.add_parser(name, made=made, help=(made.description or "").partition("\n")[0])
     _fill(root)
@@ -37,7 +37,7 @@ def _run() -> argparse.ArgumentParser:
     run = parser.add_subparsers()
     for name, _, what in recipes():
         job = task("walker2d-random", **({"backbone": name} if name in BACKBONES else {}))
-        settings = main.run_settings(name, "paper", RECIPES[name](job, PAPER))(recipe=name)
+        settings = run_settings(name, "paper", RECIPES[name](job, PAPER))(recipe=name)
         flags = run.add_parser(name, help=what)
         for field in dataclasses.fields(settings):
             if field.name != "recipe":

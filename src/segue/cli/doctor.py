@@ -1,7 +1,7 @@
 """What works on this machine, one line for each part, fit for a bug report: no names of users or hosts, paths from ~.
 
-Whatever may crash or hang (XLA, MuJoCo, OpenGL) is tried in a process of its own (`python -m segue.doctor PROBE`), all
-of them at once, each with a time limit.
+Whatever may crash or hang (XLA, MuJoCo, OpenGL) is tried in a process of its own (`python -m segue.cli.doctor PROBE`),
+all of them at once, each with a time limit.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ def _begin(name: str) -> subprocess.Popen | None:
     package = PROBES[name].package
     if package and _version(package) is None:
         return None
-    command = [sys.executable, "-P", "-m", "segue.doctor", name]
+    command = [sys.executable, "-P", "-m", "segue.cli.doctor", name]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
 
 

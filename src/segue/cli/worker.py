@@ -1,7 +1,7 @@
 """A process that runs one trial of a sweep, on cores of its own, and does not outlive the sweep's driver.
 
-    python -m segue.worker             what to do is one line of JSON on standard input, whose end means: stop
-    python -m segue.worker --check     commands of `segue run` as one JSON list; what is wrong with each comes back
+    python -m segue.cli.worker             what to do is one line of JSON on standard input, whose end means: stop
+    python -m segue.cli.worker --check     commands of `segue run` as one JSON list; what is wrong with each comes back
 
 The exit code is that of `segue run` or `segue resume`, or 75 for what may be tried again as it is.
 """
@@ -103,7 +103,7 @@ def speak(log: Path) -> None:
 
 def check(commands: list[list[str]]) -> list[str | None]:
     """What is wrong with the flags of each `segue run`, in one sentence."""
-    from segue.cli import main
+    from segue.cli import flags
     from segue.errors import SegueError
     from segue.runs import checkpoints
 
@@ -112,7 +112,7 @@ def check(commands: list[list[str]]) -> list[str | None]:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                asked = main.parsed(words)
+                asked = flags.parsed(words)
             assert asked is not None  # help is no flag of a sweep
             options, phases, _ = asked
             if options["from_"] is not None:

@@ -4,7 +4,6 @@ Nothing a file says is executed: no pickle, and of a Minari set's env descriptio
 Columns are read one by one, straight to float32 and into place, so that loading needs hardly more memory than the rows.
 """
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -18,7 +17,7 @@ from segue.data.flat import ArrayTable, Hdf5Table, read_flat
 from segue.data.minari import read_minari
 from segue.data.npz import open_npz
 from segue.data.options import Both, Options
-from segue.errors import DataError
+from segue.errors import DataError, similar
 
 MINARI_ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+", re.ASCII)
 
@@ -121,8 +120,8 @@ def _find(source: str | os.PathLike[str]) -> Path:
         path = root / text
         if not path.exists():
             have = [p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/data/main_data.hdf5")]
-            near = difflib.get_close_matches(text, have, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}" if near else f"fetch it with `minari download {text}`"
+            near = similar(text, have, cutoff=0.4)
+            hint = f"did you mean {near}" if near else f"fetch it with `minari download {text}`"
             raise DataError(
                 f"No dataset {text} under {root}: {hint}?" if near else f"No dataset {text} under {root}: {hint}."
             )

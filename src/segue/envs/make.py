@@ -1,7 +1,6 @@
 """Make an environment by its Gymnasium id, and read its sizes."""
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from segue.core import Spec
 from segue.envs import d4rl
-from segue.errors import SegueError
+from segue.errors import SegueError, similar
 
 Make = Callable[[], gym.Env]
 
@@ -32,8 +31,8 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
             if isinstance(env.observation_space, gym.spaces.Dict):
                 env = gym.wrappers.FlattenObservation(env)
     except gym.error.UnregisteredEnv as wrong:
-        near = difflib.get_close_matches(env_id, gym.registry, n=3)
-        hint = f"did you mean {' or '.join(near)}" if near else "import the package that registers it first"
+        near = similar(env_id, gym.registry)
+        hint = f"did you mean {near}" if near else "import the package that registers it first"
         raise SegueError(f"No environment is registered as {env_id!r}: {hint}?") from wrong
     except ImportError as wrong:
         raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong

@@ -1,0 +1,155 @@
+"""The flags of `segue run`, typed: options, and every hyper-parameter of every phase of a recipe."""
+
+import argparse
+import dataclasses
+import inspect
+from typing import Annotated, Any, Literal
+
+import equinox as eqx
+import tyro
+
+from segue.errors import SegueError, nearest
+from segue.runs import config, trackers
+from segue.tasks.budget import PRESETS
+from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
+from segue.tasks.suite import task
+from segue.tasks.task import Task
+from segue.training.phases import Online, Train
+
+CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
+"""Options that `runs.run` takes by the same name: how closely a run is watched, and what it does about faults."""
+
+
+def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
+    """Parse the words after `segue run` into options, phases and task; None where they ask for help alone.
+
+    A first look finds recipe, task and preset, on which the flags and their defaults depend.
+
+    Raises:
+        SegueError: for names and numbers that cannot be; SystemExit for flags that there are not, which it has said.
+    """
+    first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
+    for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
+        first.add_argument(flag)
+    first.add_argument("--clip-actions", action="store_true")
+    chosen, _ = first.parse_known_args(argv)
+    wants_help = "-h" in argv or "--help" in argv
+    chosen.recipe = next(iter(argv), None)
+
+    if chosen.recipe is None or chosen.recipe.startswith("-"):
+        if wants_help:
+            print(f"usage: segue run RECIPE [flags]\n\nrecipes: {', '.join(RECIPES)}; segue run RECIPE --help lists")
+            print("the flags, whose defaults depend on --task and --preset; segue recipes says what they are.")
+            return None
+        raise SegueError(f"segue run needs a recipe: {', '.join(RECIPES)}.")
+    if chosen.recipe not in RECIPES:
+        raise SegueError(f"There is no recipe {chosen.recipe!r}; did you mean {nearest(chosen.recipe, list(RECIPES))}?")
+    for name, table in (("preset", PRESETS), ("replay", REPLAYS), ("backbone", BACKBONES)):
+        value = getattr(chosen, name)
+        if value is not None and value not in table:
+            raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
+    if chosen.task is None and chosen.env_id is None:
+        if not wants_help:
+            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE.")
+        chosen.task = "walker2d-random"
+    if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
+        raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
+    backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
+    changes = {"backbone": backbone} if backbone else {}
+    changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
+    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
+    preset = chosen.preset or "paper"
+    extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
+    if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
+        raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
+    plain = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
+    options, phases = _flags(argv, chosen.recipe, preset, plain, job)
+    config.in_order(phases, options["from_"])
+    options["lengths"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
+
+    if options["score"] is not None:
+        low, high = options["score"]
+        if not -float("inf") < low < high < float("inf"):
+            raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
+        job = dataclasses.replace(job, score=(low, high))
+    return options, phases, job
+
+
+def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: Task) -> tuple[dict[str, Any], Any]:
+    """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
+    whole = run_settings(recipe, preset, phases)
+    parsed = tyro.cli(whole, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
+    return vars(parsed), {name: getattr(parsed, name) for name in phases}
+
+
+def run_settings(recipe: str, preset: str, phases: Any) -> type:
+    """Make the dataclass of all that `segue run RECIPE` has flags for: the run's options, then the phases by name."""
+    lengths = PRESETS[preset]
+
+    @dataclasses.dataclass
+    class Options:
+        recipe: Annotated[str, tyro.conf.Positional]
+        """The recipe."""
+        task: str | None = None
+        """A task's name: its env, dataset and constants."""
+        env_id: str | None = None
+        """Instead of a task: any Gymnasium env with Box spaces."""
+        dataset: str | None = None
+        """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
+        policy: str | None = None
+        """The policy to start from: policy-S.safetensors of a run, SB3's .zip, .pt, .safetensors or .npz (FILE:3 is a
+        snapshot of a ladder). None: one is trained on the dataset."""
+        clip_actions: bool = False
+        """Clip dataset actions that lie outside the box instead of refusing them."""
+        backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+        """The offline algorithm that is fine-tuned; None: the task's."""
+        preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
+        """The budget: the paper's, or a quick first look."""
+        replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
+        """Where fine-tuning batches come from; None: the recipe's choice."""
+        score: tuple[float, float] | None = None
+        """Returns that count as 0 and 100 (`segue data score` measures them); None: the task's."""
+        seeds: int = 1
+        """Seeds, trained side by side."""
+        seed: int = 0
+        """The first seed's number."""
+        out: str | None = None
+        """The run's directory, new or empty; None: runs/RECIPE-TASK-SEED."""
+        from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+        """RUN:PHASE: go on from the checkpoint that an earlier run kept at that phase's end."""
+        log_every: int = 1_000
+        """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
+        commit_every: int = 10_000
+        """Updates (or env steps) between commits, from which segue resume goes on."""
+        env_limit: float = 60.0
+        """Seconds after which an env that does not answer is made anew."""
+        env_restarts: int = 100
+        """How often an env that fails is made anew before the run stops."""
+        rollback: bool = False
+        """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
+        halt_on_explosion: bool = False
+        """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount); it is said in any case."""
+        track: tuple[Literal[(*trackers.TRACKERS, "none")], ...] = trackers.DEFAULT  # pyright: ignore
+        """Where live curves are drawn: one or more, or none; wandb and mlflow are extras."""
+        quiet: bool = False
+        """No progress display."""
+        rows: int = lengths.rows
+        """Rows of a dataset that is made here."""
+        episodes: int = lengths.episodes
+        """Episodes of an evaluation."""
+        evaluate_updates: int = lengths.evaluate_updates
+        """Gradient steps between evaluations in phases that only learn."""
+        evaluate_steps: int = lengths.evaluate_steps
+        """Env steps between evaluations in phases that act."""
+        evaluate_early: int = lengths.evaluate_early
+        """Env steps, from the first one of each phase that acts, over which evaluations come every 1,000 env steps as
+        well: a dip right after the switch shows; 0: none."""
+
+    for phase in (Train, Online):  # a method's fields stand directly under the phase's name
+        field = next(f for f in dataclasses.fields(phase) if f.name == "method")
+        phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
+    return dataclasses.make_dataclass(
+        recipe.replace("-", "_"),
+        [(name, type(phase), dataclasses.field(default_factory=lambda p=phase: p)) for name, phase in phases.items()],
+        bases=(Options,),
+    )

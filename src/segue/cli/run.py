@@ -1,0 +1,117 @@
+"""`segue run`, `segue resume` and `segue evaluate`: one run, begun, gone on with, and its policies evaluated again."""
+
+import argparse
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segue.cli import exits
+
+
+def run(words: list[str]) -> None:
+    """Train by a recipe, with the flags that it has."""
+    from segue.cli import flags
+
+    asked = flags.parsed(words)
+    if asked is None:
+        return
+    import dataclasses
+
+    from segue.runs import config
+    from segue.runs import run as runs
+    from segue.system import machine
+    from segue.tasks.budget import PRESETS
+
+    options, phases, job = asked
+    machine.compile_cache()
+    out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
+    with _resumable(out, job.env_id):
+        done = runs.run(
+            phases,
+            job,
+            out=out,
+            seeds=options["seeds"],
+            seed=options["seed"],
+            budget=dataclasses.replace(
+                PRESETS[options["preset"]], **{name: options[name] for name in config.MEASURING}
+            ),
+            since=options["from_"],
+            **{name: options[name] for name in flags.CARE},
+            track=() if options["track"] == ("none",) else options["track"],
+            about={"recipe": options["recipe"], "preset": options["lengths"]},
+            quiet=options["quiet"],
+        )
+    _done(done)
+
+
+def resume_parser() -> argparse.ArgumentParser:
+    """Return the flags of `segue resume`."""
+    parser = argparse.ArgumentParser("segue resume", description="Go on with a run from its newest commit.")
+    parser.add_argument("run", help="a run's directory")
+    parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    return parser
+
+
+def resume(words: list[str]) -> None:
+    """Go on with a run from its newest commit."""
+    asked = resume_parser().parse_args(words)
+    from segue.runs import run as runs
+    from segue.system import machine
+
+    machine.compile_cache()
+    with _resumable(asked.run, asked.env_id):
+        done = runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
+    _done(done)
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    """Return the flags of `segue evaluate`."""
+    parser = argparse.ArgumentParser("segue evaluate", description="Evaluate the policies that a run keeps.")
+    parser.add_argument("run", help="a run's directory")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
+    parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
+    parser.add_argument("--env-id", help="instead of the run's; needed where that one names a module to import")
+    return parser
+
+
+def evaluate(words: list[str]) -> None:
+    """Evaluate the policies that a run keeps, and print a line for each."""
+    asked = evaluate_parser().parse_args(words)
+    from segue.errors import at_least
+    from segue.results import stats
+    from segue.runs import evaluate as runs
+
+    at_least(1, episodes=asked.episodes)
+    at_least(0, seed=asked.seed)
+
+    found, score = runs.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
+    what = "normalised score" if score else "return"
+    for seed, row in enumerate(stats.normalise(found.returns, score)):
+        print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
+    print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(found.returns), score))}")
+
+
+@contextlib.contextmanager
+def _resumable(folder: str, env_id: str | None) -> Iterator[None]:
+    """Say how the run in `folder` goes on, where the block is stopped after that run has begun."""
+    from segue.system import untrusted
+
+    try:
+        yield
+    except KeyboardInterrupt as by:
+        if not (Path(folder) / "config.json").exists():
+            raise
+        trusted = f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.plain(env_id) else ""
+        again = f"segue resume {shlex.quote(folder)}{trusted}"
+        raise exits.stopped(by, f"; what was written stays readable, and {again} goes on") from None
+
+
+def _done(done: Any) -> None:
+    """Print a run's returns, and the command that reports them."""
+    from segue.report.tables import table
+
+    print(table([done.evaluations]))
+    print(f"\n{done.folder}: segue report {done.folder}")
