@@ -503,14 +503,13 @@ def _data(argv: list[str]) -> None:
         who, name = [], "random"
         if asked.policy:
             from segue.data.behaviours import Policy
-            from segue.envs.make import make_env, spec_of
+            from segue.envs.make import make_env, read_spec
             from segue.policies import importers
             from segue.system import machine
 
             machine.compile_cache()
-            env = make_env(asked.env_id)
-            spec, options = spec_of(env), {"deterministic": asked.deterministic, "noise": asked.noise}
-            env.close()
+            spec = read_spec(lambda: make_env(asked.env_id))
+            options = {"deterministic": asked.deterministic, "noise": asked.noise}
             who = [Policy(actor, spec, **options) for file in asked.policy for actor in importers.read(file, spec)]
             name = "policy"
         with console.counting(f"{name} rows of {asked.env_id}", asked.steps) as advance:

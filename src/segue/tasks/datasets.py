@@ -19,7 +19,7 @@ from segue.data.loading import load
 from segue.data.saving import versions
 from segue.envs import d4rl
 from segue.envs.lockstep import EVALUATE, Worlds, episode_seed
-from segue.envs.make import make_env, spec_of
+from segue.envs.make import make_env, read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator
 from segue.errors import SegueError
@@ -115,9 +115,7 @@ def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress
         raise SegueError(f"The recipe of {name} takes no policy: leave --policy out.")
     if family in d4rl.REACH:
         return _hand(task, kind, rows, policies, progress)
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
+    spec = read_spec(task.make)
     if family == "antmaze":
         if not policies:
             raise SegueError(
@@ -156,9 +154,7 @@ def at_level(
     reached = [train_sac(task, score, seed=seed, progress=progress) for score in scores]
     if kind == "medium-replay":
         return reached[0][1]
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
+    spec = read_spec(task.make)
     who = [Policy(actor, spec) for actor, _ in reached]
     return collect(task.env_id, rows, seed, behaviours=who, name=kind, progress=progress)
 
@@ -172,9 +168,7 @@ def train_sac(
     Raises:
         SegueError: where it has not after `limit` env steps.
     """
-    world = task.make()
-    spec, id_ = spec_of(world), task.env_id
-    world.close()
+    spec, id_ = read_spec(task.make), task.env_id
     phase = Online(SAC(width=width), limit)
     run = start.start(spec, None, {"online": phase}, seed=seed)
     live = phase.begin(run)
@@ -215,9 +209,7 @@ def train_sac(
 
 def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
     """Mean undiscounted returns of chance and of a policy: an env's own 0 and 100, as D4RL's are for its envs."""
-    world = make_env(env_id)
-    spec = spec_of(world)
-    world.close()
+    spec = read_spec(lambda: make_env(env_id))
     found = []
     for who in (Chance(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
         world, rng, returns = make_env(env_id), np.random.default_rng(0), []
@@ -239,9 +231,7 @@ def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: P
     if kind == "expert":
         if not policies:
             raise SegueError(f"{name} needs an expert of yours: segue data make {name} --policy FILE; or --dataset.")
-        world = task.make()
-        spec = spec_of(world)
-        world.close()
+        spec = read_spec(task.make)
         who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in importers.read(policies[0], spec)]
         return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
     if kind == "binary":
@@ -250,9 +240,7 @@ def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: P
     if kind == "human":
         return human
     clone = _clone(task, human)
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
+    spec = read_spec(task.make)
     rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(clone, spec)], name="clone", progress=progress)
     half = rows - rows // 2
     repeated = _joined([human] * -(-half // len(human)))
