@@ -145,7 +145,7 @@ def soak(steps: int) -> None:
     import jax
 
     from segue.envs.lockstep import Worlds
-    from segue.envs.make import make_env, spec_of
+    from segue.envs.make import make_env, read_spec
     from segue.methods.td3 import TD3
     from segue.training import engine, start
     from segue.training.phases import Online
@@ -156,8 +156,7 @@ def soak(steps: int) -> None:
         return resident, len(os.listdir("/proc/self/fd")), threading.active_count(), engine.learn._cache_size()
 
     make = lambda: make_env("Pendulum-v1")
-    env = make()
-    spec, phase = spec_of(env), Online(TD3(width=8), steps)
+    spec, phase = read_spec(make), Online(TD3(width=8), steps)
     worlds = Worlds(make, spec, [0])
     live = phase.begin(start.start(spec, None, {"online": phase}))
     for step in range(steps):

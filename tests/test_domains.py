@@ -25,6 +25,7 @@ from segue.nn.mlp import MLP
 from segue.policies import importers
 from segue.tasks import datasets
 from segue.tasks.suite import TASKS, task
+from segue.tasks.task import AbstractDatasetRecipe, Task
 
 
 def env_of(id_):
@@ -224,7 +225,7 @@ def test_a_dropped_pen_does_not_end_the_binary_task():
 def test_binary_demonstrations_are_cut_at_their_first_success(real_data, monkeypatch):
     """Against Minari's own record: 8 of the 25 door demonstrations get there in its replay."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(Path(real_data) / "minari_root"))
-    made = datasets.make(task("door-binary"), 10)
+    made = task("door-binary").make_dataset(10)
     t = made.transitions
     assert len(made.lengths()) == 25
     assert t.reward.sum() == t.terminal.sum() == made.returns().sum() == 8
@@ -465,13 +466,13 @@ def test_rewards_by_task_and_backbone():
 
 
 def test_a_scripted_set_by_its_name():
-    data = datasets.make(task("fetch-reach-scripted"), 60)
+    data = task("fetch-reach-scripted").make_dataset(60)
     assert (len(data), data.name) == (60, "segue/fetch-reach-v0-scripted")
     assert data.returns()[:-1].tolist() == [1.0] * (len(data.lengths()) - 1)
     found = task("fetch-reach-scripted")
     assert (found.backbone, found.reward, found.score) == ("bc-gaussian", Reward(1.0, -1.0), (0.0, 1.0))
     with pytest.raises(SegueError, match="takes no policy"):
-        datasets.make(found, 60, ["x.npz"])
+        found.make_dataset(60, ["x.npz"])
 
 
 def test_binary_tasks_score_successes():
@@ -485,7 +486,7 @@ def test_what_a_recipe_lacks_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
     for name, words in (("antmaze-umaze", "--policy FILE"), ("pen-expert", "--policy FILE")):
         with pytest.raises(SegueError, match=words):
-            datasets.make(task(name), 10)
+            task(name).make_dataset(10)
         with pytest.raises(SystemExit, match=r"^1$"):
             main.main(["run", "spot", "--task", name, "--out", str(tmp_path / "run")])
         assert name in capsys.readouterr().err
@@ -540,10 +541,10 @@ def test_levels(monkeypatch):
     monkeypatch.setattr(datasets, "train_sac", trained)
     import dataclasses
 
-    job = dataclasses.replace(task("hopper-medium-expert"), env_id="Pendulum-v1")
-    assert len(datasets.make(job, 400)) == 400
+    job = lambda name: dataclasses.replace(task(name), env_id="Pendulum-v1")
+    assert len(job("hopper-medium-expert").make_dataset(400)) == 400
     assert asked == [1422, round(0.95 * 3234.3)]
-    assert len(datasets.make(dataclasses.replace(job, name="hopper-medium-replay"), 400)) == 30
+    assert len(job("hopper-medium-replay").make_dataset(400)) == 30
     assert spec.obs == 3
 
 
@@ -567,7 +568,7 @@ def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
     assert len(asked) == 2
     named = []
     monkeypatch.setattr(
-        datasets, "make", lambda job, *args, **more: named.append(job.name) or collect("Pendulum-v1", 9, 0)
+        Task, "make_dataset", lambda job, *args, **more: named.append(job.name) or collect("Pendulum-v1", 9, 0)
     )
     main.main(["data", "collect", "--env-id", "Hopper-v5", "--out", str(tmp_path / "e.npz"), "--level", "expert"])
     assert named == ["hopper-expert"]
@@ -601,6 +602,15 @@ def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):
     assert "normalised score" in capsys.readouterr().out
 
 
+def test_a_recipe_s_rows_are_not_cached_without_a_name(tmp_path, monkeypatch):
+    """Sets of two tasks without a name would be kept in one file."""
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    assert all(isinstance(found.dataset, AbstractDatasetRecipe) for found in TASKS.values())
+    with pytest.raises(SegueError, match="give the task one"):
+        Task("Pendulum-v1", dataset=datasets.Random()).load(10)
+    assert len(Task("Pendulum-v1", dataset=datasets.Random()).make_dataset(10)) == 10
+
+
 def test_statistics_stand_beside_the_originals():
     data = collect("Pendulum-v1", 400, 0)
     assert "2,186 episodes, 999,906 rows, return 1,422.0 +- 379.0" in datasets.beside_original(data, "hopper-medium")
@@ -615,7 +625,7 @@ def test_a_cloned_set_is_half_demonstrations_half_rollouts(monkeypatch):
     job = dataclasses.replace(task("door-cloned"), env_id="Pendulum-v1")
     monkeypatch.setattr(datasets, "_human", lambda *args: dataclasses.replace(human, timeouts=None))
     monkeypatch.setattr(datasets, "CLONE_STEPS", 20)
-    made = datasets.make(job, 2_000)
+    made = job.make_dataset(2_000)
     assert len(made) == 2_000
     np.testing.assert_array_equal(made.transitions.obs[:400], made.transitions.obs[400:800])
     assert (made.transitions.obs[:400] == human.transitions.obs).all()

@@ -84,14 +84,14 @@ def _make(asked: argparse.Namespace) -> None:
 
     machine.compile_cache()
     job = task(asked.task)
-    out = Path(asked.out) if asked.out else datasets.cached(job, asked.rows)
+    out = Path(asked.out) if asked.out else job.cache_file(asked.rows)
     if out.exists():
         raise SegueError(f"{out} exists: remove it, or choose another --out.")
     with (
         contextlib.closing(Console(quiet=False)) as console,
         console.counting(f"rows of {asked.task}", asked.rows) as advance,
     ):
-        made = datasets.make(job, asked.rows, asked.policy, advance)
+        made = job.make_dataset(asked.rows, asked.policy, advance)
     data.save(made, out)
     print(data.render(data.inspect(made, job.score)))
     print(f"{datasets.beside_original(made, asked.task)}\n{out}")
@@ -135,14 +135,13 @@ def _collect(asked: argparse.Namespace) -> None:
 def _behaviours(asked: argparse.Namespace) -> list[Any]:
     """Return the policies that `segue data collect --policy` names, each as what acts in turn."""
     from segue.data.behaviours import Policy
-    from segue.envs.make import make_env, spec_of
+    from segue.envs.make import make_env, read_spec
     from segue.policies import importers
     from segue.system import machine
 
     machine.compile_cache()
-    env = make_env(asked.env_id)
-    spec, options = spec_of(env), {"deterministic": asked.deterministic, "noise": asked.noise}
-    env.close()
+    spec = read_spec(lambda: make_env(asked.env_id))
+    options = {"deterministic": asked.deterministic, "noise": asked.noise}
     return [Policy(actor, spec, **options) for file in asked.policy for actor in importers.read(file, spec)]
 
 
@@ -154,12 +153,12 @@ def _at_level(asked: argparse.Namespace, console: Any) -> Any:
     from segue.tasks.task import Task
 
     machine.compile_cache()
-    fits = lambda t: t.env_id == asked.env_id and str(t.name).partition("-")[2] == asked.level
-    named = next((t for t in TASKS.values() if fits(t) and not t.env_id.startswith("segue/")), None)
+    kind = lambda t: t.dataset.kind if isinstance(t.dataset, datasets.AtLevel) else None
+    named = next((t for t in TASKS.values() if (t.env_id, kind(t)) == (asked.env_id, asked.level)), None)
     with console.counting(f"env steps of SAC and {asked.level} rows of {asked.env_id}", datasets.PATIENCE) as advance:
         if asked.score is not None:
-            job = Task(asked.env_id)
-            return datasets.at_level(job, asked.level, [asked.score], asked.steps, advance, asked.seed)
-        if named is None or named.score is None:
+            recipe = datasets.AtLevel(asked.level, (asked.score,), asked.seed)
+            return Task(asked.env_id, dataset=recipe).make_dataset(asked.steps, progress=advance)
+        if named is None:
             raise SegueError(f"{asked.env_id} has no reference return: say --score, the mean return to stop at.")
-        return datasets.make(named, asked.steps, progress=advance)
+        return named.make_dataset(asked.steps, progress=advance)

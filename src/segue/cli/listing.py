@@ -3,14 +3,12 @@
 import dataclasses
 import inspect
 import re
-from fnmatch import fnmatch
 
 from segue.errors import SegueError, nearest
-from segue.tasks import datasets
 from segue.tasks.budget import PAPER
 from segue.tasks.recipes import BACKBONES, RECIPES
 from segue.tasks.suite import TASKS
-from segue.tasks.task import Task
+from segue.tasks.task import AbstractDatasetRecipe, Task
 
 
 def recipes() -> list[tuple[str, str, str]]:
@@ -35,12 +33,12 @@ def tasks(prefix: str = "") -> list[tuple[str, str, str, str]]:
     if not found:
         families = sorted({name.partition("-")[0] for name in TASKS})
         raise SegueError(f"No task begins with {prefix!r}; did you mean {nearest(prefix, families)}?")
-    return [(str(task.name), task.env_id, _score(task), source(str(task.name))) for task in found]
+    return [(str(task.name), task.env_id, _score(task), _source(task)) for task in found]
 
 
-def source(name: str) -> str:
-    """What a task's dataset is made from (`making.SOURCES`)."""
-    return next(text for pattern, text in datasets.SOURCES.items() if fnmatch(name, pattern))
+def _source(task: Task) -> str:
+    """What a task's dataset is made from."""
+    return task.dataset.source() if isinstance(task.dataset, AbstractDatasetRecipe) else str(task.dataset)
 
 
 def _score(task: Task) -> str:

@@ -10,7 +10,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         "segue sweep",
         description="Run every trial of a sweep: recipes by tasks by seeds by settings. Start the same command again "
-        "after any end: finished trials stay, the others go on. README.md shows such a file.",
+        "after any end: finished trials stay, the others go on. docs/sweeps.md shows such a file.",
     )
     flags.add_argument("file", metavar="FILE.toml", help="what to run")
     flags.add_argument("--out", required=True, metavar="DIR", help="the sweep's directory, or a URL (s3://, gs://)")

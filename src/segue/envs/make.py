@@ -87,6 +87,12 @@ def _quiet_mujoco() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def read_spec(make: Make) -> Spec:
+    """Make an environment, read its sizes and action box, and close it. Raises `SegueError` as `spec_of`."""
+    with contextlib.closing(make()) as env:
+        return spec_of(env)
+
+
 def spec_of(env: gym.Env) -> Spec:
     """Sizes and action box of an env. Raises `SegueError` unless both its spaces are flat boxes, actions bounded."""
     name = env.spec.id if env.spec else type(env.unwrapped).__name__

@@ -45,7 +45,7 @@ from segue.runs.job import Job
 from segue.runs.meter import Meter
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER
-from segue.tasks.task import Task
+from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training import engine
 from segue.training.phases import AbstractPhase
 from segue.training.pipeline import Drive
@@ -166,7 +166,7 @@ class Tuner:
         job, console = self.job, hold(Console(True))
         given = job.policy(self.spec, config)
         reads, source = any(phase.reads for phase in job.phases.values()), job.task.dataset
-        if reads and source is None:
+        if reads and (source is None or isinstance(source, AbstractDatasetRecipe)):
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
         data, clip = device.nothing(self.spec, job.task.env_id), job.task.clip_actions
         if reads:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segue.core import Pretrained
-from segue.envs.make import spec_of
+from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluation, Evaluator, Unfit
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
@@ -41,9 +41,7 @@ def evaluate(
     loaded = [policy_file.load(name) for name in names]
     spec = loaded[0][1]
     make = Task(env_id).make
-    env = make()
-    theirs = spec_of(env)
-    env.close()
+    theirs = read_spec(make)
     if theirs != spec:
         raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {theirs}.")
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}

@@ -18,7 +18,7 @@ from segue.data.dataset import Dataset
 from segue.data.device import fingerprint, nothing, rows_for
 from segue.envs.faults import Watchdog
 from segue.envs.lockstep import Worlds
-from segue.envs.make import spec_of
+from segue.envs.make import read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluation, Evaluator
 from segue.errors import DataError, SegueError, Stopped
@@ -203,9 +203,7 @@ class Job:
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
         task, budget, care, folder, phases = self.task, self.budget, self.care, self.folder, self.phases
         console = hold(Console(self.quiet))
-        env = task.make()
-        spec = spec_of(env)
-        env.close()
+        spec = read_spec(task.make)
         given = self.policy(spec, config)  # before a dataset is made, which may take long
         reads = any(phase.reads for phase in phases.values())
         data = load_data(task, budget, console, stop) if reads else nothing(spec, task.env_id)

@@ -1,10 +1,8 @@
-"""Datasets that are made here, by recipe (`SOURCES`), where the originals cannot be had. What each is, and is not, it
-says.
-"""
+"""Recipes of datasets: how a task's rows are made here where the originals cannot be had."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +10,13 @@ import numpy as np
 
 from segue.core import Transition
 from segue.data import device
-from segue.data.behaviours import AbstractBehaviour, AntNavigator, Chance, FetchScript, PointNavigator, Policy
+from segue.data.behaviours import AntNavigator, Chance, FetchScript, PointNavigator, Policy
 from segue.data.collecting import collect
 from segue.data.dataset import Dataset, check_against, validate
 from segue.data.loading import load
-from segue.data.saving import versions
 from segue.envs import d4rl
 from segue.envs.lockstep import EVALUATE, Worlds, episode_seed
-from segue.envs.make import make_env, spec_of
+from segue.envs.make import make_env, read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator
 from segue.errors import SegueError
@@ -27,15 +24,11 @@ from segue.methods.bc import BC
 from segue.methods.sac import SAC
 from segue.nn.actors import AbstractActor
 from segue.policies import importers
-from segue.system import disk
 from segue.system.signals import stoppable
-from segue.tasks.task import Task
+from segue.tasks.task import AbstractDatasetRecipe, Progress, Task
 from segue.training import start
 from segue.training.phases import Online, Train
 from segue.training.pipeline import pipeline
-
-Progress = Callable[[int, int], None]
-
 
 ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
     # trajectories, rows, mean return, its standard deviation: D4RL's files
@@ -54,23 +47,6 @@ ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
     "walker2d-medium-replay": (1093, 302_000, 683.0, 896.0),
     "walker2d-expert": (None, 999_214, 4921.0, 136.0),
 }
-
-
-SOURCES = {
-    **dict.fromkeys((f"{hand}-expert" for hand in d4rl.REACH), "yours: an expert, which acts with noise"),
-    "antmaze-*": "yours: a walking ant, under a waypoint navigator",
-    "pointmaze-*": "a waypoint navigator with a proportional-derivative controller",
-    "fetch-*-scripted": "a controller written by hand, with noise",
-    "*-random": "chance, by D4RL's protocol",
-    "*-medium-replay": "a ladder of your snapshots, equal shares; or the replay of SAC until its score (hours)",
-    "*-medium-expert": "what -medium and -expert are made from, half each",
-    "*-medium": "a policy: yours, or SAC trained here from scratch up to a score (hours)",
-    "*-expert": "a policy: yours, or SAC trained here from scratch up to a score (hours)",
-    "*-human": "Minari's D4RL set, from disk or by download, its rewards turned into D4RL's",
-    "*-cloned": "half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe)",
-    "*-binary": "the human set up to each episode's first success, rewarded with 1",
-}
-"""What each task's set is made from; of patterns the first that fits. "yours": none is made without `--policy`."""
 
 
 NOISE = 0.1
@@ -97,70 +73,175 @@ def beside_original(data: Dataset, name: str) -> str:
     return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows{said}"
 
 
-def make(task: Task, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
-    """A named task's dataset by its recipe.
+@dataclasses.dataclass(frozen=True)
+class Random(AbstractDatasetRecipe):
+    """Uniformly random actions."""
 
-    Args:
-        task: of `TASKS`.
-        rows: how many; ignored where the recipe has its own number (human sets, SAC's replay).
-        policies: the user's policy files (`foreign.read`), in the order that `SOURCES` names them.
+    any_size: ClassVar[bool] = False
 
-    Raises:
-        SegueError: where the recipe needs a policy and none is given, with what to do.
+    def source(self) -> str:
+        return "chance, by D4RL's protocol"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        return collect(task.env_id, rows, 0, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLevel(AbstractDatasetRecipe):
+    """Rows of the user's policies; or of SAC that was trained from scratch up to each score, equal shares.
+
+    Of the kind "medium-replay" SAC's rows are all that it saw until then.
     """
-    name = str(task.name)
-    family = name.partition("-")[0]
-    kind = name.rpartition("-")[2] if family in ("antmaze", "fetch") else name.partition("-")[2]
-    if policies and (family in ("pointmaze", "fetch") or kind in ("random", "human", "cloned", "binary")):
-        raise SegueError(f"The recipe of {name} takes no policy: leave --policy out.")
-    if family in d4rl.REACH:
-        return _hand(task, kind, rows, policies, progress)
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
-    if family == "antmaze":
+
+    kind: str
+    """D4RL's word for it, which the set's name ends with."""
+    scores: tuple[float, ...]
+    """Mean returns at which SAC stops."""
+    seed: int = 0
+
+    takes_policies: ClassVar[bool] = True
+
+    def source(self) -> str:
+        return {
+            "medium-replay": "a ladder of your snapshots, equal shares; or the replay of SAC until its score (hours)",
+            "medium-expert": "what -medium and -expert are made from, half each",
+        }.get(self.kind, "a policy: yours, or SAC trained here from scratch up to a score (hours)")
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        """Make the rows. Raises SegueError where SAC does not reach a score."""
+        spec = read_spec(task.make)
+        if policies:
+            actors = [actor for file in policies for actor in importers.read(file, spec)]
+        else:
+            reached = [train_sac(task, score, seed=self.seed, progress=progress) for score in self.scores]
+            if self.kind == "medium-replay":
+                return reached[0][1]
+            actors = [actor for actor, _ in reached]
+        who = [Policy(actor, spec) for actor in actors]
+        return collect(task.env_id, rows, self.seed, behaviours=who, name=self.kind, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class AntNavigated(AbstractDatasetRecipe):
+    """Rows of the user's walking ant, which a navigator leads through a maze."""
+
+    maze: str
+    kind: str = ""
+    """Where its episodes start and end: "play", "diverse", or as in evaluation."""
+
+    takes_policies: ClassVar[bool] = True
+
+    def source(self) -> str:
+        return "yours: a walking ant, under a waypoint navigator"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
         if not policies:
             raise SegueError(
-                f"{name} is walked by an ant of yours: segue data make {name} --policy FILE, a policy that reads 27 "
-                "numbers and ten times the unit vector to walk along; or bring the rows with --dataset."
+                f"{task.name} is walked by an ant of yours: segue data make {task.name} --policy FILE, a policy that "
+                "reads 27 numbers and ten times the unit vector to walk along; or bring the rows with --dataset."
             )
-        ant, maze = importers.read(policies[0], AntNavigator.SPEC)[0], name.split("-")[1]
-        who: list[AbstractBehaviour] = [AntNavigator(ant, maze, kind if kind in ("play", "diverse") else "")]
-    elif family == "pointmaze":
-        who = [PointNavigator()]
-    elif family == "fetch":
-        who = [FetchScript(name.removeprefix("fetch-").removesuffix("-scripted"))]
-    elif kind == "random":
-        who = []
-    elif policies:
-        who = [Policy(actor, spec) for file in policies for actor in importers.read(file, spec)]
-    else:
-        return _levels(task, kind, rows, progress)
-    return collect(task.env_id, rows, 0, behaviours=who, name=kind or "navigated", progress=progress)
+        ant = importers.read(policies[0], AntNavigator.SPEC)[0]
+        who, name = [AntNavigator(ant, self.maze, self.kind)], self.kind or self.maze
+        return collect(task.env_id, rows, 0, behaviours=who, name=name, progress=progress)
 
 
-def _levels(task: Task, kind: str, rows: int, progress: Progress | None) -> Dataset:
-    """Rows of SAC at a level, by D4RL's names."""
-    assert task.score is not None
-    medium = ORIGINALS.get(f"{str(task.name).partition('-')[0]}-medium", (0, 0, task.score[1] / 3, 0))[2]
-    goals = {"medium": [medium], "medium-replay": [medium], "expert": [0.95 * task.score[1]]}
-    goals["medium-expert"] = goals["medium"] + goals["expert"]
-    return at_level(task, kind, goals[kind], rows, progress)
+@dataclasses.dataclass(frozen=True)
+class PointNavigated(AbstractDatasetRecipe):
+    """Rows of a navigator that moves a ball through a maze."""
+
+    maze: str
+
+    def source(self) -> str:
+        return "a waypoint navigator with a proportional-derivative controller"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        return collect(task.env_id, rows, 0, behaviours=[PointNavigator()], name=self.maze, progress=progress)
 
 
-def at_level(
-    task: Task, kind: str, scores: Sequence[float], rows: int, progress: Progress | None = None, seed: int = 0
-) -> Dataset:
-    """`rows` rows of SAC that was trained from scratch up to each of `scores` (mean returns), equal shares; for the
-    kind "medium-replay" all rows that it saw until then. Raises SegueError where it does not get there."""
-    reached = [train_sac(task, score, seed=seed, progress=progress) for score in scores]
-    if kind == "medium-replay":
-        return reached[0][1]
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
-    who = [Policy(actor, spec) for actor, _ in reached]
-    return collect(task.env_id, rows, seed, behaviours=who, name=kind, progress=progress)
+@dataclasses.dataclass(frozen=True)
+class FetchScripted(AbstractDatasetRecipe):
+    """Rows of a controller for Fetch's arm."""
+
+    kind: str
+    """One of `d4rl.FETCH`."""
+
+    def source(self) -> str:
+        return "a controller written by hand, with noise"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        return collect(task.env_id, rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class HandExpert(AbstractDatasetRecipe):
+    """Rows of the user's expert on a hand of Adroit, with noise."""
+
+    takes_policies: ClassVar[bool] = True
+
+    def source(self) -> str:
+        return "yours: an expert, which acts with noise"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        if not policies:
+            raise SegueError(
+                f"{task.name} needs an expert of yours: segue data make {task.name} --policy FILE; or --dataset."
+            )
+        spec = read_spec(task.make)
+        who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in importers.read(policies[0], spec)]
+        return collect(task.env_id, rows, 0, behaviours=who, name="expert", progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Human(AbstractDatasetRecipe):
+    """A person's demonstrations with a hand of Adroit."""
+
+    hand: str
+
+    def source(self) -> str:
+        return "Minari's D4RL set, from disk or by download, its rewards turned into D4RL's"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        return _human(task, self.hand)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSuccess(AbstractDatasetRecipe):
+    """A person's demonstrations up to each episode's first success, which alone is rewarded."""
+
+    hand: str
+
+    def source(self) -> str:
+        return "the human set up to each episode's first success, rewarded with 1"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        return _binary(_demonstrations(task, self.hand), self.hand)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cloned(AbstractDatasetRecipe):
+    """A person's demonstrations with a hand of Adroit, repeated, and as many rows of their clone."""
+
+    hand: str
+
+    def source(self) -> str:
+        return "half the human rows, repeated, half rollouts of a clone of them (D4RL's recipe)"
+
+    def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        human = _human(task, self.hand)
+        spec, who = read_spec(task.make), _clone(human)
+        rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress)
+        half = rows - rows // 2
+        repeated = _joined([human] * -(-half // len(human)))
+        stops = np.flatnonzero(repeated.ends) + 1  # whole demonstrations, as near to a half as they come
+        kept = int(stops[np.abs(stops - half).argmin()])
+        cut = lambda column: None if column is None else column[:kept]
+        shown = dataclasses.replace(
+            repeated,
+            transitions=jax.tree.map(cut, repeated.transitions),
+            ends=cut(repeated.ends),
+            timeouts=cut(repeated.timeouts),
+        )
+        return dataclasses.replace(_joined([shown, rolled]), name=f"{task.name} (made here)", env_id=task.env_id)
 
 
 def train_sac(
@@ -172,9 +253,7 @@ def train_sac(
     Raises:
         SegueError: where it has not after `limit` env steps.
     """
-    world = task.make()
-    spec, id_ = spec_of(world), task.env_id
-    world.close()
+    spec, id_ = read_spec(task.make), task.env_id
     phase = Online(SAC(width=width), limit)
     run = start.start(spec, None, {"online": phase}, seed=seed)
     live = phase.begin(run)
@@ -215,9 +294,7 @@ def train_sac(
 
 def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
     """Mean undiscounted returns of chance and of a policy: an env's own 0 and 100, as D4RL's are for its envs."""
-    world = make_env(env_id)
-    spec = spec_of(world)
-    world.close()
+    spec = read_spec(lambda: make_env(env_id))
     found = []
     for who in (Chance(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
         world, rng, returns = make_env(env_id), np.random.default_rng(0), []
@@ -232,40 +309,6 @@ def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
         world.close()
         found.append(float(np.mean(returns)))
     return found[0], found[1]
-
-
-def _hand(task: Task, kind: str, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-    name, hand = str(task.name), str(task.name).partition("-")[0]
-    if kind == "expert":
-        if not policies:
-            raise SegueError(f"{name} needs an expert of yours: segue data make {name} --policy FILE; or --dataset.")
-        world = task.make()
-        spec = spec_of(world)
-        world.close()
-        who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in importers.read(policies[0], spec)]
-        return collect(task.env_id, rows, 0, behaviours=who, name=kind, progress=progress)
-    if kind == "binary":
-        return _binary(_demonstrations(task, hand), hand)
-    human = _human(task, hand)
-    if kind == "human":
-        return human
-    clone = _clone(task, human)
-    world = task.make()
-    spec = spec_of(world)
-    world.close()
-    rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(clone, spec)], name="clone", progress=progress)
-    half = rows - rows // 2
-    repeated = _joined([human] * -(-half // len(human)))
-    stops = np.flatnonzero(repeated.ends) + 1  # whole demonstrations, as near to a half as they come
-    kept = int(stops[np.abs(stops - half).argmin()])
-    cut = lambda column: None if column is None else column[:kept]
-    shown = dataclasses.replace(
-        repeated,
-        transitions=jax.tree.map(cut, repeated.transitions),
-        ends=cut(repeated.ends),
-        timeouts=cut(repeated.timeouts),
-    )
-    return dataclasses.replace(_joined([shown, rolled]), name=f"{name} (made here)", env_id=task.env_id)
 
 
 def _human(task: Task, hand: str) -> Dataset:
@@ -319,7 +362,7 @@ def _binary(human: Dataset, hand: str) -> Dataset:
     )
 
 
-def _clone(task: Task, human: Dataset) -> AbstractActor:
+def _clone(human: Dataset) -> AbstractActor:
     spec = human.spec()
     phases = {"offline": Train(BC(), CLONE_STEPS)}
     run = start.start(spec, device.rows_for(human, spec, Reward()), phases)
@@ -336,18 +379,3 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
     cut = ends & ~rows.terminal
     first = parts[0]
     return validate(Dataset(rows, ends, first.low, first.high, first.env_id, first.name, None, cut))
-
-
-def cached(task: Task, rows: int) -> Path:
-    """Where a task's made dataset is kept."""
-    physics = "-".join(f"{key}-{value}" for key, value in versions().items() if key in ("mujoco", "gymnasium-robotics"))
-    return disk.cache_dir() / "datasets" / f"{task.name}-{rows}-{physics}.npz"
-
-
-def found(task: Task, rows: int) -> Path | None:
-    """The made dataset of that many rows; where the user had a hand in making it, the largest there is."""
-    path = cached(task, rows)
-    if path.exists() or str(task.name).endswith("-random"):
-        return path if path.exists() else None
-    others = path.parent.glob(path.name.replace(f"{task.name}-{rows}-", f"{task.name}-[0-9]*-"))
-    return max(others, key=lambda other: int(other.name[len(str(task.name)) + 1 :].partition("-")[0]), default=None)

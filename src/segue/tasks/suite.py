@@ -13,7 +13,8 @@ from segue.methods.calql import CalQL
 from segue.methods.iql import IQL
 from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
-from segue.tasks.task import Constants, Task, default_backbones, porl_sac
+from segue.tasks import datasets
+from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
 # Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.
 _SCORES = {
@@ -72,6 +73,16 @@ def _rebrac(name: str, **settings: Any) -> ReBRAC:
     return ReBRAC(beta_actor=actor, beta_critic=critic, **settings)
 
 
+def _rows(env: str, kind: str) -> AbstractDatasetRecipe:
+    """D4RL's kinds: "medium" is its file's mean return, or, where it is not known, a third of the score of 100."""
+    if kind == "random":
+        return datasets.Random()
+    medium = datasets.ORIGINALS[f"{env}-medium"][2] if f"{env}-medium" in datasets.ORIGINALS else _SCORES[env][1] / 3
+    expert = 0.95 * _SCORES[env][1]
+    scores = {"medium": (medium,), "medium-replay": (medium,), "medium-expert": (medium, expert), "expert": (expert,)}
+    return datasets.AtLevel(kind, scores[kind])
+
+
 def _mujoco(env: str, kind: str) -> Task:
     name = f"{env}-{kind}"
     backbones = default_backbones(
@@ -79,10 +90,10 @@ def _mujoco(env: str, kind: str) -> Task:
     )
     constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
     constants = dataclasses.replace(constants, rlpd={"entropy_backup": True})
-    return Task(_ENVS[env], name, score=_SCORES[env], constants=constants)
+    return Task(_ENVS[env], name, _rows(env, kind), score=_SCORES[env], constants=constants)
 
 
-def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
+def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_000) -> Task:
     """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r, Cal-QL 10 r - 5; the score is the share of
     goals reached."""
     backbones = default_backbones(
@@ -97,14 +108,16 @@ def _maze(name: str, env_id: str, kappa: int = 100_000) -> Task:
     rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
     nets = {"subset": 1, "depth": 3, "critic_depth": 3}
     constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1, rlpd=nets)
-    return Task(env_id, name, backbone="spot", reward=Reward(1.0, -1.0), score=(0.0, 1.0), constants=constants)
+    rule = Reward(1.0, -1.0)
+    return Task(env_id, name, rows, backbone="spot", reward=rule, score=(0.0, 1.0), constants=constants)
 
 
 def _fetch(kind: str) -> Task:
     """Sparse reward as AntMaze's. No source has settings: the methods' own, and one update per env step (inferred)."""
     rule, constants = Reward(1.0, -1.0), Constants(updates_per_step=1)
     env_id, name = f"segue/fetch-{kind}-v0", f"fetch-{kind}-scripted"
-    return Task(env_id, name, backbone="bc-gaussian", reward=rule, score=(0.0, 1.0), constants=constants)
+    rows = datasets.FetchScripted(kind)
+    return Task(env_id, name, rows, backbone="bc-gaussian", reward=rule, score=(0.0, 1.0), constants=constants)
 
 
 def _adroit(hand: str, kind: str) -> Task:
@@ -129,7 +142,15 @@ def _adroit(hand: str, kind: str) -> Task:
         presample=5_000,
         rlpd={"width": 256, "depth": 3, "critic_depth": 3},
     )
-    found = Task(f"segue/{hand}-v0", f"{hand}-{kind}", backbone="spot", score=_SCORES[hand], constants=constants)
+    rows = {
+        "human": datasets.Human(hand),
+        "cloned": datasets.Cloned(hand),
+        "expert": datasets.HandExpert(),
+        "binary": datasets.FirstSuccess(hand),
+    }
+    found = Task(
+        f"segue/{hand}-v0", f"{hand}-{kind}", rows[kind], backbone="spot", score=_SCORES[hand], constants=constants
+    )
     if kind != "binary":
         return found
     env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
@@ -142,13 +163,14 @@ def _all() -> Iterator[Task]:
         yield _mujoco(env, kind)
     for maze, kind in (
         ("umaze", ""),
-        ("umaze", "-diverse"),
-        *itertools.product(("medium", "large"), ("-play", "-diverse")),
+        ("umaze", "diverse"),
+        *itertools.product(("medium", "large"), ("play", "diverse")),
     ):
-        late = 200_000 if (maze, kind) == ("large", "-diverse") else 100_000
-        yield _maze(f"antmaze-{maze}{kind}", f"segue/antmaze-{maze}-v0", late)
+        late = 200_000 if (maze, kind) == ("large", "diverse") else 100_000
+        name = f"antmaze-{maze}-{kind}" if kind else f"antmaze-{maze}"
+        yield _maze(name, f"segue/antmaze-{maze}-v0", datasets.AntNavigated(maze, kind), late)
     for maze in ("umaze", "medium", "large"):
-        yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0")
+        yield _maze(f"pointmaze-{maze}", f"segue/pointmaze-{maze}-v0", datasets.PointNavigated(maze))
     yield from map(_fetch, d4rl.FETCH)
     for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert", "binary")):
         yield _adroit(hand, kind)

@@ -1,15 +1,17 @@
 """A task: an environment, its data, its score and the papers' constants."""
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium as gym
 
 from segue.core import Linear
 from segue.data.dataset import Dataset, check_against
 from segue.data.loading import load
-from segue.data.saving import save
+from segue.data.saving import save, versions
 from segue.envs.make import make_env
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -22,6 +24,10 @@ from segue.methods.rebrac import ReBRAC
 from segue.methods.sac import SAC
 from segue.methods.spot import SPOT
 from segue.methods.td3bc import TD3BC
+from segue.system import disk
+
+Progress = Callable[[int, int], None]
+"""Hears of rows made, and of how many there will be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,23 @@ def porl_sac(**settings: Any) -> SAC:
     return SAC(critics=10, subset=2, critic_depth=settings.pop("critic_depth", 4), **fixed, **settings)
 
 
+class AbstractDatasetRecipe(abc.ABC):
+    """Makes the dataset of a named task where the original cannot be had. `datasets` has the recipes."""
+
+    takes_policies: ClassVar[bool] = False
+    """Whether policy files of the user's can act in it."""
+    any_size: ClassVar[bool] = True
+    """Whether a cached set of another number of rows serves as well."""
+
+    @abc.abstractmethod
+    def source(self) -> str:
+        """Say what the rows are made from, in one line; "yours: ..." where none are made without a policy file."""
+
+    @abc.abstractmethod
+    def make(self, task: "Task", rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
+        """Make the rows in the task's env; see `Task.make_dataset`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """An environment, its data and how the two are scored."""
@@ -79,10 +102,10 @@ class Task:
     """A Gymnasium id."""
     name: str | None = None
     """A name of `TASKS`, or None for an env of the user's own."""
-    dataset: str | None = None
-    """A file, a folder or a Minari id; None: made here by the recipe of its name (`making`)."""
+    dataset: str | AbstractDatasetRecipe | None = None
+    """Where the rows come from: a file, a folder or a Minari id; a recipe, which makes them here; None: nowhere."""
     policy: str | None = None
-    """A file with the policy to start from (`foreign`); None: one is trained on the dataset."""
+    """A file with the policy to start from (`importers`); None: one is trained on the dataset."""
     backbone: str = "td3bc"
     """The offline algorithm, by name."""
     clip_actions: bool = False
@@ -106,11 +129,10 @@ class Task:
         env.close()
         return limit or 1_000
 
-    def load(self, rows: int, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    def load(self, rows: int, progress: Progress | None = None) -> Dataset:
         """The dataset, checked against the env. Without one of the user's it is made and cached on first use.
 
-        `rows` is the number of rows to make; a given dataset is taken whole. `progress` hears
-        of rows made, and of how many there will be.
+        `rows` is the number of rows to make; a given dataset is taken whole.
         """
         env = self.make()
         try:
@@ -118,19 +140,51 @@ class Task:
         finally:
             env.close()
 
-    def _load(self, rows: int, progress: Callable[[int, int], None] | None) -> Dataset:
-        if self.dataset is not None:
-            return load(self.dataset, clip_actions=self.clip_actions)
-        if self.name is None:
+    def _load(self, rows: int, progress: Progress | None) -> Dataset:
+        if self.dataset is None:
             instead = "" if self.policy else "; a recipe that learns online alone starts from --policy FILE instead"
             raise SegueError(
                 f"{self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, or a Minari id "
                 f"or folder{instead}."
             )
-        from segue.tasks import datasets  # what it makes datasets with is not needed by who brings one
-
-        path = datasets.found(self, rows)
+        if not isinstance(self.dataset, AbstractDatasetRecipe):
+            return load(self.dataset, clip_actions=self.clip_actions)
+        path = self._cached(rows, self.dataset.any_size)
         if path is None:
-            made, path = datasets.make(self, rows, progress=progress), datasets.cached(self, rows)
+            made, path = self.make_dataset(rows, progress=progress), self.cache_file(rows)
             save(made, path, overwrite=True)
         return load(str(path))
+
+    def make_dataset(self, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
+        """Make the dataset of a named task by its recipe; neither read from the cache nor kept there.
+
+        Args:
+            rows: how many; ignored where the recipe has its own number (human sets, SAC's replay).
+            policies: the user's policy files (`importers.read`), in the order that the recipe's `source` names them.
+
+        Raises:
+            SegueError: where the recipe needs a policy and none is given, with what to do; or takes none.
+        """
+        recipe = self.dataset
+        assert isinstance(recipe, AbstractDatasetRecipe)
+        if policies and not recipe.takes_policies:
+            raise SegueError(f"The recipe of {self.name} takes no policy: leave --policy out.")
+        return recipe.make(self, rows, policies, progress)
+
+    def cache_file(self, rows: int) -> Path:
+        """Where the made dataset is kept, by the task's name."""
+        if self.name is None:
+            raise SegueError(f"A dataset that is made for {self.env_id} is kept by its task's name: give the task one.")
+        made_by = versions()
+        physics = "-".join(f"{key}-{made_by[key]}" for key in made_by if key in ("mujoco", "gymnasium-robotics"))
+        return disk.cache_dir() / "datasets" / f"{self.name}-{rows}-{physics}.npz"
+
+    def _cached(self, rows: int, any_size: bool) -> Path | None:
+        """The made dataset of that many rows; or, where any size serves, the largest there is."""
+        path = self.cache_file(rows)
+        if path.exists():
+            return path
+        if not any_size:
+            return None
+        others = path.parent.glob(path.name.replace(f"{self.name}-{rows}-", f"{self.name}-[0-9]*-"))
+        return max(others, key=lambda other: int(other.name[len(str(self.name)) + 1 :].partition("-")[0]), default=None)
