@@ -1,6 +1,5 @@
 """Evaluate the policies that a run keeps."""
 
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +131,7 @@ class Evaluate(Quiet):
 
     def _known(self, net: Any) -> bool:
         """Whether this is the policy that was evaluated last; if not, remember it."""
-        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(net))).hexdigest()
+        digest = disk.sha256(*jax.tree.leaves(net))
         same, self.seen = digest == self.seen, digest
         return same
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -121,11 +120,11 @@ class Job:
             if len(found) > 1:
                 raise SegueError(f"{self.task.policy} holds {len(found)} policies: say which one, as FILE:NUMBER.")
             policy_file.save(found[0], spec, file, source=Path(self.task.policy).name, env_id=self.task.env_id)
-            said = {"path": str(self.task.policy), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            said = {"path": str(self.task.policy), "sha256": disk.sha256(file.read_bytes())}
         if said is None:
             return None, None
         known = isinstance(said, dict) and file.is_file()
-        if not known or hashlib.sha256(file.read_bytes()).hexdigest() != said.get("sha256"):
+        if not known or disk.sha256(file.read_bytes()) != said.get("sha256"):
             raise DataError(f"{file} is not the policy that this run was given.")
         return policy_file.load(file)[0], said
 
