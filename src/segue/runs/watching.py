@@ -53,10 +53,11 @@ def watch(
     folder, journal, care, origin = job.folder, opened.journal, job.care, opened.origin
     console.plan(opened.phases, opened.state)
     log = Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
-    keep = checkpoints.Checkpoint(folder, job.about)
+    writer = checkpoints.PolicyWriter()
+    keep = checkpoints.Checkpoint(folder, job.about, writer)
     remembering: dict[str, hooks.Quiet] = {"log": log}
     if evaluator is not None:
-        remembering["evaluate"] = _evaluate(job, opened, evaluator, console)
+        remembering["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
     why = origin.bring_back(world)
     commit = Commit(
         folder,
@@ -79,9 +80,11 @@ def watch(
     return Watchers([*episodes, commit, *remembering.values(), keep, meter, console], commit)
 
 
-def _evaluate(job: Job, opened: OpenRun, evaluator: Evaluator, console: Console) -> Evaluate:
+def _evaluate(
+    job: Job, opened: OpenRun, evaluator: Evaluator, console: Console, writer: checkpoints.PolicyWriter
+) -> Evaluate:
     """The hook that evaluates; the best policy so far is kept, and the console shows the score."""
-    best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about), job.task.score, job.budget
+    best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
 
     def listen(name: str, live: Live, net: Any, found: Evaluation) -> None:
         best.heard(name, live, net, found)
