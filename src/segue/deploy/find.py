@@ -82,6 +82,8 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
         raise SegueError(f"{path} has no {stem}-{seed}.safetensors; it has {', '.join(map(str, numbers)) or 'none'}.")
     if not numbers and which == "best" and not record.evaluations:
         raise SegueError(f"{path} holds no best-S.safetensors, for nothing was evaluated: choose --which last.")
+    if not numbers and record.status == "finished":
+        raise SegueError(f"{path} holds no {stem}-S.safetensors: there is no policy, or no file describes its class.")
     if not numbers:
         raise SegueError(f"{path} holds no {stem}-S.safetensors yet: its first phase has not ended.")
     chosen = numbers if seed is None else {seed: numbers[seed]}

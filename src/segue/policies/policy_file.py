@@ -9,7 +9,7 @@ import numpy as np
 
 from segue import predict
 from segue.core import Spec
-from segue.errors import DataError
+from segue.errors import DataError, SegueError
 from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
 from segue.system import disk
@@ -21,11 +21,25 @@ LAYER_NORM = 1e-5
 KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
 
 
+def lacks(actor: AbstractActor) -> str | None:
+    """Say what keeps an actor from being a policy file; None: nothing does.
+
+    A file is data and brings no code, so that only an actor of Segue's own can be built again from one.
+    """
+    name, mlp = type(actor).__name__, getattr(actor, "mlp", None)
+    if type(actor) not in KINDS.values():
+        known = [cls.__name__ for cls in KINDS.values()]
+        return f"a policy file describes actors of {', '.join(known[:-1])} and {known[-1]} alone, and not of {name}"
+    if type(mlp) is not MLP:
+        return f"a policy file describes networks of MLP alone, and the {name} has one of {type(mlp).__name__}"
+    return None
+
+
 def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
-    """What `build` makes an actor of this shape from."""
-    kind = next((kind for kind, cls in KINDS.items() if type(actor) is cls), None)
-    if kind is None:
-        raise TypeError(f"there is no file format yet for {type(actor).__name__}")
+    """What `build` makes an actor of this shape from. Raises SegueError for one that no file can describe."""
+    if (why := lacks(actor)) is not None:
+        raise SegueError(f"This actor cannot be written to a file: {why}.")
+    kind = next(kind for kind, cls in KINDS.items() if type(actor) is cls)
     mlp: MLP = actor.mlp  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "kind": kind,

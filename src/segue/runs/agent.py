@@ -16,6 +16,7 @@ env is computed, bit for bit. `feed` takes logs instead of a world.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import queue
@@ -32,17 +33,17 @@ import numpy as np
 from jaxtyping import Float
 
 from segue.core import Clock, Spec, Transition
-from segue.data import device
-from segue.data.dataset import box, check_against
+from segue.data.dataset import Dataset, box, check_against
+from segue.data.device import nothing
 from segue.data.loading import load
 from segue.envs.faults import Broken, sound
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
-from segue.runs import checkpoints, commits, divergence, hooks
 from segue.runs.config import Care, check_settings, check_unfinished, in_order
 from segue.runs.console import Console
 from segue.runs.job import Job
-from segue.runs.meter import Meter
+from segue.runs.opening import Opening, new_run, reopened_run
+from segue.runs.watching import watch
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER
 from segue.tasks.task import AbstractDatasetRecipe, Task
@@ -128,27 +129,18 @@ class Tuner:
         commit_every: int = 10_000,
     ):
         self.spec, self.folder = _sane(spec), Path(out)
-        config = disk.read_json(self.folder / "config.json") if (self.folder / "config.json").exists() else None
-        if config is None:
-            in_order(phases)
-            disk.new_folder(self.folder)
-        else:
-            check_unfinished(self.folder)
-            check_settings(phases, config, self.folder)
-            now = {"seed": seed, "env_id": task.env_id, "spec": json.loads(json.dumps(self.spec._asdict()))}
-            if other := [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]:
-                raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
         care = Care(log_every, commit_every, 60.0, 0, False, False)
         self.job = Job(phases, task, self.folder, 1, seed, PAPER, care, None, True)
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(disk.locked(self.folder))
+        opening = self._again() if (self.folder / "config.json").exists() else self._anew()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk.locked(self.folder))
             try:
-                self._begin(opened, config)
+                self._open(opening, stack)
             except BaseException:
                 self.job.forget()
                 raise
             self.job.status("running")
-            self.opened = opened.pop_all()
+            self.opened = stack.pop_all()
         self.pending: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.background, self.front, self.closed = background, None, False
         self.failed: BaseException | None = None
@@ -161,31 +153,44 @@ class Tuner:
             self.thread = threading.Thread(target=self._learn, daemon=True, name="segue-tuner")
             self.thread.start()
 
-    def _begin(self, opened: contextlib.ExitStack, config: dict[str, Any] | None) -> None:
-        hold = lambda thing: opened.enter_context(contextlib.closing(thing))
-        job, console = self.job, hold(Console(True))
-        given = job.policy(self.spec, config)
-        reads, source = any(phase.reads for phase in job.phases.values()), job.task.dataset
-        if reads and (source is None or isinstance(source, AbstractDatasetRecipe)):
+    def _anew(self) -> Opening:
+        """Make the directory of a new run."""
+        in_order(self.job.phases)
+        disk.new_folder(self.folder)
+        return functools.partial(new_run, about={"recipe": "tuner", "spec": self.spec._asdict()})
+
+    def _again(self) -> Opening:
+        """Refuse to go on with a run that was begun with anything else than this call says. Raises DataError."""
+        config, task = disk.read_json(self.folder / "config.json"), self.job.task
+        check_unfinished(self.folder)
+        check_settings(self.job.phases, config, self.folder)
+        plain = lambda part: json.loads(json.dumps(part._asdict()))
+        now = {"seed": self.job.seed, "env_id": task.env_id, "spec": plain(self.spec)}
+        other = [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]
+        if not other and config["reward"] != plain(task.reward):
+            other = [f"the reward rule {config['reward']}"]
+        if other:
+            raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
+        return functools.partial(reopened_run, config=config)
+
+    def _open(self, opening: Opening, stack: contextlib.ExitStack) -> None:
+        hold = lambda thing: stack.enter_context(contextlib.closing(thing))
+        console = hold(Console(True))
+        opened = opening(self.job, self.spec, self._load, console)
+        self.journal = hold(opened.journal)
+        self.reward, self.body, self.stop = opened.reward, _Body(self.spec), signals.Stop()
+        watching, self.commit = watch(self.job, opened, self.body, self.stop, console, stack)
+        origin = opened.origin
+        self.drive = Drive(origin.run, origin.phases, watching, resumed=origin.resumed)
+
+    def _load(self) -> Dataset:
+        task = self.job.task
+        if not self.job.reads:
+            return nothing(self.spec, task.env_id)
+        if task.dataset is None or isinstance(task.dataset, AbstractDatasetRecipe):
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
-        data, clip = device.nothing(self.spec, job.task.env_id), job.task.clip_actions
-        if reads:
-            data = check_against(load(str(source), clip_actions=clip), self.spec, clip_actions=clip)
-        begun = job.begin(
-            opened, console, self.spec, given, data, {"recipe": "tuner", "spec": self.spec._asdict()}, config
-        )
-        if config is not None and config["reward"] != json.loads(json.dumps(job.task.reward._asdict())):
-            raise DataError(f"{self.folder} was begun with the reward rule {config['reward']}: go on with the same.")
-        self.reward, self.body = begun.reward, _Body(self.spec)
-        log = divergence.Log(begun.journal, job.care.log_every)
-        keep = checkpoints.Checkpoint(self.folder, {"env_id": job.task.env_id, "task": job.task.name})
-        self.stop = signals.Stop()
-        self.commit = hold(commits.Commit(self.folder, begun.journal, {"log": log}, self.stop, job.care.commit_every))
-        log.inexact, self.commit.worlds = self.commit.inexact, self.body
-        self.commit.config, self.commit.settle = begun.seal, keep.settle
-        state, phases, resumed = job.come_back(begun, self.commit, self.body, config, console)
-        watching = [hooks.Episodes(begun.journal, self.body), self.commit, log, keep, hold(Meter(begun.journal))]
-        self.drive, self.journal = Drive(state, phases, watching, resumed=resumed), begun.journal
+        data = load(str(task.dataset), clip_actions=task.clip_actions)
+        return check_against(data, self.spec, clip_actions=task.clip_actions)
 
     @property
     def done(self) -> bool:

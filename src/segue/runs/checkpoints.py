@@ -45,14 +45,38 @@ def go_on(state: Run, done: Mapping[str, AbstractPhase], since: str, env_id: str
     return dataclasses.replace(load_checkpoint(since, state, like, env_id), phases=len(done))
 
 
+class PolicyWriter:
+    """Writes policies of a run as files. An actor that no file can describe is left out, which is said once."""
+
+    def __init__(self):
+        self.said: set[str] = set()
+
+    def can_write(self, actor: Any) -> bool:
+        """Whether there is a file format for this actor; if not, say so, unless it was said."""
+        why = policy_file.lacks(actor)
+        if why is not None and why not in self.said:
+            self.said.add(why)
+            print(
+                f"segue: policy-S and best-S files are left out, for {why}; commits and checkpoints keep the policy.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return why is None
+
+    def write_of(self, actors: Any, seed: int, spec: Spec, about: dict[str, Any]) -> Callable[[Path], None]:
+        """A function that writes one seed's actor, of those stacked over seeds, as it is now."""
+        actor = jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors)
+        return lambda path: policy_file.save(actor, spec, path, **about)
+
+
 class Best:
     """Keeps each seed's best policy so far, the pre-trained one included, as best-S beside the last one."""
 
-    def __init__(self, folder: Path, spec: Spec, about: dict[str, Any]):
-        self.folder, self.spec, self.about = folder, spec, about
+    def __init__(self, folder: Path, spec: Spec, about: dict[str, Any], writer: PolicyWriter | None = None):
+        self.folder, self.spec, self.about, self.writer = folder, spec, about, writer or PolicyWriter()
         files = {seed: path for path in folder.glob("best-*.safetensors") if (seed := path.stem[5:]).isdecimal()}
         self.returns: dict[int, float] = {}
-        self.owed: dict[int, Callable[[], None]] = {}
+        self.owed: dict[int, Callable[[Path], None]] = {}
         for seed, path in files.items():
             try:
                 value = disk.described(path)[1].get("return")
@@ -63,19 +87,17 @@ class Best:
                 print(f"segue: {error} The next evaluation's policy takes its place.", file=sys.stderr, flush=True)
 
     def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
+        if not self.writer.can_write(net):
+            return
+        place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
         for seed, mean in enumerate(map(float, found.returns.mean(1))):
             if mean > self.returns.get(seed, -np.inf):
                 self.returns[seed] = mean
-                place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
-                actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), net)
                 about = {**self.about, **place, "return": mean}
-                keep = lambda a=actor, path=self.folder / f"best-{seed}", more=about: policy_file.save(
-                    a, self.spec, path, **more
-                )
-                self.owed[seed] = keep
+                self.owed[seed] = self.writer.write_of(net, seed, self.spec, about)
         try:
             for seed in list(self.owed):
-                self.owed[seed]()
+                self.owed[seed](self.folder / f"best-{seed}")
                 del self.owed[seed]
         except OSError as error:  # to be saved when there is room
             print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
@@ -84,8 +106,8 @@ class Best:
 class Checkpoint(Quiet):
     """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
 
-    def __init__(self, folder: Path, about: dict[str, Any]):
-        self.folder, self.about = folder, about
+    def __init__(self, folder: Path, about: dict[str, Any], writer: PolicyWriter | None = None):
+        self.folder, self.about, self.writer = folder, about, writer or PolicyWriter()
         self.owed: dict[Path, Callable[[Path], None]] = {}
         self.lock = threading.RLock()  # the thread that saves commits settles too
 
@@ -94,12 +116,12 @@ class Checkpoint(Quiet):
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
         files = {"waist.safetensors": disk.dump(run.waist), "replay.safetensors": disk.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
-        owed = {self.folder / "checkpoints" / name: lambda path: disk.write_checked(path, files, manifest)}
-        if run.waist.actor is not None:
+        owed: dict[Path, Callable[[Path], None]] = {}
+        owed[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
+        if run.waist.actor is not None and self.writer.can_write(run.waist.actor.net):
             for seed in range(run.seeds):
-                actor = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf[s]), run.waist.actor.net)
-                keep = lambda path, actor=actor: policy_file.save(actor, run.spec, path, **self.about, **place)
-                owed[self.folder / f"policy-{seed}"] = keep
+                write = self.writer.write_of(run.waist.actor.net, seed, run.spec, {**self.about, **place})
+                owed[self.folder / f"policy-{seed}"] = write
         with self.lock:
             self.owed |= owed
         try:

@@ -9,7 +9,7 @@ holds the state before the hooks of its moment were told of it, and a resumed ru
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from segue.envs.lockstep import World
 from segue.errors import SegueError
 from segue.runs.hooks import Quiet, passed
 from segue.runs.journal import Journal
-from segue.runs.restore import Found, State, numbers
+from segue.runs.restore import State, Stored, numbers
 from segue.system import disk
 from segue.system.signals import Stop
 from segue.training.phases import AbstractPhase
@@ -50,20 +50,38 @@ class Commit(Quiet):
     remember anything it is the first.
 
     The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
-    before, and stops after `FAILURES` in a row. `settle` writes what else must be on the disk before a commit, and
-    `config` seals the settings that the run goes by.
+    before, and stops after `FAILURES` in a row.
+
+    Args:
+        folder: the run's directory.
+        journal: what was written to it counts with a commit, and what comes later does not.
+        hooks: those whose state is committed too, by name.
+        stop: asked to stop, the run is committed and ends.
+        every: updates, or env steps where there are any, from one commit to the next.
+        world: who acts, whose state is committed too; None: nobody does.
+        seal: the hash of the settings that the run goes by.
+        settle: writes what else must be on the disk before a commit.
+        since: what the directory holds already.
     """
 
-    def __init__(self, folder: Path, journal: Journal, hooks: Mapping[str, Any], stop: Stop, every: int):
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        hooks: Mapping[str, Quiet],
+        stop: Stop,
+        every: int,
+        *,
+        world: World | None = None,
+        seal: str = "",
+        settle: Callable[[], None] = lambda: None,
+        since: Stored = Stored(),
+    ):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
-        self.worlds: World | None = None
-        self.exact = True
-        self.config, self.settle = "", lambda: None
-        self.number = max(numbers(folder), default=0)
-        self.segments: dict[str, Any] = {}
-        self.rows = 0
-        self.last = (0, 0)
-        self.failed, self.again = 0, False
+        self.worlds, self.config, self.settle = world, seal, settle
+        self.number, self.segments, self.rows, self.last = since.number, since.segments, since.rows, since.last
+        self.exact, self.again = since.exact, since.due
+        self.failed = 0
         self.moment: Moment | None = None
         self.seen: tuple[str, int, int] | None = None
         self.writer = ThreadPoolExecutor(1, "segue-commit")
@@ -175,14 +193,6 @@ class Commit(Quiet):
         self.number, self.segments, self.rows = number, segments, written
         for old in sorted(numbers(self.folder))[:-KEPT]:
             disk.remove(root / f"{old:06}")
-
-    def goes_on(self, found: "Found", exact: bool) -> None:
-        """This is where the run was."""
-        manifest = found.manifest
-        self.number, self.segments, self.rows = found.number, dict(manifest["segments"]), manifest["rows"]
-        self.exact = exact and manifest["resume"] == "exact"
-        self.last = (manifest["update"], manifest["env_step"])
-        self.again = True  # with the label that holds from here on
 
     def wait(self) -> None:
         """Until the save under way is on the disk, or has failed."""

@@ -1,7 +1,6 @@
 """config.json: what a run was asked to do, described, checked and built again."""
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -96,7 +95,7 @@ def pinned(config: Mapping[str, Any]) -> str:
     part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
     if config.get("policy"):
         part["policy"] = config["policy"].get("sha256")
-    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+    return disk.sha256_json(part)
 
 
 class Care(NamedTuple):

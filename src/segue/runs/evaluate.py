@@ -1,6 +1,5 @@
 """Evaluate the policies that a run keeps."""
 
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluation, Evaluator, Unfit
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
+from segue.runs.checkpoints import kept
 from segue.runs.config import plain_env
 from segue.runs.hooks import Quiet, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
@@ -36,6 +36,11 @@ def evaluate(
     config = disk.read_json(folder / "config.json")
     env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
     names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
+    if not names and (ended := kept(f"{folder}:")):
+        raise SegueError(
+            f"{folder} holds no policy file, though {', '.join(ended)} ended: there is no policy, or no file describes "
+            "its class."
+        )
     if not names:
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policy_file.load(name) for name in names]
@@ -130,7 +135,7 @@ class Evaluate(Quiet):
 
     def _known(self, net: Any) -> bool:
         """Whether this is the policy that was evaluated last; if not, remember it."""
-        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(net))).hexdigest()
+        digest = disk.sha256(*jax.tree.leaves(net))
         same, self.seen = digest == self.seen, digest
         return same
 

@@ -1,5 +1,6 @@
 """Read a commit back, verified, into the state that it was made of."""
 
+import abc
 import dataclasses
 import os
 import re
@@ -212,15 +213,107 @@ def cut(folder: Path, logs: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def recall(found: Found, folder: Path, hooks: Mapping[str, Quiet]) -> None:
-    """Give the hooks back what they knew."""
-    for name, hook in hooks.items():
-        try:
-            hook.restore(found.manifest["hooks"][name])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise DataError(
-                f"{folder / 'commits' / f'{found.number:06}'}/manifest.json has no usable state of {name!r}: {error!r}."
-            ) from None
+class Stored(NamedTuple):
+    """What a run's directory holds of its commits, as the hook that goes on with them must know it."""
+
+    number: int = 0
+    """Of the newest commit; 0: there is none."""
+    segments: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
+    rows: int = 0
+    last: tuple[int, int] = (0, 0)
+    """(update, env step) of the newest commit."""
+    exact: bool = True
+    """Whether the result can be, bit for bit, that of a run without a stop."""
+    due: bool = False
+    """Whether the next tick is to be committed: the label `exact` holds from there on."""
+
+
+class AbstractOrigin(abc.ABC):
+    """Where an opened run goes on from: what `Drive` takes, and what world and hooks must be told.
+
+    `run`, `phases` and `resumed` are the state, the phases that are left, and the first one in progress.
+    """
+
+    run: Run
+    phases: Mapping[str, AbstractPhase]
+    resumed: tuple[Live, bool] | None
+
+    @abc.abstractmethod
+    def bring_back(self, world: World | None) -> list[str]:
+        """Take the world to where it was. Returns why the result may differ from that of a run without a stop."""
+
+    @abc.abstractmethod
+    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+        """Give the hooks back what they knew. Raises DataError."""
+
+    @abc.abstractmethod
+    def stored(self, exact: bool) -> Stored:
+        """What lies in the directory; `exact` says that nothing known to differ has happened since."""
+
+
+class Beginning(AbstractOrigin):
+    """The first phase's start: nothing was, so that nothing has to come back."""
+
+    def __init__(self, run: Run, phases: Mapping[str, AbstractPhase]):
+        self.run, self.phases, self.resumed = run, phases, None
+
+    def bring_back(self, world: World | None) -> list[str]:
+        return []
+
+    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+        """Nothing."""
+
+    def stored(self, exact: bool) -> Stored:
+        return Stored(exact=exact)
+
+
+class Midway(AbstractOrigin):
+    """A commit, in whatever phase the run was.
+
+    Args:
+        found: the commit.
+        folder: the run's directory.
+        run: as `start` makes it, from the same dataset and seeds.
+        every: all phases of the job.
+        phases: those of them that this run goes through.
+        changes: what is no longer as it was when the run began.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        folder: Path,
+        run: Run,
+        every: Mapping[str, AbstractPhase],
+        phases: Mapping[str, AbstractPhase],
+        changes: list[str],
+    ):
+        self.found, self.folder, self.changes = found, folder, changes
+        self.run, live = restore(found, folder, run, every)
+        name = found.manifest["phase"]
+        if name not in phases:
+            raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
+        self.phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
+        self.resumed = live, found.manifest["ticked"]
+
+    def bring_back(self, world: World | None) -> list[str]:
+        if world is None or world.restore(*worlds(self.found, self.folder, world)):
+            return list(self.changes)
+        return [*self.changes, "an env did not come back to where it was"]
+
+    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+        where = f"{self.folder / 'commits' / f'{self.found.number:06}'}/manifest.json"
+        for name, hook in hooks.items():
+            try:
+                hook.restore(self.found.manifest["hooks"][name])
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                raise DataError(f"{where} has no usable state of {name!r}: {error!r}.") from None
+
+    def stored(self, exact: bool) -> Stored:
+        manifest = self.found.manifest
+        last = manifest["update"], manifest["env_step"]
+        exact = exact and manifest["resume"] == "exact"
+        return Stored(self.found.number, dict(manifest["segments"]), manifest["rows"], last, exact, due=True)
 
 
 def sweep(folder: Path, found: Found) -> None:

@@ -9,11 +9,26 @@ tensorboard/      the same curves, live (others: tracking.py)   times.jsonl    w
 given.*           the policy that it started from, if any       machine.jsonl  rates, and how busy the machine was
 """
 
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segue.errors import DataError
+import numpy as np
+
+from segue.core import Spec
+from segue.data.dataset import Dataset
+from segue.data.device import nothing
+from segue.envs.faults import Watchdog
+from segue.envs.lockstep import Worlds
+from segue.envs.make import spec_of
+from segue.envs.rollouts import Evaluator
+from segue.errors import DataError, Stopped
+from segue.results import read, records
 from segue.runs import trackers
 from segue.runs.config import (
     Care,
@@ -25,11 +40,30 @@ from segue.runs.config import (
     rebuild,
     task_of,
 )
-from segue.runs.job import Job, Result
-from segue.system import disk
+from segue.runs.console import Console
+from segue.runs.job import Job
+from segue.runs.opening import Opening, new_run, reopened_run
+from segue.runs.watching import watch
+from segue.system import disk, signals
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
+from segue.training.pipeline import pipeline
+from segue.training.state import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run left: its directory, its last state and its evaluations."""
+
+    folder: Path
+    run: Run
+    evaluations: records.RunRecord
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Raw returns of the last evaluation, [seeds, episodes]."""
+        return self.evaluations.evaluations[-1].returns
 
 
 def run(
@@ -78,7 +112,7 @@ def run(
     in_order(phases, since)
     track = trackers.known(track)
     job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, care, since, quiet, track)
-    return job.run(dict(about or {}))
+    return _run(job, functools.partial(new_run, about=dict(about or {})))
 
 
 def resume(
@@ -127,4 +161,68 @@ def resume(
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     since = config.get("start")
     job = Job(phases, task, folder, budget=budget, care=care, since=since, quiet=quiet, track=track, **numbers)
-    return job.run({}, config)
+    return _run(job, functools.partial(reopened_run, config=config))
+
+
+def _run(job: Job, opening: Opening) -> Result:
+    """Take a run to its end in its locked directory, whose status.json says how it ended."""
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(disk.locked(job.folder))
+        stop = stack.enter_context(signals.stoppable())
+        try:
+            job.status("running")
+            state, exact = _drive(job, opening, stop, stack)
+            label = "exact" if exact else "statistical"
+            job.status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
+        except BaseException as error:
+            word, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
+            with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
+                job.status(word, seconds=round(time.monotonic() - begun, 1), why=why or type(error).__name__)
+            job.forget()
+            raise
+    return Result(job.folder, state, read.read(job.folder))
+
+
+def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[Run, bool]:
+    """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
+    hold = lambda thing: stack.enter_context(contextlib.closing(thing))
+    task, care, console = job.task, job.care, hold(Console(job.quiet))
+    env = task.make()
+    spec = spec_of(env)
+    env.close()
+    opened = opening(job, spec, lambda: _load(job, spec, console, stop), console)
+    hold(opened.journal)
+    numbers = range(job.seed, job.seed + job.seeds)
+    guard = {"watchdog": hold(Watchdog(care.env_limit)), "restarts": care.env_restarts}
+    rule = {"reward": opened.reward, **guard}
+    evaluator = hold(Evaluator(task.make, spec, numbers, job.budget.episodes, now_and_then=stop.now, **rule))
+    worlds = None
+    if any(phase.acts for phase in opened.phases.values()):
+        tell = lambda text: print(f"segue: {text}", file=sys.stderr, flush=True)
+        worlds = hold(Worlds(task.make, spec, numbers, tell=tell, **rule))
+    watching, commit = watch(job, opened, worlds, stop, console, stack, evaluator)
+    origin = opened.origin
+    try:
+        state = pipeline(origin.run, origin.phases, worlds, watching, resumed=origin.resumed)
+        commit.wait()
+        commit.settle()
+        opened.journal.sync()
+        return state, commit.exact
+    except Stopped:
+        commit.rescue()
+        raise
+
+
+def _load(job: Job, spec: Spec, console: Console, stop: signals.Stop) -> Dataset:
+    """Load the run's dataset, or make it; none where no phase learns from one."""
+    task, rows = job.task, job.budget.rows
+    if not job.reads:
+        return nothing(spec, task.env_id)
+    with console.counting(f"making the rows of {task.name or task.env_id}", rows) as advance:
+
+        def heard(done: int, total: int) -> None:
+            stop.now()
+            advance(done, total)
+
+        return task.load(rows, heard)

@@ -96,13 +96,24 @@ def dump(tree: Any, about: dict[str, Any] | None = None) -> bytes:
     return safetensors.numpy.save(found, {"segue": json.dumps(meaning)})
 
 
-def _digest(found: dict[str, np.ndarray]) -> str:
-    """SHA-256 of arrays with their names, shapes and dtypes."""
+def sha256(*parts: Any) -> str:
+    """Hash bytes and arrays, one after another. Of an array only its elements count, in C order."""
     digest = hashlib.sha256()
-    for name, array in sorted(found.items()):
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for part in parts:
+        bare = part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        digest.update(bare)
     return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash what JSON can say, whatever the order of its keys."""
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def _digest(found: dict[str, np.ndarray]) -> str:
+    """Hash arrays with their names, shapes and dtypes."""
+    named = sorted(found.items())
+    return sha256(*(p for name, a in named for p in (f"{name} {a.dtype} {a.shape} ".encode(), a)))
 
 
 def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -195,12 +206,12 @@ def remove(folder: Path) -> None:
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest with the SHA-256 of its own content."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+    return {**rest, "sha256": sha256_json(rest)}
 
 
 def seal(content: bytes) -> dict[str, Any]:
     """What a manifest says of a file."""
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"size": len(content), "sha256": sha256(content)}
 
 
 def read_sealed(path: Path, expected: Any) -> bytes:
@@ -215,7 +226,7 @@ def read_sealed(path: Path, expected: Any) -> bytes:
         raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
     except MemoryError:
         raise DataError(f"{path} is larger than this machine's memory: the checkpoint is damaged.") from None
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+    if sha256(content) != expected["sha256"]:
         raise DataError(f"{path} does not match its recorded SHA-256: the checkpoint is damaged.")
     return content
 

@@ -1,0 +1,94 @@
+"""Wire what watches a run: the same hooks, in the same order, whoever has the world."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+from segue.envs.lockstep import World
+from segue.envs.rollouts import Evaluation, Evaluator
+from segue.results import stats
+from segue.runs import checkpoints, hooks
+from segue.runs.commits import Commit
+from segue.runs.console import Console
+from segue.runs.divergence import Log
+from segue.runs.evaluate import Evaluate
+from segue.runs.job import Job
+from segue.runs.meter import Meter
+from segue.runs.opening import OpenRun
+from segue.system.signals import Stop
+from segue.training.state import Live
+
+
+class Watchers(NamedTuple):
+    """The hooks of a run, in the order in which they hear of a tick."""
+
+    hooks: list[hooks.Quiet]
+    commit: Commit
+
+
+def watch(
+    job: Job,
+    opened: OpenRun,
+    world: World | None,
+    stop: Stop,
+    console: Console,
+    stack: contextlib.ExitStack,
+    evaluator: Evaluator | None = None,
+) -> Watchers:
+    """Make a run's hooks, and bring back what they and the world were when the run was committed last.
+
+    `Commit` runs before all other hooks that remember anything; `Episodes` alone comes before it, because a world that
+    came back does not know what ended with the step before.
+
+    Args:
+        job, opened: the run.
+        world: who acts; None: no phase does.
+        stop: asked to stop, the run does so at its next tick, once it is committed.
+        console: the last hook.
+        stack: what must be closed is entered here.
+        evaluator: None: nobody can evaluate this run's policies.
+
+    Raises:
+        DataError: where the commit to go on from does not fit.
+    """
+    folder, journal, care, origin = job.folder, opened.journal, job.care, opened.origin
+    console.plan(opened.phases, opened.state)
+    log = Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
+    writer = checkpoints.PolicyWriter()
+    keep = checkpoints.Checkpoint(folder, job.about, writer)
+    remembering: dict[str, hooks.Quiet] = {"log": log}
+    if evaluator is not None:
+        remembering["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
+    why = origin.bring_back(world)
+    commit = Commit(
+        folder,
+        journal,
+        remembering,
+        stop,
+        care.commit_every,
+        world=world,
+        seal=opened.seal,
+        settle=keep.settle,
+        since=origin.stored(exact=not why),
+    )
+    stack.enter_context(contextlib.closing(commit))
+    log.inexact = commit.inexact
+    if why:
+        console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
+    origin.recall(remembering)
+    meter = stack.enter_context(contextlib.closing(Meter(journal)))
+    episodes = [] if world is None else [hooks.Episodes(journal, world)]
+    return Watchers([*episodes, commit, *remembering.values(), keep, meter, console], commit)
+
+
+def _evaluate(
+    job: Job, opened: OpenRun, evaluator: Evaluator, console: Console, writer: checkpoints.PolicyWriter
+) -> Evaluate:
+    """The hook that evaluates; the best policy so far is kept, and the console shows the score."""
+    best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
+
+    def listen(name: str, live: Live, net: Any, found: Evaluation) -> None:
+        best.heard(name, live, net, found)
+        console.scored(name, stats.normalise(stats.seed_means(found.returns), score), score is not None)
+
+    every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early
+    return Evaluate(evaluator, opened.journal, *every, listen, last=list(opened.phases)[-1])
