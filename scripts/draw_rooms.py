@@ -80,7 +80,7 @@ def graph(package: Path = PACKAGE) -> Graph:
 
 
 def levels(rooms: Graph) -> dict[str, int]:
-    """How many imports lie between a room and the bottom, the longest way. Raises ValueError where there is a circle."""
+    """How many imports lie between a room and the bottom, the longest way. Raises ValueError if there is a circle."""
     known: dict[str, int] = {}
 
     def level(room: str, above: tuple[str, ...]) -> int:
