@@ -374,7 +374,7 @@ def _sweep_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "segue sweep",
         description="Run every trial of a sweep: recipes by tasks by seeds by settings. Start the same command again "
-        "after any end: finished trials stay, the others go on. README.md shows such a file.",
+        "after any end: finished trials stay, the others go on. docs/sweeps.md shows such a file.",
     )
     parser.add_argument("file", metavar="FILE.toml", help="what to run")
     parser.add_argument("--out", required=True, metavar="DIR", help="the sweep's directory, or a URL (s3://, gs://)")
