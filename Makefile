@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check wheel format docs docs-check bench bench-peers demo paper-table-small faults clean
+.PHONY: help setup test check wheel format pictures docs docs-check bench bench-peers demo paper-table-small faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ wheel: setup  ## build the sdist and the wheel in dist/, and try the wheel in an
 format: setup  ## rewrite the code as the linter and the formatter want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pictures: setup  ## redraw the README's picture from kept results, and ARCHITECTURE.md's from the imports
+	$(BIN)/python scripts/draw_readme_figure.py
+	$(BIN)/python scripts/draw_rooms.py
 
 docs: setup  ## the documentation site, in docs/_build
 	$(BIN)/python -m sphinx -q -W -E -b html docs docs/_build

@@ -21,9 +21,27 @@ from segue.tasks.recipes import RECIPES
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import draw_rooms  # noqa: E402 (scripts/ is no package)
 from blocks import FENCE, Block, blocks, run  # noqa: E402 (docs/ is no package)
 
-PAGES = [ROOT / f"docs/{name}.md" for name in ("own-data", "only-a-policy", "a-table")]
+TUTORIALS = [ROOT / f"docs/{name}.md" for name in ("own-data", "only-a-policy", "a-table")]
+GUIDES = [
+    ROOT / f"docs/{name}.md"
+    for name in (
+        "command-line", "recipes", "tasks", "after-the-switch", "own-loop", "policies", "sweeps", "a-run", "internals",
+    )
+]  # fmt: skip
+"""Not run by `make docs-check`: what they show needs files and hours. Their commands are parsed all the same."""
+PAGES = [ROOT / "README.md", *TUTORIALS, *GUIDES]
+TEXTS = [
+    *PAGES,
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks/README.md",
+    ROOT / "docs/index.md",
+]
 
 
 def test_every_public_name_stays_what_it_is_when_all_modules_are_there():
@@ -65,7 +83,7 @@ def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, ca
     assert [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_run_in_an_env_of_a_module_goes_on_with_the_env_named_again(page):
     said = [param.values[0] for param in commands(page)]
     option = lambda words, name: words[words.index(name) + 1] if name in words else ""
@@ -75,11 +93,79 @@ def test_a_run_in_an_env_of_a_module_goes_on_with_the_env_named_again(page):
             assert option(words, "--env-id") == envs[words[1]], words
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs/index.md", *PAGES], ids=lambda page: page.stem)
-def test_every_link_leads_to_a_page(page):
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_every_link_leads_to_a_file_and_a_heading(page):
     """Sphinx is told to be quiet about them: README.md and its like link to files beside them."""
-    links = re.findall(r"\]\(([^)#:]+\.md)[^):]*\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#([^)]+))?\)", page.read_text())
+    assert [link for link, _ in links if not (page.parent / link).exists()] == []
+    plain = lambda heading: re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+    for link, anchor in links:
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", (page.parent / link).read_text(), re.M)
+            assert anchor in map(plain, headings), f"{link}#{anchor}"
+
+
+def words(text):
+    """What a reader reads: without code (fenced or indented) and the addresses of links; tables and captions count.
+
+    A word is what stands between spaces and has a letter or a digit in it.
+    """
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    text = re.sub(r"(?:^|(?<=\n\n))(?: {4}.*\n|\n(?= {4}))+", "", text)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return [word for word in re.split(r"[\s|]+", text) if re.search(r"\w", word)]
+
+
+def test_words_are_counted_as_a_reader_would():
+    code = "    code here\n    more\n\n```sh\nls\n```\n"
+    text = f"# A title\n\nOne [link of two](https://a.b/c) - done.\n\n{code}\n| x | 3 ± 4 |\n"
+    assert words(text) == ["A", "title", "One", "[link", "of", "two]", "done.", "x", "3", "4"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("README.md", 900), ("ARCHITECTURE.md", 700)])
+def test_pages_that_should_be_short_are(name, most):
+    count = len(words((ROOT / name).read_text()))
+    assert count <= most, f"{name} has {count} words."
+
+
+def test_the_picture_of_the_rooms_is_what_the_imports_give():
+    assert draw_rooms.PICTURE.read_text() == draw_rooms.picture(draw_rooms.graph()), "run python scripts/draw_rooms.py"
+
+
+def test_every_room_of_the_picture_says_what_it_is():
+    assert set(draw_rooms.graph()) == set(draw_rooms.WHAT)
+
+
+def test_rooms_that_import_each_other_are_refused():
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        draw_rooms.levels({"a": frozenset("b"), "b": frozenset("a")})
+
+
+def test_arrows_that_a_longer_way_implies_are_left_out():
+    rooms = {"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}
+    assert draw_rooms.arrows(rooms) == [("a", "b"), ("b", "c")]
+
+
+def test_every_guide_and_tutorial_is_in_the_sites_index():
+    index = (ROOT / "docs/index.md").read_text()
+    assert [page.stem for page in (*TUTORIALS, *GUIDES) if f"\n{page.stem}\n" not in index] == []
+
+
+def test_the_readmes_numbers_are_those_of_the_kept_tables():
+    """The rows of its results, looked up in benchmarks/results."""
+    text = (ROOT / "README.md").read_text()
+    kept = ROOT / "benchmarks/results"
+    scores = (kept / "paper-table-small/table.md").read_text().split("## Last score")[1].split("## Over")[0]
+    drops = (kept / "dip-hopper/table.md").read_text().split("### The switch")[1]
+    shown = [
+        re.findall(r"-?[\d.]+ ± [\d.]+", row) for row in text.split("## Results")[1].splitlines() if row[:1] == "|"
+    ]
+    assert sum(map(bool, shown)) == 11
+    printed = (kept / "readme-run.md").read_text()
+    assert [row for row in re.findall(r"^ {4}(\|.*)$", text, re.M) if row not in printed] == []
+    for row in filter(None, shown):
+        table = scores if len(row) == 2 else drops
+        assert any(all(cell in line for cell in row) for line in table.splitlines()), row
 
 
 def test_the_keys_of_a_description_are_those_that_are_read(tmp_path):
@@ -104,16 +190,17 @@ def test_blocks_run_in_turn_and_a_failing_one_is_named(tmp_path):
         run(page)
 
 
-def test_every_recipe_is_in_readmes_table():
-    table = (ROOT / "README.md").read_text().split("| recipe |")[1].split("\n\n")[0]
+@pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
+def test_every_recipe_is_in_the_table_of(name):
+    table = (ROOT / name).read_text().split("| recipe |")[1].split("\n\n")[0]
     assert {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} >= set(RECIPES)
 
 
-def test_readmes_python_is_python():
-    for name in ("README.md", "CONTRIBUTING.md"):
-        for found in FENCE.finditer((ROOT / name).read_text()):
+def test_the_python_of_every_page_is_python():
+    for page in TEXTS:
+        for found in FENCE.finditer(page.read_text()):
             if found[1] == "python":
-                compile(found[3], name, "exec")
+                compile(found[3], str(page), "exec")
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -186,8 +186,8 @@ def test_what_is_refused_before_anything_starts(text, word, capsys):
     assert said.count("\n") == 1
 
 
-def test_the_sweep_that_the_readme_shows():
-    text = (Path(__file__).parent.parent / "README.md").read_text().split("```toml\n")[1].split("```")[0]
+def test_the_sweep_that_the_docs_show():
+    text = (Path(__file__).parent.parent / "docs/sweeps.md").read_text().split("```toml\n")[1].split("```")[0]
     path = written(text)
     (path.parent / "my_logs.npz").touch()
     trials = Sweep.read(path).trials()

@@ -25,7 +25,7 @@ from segue.data.dataset import Dataset
 from segue.data.device import nothing
 from segue.envs.faults import Watchdog
 from segue.envs.lockstep import Worlds
-from segue.envs.make import spec_of
+from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, Stopped
 from segue.results import read, records
@@ -188,9 +188,7 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
     """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
     hold = lambda thing: stack.enter_context(contextlib.closing(thing))
     task, care, console = job.task, job.care, hold(Console(job.quiet))
-    env = task.make()
-    spec = spec_of(env)
-    env.close()
+    spec = read_spec(task.make)
     opened = opening(job, spec, lambda: _load(job, spec, console, stop), console)
     hold(opened.journal)
     numbers = range(job.seed, job.seed + job.seeds)
