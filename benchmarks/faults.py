@@ -101,7 +101,7 @@ def commit_times(rows: int, new: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from segue.core import Linear, Pretrained, Spec, Trained, Transition
+    from segue.core import Linear, Pretrained, Spec, TrainState, Transition
     from segue.methods.opt import OPT
     from segue.methods.td3 import TD3
     from segue.replay.balanced import Balanced
@@ -116,20 +116,20 @@ def commit_times(rows: int, new: int) -> None:
     offline = Transition(some(rows, 17), some(rows, 6), some(rows), some(rows, 17), jnp.zeros(rows, bool))
     phase = Online(OPT(backbone, Linear(0.0, 1.0, 10)), rows, Balanced())
     run = start.start(spec, offline, {"finetune": phase})
-    critic = lambda key: Trained.new(backbone.new_critic(spec, key=key))
-    waist = lambda key: Pretrained(Trained.new(backbone.new_actor(spec, key=key)), critic(key), critic(key))
-    run.__dict__["waist"] = jax.vmap(waist)(run.keys)
-    live = phase.begin(run)
+    critic = lambda key: TrainState.new(backbone.new_critic(spec, key=key))
+    pretrained = lambda key: Pretrained(TrainState.new(backbone.new_actor(spec, key=key)), critic(key), critic(key))
+    run.__dict__["waist"] = jax.vmap(pretrained)(run.keys)
+    phase_state = phase.begin(run)
     with tempfile.TemporaryDirectory() as name:
         journal, stalls, saves = Journal(Path(name)), [], []
         commit = Commit(Path(name), journal, {}, Stop(), new)
         for k in range(1, 9):
-            ring = live.run.online._replace(written=jnp.asarray(rows - 8 * new + k * new, jnp.int32))
+            ring = phase_state.run.online._replace(written=jnp.asarray(rows - 8 * new + k * new, jnp.int32))
             commit.rows = rows - 9 * new + k * new
-            live.run.__dict__["online"] = ring
-            live = jax.block_until_ready(live._replace(env_step=k * new))
+            phase_state.run.__dict__["online"] = ring
+            phase_state = jax.block_until_ready(phase_state._replace(env_step=k * new))
             begun = time.perf_counter()
-            commit._see("finetune", live, True)
+            commit._see("finetune", phase_state, True)
             commit._commit()
             stalls.append(time.perf_counter() - begun)
             commit.wait()
@@ -158,13 +158,13 @@ def soak(steps: int) -> None:
     make = lambda: make_env("Pendulum-v1")
     spec, phase = read_spec(make), Online(TD3(width=8), steps)
     worlds = Worlds(make, spec, [0])
-    live = phase.begin(start.start(spec, None, {"online": phase}))
+    phase_state = phase.begin(start.start(spec, None, {"online": phase}))
     for step in range(steps):
-        action = phase.act(live, worlds.obs)
-        live = phase.observe(phase.learn(live, 0), worlds.step(action))
+        action = phase.act(phase_state, worlds.obs)
+        phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
         if step == steps // 10:
             first = now()
-    jax.block_until_ready(live.learner)
+    jax.block_until_ready(phase_state.learner)
     last = now()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{steps:,} env steps, from the first tenth on: memory {100 * (last[0] / first[0] - 1):+.1f} %, "
@@ -211,7 +211,16 @@ def fuzz(root: Path, count: int, seed: int) -> None:
     quiet = {"stdout": subprocess.DEVNULL, "check": True}
     npz, folder = root / "p.npz", root / "run"
     subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(npz)], **quiet)
-    given = ["--env-id", "Pendulum-v1", "--dataset", str(npz), "--offline.steps", "300", "--offline.width", "8"]
+    given = [
+        "--env-id",
+        "Pendulum-v1",
+        "--dataset",
+        str(npz),
+        "--offline.steps",
+        "300",
+        "--offline.networks.width",
+        "8",
+    ]
     subprocess.run([*SEGUE, "run", "td3bc", *given, "--episodes", "1", "--quiet", "--out", str(folder)], **quiet)
     with np.load(npz) as file, h5py.File(root / "p.hdf5", "w") as made:
         for name in ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts"):

@@ -34,7 +34,7 @@ def main() -> None:
     task = segue.task(env_id="clock", policy=str(folder / "given.safetensors"))
     steps, period = int(args.hertz * args.seconds), 1 / args.hertz
     took = []
-    with segue.Tuner(segue.porl(task, segue.SMALL), task, SPEC, out=folder / "run", background=True) as tuner:
+    with segue.Agent(segue.porl(task, segue.SMALL), task, SPEC, out=folder / "run", background=True) as tuner:
         for step in range(-50, steps):  # the first ones compile
             obs, begun = rng.normal(size=11), time.perf_counter()
             action = tuner.act(obs)
@@ -43,7 +43,7 @@ def main() -> None:
             tuner.observe(action, 1.0, rng.normal(size=11), False, truncated=step % 200 == 199)
             if step == -1:
                 time.sleep(30)  # until updates run
-        behind, learned = tuner.behind, tuner.drive.live.updates if tuner.drive.live else 0
+        behind, learned = tuner.behind, tuner.drive.phase_state.updates if tuner.drive.phase_state else 0
         tuner.rows.queue.clear()
     p50, p99 = np.percentile(took, [50, 99])
     late = float(np.mean(np.array(took) > period))

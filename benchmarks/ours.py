@@ -24,6 +24,7 @@ from segue.core import Linear, Spec, Transition
 from segue.envs.lockstep import Worlds
 from segue.envs.make import make_env
 from segue.methods.sac import SAC
+from segue.nn.networks import Networks
 from segue.replay.ring import Ring
 from segue.system import machine
 from segue.tasks.budget import Budget
@@ -33,7 +34,7 @@ from segue.tasks.task import Task
 from segue.training import start as start_module
 from segue.training.phases import Online, Train
 from segue.training.pipeline import pipeline
-from segue.training.state import Run
+from segue.training.state import RunState
 
 CAPACITY = 300_000
 ENSEMBLES = ("sac", "porl")
@@ -42,13 +43,13 @@ ENSEMBLES = ("sac", "porl")
 def ensemble(job: Task, args: argparse.Namespace) -> Phases:
     porl, depth = job.constants.sac, 4 if args.deep else 2
     sac = {
-        "sac": SAC(critics=porl.critics, critic_depth=depth),
+        "sac": SAC(critics=porl.critics, networks=Networks(critic_depth=depth)),
         "porl": dataclasses.replace(porl, critic_depth=depth, delay=args.utd),
     }[args.method]
     return {"finetune": Online(sac, CAPACITY, online_only(), args.utd)}
 
 
-def filled(run: Run, data: Transition) -> Run:
+def filled(run: RunState, data: Transition) -> RunState:
     """The same with the dataset's rows in every seed's ring."""
     size = len(data.reward)
     rows = jax.tree.map(lambda column, new: column.at[:, :size].set(new), run.online.rows, data)
@@ -101,21 +102,21 @@ def main() -> None:
     phase = phases[name]
     if isinstance(phase, Train):
         phase = dataclasses.replace(phase, steps=10**9)
-    live = phase.begin(pipeline(run, before, worlds))
+    phase_state = phase.begin(pipeline(run, before, worlds))
     row = worlds.step(np.zeros((args.seeds, act), np.float32))
 
     def window():
-        nonlocal live
+        nonlocal phase_state
         if args.what == "online":
             for _ in range(args.env_steps):
-                action = phase.act(live, worlds.obs, worlds.ages)
-                live = phase.observe(phase.learn(live, 0), worlds.step(action))
+                action = phase.act(phase_state, worlds.obs, worlds.episode_steps)
+                phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
         elif args.what == "steps":
             for _ in range(args.env_steps):
-                live = phase.observe(phase.learn(live, 0), row)
+                phase_state = phase.observe(phase.learn(phase_state, 0), row)
         else:
-            live = Train(*phase.rule[:1], 10**9, phase.rule[1]).learn(live, args.updates)
-        jax.block_until_ready(live.learner)
+            phase_state = Train(*phase.rule[:1], 10**9, phase.rule[1]).learn(phase_state, args.updates)
+        jax.block_until_ready(phase_state.learner)
 
     updates = args.env_steps * args.utd if args.what == "steps" else args.updates
     rate = args.env_steps if args.what == "online" else updates * args.seeds

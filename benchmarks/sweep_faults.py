@@ -1,7 +1,7 @@
 """Whether a sweep loses nothing: tiny trials, and drivers, workers and nodes that are killed at random moments.
 
     python benchmarks/sweep_faults.py --trials 240 --drivers 10 --workers 30
-    python benchmarks/sweep_faults.py --engine ray --trials 240 --drivers 10 --workers 30 --nodes 3
+    python benchmarks/sweep_faults.py --executor ray --trials 240 --drivers 10 --workers 30 --nodes 3
     python benchmarks/sweep_faults.py --scan 1000          a restart of finished trials alone
 
 A sweep is run without faults first, on this machine, then again under fire; each trial must have the same hashes. That
@@ -152,7 +152,7 @@ def scan(root: Path, trials: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--executor", choices=["local", "ray"], default="local")
     parser.add_argument("--trials", type=int, default=240)
     parser.add_argument("--drivers", type=int, default=10)
     parser.add_argument("--workers", type=int, default=30)
@@ -181,7 +181,7 @@ def main() -> None:
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
             for _ in range(3):
                 cluster.add_node(num_cpus=1)
-            words = ["--engine", "ray", "--address", cluster.address]
+            words = ["--executor", "ray", "--address", cluster.address]
         fire = Fire(root / "fire", rng, cluster)
         todo = ["drivers"] * args.drivers + ["workers"] * args.workers + ["nodes"] * args.nodes
         rng.shuffle(todo)

@@ -26,14 +26,14 @@ def main() -> None:
     np.savez(folder / "clone.npz", W0=np.array([[-0.4, -0.1]], np.float32), b0=np.zeros(1, np.float32))
     spec = segue.Spec(obs=2, act=1, low=(-2.0,), high=(2.0,))
     task = segue.task(env_id="cart", policy=str(folder / "clone.npz"))
-    sac = segue.SAC(width=32, entropy_backup=False)
+    sac = segue.SAC(networks=segue.Networks(width=32), entropy_backup=False)
     logs = segue.Ratio(segue.Linear(1.0, 1.0, 0), batch=64)
     phases = {
-        "appraise": segue.Online(segue.Appraise(sac), until=1_000, source=logs),
-        "finetune": segue.Online(segue.PORL(sac, segue.Leash(until=2_000)), until=3_000, source=logs),
+        "appraise": segue.Online(segue.PolicyEvaluation(sac), until=1_000, source=logs),
+        "finetune": segue.Online(segue.PORL(sac, segue.TrustRegion(until=2_000)), until=3_000, source=logs),
     }
     for night in range(3):
-        with segue.Tuner(phases, task, spec, out=folder / "run") as tuner:
+        with segue.Agent(phases, task, spec, out=folder / "run") as tuner:
             taken = tuner.feed(tonight(rng, 1_000))
             print(f"night {night}: learned from {taken} steps, in all {tuner.env_step}")
     actor, _ = policy_file.load(folder / "run" / "policy-0.safetensors")

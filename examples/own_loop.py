@@ -36,15 +36,15 @@ def main() -> None:
     np.savez(folder / "clone.npz", **gains)
     spec = segue.Spec(obs=2, act=1, low=(-2.0,), high=(2.0,))
     task = segue.task(env_id="cart", policy=str(folder / "clone.npz"))
-    sac = segue.SAC(width=32, critics=3, subset=2, delay=2, entropy_backup=False)
+    sac = segue.SAC(networks=segue.Networks(width=32), critics=3, subset=2, delay=2, entropy_backup=False)
     online = segue.Ratio(segue.Linear(1.0, 1.0, 0), batch=64)
     phases = {
-        "presample": segue.Online(segue.Appraise(sac), until=500, source=online, updates_per_step=2),
+        "presample": segue.Online(segue.PolicyEvaluation(sac), until=500, source=online, updates_per_step=2),
         "finetune": segue.Online(segue.PORL(sac), until=3_000, source=online, updates_per_step=2),
     }
     cart, returned = Cart(), [0.0]
     for part in (1_000, 2_000):  # the second time it goes on from where the first one ended
-        with segue.Tuner(phases, task, spec, out=folder / "run") as tuner:
+        with segue.Agent(phases, task, spec, out=folder / "run") as tuner:
             obs, steps = cart.reset(), 0
             while steps < part and not tuner.done:
                 action = tuner.act(obs)

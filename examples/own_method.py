@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import segue
 from segue.data.collecting import collect_random
 from segue.methods.td3 import AbstractTD3
+from segue.nn.networks import Networks
 
 
 class FadingBC(AbstractTD3):
@@ -38,7 +39,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="segue-example-"))
     collect_random("Pendulum-v1", 5_000, seed=0, path=folder / "random.npz")
     task = segue.task(env_id="Pendulum-v1", dataset=str(folder / "random.npz"))
-    method = FadingBC(width=64)
+    method = FadingBC(networks=Networks(width=64))
     phases = {
         "offline": segue.Train(method, steps=2_000),
         "collect": segue.Collect(until=200),

@@ -31,7 +31,7 @@ print(segue.__file__)
 """Every module is imported, because no extra is installed: none may need one before it is used."""
 
 RUN = shlex.split("""
-run direct --env-id Pendulum-v1 --dataset chance.npz --out runs/first --offline.steps 1000 --offline.width 32
+run direct --env-id Pendulum-v1 --dataset chance.npz --out runs/first --offline.steps 1000 --offline.networks.width 32
 --collect.until 200 --finetune.until 400 --finetune.updates-per-step 1
 --evaluate-updates 1000 --evaluate-steps 200 --episodes 2
 """)

@@ -24,10 +24,11 @@ import numpy as np
 import optax
 import pytest
 
-from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.core import Clock, Pretrained, Spec, TrainState, Transition
 from segue.methods.sac import LogAlpha
 from segue.methods.td3 import TD3
 from segue.nn.mlp import MLP
+from segue.nn.networks import Networks
 from segue.nn.vae import VAE
 from segue.replay.ring import Ring
 
@@ -36,6 +37,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
 WIDTH, BATCH = 16, 24
 """They differ, so that a shape tells a weight from a batch of activations."""
+NETS = Networks(width=WIDTH)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,26 +78,46 @@ def ring_of(table: Transition, capacity: int | None = None) -> Ring:
     return Ring(jax.tree.map(lambda c: jnp.asarray(blank(c)), table), jnp.asarray(len(table.reward), jnp.int32))
 
 
-def trained(build, rng: np.random.Generator) -> Trained:
-    """A network, a slow copy that differs from it, and moments with a past."""
+def trained(build, rng: np.random.Generator) -> TrainState:
+    """A network, a target network that differs from it, and moments with a past."""
     shapes = jax.eval_shape(lambda: build(key=jax.random.key(0)))
     fill = lambda size=0.3: jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * size, s.dtype), shapes)
     moments = optax.ScaleByAdamState(jnp.asarray(7, jnp.int32), fill(0.1), jax.tree.map(jnp.square, fill(0.1)))
-    return Trained(fill(), fill(), moments)
+    return TrainState(fill(), fill(), moments)
 
 
-def waist(seed: int = 0, backbone=TD3(width=WIDTH)) -> Pretrained:
-    """A full waist, every part of it different, with the actor and the critics of a backbone."""
+def pretrained(seed: int = 0, backbone=TD3(networks=NETS)) -> Pretrained:
+    """Networks of every kind, each different, with the actor and the critics of a backbone."""
     rng = np.random.default_rng(seed)
     critic = lambda: trained(lambda key: backbone.new_critic(SPEC, key=key), rng)
-    actor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
-    value = trained(lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key), rng)
-    prior = trained(lambda key: VAE(SPEC, WIDTH, key=key), rng)
-    temperature, multiplier = (trained(lambda key: LogAlpha(jnp.zeros(())), rng) for _ in range(2))
-    plain = lambda part: Trained(part.net, None, part.opt)  # nothing needs their slow copies
-    parts = Pretrained(actor, critic(), critic(), plain(value), plain(prior), plain(temperature))
-    anchor = trained(lambda key: backbone.new_actor(SPEC, key=key), rng)
-    return parts._replace(multiplier=plain(multiplier), anchor=plain(anchor))
+    actor, critics = trained(lambda key: backbone.new_actor(SPEC, key=key), rng), (critic(), critic())
+    build = {
+        "value": lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key),
+        "behaviour": lambda key: VAE(SPEC, WIDTH, key=key),
+        "temperature": lambda key: LogAlpha(jnp.zeros(())),
+        "multiplier": lambda key: LogAlpha(jnp.zeros(())),
+        "reference_policy": lambda key: backbone.new_actor(SPEC, key=key),
+    }
+    states = {name: trained(one, rng) for name, one in build.items()}
+    parts = {
+        name: TrainState(state.net, None, state.opt) for name, state in states.items()
+    }  # none has a target network
+    return Pretrained(actor, critics[0], {"q_on": critics[1], **parts})
+
+
+def critic_of(given: Pretrained, name: str) -> TrainState | None:
+    """The offline critic ("critic"), or another critic by its part's name."""
+    return given.critic if name == "critic" else given.parts.get(name)
+
+
+def with_critic(given: Pretrained, name: str, critic: TrainState) -> Pretrained:
+    """The same networks with one critic replaced."""
+    return given._replace(critic=critic) if name == "critic" else given.with_parts(**{name: critic})
+
+
+def without(given: Pretrained, *parts: str) -> Pretrained:
+    """The same networks but for some parts."""
+    return given._replace(parts={name: part for name, part in given.parts.items() if name not in parts})
 
 
 def stack(*trees):
@@ -123,7 +145,7 @@ def changed(value, **fields):
     return dataclasses.replace(value, **fields)
 
 
-def gradient(moved: Trained):
+def gradient(moved: TrainState):
     """The gradient of the first Adam step after a restart: the first moment is a tenth of it."""
     return jax.tree.map(lambda mu: np.asarray(mu, np.float64) / 0.1, moved.opt.mu)
 

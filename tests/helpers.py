@@ -63,18 +63,18 @@ RAGGED = "helpers:Ragged-v0"
 
 TINY = {
     "--offline.steps": 20,
-    "--offline.width": 8,
-    "--offline.depth": 1,
-    "--offline.source.batch": 8,
+    "--offline.networks.width": 8,
+    "--offline.networks.depth": 1,
+    "--offline.sampler.batch": 8,
     "--collect.until": 8,
     "--pretrain.steps": 10,
-    "--pretrain.backbone.width": 8,
-    "--pretrain.backbone.depth": 1,
-    "--pretrain.source.batch": 8,
+    "--pretrain.backbone.networks.width": 8,
+    "--pretrain.backbone.networks.depth": 1,
+    "--pretrain.sampler.batch": 8,
     "--finetune.until": 16,
     "--finetune.updates-per-step": 2,
-    "--finetune.source.batch": 8,
-    "--finetune.source.width": 8,
+    "--finetune.sampler.batch": 8,
+    "--finetune.sampler.width": 8,
     "--episodes": 3,
     "--evaluate-steps": 4,
     "--log-every": 1,
@@ -87,7 +87,7 @@ def flags(recipe="opt", replay=None, **changes):
     phases = {"td3bc": ("offline",), "direct": ("offline", "collect", "finetune")}.get(recipe)
     lacks = [f"--{p}." for p in ("collect", "pretrain", "finetune") if phases and p not in phases]
     if replay != "balanced" and (replay or recipe == "direct"):
-        lacks.append("--finetune.source.width")
+        lacks.append("--finetune.sampler.width")
     table = {name: value for name, value in TINY.items() if not name.startswith(tuple(lacks))}
     table |= {"--" + name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     table |= {"--replay": replay} if replay else {}

@@ -92,14 +92,14 @@ def bound(equation: Any, inputs: list[Promise]) -> list[Promise]:
 
 
 def looped(params: dict[str, Any], inputs: list[Promise], keys: Keys) -> list[Promise]:
-    body, consts, carry = params["jaxpr"], params["num_consts"], params["num_carry"]
-    fixed, state, each = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
+    body, consts, sampler_state = params["jaxpr"], params["num_consts"], params["num_carry"]
+    fixed, state, each = inputs[:consts], inputs[consts : consts + sampler_state], inputs[consts + sampler_state :]
     found: dict[int, list[Promise]] = {}
     order = range(params["length"])
     for step in reversed(order) if params["reverse"] else order:
         row = [functools.partial(lambda column, step: column()[step], column, step) for column in each]
         out = follow(body.jaxpr, body.consts, [*fixed, *state, *row], keys)
-        state, found[step] = out[:carry], out[carry:]
+        state, found[step] = out[:sampler_state], out[sampler_state:]
     columns = zip(*(found[step] for step in order), strict=True)
     return [*state, *(functools.partial(lambda c: jnp.stack([value() for value in c]), c) for c in columns)]
 

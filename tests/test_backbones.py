@@ -10,10 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, rows, same, waist
+from conftest import (
+    BATCH,
+    NETS,
+    SPEC,
+    WIDTH,
+    Oracle,
+    at,
+    changed,
+    close,
+    critic_of,
+    pretrained,
+    rows,
+    same,
+    with_critic,
+    without,
+)
 
 from segue import losses
-from segue.core import Pretrained, Trained
+from segue.core import Pretrained, TrainState
 from segue.errors import SegueError
 from segue.methods.awac import AWAC
 from segue.methods.bc import BC
@@ -23,15 +38,16 @@ from segue.methods.iql import IQL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.rebrac import ReBRAC
 from segue.methods.sac import SAC
-from segue.methods.spot import SPOT, Prior
+from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP
-from segue.replay.next_actions import Followed, Successive
-from segue.replay.returns_to_go import Returned, Returning
+from segue.nn.networks import Networks
+from segue.replay.next_actions import NextActionBatch, WithNextAction
+from segue.replay.returns_to_go import ReturnsBatch, WithReturns
 from segue.replay.ring import Ring
-from segue.replay.sources import Uniform
+from segue.replay.sampler import Uniform
 from segue.training.phases import Collect, Collected
 
 KEY, DUE = jax.random.key(3), at(1)
@@ -55,8 +71,8 @@ def x64():
 
 def policy_loss(backbone, given, batch, q=None, clock=DUE):
     """value, info and gradient of the policy's loss, for the offline critic's opinion or for `q`."""
-    opinion = q or backbone.opinion(given.critic)
-    loss = lambda pi: backbone.policy_loss(pi, opinion, given, batch, key=KEY, clock=clock)
+    q_for_policy = q or backbone.q_for_policy(given.critic)
+    loss = lambda pi: backbone.policy_loss(pi, q_for_policy, given.parts, batch, key=KEY, clock=clock)
     (value, info), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(given.actor.net)
     return value, info, slope
 
@@ -83,10 +99,10 @@ def price(encoder, decoder, obs, action, eps):
 
 
 def test_the_prior_s_loss_and_its_gradient(x64):
-    given, batch = x64(waist()), x64(OFFLINE)
-    vae, eps = given.prior.net, noises(BATCH, 4)
-    method = Prior(width=WIDTH, kl_weight=0.7)
-    learner = Pretrained(prior=given.prior.restart())
+    given, batch = x64(pretrained()), x64(OFFLINE)
+    vae, eps = given.parts["behaviour"].net, noises(BATCH, 4)
+    method = BehaviourDensity(width=WIDTH, kl_weight=0.7)
+    learner = Pretrained(prior=given.parts["behaviour"].reset_optimizer())
     moved, info = method.update(learner, batch, key=KEY, clock=DUE)
     slope = jax.tree.map(lambda mu: mu / 0.1, moved.prior.opt.mu)
     decoder, encoder = Oracle.params(vae.decoder), Oracle.params(vae.encoder)
@@ -105,10 +121,10 @@ def test_the_prior_s_loss_and_its_gradient(x64):
     ("cools", "update", "left"), [(False, 700, 1.0), (True, 0, 1.0), (True, 700, 0.3), (True, 5_000, 0.2)]
 )
 def test_spot_s_policy_loss_and_its_gradient(x64, cools, update, left):
-    given, batch = x64(waist()), x64(OFFLINE)
-    backbone = SPOT(width=WIDTH, support=2.5, support_end=0.2, support_steps=1_000, kl_weight=0.5, cools=cools)
+    given, batch = x64(pretrained()), x64(OFFLINE)
+    backbone = SPOT(networks=NETS, support=2.5, support_end=0.2, support_steps=1_000, kl_weight=0.5, cools=cools)
     value, _, slope = policy_loss(backbone, given, batch, clock=at(update))
-    vae, critic = given.prior.net, Oracle.params(given.critic.net)
+    vae, critic = given.parts["behaviour"].net, Oracle.params(given.critic.net)
     eps, encoder, decoder = noises(BATCH, 4), Oracle.params(vae.encoder), Oracle.params(vae.decoder)
     scale = np.abs(Oracle.q(critic, batch.obs, Oracle.pi(Oracle.params(given.actor.net), batch.obs))[0]).mean()
 
@@ -123,24 +139,24 @@ def test_spot_s_policy_loss_and_its_gradient(x64, cools, update, left):
 
 def test_spot_without_its_price_is_td3_on_normalised_q():
     """lambda 0, through TD3+BC's own path: with a dataset that holds what the policy does, its cloning term is 0."""
-    given = waist()
+    given = pretrained()
     batch = OFFLINE._replace(action=jax.vmap(given.actor.net.act)(OFFLINE.obs))
-    ours = policy_loss(SPOT(width=WIDTH, support=0.0), given, batch)
-    theirs = policy_loss(TD3BC(width=WIDTH, alpha=1.0), given, batch)
+    ours = policy_loss(SPOT(networks=NETS, support=0.0), given, batch)
+    theirs = policy_loss(TD3BC(networks=NETS, alpha=1.0), given, batch)
     close(ours[2], theirs[2], rtol=1e-4, atol=1e-6)
 
 
 def test_spot_s_critic_is_td3_s_at_its_own_discount():
-    given = waist()
-    online = SPOT(width=WIDTH, online_discount=0.7).online()
-    args = (given.critic.net, given.critic.slow, given.actor, given, OFFLINE)
-    assert same(online.critic_loss(*args, key=KEY), TD3(width=WIDTH, discount=0.7).critic_loss(*args, key=KEY))
+    given = pretrained()
+    online = SPOT(networks=NETS, online_discount=0.7).online()
+    args = (given.critic.net, given.critic.target, given.actor, given.parts, OFFLINE)
+    assert same(online.critic_loss(*args, key=KEY), TD3(networks=NETS, discount=0.7).critic_loss(*args, key=KEY))
     assert online.cools
 
 
 def test_spot_says_what_it_lacks():
     with pytest.raises(SegueError, match="prior"):
-        SPOT(width=WIDTH).init(SPEC, waist()._replace(prior=None), key=KEY)
+        SPOT(networks=NETS).init(SPEC, without(pretrained(), "behaviour"), key=KEY)
 
 
 # --- IQL -------------------------------------------------------------------------------------------------------------
@@ -173,27 +189,27 @@ def test_advantage_weights():
 
 
 def test_iql_s_three_losses_and_their_gradients(x64):
-    backbone = IQL(width=WIDTH, expectile=0.8, beta=2.0, discount=0.9)
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
-    value, critic = Oracle.params(given.value.net), Oracle.params(given.critic.net)
+    backbone = IQL(networks=NETS, expectile=0.8, beta=2.0, discount=0.9)
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
+    value, critic = Oracle.params(given.parts["value"].net), Oracle.params(given.critic.net)
     next_v, v = net(value, batch.next_obs)[:, 0], net(value, batch.obs)[:, 0]
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, next_v)
 
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     found, slope = jax.value_and_grad(loss)(given.critic.net)
     np.testing.assert_allclose(found, Oracle.td(critic, batch, y), rtol=1e-9)
     Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
 
-    low = Oracle.q(Oracle.params(given.critic.slow), batch.obs, batch.action).min(0)
-    start = given._replace(value=given.value.restart())
-    moved, info = backbone.step_aux(start, given.actor, backbone.opinion(given.critic), batch, key=KEY)
+    low = Oracle.q(Oracle.params(given.critic.target), batch.obs, batch.action).min(0)
+    start = given.with_parts(value=given.parts["value"].reset_optimizer())
+    moved, info = backbone.update_parts(start, given.actor, backbone.q_for_policy(given.critic), batch, key=KEY)
 
     def expectile(params):
         u = low - net(params, batch.obs)[:, 0]
         return np.mean(np.where(u < 0, 0.2, 0.8) * u**2)
 
     np.testing.assert_allclose(info["value_loss"], expectile(value), rtol=1e-9)
-    Oracle.agree(expectile, given.value.net, jax.tree.map(lambda mu: mu / 0.1, moved.value.opt.mu))
+    Oracle.agree(expectile, given.parts["value"].net, jax.tree.map(lambda mu: mu / 0.1, moved.value.opt.mu))
 
     found, info, slope = policy_loss(backbone, given, batch)
     weight = np.minimum(np.exp(2.0 * (low - v)), 100)
@@ -212,9 +228,9 @@ def test_iql_s_three_losses_and_their_gradients(x64):
 
 def test_iql_at_beta_0_is_behaviour_cloning():
     """Through BC's own path: the same policy, the density of the data."""
-    backbone = IQL(width=WIDTH, beta=0.0)
-    given = waist(0, backbone)
-    ours, theirs = policy_loss(backbone, given, OFFLINE), policy_loss(BC(width=WIDTH), given, OFFLINE)
+    backbone = IQL(networks=NETS, beta=0.0)
+    given = pretrained(0, backbone)
+    ours, theirs = policy_loss(backbone, given, OFFLINE), policy_loss(BC(networks=NETS), given, OFFLINE)
     close(ours[0], theirs[0], rtol=1e-6)
     close(ours[2], theirs[2], rtol=1e-6)
 
@@ -223,16 +239,19 @@ def test_iql_under_opt_listens_to_the_mixture_and_fits_v_to_it(x64):
     """Inferred: V's target and the advantage are both of (1 - kappa) Q_off + kappa Q_on, from slow critics."""
     from segue.core import Linear
 
-    backbone = IQL(width=WIDTH, expectile=0.8).online()
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    backbone = IQL(networks=NETS, expectile=0.8).online()
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
     method = OPT(backbone, Linear(0.3, 0.3, 0))
-    learner = method.init(SPEC, given._replace(value=given.value.restart()), key=KEY)
+    learner = method.init(SPEC, given.with_parts(value=given.parts["value"].reset_optimizer()), key=KEY)
     after, info = update(method, learner, batch)
-    slow = [Oracle.q(Oracle.params(part.slow), batch.obs, batch.action).min(0) for part in (given.critic, given.fresh)]
+    slow = [
+        Oracle.q(Oracle.params(part.target), batch.obs, batch.action).min(0)
+        for part in (given.critic, given.parts["q_on"])
+    ]
     mix = 0.7 * slow[0] + 0.3 * slow[1]
-    u = mix - net(Oracle.params(given.value.net), batch.obs)[:, 0]
+    u = mix - net(Oracle.params(given.parts["value"].net), batch.obs)[:, 0]
     np.testing.assert_allclose(info["value_loss"], np.mean(np.where(u < 0, 0.2, 0.8) * u**2), rtol=1e-6)
-    v = net(Oracle.params(after.aux.value.net), batch.obs)[:, 0]
+    v = net(Oracle.params(after.parts["value"].net), batch.obs)[:, 0]
     np.testing.assert_allclose(info["advantage"], (mix - v).mean(), rtol=1e-6)
 
 
@@ -247,24 +266,26 @@ def test_iql_s_actor_rate_is_a_cosine_offline_and_constant_online(update, share)
 
 def test_iql_refuses_a_policy_without_a_density():
     with pytest.raises(SegueError, match="policy of its own kind"):
-        Direct(IQL(width=WIDTH)).init(SPEC, waist(), key=KEY)
+        Direct(IQL(networks=NETS)).init(SPEC, pretrained(), key=KEY)
 
 
 # --- ReBRAC ----------------------------------------------------------------------------------------------------------
 
 
 def followed():
-    return Followed(*OFFLINE, jnp.asarray(rows(BATCH, 9).action), jnp.arange(BATCH) % 3 > 0)
+    return NextActionBatch(*OFFLINE, jnp.asarray(rows(BATCH, 9).action), jnp.arange(BATCH) % 3 > 0)
 
 
 def test_rebrac_s_losses_and_their_gradients(x64):
-    backbone = ReBRAC(width=WIDTH, depth=2, critic_norm=False, beta_actor=0.3, beta_critic=0.7, target_noise=0.0)
-    given, batch = x64(waist(0, backbone)), x64(followed())
-    next_action = Oracle.pi(Oracle.params(given.actor.slow), batch.next_obs)
-    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, next_action).min(0)
+    backbone = ReBRAC(
+        networks=Networks(width=WIDTH, depth=2, critic_norm=False), beta_actor=0.3, beta_critic=0.7, target_noise=0.0
+    )
+    given, batch = x64(pretrained(0, backbone)), x64(followed())
+    next_action = Oracle.pi(Oracle.params(given.actor.target), batch.next_obs)
+    low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, next_action).min(0)
     far = np.where(batch.followed, ((next_action - f64(batch.next_action)) ** 2).sum(-1), 0)
     y = f64(batch.reward) + 0.99 * np.where(batch.terminal, 0, low - 0.7 * far)
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     value, slope = jax.value_and_grad(loss)(given.critic.net)
     critic = Oracle.params(given.critic.net)
     np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-9)
@@ -286,18 +307,18 @@ def test_rebrac_s_losses_and_their_gradients(x64):
 
 
 def test_rebrac_without_penalties_has_td3_s_critic():
-    given = waist()
-    args = (given.critic.net, given.critic.slow, given.actor, given)
-    plain = TD3(width=WIDTH).critic_loss(*args, OFFLINE, key=KEY)
+    given = pretrained()
+    args = (given.critic.net, given.critic.target, given.actor, given.parts)
+    plain = TD3(networks=NETS).critic_loss(*args, OFFLINE, key=KEY)
     for backbone, batch in ((ReBRAC(beta_critic=0.0), followed()), (ReBRAC().online(), OFFLINE)):
         batch = batch._replace(**OFFLINE._asdict())
         close(backbone.critic_loss(*args, batch, key=KEY), plain, rtol=1e-6)
 
 
 def test_rebrac_says_where_next_actions_come_from():
-    given = waist()
+    given = pretrained()
     with pytest.raises(SegueError, match="Successive"):
-        ReBRAC().critic_loss(given.critic.net, given.critic.slow, given.actor, given, OFFLINE, key=KEY)
+        ReBRAC().critic_loss(given.critic.net, given.critic.target, given.actor, given.parts, OFFLINE, key=KEY)
 
 
 def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
@@ -311,7 +332,7 @@ def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
         obs=jnp.asarray(obs, jnp.float32), action=jnp.asarray(actions, jnp.float32), reward=jnp.arange(10.0),
         next_obs=jnp.asarray(after, jnp.float32), terminal=jnp.asarray(terminal),
     )  # fmt: skip
-    _, batch, _ = Successive(batch=400).draw((), table, Ring.new(SPEC, 1), key=KEY, clock=DUE)
+    _, batch, _ = WithNextAction(batch=400).draw((), table, Ring.new(SPEC, 1), key=KEY, clock=DUE)
     index = np.asarray(batch.reward).astype(int)
     assert set(index) == set(range(10))
     np.testing.assert_array_equal(batch.followed, ~np.isin(index, (3, 4, 9)))
@@ -319,7 +340,7 @@ def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
         batch.next_action[batch.followed], table.action[index[np.asarray(batch.followed)] + 1]
     )
     looped = table._replace(obs=table.obs.at[4].set(table.next_obs[3]))  # a start that looks like a terminal's end
-    _, batch, _ = Successive(batch=400).draw((), looped, Ring.new(SPEC, 1), key=KEY, clock=DUE)
+    _, batch, _ = WithNextAction(batch=400).draw((), looped, Ring.new(SPEC, 1), key=KEY, clock=DUE)
     assert not batch.followed[np.asarray(batch.reward) == 3].any()
 
 
@@ -328,8 +349,8 @@ def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
 
 @pytest.mark.parametrize("head", ["deterministic", "tanh-gaussian"])
 def test_bc_s_loss_is_written_out_and_ignores_the_critic(x64, head):
-    backbone = BC(width=WIDTH, head=head)
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    backbone = BC(networks=NETS, head=head)
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
     value, _, slope = policy_loss(backbone, given, batch)
 
     def squashed(params):
@@ -346,14 +367,15 @@ def test_bc_s_loss_is_written_out_and_ignores_the_critic(x64, head):
 
 
 def test_td3bc_at_alpha_0_is_bc():
-    given = waist()
+    given = pretrained()
     close(
-        policy_loss(TD3BC(width=WIDTH, alpha=0.0), given, OFFLINE)[2], policy_loss(BC(width=WIDTH), given, OFFLINE)[2]
+        policy_loss(TD3BC(networks=NETS, alpha=0.0), given, OFFLINE)[2],
+        policy_loss(BC(networks=NETS), given, OFFLINE)[2],
     )
 
 
 def test_a_density_at_the_border_is_finite():
-    actor = BC(head="tanh-gaussian", width=8).new_actor(SPEC, key=KEY)
+    actor = BC(head="tanh-gaussian", networks=Networks(width=8)).new_actor(SPEC, key=KEY)
     value, slope = jax.value_and_grad(lambda a: a.log_prob(jnp.ones(3), jnp.array([1.0, -1.0])))(actor)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, slope)))
 
@@ -363,8 +385,8 @@ def test_densities_integrate_to_one():
     from segue.core import Spec
 
     one = Spec(3, 1, (-1.0,), (1.0,))
-    squashed = BC(head="tanh-gaussian", width=8).new_actor(one, key=KEY)
-    plain = IQL(width=8).new_actor(one, key=KEY)
+    squashed = BC(head="tanh-gaussian", networks=Networks(width=8)).new_actor(one, key=KEY)
+    plain = IQL(networks=Networks(width=8)).new_actor(one, key=KEY)
     for actor, grid in ((squashed, np.linspace(-0.99999, 0.99999, 40_001)), (plain, np.linspace(-9, 9, 20_001))):
         density = jnp.exp(jax.vmap(lambda a, actor=actor: actor.log_prob(jnp.ones(3), a[None]))(jnp.asarray(grid)))
         np.testing.assert_allclose(np.trapezoid(density, grid), 1.0, atol=5e-3)
@@ -380,15 +402,15 @@ def squashed(params, obs, eps):
 
 
 def test_sac_s_losses_and_their_gradients(x64):
-    backbone = SAC(width=WIDTH, discount=0.9)
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
-    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    backbone = SAC(networks=NETS, discount=0.9)
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
+    alpha = float(np.exp(f64(given.parts["temperature"].net.log_alpha)))
     sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
     actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
     action, log_prob = sample(actor, batch.next_obs)
-    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, action).min(0)
+    low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, action).min(0)
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low - alpha * log_prob)
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     value, slope = jax.value_and_grad(loss)(given.critic.net)
     np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-8)
     Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
@@ -400,28 +422,34 @@ def test_sac_s_losses_and_their_gradients(x64):
     value, _, slope = policy_loss(backbone, given, batch)
     np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
     Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
-    start = given._replace(temperature=given.temperature.restart())
-    moved, _ = backbone.step_dual(start, given.actor, batch, key=KEY)
+    start = given.with_parts(temperature=given.parts["temperature"].reset_optimizer())
+    moved, _ = backbone.update_multipliers(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
 
 
 @pytest.mark.parametrize("listens", ["min", "mean"])
-def test_sac_s_losses_with_an_ensemble(x64, listens):
+def test_sac_s_losses_with_an_ensemble(x64, policy_reduction):
     """No entropy in the target, 2 of 10 members in it, another target entropy, and whom the policy listens to."""
     backbone = SAC(
-        width=WIDTH, discount=0.9, critics=10, subset=2, entropy_backup=False, listens=listens, target_entropy=-0.5
+        networks=NETS,
+        discount=0.9,
+        critics=10,
+        subset=2,
+        entropy_backup=False,
+        policy_reduction=policy_reduction,
+        target_entropy=-0.5,
     )
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
-    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
+    alpha = float(np.exp(f64(given.parts["temperature"].net.log_alpha)))
     sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
-    actor, critic, slow = (Oracle.params(net) for net in (given.actor.net, given.critic.net, given.critic.slow))
+    actor, critic, slow = (Oracle.params(net) for net in (given.actor.net, given.critic.net, given.critic.target))
     every = Oracle.q(slow, batch.next_obs, sample(actor, batch.next_obs)[0])
     drawn = np.asarray(jax.random.choice(jax.random.fold_in(KEY, 1), 10, (2,), replace=False))
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, every[drawn].min(0))
     assert every.shape == (10, BATCH)
     assert (every[drawn].min(0) > every.min(0)).any()
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     value, slope = jax.value_and_grad(loss)(given.critic.net)
     np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-8)
     Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope, rtol=1e-5)
@@ -429,13 +457,13 @@ def test_sac_s_losses_with_an_ensemble(x64, listens):
     def improve(params):
         action, log_prob = sample(params, batch.obs)
         values = Oracle.q(critic, batch.obs, action)
-        return (alpha * log_prob - (values.min(0) if listens == "min" else values.mean(0))).mean()
+        return (alpha * log_prob - (values.min(0) if policy_reduction == "min" else values.mean(0))).mean()
 
     value, info, slope = policy_loss(backbone, given, batch)
     np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
     Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
-    start = given._replace(temperature=given.temperature.restart())
-    moved, info = backbone.step_dual(start, given.actor, batch, key=KEY)
+    start = given.with_parts(temperature=given.parts["temperature"].reset_optimizer())
+    moved, info = backbone.update_multipliers(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     slope = -(log_prob - 0.5 * 2).mean()  # H is -1/2 for each of two dimensions
     np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, slope, rtol=1e-7)
@@ -450,13 +478,13 @@ def test_a_policy_with_one_spread_everywhere(x64, output):
 
     With `clip` the network gives the action itself, of which some lie beyond the edge.
     """
-    backbone = SAC(width=WIDTH, log_std=-0.7)
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
-    raw = x64(waist(0)).actor.net.mlp
-    pi = backbone.adopt(Trained.new(Deterministic(raw, output)), spec=SPEC, key=KEY).net
+    backbone = SAC(networks=NETS, log_std=-0.7)
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
+    raw = x64(pretrained(0)).actor.net.mlp
+    pi = backbone.init_actor(TrainState.new(Deterministic(raw, output)), spec=SPEC, key=KEY).net
     pi = dataclasses.replace(pi, log_std=x64(jnp.array([-0.7, 5.0])))  # the second is beyond SAC's bound
     log_std, eps, critic = np.array([-0.7, 2.0]), noises(BATCH, 2), Oracle.params(given.critic.net)
-    alpha = float(np.exp(f64(given.temperature.net.log_alpha)))
+    alpha = float(np.exp(f64(given.parts["temperature"].net.log_alpha)))
     edge = 1 - 1e-3
 
     def mean(params):
@@ -486,7 +514,7 @@ def test_a_policy_with_one_spread_everywhere(x64, output):
         values = Oracle.q(critic, batch.obs, np.tanh(raw)).min(0)
         return (alpha * density(raw, centre, log_std) - values).mean()
 
-    given = given._replace(actor=Trained.new(pi))
+    given = given._replace(actor=TrainState.new(pi))
     value, _, slope = policy_loss(backbone, given, batch)
     np.testing.assert_allclose(value, improve(params), rtol=1e-8)
     Oracle.agree(improve, pi, slope, rtol=1e-5)
@@ -500,7 +528,7 @@ def test_the_density_around_a_policy_integrates_to_one(output):
 
     one = Spec(3, 1, (-1.0,), (1.0,))
     inner = Deterministic(MLP((3, 8, 1), key=KEY), output)
-    actor = SAC(log_std=-1.0).adopt(Trained.new(inner), spec=one, key=KEY).net
+    actor = SAC(log_std=-1.0).init_actor(TrainState.new(inner), spec=one, key=KEY).net
     for obs in (jnp.ones(3), 4 * jnp.ones(3)):
         grid = jnp.linspace(-0.99999, 0.99999, 40_001)
         density = jnp.exp(jax.vmap(lambda a, obs=obs: actor.log_prob(obs, a[None]))(grid))
@@ -513,15 +541,15 @@ def test_the_density_around_a_policy_integrates_to_one(output):
 
 
 def test_awac_s_losses_and_their_gradients(x64):
-    backbone = AWAC(width=WIDTH, discount=0.9, temperature=0.3, most=1.5)
-    given, batch = x64(waist(0, backbone)), x64(OFFLINE)
+    backbone = AWAC(networks=NETS, discount=0.9, temperature=0.3, most=1.5)
+    given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
     log_std = np.clip(f64(given.actor.net.log_std), -5, 2)
     actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
     own = lambda obs: np.clip(Oracle.pi(actor, obs) + np.exp(log_std) * noises(BATCH, 2), -1, 1)
 
-    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, own(batch.next_obs)).min(0)
+    low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, own(batch.next_obs)).min(0)
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low)
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     value, slope = jax.value_and_grad(loss)(given.critic.net)
     np.testing.assert_allclose(value, Oracle.td(critic, batch, y), rtol=1e-9)
     Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
@@ -544,9 +572,9 @@ def test_awac_s_losses_and_their_gradients(x64):
 
 def test_awac_at_an_infinite_temperature_is_behaviour_cloning():
     """Through BC's own path; at 0.1 it is not."""
-    backbone = AWAC(width=WIDTH, temperature=np.inf)
-    given = waist(0, backbone)
-    theirs = policy_loss(BC(width=WIDTH), given, OFFLINE)
+    backbone = AWAC(networks=NETS, temperature=np.inf)
+    given = pretrained(0, backbone)
+    theirs = policy_loss(BC(networks=NETS), given, OFFLINE)
     ours = policy_loss(backbone, given, OFFLINE)
     close((ours[0], ours[2]), (theirs[0], theirs[2]), rtol=1e-5, atol=1e-7)
     assert not same(policy_loss(changed(backbone, temperature=0.1), given, OFFLINE)[2], ours[2])
@@ -557,7 +585,7 @@ def test_awac_at_an_infinite_temperature_is_behaviour_cloning():
 
 def returned(known=True):
     """The offline batch with returns, some of which lie above what critics say and some below."""
-    return Returned(
+    return ReturnsBatch(
         *OFFLINE, jnp.asarray(rows(BATCH, 7).reward), jnp.arange(BATCH) % 3 > 0 if known else OFFLINE.terminal & False
     )
 
@@ -574,8 +602,8 @@ def conservative(backbone, given, batch, key):
     own, log_prob = (np.concatenate(pair, 1) for pair in zip(*pairs, strict=True))
     chance = f64(jax.random.uniform(anywhere, (BATCH, n, 2), minval=-1.0, maxval=1.0))
     floor = np.full(BATCH, -np.inf)
-    if backbone.calibrated and isinstance(batch, Returned):
-        floor = np.where(batch.known, f64(batch.worth), -np.inf)
+    if backbone.calibrated and isinstance(batch, ReturnsBatch):
+        floor = np.where(batch.known, f64(batch.return_to_go), -np.inf)
 
     def member(params):
         q = lambda action: np.stack([net(params, batch.obs, action[:, i])[:, 0] for i in range(action.shape[1])], 1)
@@ -588,33 +616,33 @@ def conservative(backbone, given, batch, key):
 @pytest.mark.parametrize("batch", ["returned", "unknown", "plain"])
 @pytest.mark.parametrize("gap", [None, 0.8])
 def test_cal_ql_s_critic_loss_and_its_gradient(x64, batch, gap):
-    backbone = CalQL(width=WIDTH, discount=0.9, weight=0.7, actions=3, target_gap=gap)
+    backbone = CalQL(networks=NETS, discount=0.9, weight=0.7, actions=3, target_gap=gap)
     batch = x64({"returned": returned(), "unknown": returned(known=False), "plain": OFFLINE}[batch])
-    given = x64(waist(0, backbone))
+    given = x64(pretrained(0, backbone))
     action, _ = squashed(Oracle.params(given.actor.net), batch.next_obs, noises(BATCH, 2))
-    low = Oracle.q(Oracle.params(given.critic.slow), batch.next_obs, action).min(0)
+    low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, action).min(0)
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low)
-    m = 1.0 if gap is None else np.exp(f64(given.multiplier.net.log_alpha))
+    m = 1.0 if gap is None else np.exp(f64(given.parts["multiplier"].net.log_alpha))
     excess = conservative(backbone, given, batch, jax.random.fold_in(KEY, 2))
     by_hand = lambda p: Oracle.td(p, batch, y) + 0.7 * m * (excess(p).mean(-1) - (gap or 0)).sum()
 
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)
     (value, info), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(given.critic.net)
     np.testing.assert_allclose(value, by_hand(Oracle.params(given.critic.net)), rtol=1e-8)
     Oracle.agree(by_hand, given.critic.net, slope, rtol=1e-5)
-    assert (0 < info["floored"] < 1) == bool(isinstance(batch, Returned) and batch.known.any())
+    assert (0 < info["floored"] < 1) == bool(isinstance(batch, ReturnsBatch) and batch.known.any())
 
 
 def test_cal_ql_s_multiplier_rises_where_the_regulariser_is_above_its_gap(x64):
     """Its gradient by hand, for the policy's opinion: the lesser of two critics."""
-    backbone = CalQL(width=WIDTH, weight=0.7, actions=3, target_gap=0.8)
-    given, batch = x64(waist(0, backbone)), x64(returned())
+    backbone = CalQL(networks=NETS, weight=0.7, actions=3, target_gap=0.8)
+    given, batch = x64(pretrained(0, backbone)), x64(returned())
     low = lambda obs, action: given.critic.net(obs, action).min()
     for gap in (-50.0, 50.0):
-        start = given._replace(multiplier=given.multiplier.restart())
-        moved, info = changed(backbone, target_gap=gap).step_aux(start, given.actor, low, batch, key=KEY)
+        start = given.with_parts(multiplier=given.parts["multiplier"].reset_optimizer())
+        moved, info = changed(backbone, target_gap=gap).update_parts(start, given.actor, low, batch, key=KEY)
         excess, _ = backbone.excess(lambda *pair: low(*pair)[None], given.actor, batch, key=KEY)
-        m = np.exp(f64(given.multiplier.net.log_alpha))
+        m = np.exp(f64(given.parts["multiplier"].net.log_alpha))
         slope = moved.multiplier.opt.mu.log_alpha / 0.1
         np.testing.assert_allclose(slope, -m * 0.7 * (float(excess.mean()) - gap), rtol=1e-9)
         assert (info["multiplier"] > m) == (gap < 0)
@@ -622,14 +650,14 @@ def test_cal_ql_s_multiplier_rises_where_the_regulariser_is_above_its_gap(x64):
 
 def test_cal_ql_s_limits():
     """Without weight it is SAC; without returns that are known, or with ones that lie far below, it is CQL."""
-    backbone = CalQL(width=WIDTH, actions=3)
-    given = waist(0, backbone)
+    backbone = CalQL(networks=NETS, actions=3)
+    given = pretrained(0, backbone)
     loss = lambda backbone, batch: jax.jit(
-        lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, given, batch, key=KEY)[0]
+        lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
     )(given.critic.net)
     cql = loss(changed(backbone, calibrated=False), returned())
     assert loss(changed(backbone, weight=0.0), returned()) == loss(backbone.plain(), OFFLINE)
-    low = returned()._replace(worth=jnp.full(BATCH, -1e6))
+    low = returned()._replace(return_to_go=jnp.full(BATCH, -1e6))
     for batch in (returned(known=False), low, OFFLINE):
         close(loss(backbone, batch), cql, rtol=1e-6)
     high = loss(backbone, returned())
@@ -637,22 +665,23 @@ def test_cal_ql_s_limits():
 
 
 def test_cal_ql_s_plain_form_has_its_constants():
-    plain = CalQL(width=7, critics=4, discount=0.9, entropy_backup=True).plain()
-    assert plain == SAC(width=7, critics=4, discount=0.9, actor_lr=1e-4, temperature_lr=1e-4)
+    plain = CalQL(networks=Networks(width=7), critics=4, discount=0.9, entropy_backup=True).plain()
+    assert plain == SAC(networks=Networks(width=7), critics=4, discount=0.9, actor_lr=1e-4, temperature_lr=1e-4)
 
 
 def test_backbones_say_where_their_batches_come_from():
-    assert CalQL(discount=0.9).source(8) == Returning(discount=0.9, batch=8)
-    assert ReBRAC().source(8) == Successive(8)
-    assert ReBRAC().online().source() == AWAC().source() == Uniform()
+    assert CalQL(discount=0.9).sampler(8) == WithReturns(discount=0.9, batch=8)
+    assert ReBRAC().sampler(8) == WithNextAction(8)
+    assert ReBRAC().online().sampler() == AWAC().sampler() == Uniform()
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
 
 ALL = {
-    "td3bc": TD3BC(width=WIDTH), "spot": SPOT(width=WIDTH), "iql": IQL(width=WIDTH), "rebrac": ReBRAC(width=WIDTH),
-    "bc": BC(width=WIDTH), "bc-squashed": BC(width=WIDTH, head="tanh-gaussian"), "sac": SAC(width=WIDTH),
-    "awac": AWAC(width=WIDTH), "calql": CalQL(width=WIDTH, actions=2, target_gap=0.8),
+    "td3bc": TD3BC(networks=NETS), "spot": SPOT(networks=NETS), "iql": IQL(networks=NETS), 
+    "rebrac": ReBRAC(networks=Networks(width=WIDTH, depth=3, critic_norm=True)),
+    "bc": BC(networks=NETS), "bc-squashed": BC(networks=NETS, head="tanh-gaussian"), "sac": SAC(networks=NETS),
+    "awac": AWAC(networks=NETS), "calql": CalQL(networks=NETS, actions=2, target_gap=0.8),
 }  # fmt: skip
 
 
@@ -662,15 +691,15 @@ def test_opt_at_kappa_0_moves_the_policy_as_the_old_critic_alone(name):
     from segue.core import Linear
 
     online = ALL[name].online()
-    given = waist(0, online)
+    given = pretrained(0, online)
     ruined = lambda part: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan) if x.dtype.kind == "f" else x, part)
     alone = Direct(online, reset_optimizers=False)
     agent, _ = update(alone, alone.init(SPEC, given, key=KEY), OFFLINE)
-    for kappa, bad in ((0.0, "fresh"), (1.0, "critic")):
+    for kappa, bad in ((0.0, "q_on"), (1.0, "critic")):
         method = OPT(online, Linear(kappa, kappa, 0), reset_optimizers=False)
-        learner = method.init(SPEC, given._replace(**{bad: ruined(getattr(given, bad))}), key=KEY)
+        learner = method.init(SPEC, with_critic(given, bad, ruined(critic_of(given, bad))), key=KEY)
         after, _ = update(method, learner, OFFLINE)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.actor, after.aux.value)))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.actor, after.parts["value"])))
         if kappa == 0 and name not in (
             "sac",
             "bc-squashed",
@@ -684,13 +713,15 @@ def test_opt_at_kappa_0_moves_the_policy_as_the_old_critic_alone(name):
 @pytest.mark.parametrize("name", ALL)
 def test_the_policy_explores_as_the_backbone_says(name):
     online = ALL[name].online()
-    actor, obs = waist(0, online).actor.net, jnp.ones(3)
+    actor, obs = pretrained(0, online).actor.net, jnp.ones(3)
     action = online.explorer(actor).explore(obs, KEY)
     assert (jnp.abs(action) <= 1).all()
     still = isinstance(actor, Deterministic) and online.explore_noise == 0
     assert same(action, actor.act(obs)) == still
-    waiting = Collected(Pretrained(Trained.new(actor)), jnp.zeros(2))
-    frozen = Collect(noise=online.explore_noise).explore(waiting, obs, key=KEY, clock=DUE, age=jnp.zeros((), int))
+    waiting = Collected(Pretrained(TrainState.new(actor)), jnp.zeros(2))
+    frozen = Collect(noise=online.explore_noise).explore(
+        waiting, obs, key=KEY, clock=DUE, episode_step=jnp.zeros((), int)
+    )
     assert same(frozen, action)
 
 
@@ -698,26 +729,28 @@ def test_kinds_of_policies():
     kinds = {name: type(backbone.new_actor(SPEC, key=KEY)) for name, backbone in ALL.items()}
     assert kinds["iql"] is Gaussian
     assert kinds["sac"] is kinds["bc-squashed"] is TanhGaussian
-    assert isinstance(BC(head="tanh-gaussian", width=7, polyak=0.1).online(), SAC)
-    assert BC(head="tanh-gaussian", width=7, polyak=0.1).online().polyak == 0.1
-    assert changed(BC(width=7), discount=0.5).online() == TD3(width=7, discount=0.5)
+    assert isinstance(BC(head="tanh-gaussian", networks=Networks(width=7), polyak=0.1).online(), SAC)
+    assert BC(head="tanh-gaussian", networks=Networks(width=7), polyak=0.1).online().polyak == 0.1
+    assert changed(BC(networks=Networks(width=7)), discount=0.5).online() == TD3(
+        networks=Networks(width=7), discount=0.5
+    )
 
 
 def test_a_policy_of_another_kind_is_refused():
-    squashed = waist(0, BC(width=WIDTH, head="tanh-gaussian"))
+    squashed = pretrained(0, BC(networks=NETS, head="tanh-gaussian"))
     with pytest.raises(SegueError, match="own kind"):
-        Direct(TD3(width=WIDTH)).init(SPEC, squashed, key=KEY)
+        Direct(TD3(networks=NETS)).init(SPEC, squashed, key=KEY)
 
 
 def test_a_critic_of_the_meta_step_may_bring_v_along():
-    """`fit_aux`: V moves towards the trained critic; off, it stays, bit for bit."""
-    online = IQL(width=WIDTH).online()
-    given = waist(0, online)
+    """`fit_parts`: V moves towards the trained critic; off, it stays, bit for bit."""
+    online = IQL(networks=NETS).online()
+    given = pretrained(0, online)
     for fit in (False, True):
-        method = MetaCritic(online, fit_aux=fit)
+        method = MetaCritic(online, fit_parts=fit)
         learner = method.init(SPEC, given, key=KEY)
         after, info = update(method, learner, (OFFLINE, ONLINE))
-        assert same(after.aux.value, given.value) != fit
+        assert same(after.parts["value"], given.parts["value"]) != fit
         assert ("value_loss" in info) == fit
 
 

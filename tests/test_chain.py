@@ -12,15 +12,24 @@ from conftest import changed, ring_of, same, seed_of
 
 from segue.core import AbstractMethod, Pretrained, Spec, Transition
 from segue.methods.td3bc import TD3BC
+from segue.nn.networks import Networks
 from segue.replay.ring import Ring
-from segue.replay.sources import Uniform
+from segue.replay.sampler import Uniform
 from segue.training import engine
 from segue.training.phases import Train
-from segue.training.state import Run
+from segue.training.state import RunState
 
 STATES, DISCOUNT, ACTIONS = 5, 0.6, 3
 SPEC = Spec(STATES, 1, (-1.0,), (1.0,))
-FAST = TD3BC(discount=DISCOUNT, polyak=0.2, actor_lr=2e-3, critic_lr=2e-3, target_noise=0.0, width=32, alpha=1.0)
+FAST = TD3BC(
+    discount=DISCOUNT,
+    polyak=0.2,
+    actor_lr=2e-3,
+    critic_lr=2e-3,
+    target_noise=0.0,
+    networks=Networks(width=32),
+    alpha=1.0,
+)
 FINE = changed(FAST, actor_lr=2e-4, critic_lr=2e-4)
 """Other floats, hence the same program."""
 
@@ -44,7 +53,7 @@ def begun(terminal: bool, seeds: int = 1):
     """An offline phase on the chain, about to learn."""
     empty = ring_of(jax.tree.map(lambda c: c[:0], chain(terminal)), 1)
     ring = Ring(jax.tree.map(lambda c: jnp.stack([c] * seeds), empty.rows), empty.written)
-    run = Run(SPEC, chain(terminal), ring, jax.random.split(jax.random.key(0), seeds))
+    run = RunState(SPEC, chain(terminal), ring, jax.random.split(jax.random.key(0), seeds))
     phase = Train(FAST, 10_000, Uniform(32))
     return phase, phase.begin(run)
 
@@ -58,10 +67,12 @@ def test_the_two_answers_differ():
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminated", "cut by a time limit"])
 def test_q_becomes_the_exact_value(terminal):
     """Within 1e-3, both twins, at every row."""
-    phase, live = begun(terminal)
-    live = phase.learn(live, 3_000)
-    live = phase.learn(live._replace(rule=engine.Packed.of((FINE, phase.source))), 3_000)
-    q = jax.vmap(seed_of(live.learner.tree.critics[0].net, 0))(live.run.offline.obs, live.run.offline.action)
+    phase, phase_state = begun(terminal)
+    phase_state = phase.learn(phase_state, 3_000)
+    phase_state = phase.learn(phase_state._replace(algorithm=engine.Packed.of((FINE, phase.sampler))), 3_000)
+    q = jax.vmap(seed_of(phase_state.learner.tree.critics[0].net, 0))(
+        phase_state.run.offline.obs, phase_state.run.offline.action
+    )
     np.testing.assert_allclose(q, np.repeat(exact(terminal), ACTIONS)[:, None] * np.ones(2), atol=1e-3)
 
 
@@ -77,7 +88,7 @@ class Recorder(AbstractMethod):
     def release(self, learner):
         return Pretrained()
 
-    def explore(self, learner, obs, *, key, clock, age):
+    def explore(self, learner, obs, *, key, clock, episode_step):
         raise NotImplementedError
 
 

@@ -84,8 +84,8 @@ ODD = {  # a traceback, a warning, or a sentence that blames something else
     "evaluate never": (["--evaluate-updates", "0"], "--evaluate-updates"),
     "log never": (["--log-every", "0"], "--log-every"),
     "no delay": (["--offline.delay", "0"], "delay"),
-    "no width": (["--offline.width", "0"], "width"),
-    "no batch": (["--offline.source.batch", "0"], "batch"),
+    "no width": (["--offline.networks.width", "0"], "width"),
+    "no batch": (["--offline.sampler.batch", "0"], "batch"),
     "negative steps": (["--offline.steps", "-5"], "--offline.steps"),
 }
 
@@ -146,7 +146,7 @@ def test_a_setup_that_fails_does_not_take_the_name(capsys):
         (["report"], "DIR"),
         (["run", *flags("opt"), "--finetun.kappa.start", "1"], "--finetune.kappa.start"),
         (["run", *flags("opt"), "--kappa.start", "1"], "--finetune.kappa.start"),
-        (["run", *flags("opt"), "--offline.width", "wide"], "--offline.width"),
+        (["run", *flags("opt"), "--offline.networks.width", "wide"], "--offline.networks.width"),
         (["run", *flags("opt"), "--seedz", "2"], "--seeds"),
         (["run", *flags("direct"), "--pretrain.steps", "2"], "--pretrain.steps"),
     ],
@@ -170,7 +170,7 @@ def test_wrong_flags_say_which_and_what_is_near(argv, words, capsys):
                 "--collect.until",
                 "--offline.alpha",
                 "--finetune.updates-per-step",
-                "--finetune.source.temperature",
+                "--finetune.sampler.temperature",
                 "--episodes",
                 "--from",
             ],
@@ -264,7 +264,7 @@ def test_a_gymnasium_env_of_one_s_own_from_collecting_to_the_report(tmp_path, mo
     assert "--clip-actions" in refused(capsys, "data", "inspect", "wide.npz", *PENDULUM)
     main(["data", "inspect", "wide.npz", *PENDULUM, "--clip-actions"])
     assert "were clipped" in capsys.readouterr().out
-    tiny = ["--offline.steps", "20", "--offline.width", "8", "--episodes", "1"]
+    tiny = ["--offline.steps", "20", "--offline.networks.width", "8", "--episodes", "1"]
     main(["run", "td3bc", *PENDULUM, "--dataset", "data.npz", *tiny, "--quiet"])
     told = capsys.readouterr()
     assert "segue report runs/td3bc-Pendulum-v1-0" in told.out
@@ -286,7 +286,7 @@ def test_evaluate_repeats_and_differs_with_the_seed(capsys):
 
 def test_a_random_task_makes_its_data_once_and_keeps_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
-    tiny = ["--offline.steps", "4", "--offline.width", "8", "--rows", "300", "--episodes", "1"]
+    tiny = ["--offline.steps", "4", "--offline.networks.width", "8", "--rows", "300", "--episodes", "1"]
     main(["run", "td3bc", "--task", "halfcheetah-random", *tiny, "--out", str(tmp_path / "a"), "--quiet"])
     kept = json.loads((tmp_path / "a" / "config.json").read_text())
     assert kept["dataset"]["rows"] == 300

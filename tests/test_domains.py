@@ -595,7 +595,7 @@ def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):
     assert -2_000 < low < 0
     main.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", str(tmp_path / "d.npz")])
     run = ["run", "td3bc", "--env-id", "Pendulum-v1", "--dataset", str(tmp_path / "d.npz"), "--offline.steps", "2",
-           "--offline.width", "8", "--episodes", "1", "--quiet", "--out", str(tmp_path / "run")]  # fmt: skip
+           "--offline.networks.width", "8", "--episodes", "1", "--quiet", "--out", str(tmp_path / "run")]  # fmt: skip
     with pytest.raises(SystemExit, match=r"^1$"):
         main.main([*run, "--score", "5", "5"])
     main.main([*run, "--score", "-1600", "-100"])

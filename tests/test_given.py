@@ -54,11 +54,11 @@ def ladder(rungs=3) -> Path:
 def tiny(recipe, *given, env_id=RAGGED, **changes) -> list[str]:
     """A tiny run's words; `finetune__until=9` replaces a flag, or adds one."""
     sac = {"width": 8, "depth": 1, "critic-depth": 1, "critics": 3, "subset": 2, "delay": 1}
-    table = {"finetune.until": 16, "finetune.updates-per-step": 1, "finetune.source.batch": 8}
+    table = {"finetune.until": 16, "finetune.updates-per-step": 1, "finetune.sampler.batch": 8}
     backbone = "finetune" if recipe in ("rlpd", "sac") else "finetune.backbone"
     table |= {f"{backbone}.{name}": value for name, value in sac.items()}
     if recipe == "porl":
-        table |= {"presample.until": 8, "presample.updates-per-step": 1, "presample.source.batch": 8}
+        table |= {"presample.until": 8, "presample.updates-per-step": 1, "presample.sampler.batch": 8}
         table |= {f"presample.backbone.{name}": value for name, value in sac.items()}
     if recipe in ("rlpd", "sac"):
         table["warmup.until"] = 4
@@ -83,7 +83,7 @@ def refused(words, capsys) -> str:
     return told
 
 
-def waist(folder, phase):
+def pretrained(folder, phase):
     return safetensors.numpy.load_file(folder / "checkpoints" / phase / "waist.safetensors")
 
 
@@ -106,9 +106,9 @@ def test_porl_needs_a_policy_and_nothing_else():
     actor, spec = policy_file.load(kept)
     assert spec == SPEC
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), actor, ACTOR))
-    first, last = waist(folder, "presample"), waist(folder, "finetune")
+    first, last = pretrained(folder, "presample"), pretrained(folder, "finetune")
     assert is_given(first)
-    assert is_given(first, part="actor.slow")
+    assert is_given(first, part="actor.target")
     assert not is_given(last)
     assert (first["critic.opt.count"] == 7).all()  # an update for every env step but the first
     assert (last["critic.opt.count"] == 15).all()
@@ -128,11 +128,11 @@ def test_its_siblings(recipe):
     if recipe == "sac":
         changes = {"finetune__critics": 2, "finetune__subset": 2}
     folder = run(tiny(recipe, *given, **changes))
-    last = waist(folder, "finetune")
+    last = pretrained(folder, "finetune")
     assert (folder / "given.safetensors").exists() == (recipe != "sac")
     assert disk.read_json(folder / "config.json")["dataset"]["rows"] == (60 if recipe == "rlpd" else 0)
     if recipe == "rlpd":  # it warms up by the policy, not by chance
-        assert is_given(waist(folder, "warmup"))
+        assert is_given(pretrained(folder, "warmup"))
     if recipe == "jsrl":  # the guide stays, another one learns
         assert is_given(last, part="anchor.net")
         assert last["actor.net.mlp.layers.1.weight"].shape == (2, 8, 4)
@@ -143,7 +143,7 @@ def test_one_snapshot_of_a_ladder():
     file = ladder()
     folder = run(tiny("porl", "--policy", f"{file}:1", presample__until=2, finetune__until=3))
     expected = importers.read(f"{file}:1", SPEC)[0]
-    assert is_given(waist(folder, "presample"), expected)
+    assert is_given(pretrained(folder, "presample"), expected)
     assert disk.read_json(folder / "config.json")["policy"]["path"] == f"{file}:1"
 
 
@@ -223,11 +223,11 @@ def test_a_policy_that_means_harm_is_refused(kind, capsys):
 def with_data(recipe: str) -> Path:
     words = [recipe, "--env-id", RAGGED, "--dataset", str(dataset()), "--policy", str(policy()), *COMMON]
     nets = {"width": 8, "depth": 1}
-    table = {"offline.steps": 20, "offline.source.batch": 8, "collect.until": 8, "finetune.until": 12}
+    table = {"offline.steps": 20, "offline.sampler.batch": 8, "collect.until": 8, "finetune.until": 12}
     table |= {f"offline.backbone.{name}": value for name, value in nets.items()}
-    table |= {"finetune.updates-per-step": 2, "finetune.source.batch": 8}
+    table |= {"finetune.updates-per-step": 2, "finetune.sampler.batch": 8}
     if recipe == "opt":
-        table |= {"pretrain.steps": 10, "pretrain.source.batch": 8, "finetune.source.width": 8}
+        table |= {"pretrain.steps": 10, "pretrain.sampler.batch": 8, "finetune.sampler.width": 8}
         table |= {f"pretrain.backbone.{name}": value for name, value in nets.items()}
     return run([*words, *(str(word) for name, value in table.items() for word in (f"--{name}", value))])
 
@@ -239,20 +239,20 @@ def test_the_offline_phase_leaves_the_given_policy_as_it_is(recipe):
     before = [name for name in ("offline", "collect", "pretrain") if (folder / "checkpoints" / name).exists()]
     assert before == ["offline", "collect", "pretrain"][: 3 if recipe == "opt" else 2]
     for phase in before:
-        assert is_given(waist(folder, phase))
-        assert is_given(waist(folder, phase), part="actor.slow")
-        assert (waist(folder, phase)["actor.opt.count"] == 0).all()
-    offline = waist(folder, "offline")
+        assert is_given(pretrained(folder, phase))
+        assert is_given(pretrained(folder, phase), part="actor.target")
+        assert (pretrained(folder, phase)["actor.opt.count"] == 0).all()
+    offline = pretrained(folder, "offline")
     assert (offline["critic.opt.count"] == 20).all()
-    assert (offline["critic.net.members.layers.0.bias"] != offline["critic.slow.members.layers.0.bias"]).any()
-    assert not is_given(waist(folder, "finetune"))
+    assert (offline["critic.net.members.layers.0.bias"] != offline["critic.target.members.layers.0.bias"]).any()
+    assert not is_given(pretrained(folder, "finetune"))
     first = lines(folder / "returns.jsonl")[0]
     assert (first["phase"], first["update"]) == ("offline", 0)  # the given policy is evaluated before anything
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
 
-LATE = {"presample__until": 40, "finetune__until": 46, "presample__settle": 3, "commit_every": 3}
+LATE = {"presample__until": 40, "finetune__until": 46, "presample__early_stopping": 3, "commit_every": 3}
 SETTLES = {"presample__backbone__critic_lr": 3e-2, **LATE}
 
 

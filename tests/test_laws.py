@@ -8,28 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SPEC, WIDTH, at, changed, close, rows, same, seed_of, stack, waist
+from conftest import BATCH, NETS, SPEC, WIDTH, at, changed, close, pretrained, rows, same, seed_of, stack, without
 from jax.extend.core import jaxprs_in_params
 from random_keys import recorded
 
 from segue.core import AbstractMethod, Pretrained
 from segue.methods.awac import AWAC
-from segue.methods.backbone import AbstractBackbone, Agent
+from segue.methods.backbone import AbstractBackbone, ActorCritic
 from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
-from segue.methods.porl import PORL, Appraise
+from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.rebrac import ReBRAC
 from segue.methods.sac import SAC
-from segue.methods.spot import SPOT, Prior
+from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
-from segue.methods.trust_region import Leash
-from segue.replay.next_actions import Followed
-from segue.replay.returns_to_go import Returned
+from segue.methods.trust_region import TrustRegion
+from segue.nn.networks import Networks
+from segue.replay.next_actions import NextActionBatch
+from segue.replay.returns_to_go import ReturnsBatch
 
 
 class Law(NamedTuple):
@@ -41,7 +42,7 @@ class Law(NamedTuple):
     batches: int | type = 1
     uses: str = "key time"
     """What an update depends on besides learner and batch."""
-    backbone: AbstractBackbone = TD3(width=WIDTH)
+    backbone: AbstractBackbone = TD3(networks=NETS)
     """Whose actor and critics it is given."""
     given: bool = True
     lacks: str = ""
@@ -51,83 +52,105 @@ class Law(NamedTuple):
 def under(
     backbone: AbstractBackbone, learns: str, uses: str = "key time", fits: str | None = None, **fields: Any
 ) -> dict[str, Law]:
-    """A backbone in the form it takes online, under every fine-tuner; `fits` is what `fit_aux` moves, by default all
+    """A backbone in the form it takes online, under every fine-tuner; `fits` is what `fit_parts` moves, by default all
     that it learns."""
     name, online = type(backbone).__name__.lower(), backbone.online()
     given = {"uses": uses, "backbone": online} | fields
     restarts = "actor critic"
     laws = {
         f"{name}-direct": Law(Direct(online), f"actor critic {learns}", restarts, **given),
-        f"{name}-opt": Law(OPT(online), f"actor critic fresh {learns}", restarts, **given),
-        f"{name}-meta": Law(MetaCritic(online), "fresh", "fresh", 2, **given),
+        f"{name}-opt": Law(OPT(online), f"actor critic q_on {learns}", restarts, **given),
+        f"{name}-meta": Law(MetaCritic(online), "q_on", "q_on", 2, **given),
     }
     fits = learns if fits is None else fits
     if fits:
-        laws[f"{name}-meta-fit"] = Law(MetaCritic(online, fit_aux=True), f"fresh {fits}", "fresh", 2, **given)
+        laws[f"{name}-meta-fit"] = Law(MetaCritic(online, fit_parts=True), f"q_on {fits}", "q_on", 2, **given)
     return laws
 
 
-backbone = TD3(width=WIDTH)
+backbone = TD3(networks=NETS)
 meta = functools.partial(MetaCritic, backbone)
-spot, iql, rebrac = SPOT(width=WIDTH), IQL(width=WIDTH, decay=4), ReBRAC(width=WIDTH, depth=2)
-clone, squashed, sac = BC(width=WIDTH), BC(width=WIDTH, head="tanh-gaussian"), SAC(width=WIDTH)
-awac, calql = AWAC(width=WIDTH), CalQL(width=WIDTH, actions=2, target_gap=0.8)
+spot, iql, rebrac = (
+    SPOT(networks=NETS),
+    IQL(networks=NETS, decay=4),
+    ReBRAC(networks=Networks(width=WIDTH, depth=2, critic_norm=True)),
+)
+clone, squashed, sac = BC(networks=NETS), BC(networks=NETS, head="tanh-gaussian"), SAC(networks=NETS)
+awac, calql = AWAC(networks=NETS), CalQL(networks=NETS, actions=2, target_gap=0.8)
 redq = SAC(
-    width=WIDTH, critics=4, subset=2, delay=2, critic_norm=True, actor_norm=True, entropy_backup=False, listens="mean"
+    networks=Networks(width=WIDTH, actor_norm=True, critic_norm=True),
+    critics=4,
+    subset=2,
+    delay=2,
+    entropy_backup=False,
+    policy_reduction="mean",
 )
 every = changed(redq, delay=1)
-leash = Leash(until=100_000)
+trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
 
 METHODS = {
-    "td3bc": Law(TD3BC(width=WIDTH), "actor critic"),
+    "td3bc": Law(TD3BC(networks=NETS), "actor critic"),
     "td3": Law(
-        TD3(width=WIDTH, actor_norm=True, critic_norm=True, actor_head=1e-3, critic_head=3e-3),
+        TD3(networks=Networks(width=WIDTH, actor_norm=True, critic_norm=True, actor_head=1e-3, critic_head=3e-3)),
         "actor critic",
         given=False,
     ),
     "direct": Law(Direct(backbone), "actor critic", "actor critic"),
-    "opt": Law(OPT(backbone), "actor critic fresh", "actor critic"),
-    "opt-td3bc": Law(OPT(TD3BC(width=WIDTH), reset_optimizers=False), "actor critic fresh"),
-    "meta": Law(meta(), "fresh", "fresh", 2),
-    "meta-first": Law(meta(first_order=True), "fresh", "fresh", 2),
-    "meta-uncapped": Law(meta(cap_online_loss=False), "fresh", "fresh", 2),
-    "meta-offline": Law(meta(learn_from="offline"), "fresh", "fresh", 2),
-    "meta-online": Law(meta(learn_from="online"), "fresh", "fresh", 2),
+    "opt": Law(OPT(backbone), "actor critic q_on", "actor critic"),
+    "opt-td3bc": Law(OPT(TD3BC(networks=NETS), reset_optimizers=False), "actor critic q_on"),
+    "meta": Law(meta(), "q_on", "q_on", 2),
+    "meta-first": Law(meta(first_order=True), "q_on", "q_on", 2),
+    "meta-uncapped": Law(meta(cap_online_loss=False), "q_on", "q_on", 2),
+    "meta-offline": Law(meta(learn_from="offline"), "q_on", "q_on", 2),
+    "meta-online": Law(meta(learn_from="online"), "q_on", "q_on", 2),
     "meta-critic": Law(meta(trainee="critic"), "critic", "", 2),
-    "prior": Law(Prior(width=WIDTH), "prior", uses="key"),
+    "prior": Law(BehaviourDensity(width=WIDTH), "behaviour", uses="key"),
     "spot": Law(spot, "actor critic"),
     "iql": Law(iql, "actor critic value", uses="time", backbone=iql),
-    "rebrac": Law(rebrac, "actor critic", batches=Followed, backbone=rebrac),
+    "rebrac": Law(rebrac, "actor critic", batches=NextActionBatch, backbone=rebrac),
     "bc": Law(clone, "actor critic"),
     "bc-squashed": Law(squashed, "actor critic", backbone=squashed),
     "sac": Law(sac, "actor critic temperature", uses="key", backbone=sac),
     "awac": Law(awac, "actor critic", uses="key", backbone=awac),
-    "calql": Law(calql, "actor critic temperature multiplier", batches=Returned, uses="key", backbone=calql),
+    "calql": Law(calql, "actor critic temperature multiplier", batches=ReturnsBatch, uses="key", backbone=calql),
     "cql": Law(changed(calql, target_gap=None), "actor critic temperature", uses="key", backbone=calql),
     "redq": Law(redq, "actor critic temperature", backbone=redq),
-    "appraise-sac": Law(Appraise(sac), "critic", "actor critic temperature", uses="key", backbone=sac),
-    "appraise-redq": Law(Appraise(every, keep_critic=True), "critic", "temperature", uses="key", backbone=every),
-    "appraise-td3": Law(Appraise(backbone), "critic", "actor critic"),
-    "appraise-iql": Law(Appraise(iql), "critic value", "actor critic", uses="", backbone=iql),
+    "appraise-sac": Law(PolicyEvaluation(sac), "critic", "actor critic temperature", uses="key", backbone=sac),
+    "appraise-redq": Law(
+        PolicyEvaluation(every, keep_critic=True), "critic", "temperature", uses="key", backbone=every
+    ),
+    "appraise-td3": Law(PolicyEvaluation(backbone), "critic", "actor critic"),
+    "appraise-iql": Law(PolicyEvaluation(iql), "critic value", "actor critic", uses="", backbone=iql),
     "appraise-calql": Law(
-        Appraise(calql, 0.0),
+        PolicyEvaluation(calql, 0.0),
         "critic multiplier",
         "actor critic temperature",
-        batches=Returned,
+        batches=ReturnsBatch,
         uses="key",
         backbone=calql,
     ),
     "porl": Law(PORL(sac), "actor critic temperature", "temperature", uses="key", backbone=sac),
     "porl-redq": Law(PORL(redq), "actor critic temperature", "temperature", backbone=redq),
-    "porl-leash": Law(PORL(redq, leash), "actor critic temperature", "temperature", backbone=redq),
-    "porl-tied": Law(PORL(redq, leash), "actor critic temperature", "temperature", backbone=redq, lacks="anchor"),
+    "porl-region": Law(PORL(redq, trust_region), "actor critic temperature", "temperature", backbone=redq),
+    "porl-tied": Law(
+        PORL(redq, trust_region), "actor critic temperature", "temperature", backbone=redq, lacks="reference_policy"
+    ),
     "jsrl": Law(JSRL(redq), "actor critic temperature", "actor critic temperature", backbone=redq),
     "jsrl-guide": Law(
-        JSRL(sac), "actor critic temperature", "actor critic temperature", uses="key", backbone=sac, lacks="anchor"
+        JSRL(sac),
+        "actor critic temperature",
+        "actor critic temperature",
+        uses="key",
+        backbone=sac,
+        lacks="reference_policy",
     ),
-    "direct-leash": Law(Direct(backbone, leash=leash), "actor critic", "actor critic", lacks="anchor"),
-    "opt-leash": Law(OPT(backbone, leash=leash), "actor critic fresh", "actor critic", lacks="anchor"),
+    "direct-leash": Law(
+        Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"
+    ),
+    "opt-leash": Law(
+        OPT(backbone, trust_region=trust_region), "actor critic q_on", "actor critic", lacks="reference_policy"
+    ),
     **under(spot, ""),
     **under(iql, "value", uses=""),
     **under(rebrac, ""),
@@ -145,9 +168,9 @@ class Case:
 
     def __init__(self, law: Law):
         self.law, self.method = law, law.method
-        lacks = dict.fromkeys(law.lacks.split())
         self.given = [
-            waist(seed, law.backbone)._replace(**lacks) if law.given else Pretrained() for seed in range(SEEDS)
+            without(pretrained(seed, law.backbone), *law.lacks.split()) if law.given else Pretrained()
+            for seed in range(SEEDS)
         ]
         self.learners = [law.method.init(SPEC, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
         self.batches = [self.batch(s) for s in range(SEEDS)]
@@ -156,12 +179,12 @@ class Case:
         self.several = jax.vmap(self.one, in_axes=(None, 0, 0, 0, None))
 
     def batch(self, seed: int, terminal: float = 0.3) -> Any:
-        if self.law.batches is Followed:
+        if self.law.batches is NextActionBatch:
             found = rows(BATCH, 100 + seed, terminal=terminal)
-            return Followed(*found, rows(BATCH, 200 + seed).action, ~found.terminal & (found.reward > 0))
-        if self.law.batches is Returned:
+            return NextActionBatch(*found, rows(BATCH, 200 + seed).action, ~found.terminal & (found.reward > 0))
+        if self.law.batches is ReturnsBatch:
             found = rows(BATCH, 100 + seed, terminal=terminal)
-            return Returned(*found, rows(BATCH, 200 + seed).reward, found.reward > 0)
+            return ReturnsBatch(*found, rows(BATCH, 200 + seed).reward, found.reward > 0)
         parts = [rows(BATCH, 100 + 2 * seed + part, terminal=terminal) for part in range(int(self.law.batches))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
@@ -235,7 +258,7 @@ def traced(case, clock, clock_axis=None):
 def test_a_branch_stays_a_branch_under_vmap(case):
     """Nothing selects among weights; a clock of each seed's own would make it so, hence the law can fail."""
     branches, chosen = traced(case, DUE)
-    assert branches or not isinstance(case.learners[0], Agent) or case.law.backbone.delay == 1
+    assert branches or not isinstance(case.learners[0], ActorCritic) or case.law.backbone.delay == 1
     assert not chosen
     _, chosen = traced(case, stack(DUE, NOT_DUE), 0)
     assert chosen or not branches or case.law.backbone.delay == 1
@@ -244,16 +267,16 @@ def test_a_branch_stays_a_branch_under_vmap(case):
 @pytest.mark.parametrize("ruin", [np.inf, -np.inf, np.nan])
 def test_an_all_terminal_batch_never_looks_at_what_bootstraps(case, ruin):
     """Not at slow copies, nor at the value of the next state: critics move as if those were sound."""
-    if not isinstance(case.learners[0], Agent):
+    if not isinstance(case.learners[0], ActorCritic):
         return  # SPOT's prior has no critic
     full = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, ruin), tree)
-    ruined = lambda trained: eqx.tree_at(lambda t: t.slow, trained, full(trained.slow))
+    ruined = lambda trained: eqx.tree_at(lambda t: t.target, trained, full(trained.target))
     sound = case.learners[0]
     parts = [ruined(sound.actor), tuple(map(ruined, sound.critics))]
     broken = eqx.tree_at(lambda a: (a.actor, a.critics), sound, tuple(parts))
     if case.law.backbone.__class__ is IQL:
-        value = sound.aux.value
-        broken = eqx.tree_at(lambda a: a.aux.value.net, broken, full(value.net))
+        value = sound.parts["value"]
+        broken = eqx.tree_at(lambda a: a.parts["value"].net, broken, full(value.net))
     batch = case.batch(0, terminal=1.1)
     (a, info_a), (b, info_b) = case.update(sound, batch=batch), case.update(broken, batch=batch)
     moving = lambda agent: [(t.net, t.opt) for t in agent.critics]
@@ -264,13 +287,19 @@ def test_an_all_terminal_batch_never_looks_at_what_bootstraps(case, ruin):
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moving(case.update(broken)[0])))
 
 
+def named(networks: Pretrained) -> dict[str, Any]:
+    """Every network of `networks` by name."""
+    return {"actor": networks.actor, "critic": networks.critic, **networks.parts}
+
+
 def test_what_a_method_did_not_change_passes_through(case):
     given, learner = case.given[0], case.learners[0]
-    begun, moved = case.method.release(learner), case.method.release(case.update(learner)[0])
-    for part in Pretrained._fields:
-        if getattr(given, part) is not None:
-            assert same(getattr(begun, part), getattr(given, part)) == (part not in case.law.restarts), part
-        assert same(getattr(moved, part), getattr(begun, part)) == (part not in case.law.learns), part
+    begun, moved = named(case.method.release(learner)), named(case.method.release(case.update(learner)[0]))
+    for name, state in named(given).items():
+        if state is not None:
+            assert same(begun[name], state) == (name not in case.law.restarts), name
+    for name, state in begun.items():
+        assert same(moved[name], state) == (name not in case.law.learns), name
 
 
 def test_an_update_uses_no_key_twice(case):
@@ -285,7 +314,7 @@ def test_an_update_uses_no_key_twice(case):
 def test_a_first_state_uses_no_key_twice(case):
     init = lambda given, key: case.method.init(SPEC, given, key=key)
     assert recorded(init, case.given[0], jax.random.key(5)).reused() == 0
-    less = case.given[0]._replace(critic=None, fresh=None, value=None, temperature=None, multiplier=None)
+    less = without(case.given[0], "q_on", "value", "temperature", "multiplier")._replace(critic=None)
     try:
         keys = recorded(init, less, jax.random.key(5))
     except Exception as error:
@@ -295,7 +324,7 @@ def test_a_first_state_uses_no_key_twice(case):
 
 
 def test_an_action_uses_no_key_twice(case):
-    explore = lambda learner, obs, key: case.method.explore(learner, obs, key=key, clock=DUE, age=jnp.int32(0))
+    explore = lambda learner, obs, key: case.method.explore(learner, obs, key=key, clock=DUE, episode_step=jnp.int32(0))
     try:
         keys = recorded(explore, case.learners[0], jnp.zeros(SPEC.obs), jax.random.key(5))
     except Exception as error:

@@ -7,20 +7,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, SPEC, WIDTH, Oracle, at, changed, close, gradient, ring_of, rows, same, waist
+from conftest import (
+    BATCH,
+    NETS,
+    SPEC,
+    Oracle,
+    at,
+    changed,
+    close,
+    critic_of,
+    gradient,
+    pretrained,
+    ring_of,
+    rows,
+    same,
+    with_critic,
+)
 
-from segue.core import Linear, Pretrained, Trained
+from segue.core import Linear, Pretrained, TrainState
 from segue.methods.direct import Direct
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
-from segue.replay.sources import Uniform
+from segue.replay.sampler import Uniform
 from segue.training.phases import Train
 from segue.training.pipeline import pipeline
-from segue.training.state import Run
+from segue.training.state import RunState
 
 inf = np.inf
-BACKBONE = TD3(width=WIDTH, target_noise=0.0)
+BACKBONE = TD3(networks=NETS, target_noise=0.0)
 OFFLINE, ONLINE = rows(BATCH, 1), rows(BATCH, 2)
 DUE, NOT_DUE = at(1), at(0)
 
@@ -53,12 +68,12 @@ def x64():
 @pytest.mark.parametrize("noise", [0.0, 0.9])
 def test_eq2_and_its_gradient(x64, noise):
     """The same noise is handed to both; 0.9 is often clipped, at 0.5 and by the action box."""
-    given, batch, key = x64(waist()), x64(OFFLINE), jax.random.key(3)
+    given, batch, key = x64(pretrained()), x64(OFFLINE), jax.random.key(3)
     backbone = changed(BACKBONE, target_noise=noise)
-    loss = lambda q: backbone.critic_loss(q, given.critic.slow, given.actor, Pretrained(), batch, key=key)[0]
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, {}, batch, key=key)[0]
     value, slope = jax.jit(jax.value_and_grad(loss))(given.critic.net)
     smoothing = np.clip(noise * np.asarray(jax.random.normal(key, batch.action.shape)), -0.5, 0.5)
-    y = Oracle.targets(given.critic.slow, given.actor.slow, batch, 0.99, smoothing)
+    y = Oracle.targets(given.critic.target, given.actor.target, batch, 0.99, smoothing)
     np.testing.assert_allclose(value, Oracle.td(Oracle.params(given.critic.net), batch, y), rtol=1e-10)
     Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
 
@@ -67,12 +82,12 @@ def test_eq2_and_its_gradient(x64, noise):
 @pytest.mark.parametrize("first_order", [False, True])
 def test_eq3_and_its_gradient(x64, first_order, cap):
     """An inner rate of 0.1 makes the Hessian term matter; targets, the cap and (first order) the slope are held."""
-    given, off, on, rate = x64(waist()), x64(OFFLINE), x64(ONLINE._replace(reward=3 * ONLINE.reward)), 0.1
+    given, off, on, rate = x64(pretrained()), x64(OFFLINE), x64(ONLINE._replace(reward=3 * ONLINE.reward)), 0.1
     method = MetaCritic(BACKBONE, rate, first_order, cap, trainee="critic")
-    critic = given.critic.restart()
+    critic = given.critic.reset_optimizer()
     _, agent, info = update(method, given._replace(critic=critic), (off, on))
 
-    y_off, y_on = (Oracle.targets(critic.slow, given.actor.slow, batch, 0.99) for batch in (off, on))
+    y_off, y_on = (Oracle.targets(critic.target, given.actor.target, batch, 0.99) for batch in (off, on))
     start = Oracle.params(critic.net)
     held = Oracle.td_slope(start, off, y_off)
     slope = lambda p: held if first_order else Oracle.td_slope(p, off, y_off)
@@ -81,14 +96,14 @@ def test_eq3_and_its_gradient(x64, first_order, cap):
     w = min(here(start), there(start)) / there(start) if cap else 1.0
     assert (w < 0.9) == cap
     close([info["loss_off"], info["loss_on"], info["weight"]], [here(start), there(start), w], rtol=1e-9)
-    Oracle.agree(lambda p: here(p) + w * there(p), critic.net, gradient(agent.critics[0]))
+    Oracle.agree(lambda p: here(p) + w * there(p), critic.net, gradient(agent.critics[-1]))
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("backbone", [BACKBONE, TD3BC(width=WIDTH, target_noise=0.0)], ids=["td3", "td3bc"])
+@pytest.mark.parametrize("backbone", [BACKBONE, TD3BC(networks=NETS, target_noise=0.0)], ids=["td3", "td3bc"])
 def test_eq4_and_the_gradient_of_the_policy(x64, backbone, kappa):
     """With the critics as they are after their own step; the first of each pair speaks."""
-    given, batch = x64(waist()), x64(OFFLINE)
+    given, batch = x64(pretrained()), x64(OFFLINE)
     _, agent, info = update(OPT(backbone, constant(kappa)), given, batch)
     off, on = (Oracle.params(c.net) for c in agent.critics)
     values = lambda a: (1 - kappa) * Oracle.q(off, batch.obs, a)[0] + kappa * Oracle.q(on, batch.obs, a)[0]
@@ -116,26 +131,28 @@ def test_kappa_is_a_line_from_where_its_phase_began(env_step, begun, kappa):
 
 
 @pytest.mark.parametrize("ruin", [inf, -inf, np.nan])
-@pytest.mark.parametrize(("kappa", "trusted", "other"), [(0.0, "critic", "fresh"), (1.0, "fresh", "critic")])
+@pytest.mark.parametrize(("kappa", "trusted", "other"), [(0.0, "critic", "q_on"), (1.0, "q_on", "critic")])
 def test_at_its_ends_opt_has_one_critic_however_ruined_the_other_is(kappa, trusted, other, ruin):
     """The policy moves as it does by the trusted critic alone, through another recipe: Direct."""
-    given = waist()
-    ruined = Trained(
-        *jax.tree.map(lambda x: jnp.full_like(x, ruin), (given.critic.net, given.critic.slow)), given.critic.opt
+    given = pretrained()
+    ruined = TrainState(
+        *jax.tree.map(lambda x: jnp.full_like(x, ruin), (given.critic.net, given.critic.target)), given.critic.opt
     )
-    given = given._replace(**{other: ruined})
+    given = with_critic(given, other, ruined)
     _, both, _ = update(OPT(BACKBONE, constant(kappa)), given, OFFLINE)
-    _, alone, _ = update(Direct(BACKBONE), given._replace(critic=getattr(given, trusted)), OFFLINE)
+    _, alone, _ = update(Direct(BACKBONE), given._replace(critic=critic_of(given, trusted)), OFFLINE)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(both.actor))
-    if trusted == "fresh":  # OPT lets the moments of Q_on go on, Direct restarts its critic's
+    if trusted == "q_on":  # OPT lets the moments of Q_on go on, Direct restarts its critic's
         _, alone, _ = update(
-            Direct(BACKBONE, False), given._replace(actor=given.actor.restart(), critic=given.fresh), OFFLINE
+            Direct(BACKBONE, False),
+            given._replace(actor=given.actor.reset_optimizer(), critic=given.parts["q_on"]),
+            OFFLINE,
         )
     close(both.actor, alone.actor, rtol=1e-5, atol=1e-6)
 
 
 def test_without_inner_step_and_cap_eq3_is_a_sum():
-    given = waist()._replace(critic=waist().critic.restart())
+    given = pretrained()._replace(critic=pretrained().critic.reset_optimizer())
     step = lambda method: update(method, given, (OFFLINE, ONLINE))
     total, off, on = (
         gradient(
@@ -148,21 +165,21 @@ def test_without_inner_step_and_cap_eq3_is_a_sum():
 
 def test_without_alpha_td3bc_clones():
     """The policy's gradient is that of mse(pi(s), a), whatever the critic says."""
-    backbone = TD3BC(width=WIDTH, alpha=0.0)
-    given = waist()._replace(actor=waist().actor.restart())
+    backbone = TD3BC(networks=NETS, alpha=0.0)
+    given = pretrained()._replace(actor=pretrained().actor.reset_optimizer())
     _, agent, _ = update(backbone, given, OFFLINE)
     clone = jax.grad(lambda pi: jnp.square(jax.vmap(pi.act)(OFFLINE.obs) - OFFLINE.action).mean())(given.actor.net)
     close(gradient(agent.actor), clone, rtol=1e-4, atol=1e-6)
-    _, other, _ = update(backbone, given._replace(critic=waist(1).critic), OFFLINE)
+    _, other, _ = update(backbone, given._replace(critic=pretrained(1).critic), OFFLINE)
     assert same(agent.actor.opt, other.actor.opt)
     _, greedy, _ = update(changed(backbone, alpha=2.5), given, OFFLINE)
     assert not same(agent.actor.opt, greedy.actor.opt)
 
 
 def test_both_critics_learn_from_one_batch_each_by_its_own_targets():
-    given = waist()
+    given = pretrained()
     _, both, _ = update(OPT(BACKBONE, reset_optimizers=False), given, OFFLINE, NOT_DUE)
-    for mine, critic in zip(both.critics, (given.critic, given.fresh), strict=True):
+    for mine, critic in zip(both.critics, (given.critic, given.parts["q_on"]), strict=True):
         _, alone, _ = update(BACKBONE, given._replace(critic=critic), OFFLINE, NOT_DUE)
         close(mine, alone.critics[0], rtol=1e-5, atol=1e-6)
 
@@ -170,36 +187,36 @@ def test_both_critics_learn_from_one_batch_each_by_its_own_targets():
 @pytest.mark.parametrize("build", [OPT, Direct])
 @pytest.mark.parametrize("reset", [True, False])
 def test_the_switch_restarts_the_optimisers_of_policy_and_offline_critic(build, reset):
-    given = waist()
+    given = pretrained()
     left = (method := build(BACKBONE, reset_optimizers=reset)).release(method.init(SPEC, given, key=jax.random.key(0)))
     for part in ("actor", "critic"):
         was, now = getattr(given, part), getattr(left, part)
-        assert same((was.net, was.slow), (now.net, now.slow))
+        assert same((was.net, was.target), (now.net, now.target))
         moments = jax.tree.leaves(now.opt)
         assert all((m == 0).all() for m in moments) if reset else same(was.opt, now.opt)
-    assert same(given.fresh, left.fresh)
+    assert same(given.parts["q_on"], left.parts["q_on"])
 
 
 @pytest.mark.parametrize("delay", [1, 2, 3])
 def test_due(delay):
-    due = [bool(changed(BACKBONE, delay=delay).due(jax.tree.map(jnp.asarray, at(t)))) for t in range(6)]
+    due = [bool(changed(BACKBONE, delay=delay).policy_due(jax.tree.map(jnp.asarray, at(t)))) for t in range(6)]
     assert due == [t % delay == delay - 1 for t in range(6)]
 
 
 @pytest.mark.parametrize("method", [BACKBONE, OPT(BACKBONE), MetaCritic(BACKBONE)], ids=["td3", "opt", "meta"])
-def test_policy_and_slow_copies_move_at_every_second_update_only(method):
-    given = waist()
+def test_policy_and_targets_move_at_every_second_update_only(method):
+    given = pretrained()
     batch = (OFFLINE, ONLINE) if isinstance(method, MetaCritic) else OFFLINE
     for clock in (NOT_DUE, DUE):
         before, after, _ = update(method, given, batch, clock)
-        slow = lambda agent: [c.slow for c in agent.critics]
-        assert same(slow(before), slow(after)) == (clock is NOT_DUE)
+        targets = lambda agent: [c.target for c in agent.critics]
+        assert same(targets(before), targets(after)) == (clock is NOT_DUE)
         assert not same([c.net for c in before.critics], [c.net for c in after.critics])
         frozen = clock is NOT_DUE or isinstance(method, MetaCritic)
         assert same(before.actor, after.actor) == frozen
         if clock is DUE:
-            drift = jax.tree.map(lambda s, n: 0.995 * s + 0.005 * n, before.critics[0].slow, after.critics[0].net)
-            close(after.critics[0].slow, drift, rtol=1e-5, atol=1e-7)
+            moved = jax.tree.map(lambda s, n: 0.995 * s + 0.005 * n, before.critics[-1].target, after.critics[-1].net)
+            close(after.critics[-1].target, moved, rtol=1e-5, atol=1e-7)
 
 
 # --- recipes that must agree -----------------------------------------------------------------------------------------
@@ -210,23 +227,23 @@ def fine_tune(method, given: Pretrained, steps=6, seeds=(0,)) -> Pretrained:
     lead = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * len(seeds)), tree)
     ring = ring_of(rows(30, 5))
     ring = type(ring)(lead(ring.rows), ring.written)
-    run = Run(
+    run = RunState(
         SPEC, jax.tree.map(jnp.asarray, rows(40, 4)), ring, jax.vmap(jax.random.key)(jnp.asarray(seeds)), lead(given)
     )
-    return pipeline(run, {"finetune": Train(method, steps, Uniform(BATCH))}).waist
+    return pipeline(run, {"finetune": Train(method, steps, Uniform(BATCH))}).pretrained
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_opt_by_one_critic_is_direct_fine_tuning_by_it(kappa):
-    given = waist()
+    given = pretrained()
     opt = fine_tune(OPT(BACKBONE, constant(kappa), reset_optimizers=False), given)
-    part = "fresh" if kappa else "critic"
-    direct = fine_tune(Direct(BACKBONE, reset_optimizers=False), given._replace(critic=getattr(given, part)))
-    close((opt.actor, getattr(opt, part)), (direct.actor, direct.critic), rtol=1e-4, atol=1e-5)
+    part = "q_on" if kappa else "critic"
+    direct = fine_tune(Direct(BACKBONE, reset_optimizers=False), given._replace(critic=critic_of(given, part)))
+    close((opt.actor, critic_of(opt, part)), (direct.actor, direct.critic), rtol=1e-4, atol=1e-5)
     assert not same(opt.actor, fine_tune(OPT(BACKBONE, constant(0.5), reset_optimizers=False), given).actor)
 
 
 def test_a_seed_does_not_depend_on_its_company():
-    both, alone = (fine_tune(Direct(BACKBONE, False), waist(), seeds=seeds) for seeds in ((0, 1), (1,)))
+    both, alone = (fine_tune(Direct(BACKBONE, False), pretrained(), seeds=seeds) for seeds in ((0, 1), (1,)))
     close(jax.tree.map(lambda x: x[1:], both), alone, rtol=1e-4, atol=1e-5)
     assert not same(jax.tree.map(lambda x: x[:1], both), alone)

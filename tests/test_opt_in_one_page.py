@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import BATCH, SPEC, WIDTH, at, rows, waist
+from conftest import BATCH, NETS, SPEC, at, pretrained, rows
 
 from segue.core import Linear
 from segue.methods.opt import OPT, MetaCritic
@@ -26,7 +26,7 @@ STEPS = 6
 
 # --- from the library's states to the page's -------------------------------------------------------------------------
 
-PRE_TRAINING = partial(MetaCritic, TD3(width=WIDTH), trainee="critic")
+PRE_TRAINING = partial(MetaCritic, TD3(networks=NETS), trainee="critic")
 """It trains a critic that has a past, where by default it starts with a new one."""
 
 
@@ -38,7 +38,7 @@ def as_list(net):
 
 def as_net(trained):
     moments = trained.opt._replace(mu=as_list(trained.opt.mu), nu=as_list(trained.opt.nu))
-    return page.Net(as_list(trained.net), as_list(trained.slow), (moments, page.optax.EmptyState()))
+    return page.Net(as_list(trained.net), as_list(trained.target), (moments, page.optax.EmptyState()))
 
 
 def nets(learner):
@@ -76,8 +76,8 @@ def agree(ours, theirs):
 
 
 def test_offline_td3bc():
-    method = TD3BC(width=WIDTH)
-    learner = method.init(SPEC, waist(), key=key_of(0))
+    method = TD3BC(networks=NETS)
+    learner = method.init(SPEC, pretrained(), key=key_of(0))
     phi, theta = nets(learner)
     for n in range(STEPS):
         phi, theta = page.offline_update(phi, theta, batch_of(n), key_of(n), n, page.Constants())
@@ -90,7 +90,7 @@ def test_offline_td3bc():
 def test_online_pre_training(alpha, cap):
     """Eq. 3. With the larger inner rate the Hessian matters; among the batches are some where the cap bites."""
     method = PRE_TRAINING(inner_lr=alpha, cap_online_loss=cap)
-    learner, weights = method.init(SPEC, waist(), key=key_of(0)), []
+    learner, weights = method.init(SPEC, pretrained(), key=key_of(0)), []
     phi, psi = nets(learner)
     for n in range(STEPS):
         batches = batch_of(n), batch_of(n, 1)
@@ -105,9 +105,9 @@ def test_online_pre_training(alpha, cap):
 @pytest.mark.parametrize("kappas", [(0.1, 0.9), (0.3, 0.3), (0.0, 0.0), (1.0, 1.0)])
 def test_fine_tuning(kappas):
     """Eq. 4 along a ramp of kappa: from before its start to beyond its end."""
-    method = OPT(TD3(width=WIDTH), Linear(*kappas, 40))
+    method = OPT(TD3(networks=NETS), Linear(*kappas, 40))
     constants = page.Constants(kappa_start=kappas[0], kappa_end=kappas[1], n_tau=10, t_decay=40)
-    given, seen = waist(), []
+    given, seen = pretrained(), []
     learner = method.init(SPEC, given, key=key_of(0))
     phi, theta, psi = handed_over(given)
     agree((phi, theta, psi), nets(learner))

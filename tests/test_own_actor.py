@@ -138,15 +138,15 @@ def test_commands_say_why_a_run_with_own_actor_has_no_policy_file(whole, capsys)
 def test_tuner_with_own_actor_finishes_and_goes_on(capsys):
     job, spec, folder = segue.task(env_id="arm", dataset=str(rows())), SPEC, new("arm")
 
-    def live(steps):
-        with segue.Tuner(PHASES, job, spec, out=folder, commit_every=3) as mine:
+    def phase_state(steps):
+        with segue.Agent(PHASES, job, spec, out=folder, commit_every=3) as mine:
             while steps and not mine.done:
                 mine.observe(mine.act(np.zeros(3)), 1.0, np.zeros(3), False)
                 steps -= 1
             return mine.done
 
-    assert not live(10)
-    assert live(100)
+    assert not phase_state(10)
+    assert phase_state(100)
     assert "Affine" in capsys.readouterr().err
     assert not list(folder.glob("policy-*"))
 

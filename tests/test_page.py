@@ -357,7 +357,7 @@ def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run
 
 def test_the_settings_that_differ_by_hand(several, run, tmp_path):
     offline = lambda **fields: {"offline": {"is": "Train", "method": {"is": "X", "lr": 0.1, **fields}}}
-    run("more/a", curve(1), settings=offline(rho=None, leash={"is": "Leash", "start": 1}))
+    run("more/a", curve(1), settings=offline(rho=None, trust_region={"is": "Leash", "start": 1}))
     run("more/b", curve(1), recipe="b", settings=offline(rho=2))
     run("more/c", curve(1), recipe="c", settings={})
     found = provenance.comparison(gather.gather([tmp_path / "more"])[0])
@@ -370,7 +370,7 @@ def test_the_settings_that_differ_by_hand(several, run, tmp_path):
     assert {row[0]: row[1:] for row in found.lacking[0].rows} == {
         "offline.method": ["X", "X", None],
         "offline.lr": ["0.1", "0.1", None],
-        "offline.leash.start": ["1", None, None],
+        "offline.trust-region.start": ["1", None, None],
     }
     common = {row[0]: row[1] for row in found.common.rows}
     assert common["preset"] == "quick"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import Ragged, finished, lines
 
-from segue.core import AbstractMethod, Clock, Linear, Pretrained, Trained
+from segue.core import AbstractMethod, Clock, Linear, Pretrained, TrainState
 from segue.data import device
 from segue.data.collecting import collect_random
 from segue.envs.lockstep import Worlds
@@ -21,15 +21,16 @@ from segue.methods.opt import OPT, MetaCritic
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Noisy
 from segue.nn.mlp import MLP
+from segue.nn.networks import Networks
 from segue.replay.balanced import Balanced
-from segue.replay.sources import Paired, Ratio, Uniform
-from segue.runs.hooks import Quiet
+from segue.replay.sampler import Paired, Ratio, Uniform
+from segue.runs.hooks import NullHook
 from segue.training import start
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import pipeline
 
 SPEC = spec_of(Ragged())
-BACKBONE = TD3BC(width=8, depth=1)
+BACKBONE = TD3BC(networks=Networks(width=8, depth=1))
 
 
 class Diary(AbstractMethod):
@@ -46,26 +47,26 @@ class Diary(AbstractMethod):
     def release(self, learner):
         return learner[0]
 
-    def explore(self, learner, obs, *, key, clock, age):
+    def explore(self, learner, obs, *, key, clock, episode_step):
         return Noisy(learner[0].actor.net, 0.3).explore(obs, key)
 
 
-class Watch(Quiet):
+class Watch(NullHook):
     """Writes into one list what it is told, and keeps every learner and run as its phase ended."""
 
     def __init__(self, told, name="watch"):
         self.told, self.name, self.learners, self.runs = told, name, {}, {}
 
-    def started(self, name, phase, live):
-        self.told.append((self.name, "started", name, live.update, live.env_step))
+    def started(self, name, phase, phase_state):
+        self.told.append((self.name, "started", name, phase_state.update, phase_state.env_step))
 
-    def ticked(self, name, phase, live):
-        self.told.append((self.name, "ticked", name, live.update, live.env_step))
-        return live
+    def ticked(self, name, phase, phase_state):
+        self.told.append((self.name, "ticked", name, phase_state.update, phase_state.env_step))
+        return phase_state
 
-    def ended(self, name, phase, live, run):
-        self.told.append((self.name, "ended", name, live.update, live.env_step))
-        self.learners[name], self.runs[name] = numbers(live.learner), run
+    def ended(self, name, phase, phase_state, run):
+        self.told.append((self.name, "ended", name, phase_state.update, phase_state.env_step))
+        self.learners[name], self.runs[name] = numbers(phase_state.learner), run
 
 
 def numbers(tree):
@@ -85,8 +86,8 @@ def drive(phases, *, seeds=(0, 1), offline=True, actor=True, world=True, stride=
     """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the worlds, what watched."""
     first = start.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
     if actor:
-        new = lambda key: Trained.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
-        first = dataclasses.replace(first, waist=Pretrained(actor=jax.vmap(new)(first.keys)))
+        new = lambda key: TrainState.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
+        first = dataclasses.replace(first, pretrained=Pretrained(actor=jax.vmap(new)(first.keys)))
     worlds, watch = Worlds(Ragged, SPEC, seeds) if world else None, Watch([])
     last = pipeline(first, phases, worlds, [watch, *watches], stride)
     return first, last, worlds, watch
@@ -129,12 +130,12 @@ def test_a_phase_begins_where_the_last_one_ended_and_may_be_empty():
     phases = {"none": Train(Diary(), 0), "collect": Collect(4), "past": Collect(2), "more": Online(Diary(), until=3)}
     first, last, _, _ = drive(phases)
     assert (last.env_step, last.updates) == (4, 0)
-    assert same(last.waist, first.waist)
+    assert same(last.pretrained, first.pretrained)
 
 
 def test_collecting_changes_no_weight():
     first, last, _, _ = drive({"collect": Collect(9)})
-    assert same(first.waist, last.waist)
+    assert same(first.pretrained, last.pretrained)
     assert int(last.online.written) == 9
 
 
@@ -165,9 +166,9 @@ def test_chunks_change_nothing():
     phases = {"diary": Train(Diary(), 20), "offline": Train(BACKBONE, 20, Uniform(8))}
     results = [drive(phases, world=False, stride=stride) for stride in (1, 7, 250)]
     for _, last, _, watch in results[1:]:
-        assert same(last.waist, results[0][1].waist)
+        assert same(last.pretrained, results[0][1].pretrained)
         assert same(watch.learners["diary"], results[0][3].learners["diary"])
-    assert not same(results[0][0].waist.actor.net, results[0][1].waist.actor.net)
+    assert not same(results[0][0].pretrained.actor.net, results[0][1].pretrained.actor.net)
 
 
 def test_two_seeds_are_two_runs_of_one():
@@ -175,9 +176,9 @@ def test_two_seeds_are_two_runs_of_one():
     _, both, _, _ = drive(phases, seeds=(3, 4), actor=False)
     for s in (0, 1):
         _, alone, _, _ = drive(phases, seeds=(3 + s,), actor=False)
-        for leaf, single in zip(numbers(both.waist), numbers(alone.waist), strict=True):
+        for leaf, single in zip(numbers(both.pretrained), numbers(alone.pretrained), strict=True):
             np.testing.assert_allclose(leaf[s], single[0], rtol=1e-4, atol=1e-5)
-    assert not np.allclose(numbers(both.waist)[0][0], numbers(both.waist)[0][1])
+    assert not np.allclose(numbers(both.pretrained)[0][0], numbers(both.pretrained)[0][1])
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -186,13 +187,13 @@ def test_a_method_may_report_plain_numbers(seeds):
         def update(self, learner, batch, *, key, clock):
             return super().update(learner, batch, key=key, clock=clock)[0], {"lr": 0.5, "max_size": 3}
 
-    class Look(Quiet):
-        def ticked(self, name, phase, live):
-            found.append({key: value.tolist() for key, value in live.scalars().items()})
-            return live
+    class LineStyle(NullHook):
+        def ticked(self, name, phase, phase_state):
+            found.append({key: value.tolist() for key, value in phase_state.scalars().items()})
+            return phase_state
 
     found = []
-    drive({"learn": Train(Plain(), 4)}, seeds=seeds, world=False, watches=[Look()])
+    drive({"learn": Train(Plain(), 4)}, seeds=seeds, world=False, watches=[LineStyle()])
     assert found == [{"lr": [0.5] * len(seeds), "max_size": [3.0] * len(seeds)}]
 
 

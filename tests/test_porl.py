@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPEC, WIDTH, at, rows, same, seed_of, waist
+from conftest import NETS, SPEC, at, pretrained, rows, same, seed_of
 from helpers import Ragged
 
-from segue.core import Clock, Linear, Pretrained, Trained
+from segue.core import Clock, Linear, Pretrained, TrainState
 from segue.envs.lockstep import Worlds
 from segue.envs.make import spec_of
 from segue.errors import SegueError
@@ -19,14 +19,15 @@ from segue.methods.direct import Direct
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT
-from segue.methods.porl import PORL, Appraise
+from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import Leash
+from segue.methods.trust_region import TrustRegion
 from segue.nn.actors import Deterministic, TanhGaussian
 from segue.nn.mlp import MLP
+from segue.nn.networks import Networks
 from segue.replay.balanced import Balanced
-from segue.replay.sources import Ratio
+from segue.replay.sampler import Ratio
 from segue.tasks.budget import PRESETS, SMALL, Budget
 from segue.tasks.recipes import RECIPES
 from segue.tasks.suite import task
@@ -37,7 +38,7 @@ from segue.training.pipeline import pipeline
 
 KEY = jax.random.key(7)
 ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
-TINY = SAC(width=8, depth=1, critic_depth=1, critics=3, subset=2, delay=2, entropy_backup=False)
+TINY = SAC(networks=Networks(width=8, depth=1, critic_depth=1), critics=3, subset=2, delay=2, entropy_backup=False)
 RAGGED = spec_of(Ragged())
 POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
 
@@ -52,7 +53,7 @@ def whole(phases, policy=POLICY, seeds=2, offline=None):
 
 
 def learned(run):
-    return run.waist.actor, run.waist.critic, run.waist.temperature, run.online
+    return run.pretrained.actor, run.pretrained.critic, run.pretrained.parts["temperature"], run.online
 
 
 # --- identities ------------------------------------------------------------------------------------------------------
@@ -61,21 +62,21 @@ def learned(run):
 def test_porl_with_a_given_critic_no_chance_and_no_updates_at_first_is_wsrl():
     """Bit for bit, through the phases of both recipes."""
     data = rows(40, spec=RAGGED)
-    offline = Train(Appraise(TINY, 0.0), 5)
+    offline = Train(PolicyEvaluation(TINY, 0.0), 5)
     recipe = RECIPES["wsrl"](task(env_id="Pendulum-v1", policy="p.npz"))["finetune"].method
     fine = Online(dataclasses.replace(recipe, backbone=TINY), 30, ONLINE, 2)
     wsrl = {"offline": offline, "collect": Collect(12, TINY.explore_noise), "finetune": fine}
-    first = Online(Appraise(TINY, 0.0, keep_critic=True), 12, ONLINE, 0)
+    first = Online(PolicyEvaluation(TINY, 0.0, keep_critic=True), 12, ONLINE, 0)
     porl = {"offline": offline, "presample": first, "finetune": Online(PORL(TINY), 30, ONLINE, 2)}
     assert same(learned(whole(wsrl, offline=data)), learned(whole(porl, offline=data)))
-    fresh = {**porl, "presample": dataclasses.replace(first, method=Appraise(TINY, 0.0))}
+    fresh = {**porl, "presample": dataclasses.replace(first, method=PolicyEvaluation(TINY, 0.0))}
     assert not same(learned(whole(wsrl, offline=data)), learned(whole(fresh, offline=data)))
 
 
 def test_porl_without_a_first_stage_is_the_given_policy_with_critics_that_know_nothing():
     """...and so is RLPD without data, warm-up and settings of its own."""
     alone = whole({"finetune": Online(PORL(TINY), 20, ONLINE, 2)})
-    skipped = {"presample": Online(Appraise(TINY), 0, ONLINE, 2), "finetune": Online(PORL(TINY), 20, ONLINE, 2)}
+    skipped = {"presample": Online(PolicyEvaluation(TINY), 0, ONLINE, 2), "finetune": Online(PORL(TINY), 20, ONLINE, 2)}
     assert not same(learned(alone), learned(whole(skipped)))  # its critics were drawn by another phase's key
     assert same(learned(alone), learned(whole({"finetune": Online(TINY, 20, ONLINE, 2)})))
 
@@ -84,7 +85,7 @@ def test_recipes_of_the_papers_differ_where_they_should():
     """RLPD's recipe with the other's rates, entropy, norms, batch and cadence, and no warm-up, is `policy-init`."""
     mine = task(env_id="Pendulum-v1", policy="p.npz")
     (init,) = RECIPES["policy-init"](mine, SMALL).values()
-    rlpd = RECIPES["rlpd"](mine, dataclasses.replace(SMALL, warmup=0), init.source)
+    rlpd = RECIPES["rlpd"](mine, dataclasses.replace(SMALL, warmup=0), init.sampler)
     sac = init.method.backbone
     assert rlpd["warmup"].until == 0
     assert not rlpd["warmup"].chance
@@ -94,7 +95,7 @@ def test_recipes_of_the_papers_differ_where_they_should():
         if getattr(sac, field.name) != getattr(rlpd["finetune"].method, field.name)
     }
     assert names == {"actor_lr", "temperature_lr", "target_entropy", "listens", "actor_norm"}
-    assert (init.updates_per_step, init.until, init.source) == (
+    assert (init.updates_per_step, init.until, init.sampler) == (
         rlpd["finetune"].updates_per_step, rlpd["finetune"].until, rlpd["finetune"].source,
     )  # fmt: skip
 
@@ -105,7 +106,7 @@ def test_the_paper_s_constants():
     porl = RECIPES["porl"](mine)
     assert list(porl) == ["presample", "finetune"]
     sac, first = porl["finetune"].method.backbone, porl["presample"]
-    assert (first.until, first.method.epsilon, first.updates_per_step, first.source.batch) == (20_000, 0.1, 16, 512)
+    assert (first.until, first.method.epsilon, first.updates_per_step, first.sampler.batch) == (20_000, 0.1, 16, 512)
     assert (sac.actor_lr, sac.critic_lr, sac.temperature_lr, sac.critics, sac.subset) == (1e-4, 3e-4, 1e-4, 10, 2)
     assert (sac.width, sac.depth, sac.critic_depth, sac.delay, sac.entropy_backup) == (256, 2, 4, 16, False)
     assert not any(phase.reads for phase in porl.values())
@@ -119,21 +120,23 @@ def test_the_paper_s_constants():
 
 
 def test_the_frozen_policy_stays_and_its_critic_learns():
-    run = whole({"presample": Online(Appraise(TINY), 15, ONLINE, 3)})
-    actor, critic = run.waist.actor, run.waist.critic
+    run = whole({"presample": Online(PolicyEvaluation(TINY), 15, ONLINE, 3)})
+    actor, critic = run.pretrained.actor, run.pretrained.critic
     assert same(seed_of(actor.net.mlp, 0), POLICY.mlp)
-    assert same(actor.net, actor.slow)
+    assert same(actor.net, actor.target)
     assert (np.asarray(critic.opt.count) == 3 * 14).all()
-    np.testing.assert_allclose(run.waist.temperature.net.log_alpha, np.log(0.1), rtol=1e-6)  # where it began
+    np.testing.assert_allclose(
+        run.pretrained.parts["temperature"].net.log_alpha, np.log(0.1), rtol=1e-6
+    )  # where it began
     assert run.updates == 42
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
 def test_epsilon_is_the_share_of_chance(epsilon):
-    method = Appraise(TINY, epsilon)
-    agent = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    method = PolicyEvaluation(TINY, epsilon)
+    agent = method.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)
     obs, still = jnp.ones(3), eqx.tree_at(lambda a: a.actor.net.log_std, agent, jnp.full(2, -20.0))
-    act = jax.vmap(lambda key: method.explore(still, obs, key=key, clock=at(0), age=jnp.zeros((), int)))
+    act = jax.vmap(lambda key: method.explore(still, obs, key=key, clock=at(0), episode_step=jnp.zeros((), int)))
     found = np.asarray(act(jax.random.split(KEY, 2_000)))
     chance = np.abs(found - np.asarray(POLICY.act(obs))).max(1) > 1e-3
     assert abs(chance.mean() - epsilon) < 0.04
@@ -149,15 +152,15 @@ def test_held_out_error_worked_by_hand():
     )
     table.next_obs[2] = -7.0  # cut by time: row 3 does not follow
     sac = dataclasses.replace(TINY, discount=0.5)
-    method = Appraise(sac)
-    agent = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    method = PolicyEvaluation(sac)
+    agent = method.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)
     says = lambda net, value: jax.tree.map(lambda leaf: jnp.zeros_like(leaf), net)
     bias = lambda net, value: eqx.tree_at(
         lambda q: q.members.layers[-1].bias, says(net, value), jnp.full((3, 1), value)
     )
     critic = agent.critics[0]
     agent = eqx.tree_at(
-        lambda a: a.critics, agent, (Trained(bias(critic.net, 4.0), bias(critic.slow, 2.0), critic.opt),)
+        lambda a: a.critics, agent, (TrainState(bias(critic.net, 4.0), bias(critic.target, 2.0), critic.opt),)
     )
     # G: row 4: 1 + .5 * 2 = 2; row 3: 1 + .5 * 2 = 2; row 2: 1 + .5 * 2 = 2; row 1: 1; row 0: 1 + .5 * 1 = 1.5
     brought = np.array([1.5, 1.0, 2.0, 2.0, 2.0])
@@ -167,39 +170,48 @@ def test_held_out_error_worked_by_hand():
 
 
 def test_a_phase_that_settles_holds_rows_back_and_ends_by_evidence():
-    phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=10)
-    live = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=10)
+    phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     seen = []
     for step in range(1, 35):
-        live = live._replace(env_step=step)
-        seen.append((phase.visible(live), phase.due(live, 0)))
+        phase_state = phase_state._replace(env_step=step)
+        seen.append((phase.trainable_rows(phase_state), phase.updates_due(phase_state, 0)))
     assert [v for v, _ in seen[:11]] == [0] * 10 + [10]  # the window is measured before it is drawn from
     assert [due for _, due in seen[:11]] == [0] * 10 + [1]
     assert seen[20 - 1][0] == 10
     assert seen[21 - 1][0] == 20
-    done = lambda *looks: phase.done(live._replace(env_step=40, evidence=looks))
+    done = lambda *looks: phase.done(phase_state._replace(env_step=40, validation_errors=looks))
     assert not done()
     assert not done((5.0,), (4.0,), (4.0,))
     assert not done((5.0,), (4.0,), (4.5,), (4.0,))  # the best is two looks old
     assert done((4.0,), (4.5,), (5.0,), (4.0,))
     assert not done((4.0, 4.0), (4.5, 5.0), (5.0, 5.0), (4.0, 3.9))  # the slower seed decides
-    assert phase.done(live._replace(env_step=60))
-    assert not dataclasses.replace(phase, settle=0).done(live._replace(env_step=40, evidence=((4.0,),) * 9))
+    assert phase.done(phase_state._replace(env_step=60))
+    assert not dataclasses.replace(phase, early_stopping=0).done(
+        phase_state._replace(env_step=40, validation_errors=((4.0,),) * 9)
+    )
 
 
 def test_settling_in_a_run():
     phases = {
-        "presample": Online(Appraise(TINY), 400, ONLINE, 1, settle=10),
+        "presample": Online(PolicyEvaluation(TINY), 400, ONLINE, 1, early_stopping=10),
         "finetune": Online(PORL(TINY), 420, ONLINE),
     }
-    live = phases["presample"].begin(start_module.start(RAGGED, None, phases, policy=POLICY, seeds=2))
+    phase_state = phases["presample"].begin(start_module.start(RAGGED, None, phases, policy=POLICY, seeds=2))
     worlds = Worlds(Ragged, RAGGED, range(2))
-    while not phases["presample"].done(live):
-        action = phases["presample"].act(live, worlds.obs, worlds.ages)
-        live = phases["presample"].observe(phases["presample"].learn(live, 0), worlds.step(action))
-    assert 40 <= live.env_step < 400
-    assert len(live.evidence) == live.env_step // 10
-    error = engine.error(live.rule, live.learner, live.settled().run.online, live.keys, np.int32(0), count=10)
+    while not phases["presample"].done(phase_state):
+        action = phases["presample"].act(phase_state, worlds.obs, worlds.episode_steps)
+        phase_state = phases["presample"].observe(phases["presample"].learn(phase_state, 0), worlds.step(action))
+    assert 40 <= phase_state.env_step < 400
+    assert len(phase_state.validation_errors) == phase_state.env_step // 10
+    error = engine.error(
+        phase_state.algorithm,
+        phase_state.learner,
+        phase_state.flushed().run.online,
+        phase_state.keys,
+        np.int32(0),
+        count=10,
+    )
     assert error.shape == (2,)
     run = whole(phases)
     assert run.env_step == 420
@@ -207,18 +219,18 @@ def test_settling_in_a_run():
 
 def test_updates_that_are_repeated_do_not_look_twice():
     """A world that fails for good in the midst of a step is gone back to before its row, after its updates."""
-    phase = Online(Appraise(TINY), 60, ONLINE, 1, settle=4)
-    live = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
+    phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=4)
+    phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     worlds = Worlds(Ragged, RAGGED, [0])
     for step in range(9):
-        live = phase.learn(phase.learn(live, 0), 0)
-        assert len(live.evidence) == step // 4
-        live = phase.observe(live, worlds.step(phase.act(live, worlds.obs, worlds.ages)))
+        phase_state = phase.learn(phase.learn(phase_state, 0), 0)
+        assert len(phase_state.validation_errors) == step // 4
+        phase_state = phase.observe(phase_state, worlds.step(phase.act(phase_state, worlds.obs, worlds.episode_steps)))
 
 
 def test_a_method_that_measures_nothing_cannot_settle():
-    with pytest.raises(SegueError, match="leave `settle` at 0"):
-        whole({"finetune": Online(PORL(TINY), 30, ONLINE, 1, settle=5)})
+    with pytest.raises(SegueError, match="leave `early_stopping` at 0"):
+        whole({"finetune": Online(PORL(TINY), 30, ONLINE, 1, early_stopping=5)})
 
 
 # --- the leash -------------------------------------------------------------------------------------------------------
@@ -228,20 +240,22 @@ STEEP = lambda obs, action: 3.0 * action[0] - 4.0 * action[1] + obs.sum()
 
 
 def test_the_leash_worked_by_hand():
-    leash, anchor = Leash(100, start=0.1, end=0.5), Trained.new(POLICY, slow=False)
+    trust_region, anchor = TrustRegion(100, start=0.1, end=0.5), TrainState.new(POLICY, target=False)
     obs, away = jnp.ones(3), jnp.array([0.3, -0.1])
     action = POLICY.act(obs) + away
     for step, radius in ((0, 0.1), (50, 0.3), (100, 0.5), (500, 0.5)):
         clock = Clock(*(jnp.asarray(t) for t in (0, 20 + step, 20)))
         pull = 0.5 * (1 / radius - 1 / 0.5) * 5.0 * 0.1 / np.sqrt(2)
-        np.testing.assert_allclose(leash(STEEP, anchor, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
+        np.testing.assert_allclose(
+            trust_region(STEEP, anchor, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6
+        )
 
 
 def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
     """The maximum of q' lies `start` away (root mean square over dimensions), whatever the scale of q."""
-    leash, anchor, obs = Leash(100, start=0.1, end=1e9), Trained.new(POLICY, slow=False), jnp.ones(3)
+    trust_region, anchor, obs = TrustRegion(100, start=0.1, end=1e9), TrainState.new(POLICY, target=False), jnp.ones(3)
     for scale in (1e-3, 1.0, 1e4):
-        held = leash(lambda s, a, scale=scale: scale * STEEP(s, a), anchor, at(0))
+        held = trust_region(lambda s, a, scale=scale: scale * STEEP(s, a), anchor, at(0))
         best = POLICY.act(obs) + 0.1 * np.sqrt(2) * np.array([0.6, -0.8])
         slope = jax.grad(held, argnums=1)
         np.testing.assert_allclose(slope(obs, best), 0.0, atol=1e-5 * 5 * scale)
@@ -251,13 +265,13 @@ def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
 @pytest.mark.parametrize("method", [Direct, PORL, OPT])
 def test_a_leash_holds_any_fine_tuner(method):
     """With a short leash a policy that listens to steep critics stays near; without, it goes; critics know nothing."""
-    backbone = TD3(width=WIDTH, actor_lr=3e-3, delay=1)
-    given = waist(0, backbone)
-    given = given._replace(anchor=None, actor=given.actor.restart())  # moments of before would slow it
+    backbone = TD3(networks=NETS, actor_lr=3e-3, delay=1)
+    given = pretrained(0, backbone)
+    given = given._replace(anchor=None, actor=given.actor.reset_optimizer())  # moments of before would slow it
     batch = jax.tree.map(jnp.asarray, rows(24))
 
-    def after(leash, steps=40):
-        fine = method(backbone, leash=leash)
+    def after(trust_region, steps=40):
+        fine = method(backbone, trust_region=trust_region)
         learner = fine.init(SPEC, given, key=KEY)
         move = jax.jit(lambda learner, t: fine.update(learner, batch, key=KEY, clock=at(0)._replace(update=t))[0])
         first = None
@@ -267,28 +281,28 @@ def test_a_leash_holds_any_fine_tuner(method):
         far = jax.vmap(learner.actor.net.act)(batch.obs) - jax.vmap(given.actor.net.act)(batch.obs)
         return float(jnp.sqrt(jnp.square(far).mean())), first, learner
 
-    free, first, loose = after(Leash())
-    held, tied_first, tied = after(Leash(1_000, start=0.02))
+    free, first, loose = after(TrustRegion())
+    held, tied_first, anchored = after(TrustRegion(1_000, start=0.02))
     assert held < 0.1 < 0.5 * free
     assert same(first.critics, tied_first.critics)
-    assert loose.aux.anchor is None
-    assert same(tied.aux.anchor.net, given.actor.net)
+    assert loose.parts["reference_policy"] is None
+    assert same(anchored.parts["reference_policy"].net, given.actor.net)
 
 
 def test_a_leash_is_off_by_default_and_ends():
     q = lambda s, a: 0.0
-    assert Leash()(q, None, at(0)) is q
+    assert TrustRegion()(q, None, at(0)) is q
     with pytest.raises(SegueError, match="tied"):
-        Leash(10)(q, None, at(0))
+        TrustRegion(10)(q, None, at(0))
     obs, action = jnp.ones(3), jnp.zeros(2)
-    gone = Leash(10)(STEEP, Trained.new(POLICY, slow=False), at(0, 10))
+    gone = TrustRegion(10)(STEEP, TrainState.new(POLICY, target=False), at(0, 10))
     assert gone(obs, action) == STEEP(obs, action)
 
 
 # --- time limits -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [Appraise(TINY, 0.5), PORL(TINY), JSRL(TINY, Linear(2.0, 2.0, 0))])
+@pytest.mark.parametrize("method", [PolicyEvaluation(TINY, 0.5), PORL(TINY), JSRL(TINY, Linear(2.0, 2.0, 0))])
 def test_rows_never_cross_a_reset_and_a_time_limit_is_not_terminal(method):
     """Every row of the ring beside what each env says that it did."""
     phases = {"first": Online(method, 25, ONLINE, 1), "then": Online(PORL(TINY), 40, ONLINE, 1)}
@@ -337,7 +351,7 @@ def test_ages_begin_anew_with_every_episode_faults_included():
     Failing.told.clear()
     worlds, rng, faults = Worlds(Failing, RAGGED, [4, 5]), np.random.default_rng(0), []
     for _ in range(60):
-        assert worlds.ages.tolist() == worlds.obs[:, 1].tolist()  # obs[1] is the step in the episode
+        assert worlds.episode_steps.tolist() == worlds.obs[:, 1].tolist()  # obs[1] is the step in the episode
         before = worlds.faults
         row = worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32))
         faults.append(worlds.faults - before)
@@ -351,12 +365,14 @@ def test_ages_begin_anew_with_every_episode_faults_included():
 
 def test_jsrl_is_led_for_h_steps_of_an_episode():
     method = JSRL(TINY, Linear(10.0, 0.0, 100))
-    learner = method.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    learner = method.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)
     obs = jnp.ones(3)
-    act = lambda age, step: method.explore(learner, obs, key=KEY, clock=at(0, step), age=jnp.asarray(age, jnp.int32))
-    led = lambda age, step: bool((act(age, step) == POLICY.act(obs)).all())
-    assert [led(age, 0) for age in (0, 9, 10)] == [True, True, False]
-    assert [led(age, 50) for age in (0, 4, 5)] == [True, True, False]
+    act = lambda episode_step, step: method.explore(
+        learner, obs, key=KEY, clock=at(0, step), episode_step=jnp.asarray(episode_step, jnp.int32)
+    )
+    led = lambda episode_step, step: bool((act(episode_step, step) == POLICY.act(obs)).all())
+    assert [led(episode_step, 0) for episode_step in (0, 9, 10)] == [True, True, False]
+    assert [led(episode_step, 50) for episode_step in (0, 4, 5)] == [True, True, False]
     assert not led(0, 100)
     assert isinstance(learner.actor.net, TanhGaussian)
     assert not same(learner.actor.net.mlp.layers[0].weight, POLICY.mlp.layers[0].weight)
@@ -385,13 +401,13 @@ def test_a_policy_is_needed(name):
 def test_chance_is_uniform_and_needs_no_policy():
     run = whole({"warmup": Collect(600, chance=True)}, policy=None)
     actions = np.asarray(run.online.rows.action)
-    assert run.waist.actor is None
+    assert run.pretrained.actor is None
     np.testing.assert_allclose([actions.mean(), (actions**2).mean()], [0, 1 / 3], atol=0.05)
     assert not same(actions[0], actions[1])
 
 
 def test_the_target_is_the_least_of_some_members_drawn_anew():
-    sac = SAC(width=8, critics=10, subset=2)
+    sac = SAC(networks=Networks(width=8), critics=10, subset=2)
     slow = sac.new_critic(SPEC, key=KEY)
     every = np.asarray(slow(jnp.ones(3), jnp.zeros(2)))
     drawn = [sorted(np.asarray(sac.some(slow, jax.random.key(k))(jnp.ones(3), jnp.zeros(2)))) for k in range(300)]
@@ -399,44 +415,49 @@ def test_the_target_is_the_least_of_some_members_drawn_anew():
     share = [np.mean([np.isclose(value, pair).any() for pair in drawn]) for value in every]
     np.testing.assert_allclose(share, 0.2, atol=0.08)
     assert same(dataclasses.replace(sac, subset=None).some(slow, KEY), slow)
-    mean = dataclasses.replace(sac, listens="mean").opinion(Trained.new(slow))
+    mean = dataclasses.replace(sac, policy_reduction="mean").q_for_policy(TrainState.new(slow))
     np.testing.assert_allclose(mean(jnp.ones(3), jnp.zeros(2)), every.mean(), rtol=1e-6)
 
 
 def test_the_policy_moves_once_in_a_delay_and_slow_critics_always():
     fine = PORL(TINY)
-    learner = fine.init(SPEC, Pretrained(Trained.new(POLICY)), key=KEY)
+    learner = fine.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)
     for update in range(4):
         after, _ = fine.update(
             learner, jax.tree.map(jnp.asarray, rows(8)), key=KEY, clock=jax.tree.map(jnp.asarray, at(update))
         )
         assert same(after.actor.net, learner.actor.net) == (update % 2 == 0)
-        assert same(after.aux.temperature, learner.aux.temperature) == (update % 2 == 0)
-        assert not same(after.critics[0].slow, learner.critics[0].slow)
+        assert same(after.parts["temperature"], learner.parts["temperature"]) == (update % 2 == 0)
+        assert not same(after.critics[0].target, learner.critics[0].target)
         learner = after
 
 
 @pytest.mark.parametrize("output", ["tanh", "clip"])
 def test_a_policy_without_a_density_gets_one_around_what_it_does(output):
     policy = Deterministic(MLP((3, 8, 2), key=KEY), output)
-    adopted = TINY.adopt(Trained.new(policy), spec=SPEC, key=KEY).net
+    adopted = TINY.init_actor(TrainState.new(policy), spec=SPEC, key=KEY).net
     obs = jnp.linspace(-1, 1, 3)
     np.testing.assert_allclose(adopted.act(obs), policy.act(obs), atol=2e-3 if output == "clip" else 0)
     sampled = jax.vmap(lambda key: adopted.explore(obs, key))(jax.random.split(KEY, 500))
     spread = np.asarray(jnp.arctanh(sampled)).std(0)
     np.testing.assert_allclose(spread, np.exp(-2.0), rtol=0.1)
-    assert TINY.adopt(Trained.new(IQL(width=8).new_actor(SPEC, key=KEY)), spec=SPEC, key=KEY).net.output == "tanh"
+    assert (
+        TINY.init_actor(
+            TrainState.new(IQL(networks=Networks(width=8)).new_actor(SPEC, key=KEY)), spec=SPEC, key=KEY
+        ).net.output
+        == "tanh"
+    )
 
 
 def test_policy_init_uses_nothing_but_the_policy():
     """Whatever an offline phase left: critics, a temperature, moments."""
-    given = waist(0, dataclasses.replace(TINY, critics=2, width=16))
-    alone = Pretrained(Trained.new(given.actor.net))
-    for build in (lambda: PORL(TINY, keep_critic=False), lambda: Appraise(TINY)):
+    given = pretrained(0, dataclasses.replace(TINY, critics=2, width=16))
+    alone = Pretrained(TrainState.new(given.actor.net))
+    for build in (lambda: PORL(TINY, keep_critic=False), lambda: PolicyEvaluation(TINY)):
         a, b = (build().init(SPEC, start, key=KEY) for start in (given, alone))
         assert same(
-            (a.actor.net, a.actor.opt, a.critics, a.aux.temperature),
-            (b.actor.net, b.actor.opt, b.critics, b.aux.temperature),
+            (a.actor.net, a.actor.opt, a.critics, a.parts["temperature"]),
+            (b.actor.net, b.actor.opt, b.critics, b.parts["temperature"]),
         )
     assert len(a.critics[0].net.members.layers[0].bias) == 3
     fine = RECIPES["policy-init"](task("hopper-medium"), SMALL)["finetune"].method
@@ -445,9 +466,11 @@ def test_policy_init_uses_nothing_but_the_policy():
 
 
 def test_the_temperature_begins_lower_for_a_policy_that_had_no_spread():
-    given = waist(0, TINY)
+    given = pretrained(0, TINY)
     alpha = lambda method, actor: np.exp(
-        float(method.init(SPEC, given._replace(actor=Trained.new(actor)), key=KEY).aux.temperature.net.log_alpha)
+        float(
+            method.init(SPEC, given._replace(actor=TrainState.new(actor)), key=KEY).parts["temperature"].net.log_alpha
+        )
     )
     method = PORL(dataclasses.replace(TINY, temperature=0.7, given_temperature=0.2))
     spread = TanhGaussian.around(POLICY, -2.0)  # as the first stage leaves it
@@ -476,11 +499,11 @@ def test_every_preset_leaves_porl_something_to_do():
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
 def test_a_leash_gives_way(start, end):
     with pytest.raises(SegueError, match="grows from more than 0"):
-        Leash(10, start, end)
+        TrustRegion(10, start, end)
 
 
 def test_rows_that_cannot_be_held_back_cannot_settle():
-    with pytest.raises(SegueError, match="leave `settle` at 0"):
-        Online(Appraise(TINY), 10, Balanced(), settle=5).begin(
+    with pytest.raises(SegueError, match="leave `early_stopping` at 0"):
+        Online(PolicyEvaluation(TINY), 10, Balanced(), early_stopping=5).begin(
             start_module.start(RAGGED, rows(9, spec=RAGGED), {}, policy=POLICY)
         )

@@ -40,7 +40,7 @@ from segue.runs.journal import Journal
 from segue.system import disk
 from segue.system.signals import Stop
 from segue.tasks.suite import task
-from segue.training.state import Live
+from segue.training.state import PhaseState
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
@@ -236,12 +236,12 @@ def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch)
 
     learn = Online.learn
 
-    def exploding(self, live, stride):
-        live = learn(self, live, stride)
-        values = dict(live.tally.values)
-        if live.update >= 8:  # env step 12, where a commit is due
+    def exploding(self, phase_state, stride):
+        phase_state = learn(self, phase_state, stride)
+        values = dict(phase_state.metrics.values)
+        if phase_state.update >= 8:  # env step 12, where a commit is due
             values["max_abs_q/off"] = values["max_abs_q/off"].at[1].set(1e6)
-        return live._replace(tally=live.tally._replace(values=values))
+        return phase_state._replace(metrics=phase_state.metrics._replace(values=values))
 
     monkeypatch.setattr(Online, "learn", exploding)
     one = new("one")
@@ -261,7 +261,7 @@ def test_a_process_that_is_killed(tmp_path):
     """For real: SIGKILL at a moment of its own, from outside."""
     command = [sys.executable, "-m", "segue.cli"]
     given = ["--env-id", "Pendulum-v1", "--dataset", str(tmp_path / "p.npz"), "--quiet", "--offline.steps", "3000"]
-    given += ["--offline.width", "8", "--commit-every", "250", "--log-every", "250", "--episodes", "1"]
+    given += ["--offline.networks.width", "8", "--commit-every", "250", "--log-every", "250", "--episodes", "1"]
     subprocess.run(
         [*command, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "300", "--out", given[3]], check=True
     )
@@ -782,21 +782,21 @@ def ruin(monkeypatch, seed: int, update: int, times: int = 1):
 
     learn, done = Online.learn, []
 
-    def poisoned(self, live, stride):
-        live = learn(self, live, stride)
-        if live.update >= update and len(done) < times:
-            done.append(live.update)
-            bad = [leaf.at[seed].set(np.nan) if leaf.dtype.kind == "f" else leaf for leaf in live.learner.leaves]
-            live = live._replace(learner=type(live.learner)(bad, live.learner.structure))
-        return live
+    def poisoned(self, phase_state, stride):
+        phase_state = learn(self, phase_state, stride)
+        if phase_state.update >= update and len(done) < times:
+            done.append(phase_state.update)
+            bad = [leaf.at[seed].set(np.nan) if leaf.dtype.kind == "f" else leaf for leaf in phase_state.learner.leaves]
+            phase_state = phase_state._replace(learner=type(phase_state.learner)(bad, phase_state.learner.structure))
+        return phase_state
 
     monkeypatch.setattr(Online, "learn", poisoned)
     return done
 
 
 def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
-    waist = (folder / "checkpoints" / "finetune" / "waist.safetensors").read_bytes()
-    return {name: array[seed] for name, array in disk.arrays(waist, "waist").items()}
+    pretrained = (folder / "checkpoints" / "finetune" / "waist.safetensors").read_bytes()
+    return {name: array[seed] for name, array in disk.arrays(pretrained, "waist").items()}
 
 
 def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch, capsys):
@@ -857,11 +857,11 @@ def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch
 
     learn = Online.learn
 
-    def exploding(self, live, stride):
-        live = learn(self, live, stride)
-        values = dict(live.tally.values)
+    def exploding(self, phase_state, stride):
+        phase_state = learn(self, phase_state, stride)
+        values = dict(phase_state.metrics.values)
         values["max_abs_q/off"] = values["max_abs_q/off"].at[1].set(1e6)
-        return live._replace(tally=live.tally._replace(values=values))
+        return phase_state._replace(metrics=phase_state.metrics._replace(values=values))
 
     monkeypatch.setattr(Online, "learn", exploding)
     folder = new("exploded")
@@ -903,8 +903,8 @@ def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
             return real(*args, **more)
 
         monkeypatch.setattr(policy_file, "save", save)
-        live = Live(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
-        best.heard("x", live, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
+        phase_state = PhaseState(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
+        best.heard("x", phase_state, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
         return disk.described(folder / "best-0.safetensors")[1]["return"]
 
     assert heard(10.0) == 10

@@ -25,8 +25,9 @@ from segue.methods.direct import Direct
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
+from segue.nn.networks import Networks
 from segue.policies import policy_file
-from segue.replay.sources import Uniform
+from segue.replay.sampler import Uniform
 from segue.results import read, records
 from segue.runs import console
 from segue.runs.config import in_order, settings
@@ -110,7 +111,7 @@ def test_a_phase_that_would_be_over_before_it_begins(phases, since, fine):
     """Unless it is not to begin, or the one before it may be over earlier."""
     method = Direct(TD3BC())
     made = {
-        name: Online(method, found[0], settle=found[1]) if isinstance(found, tuple) else Online(method, found)
+        name: Online(method, found[0], early_stopping=found[1]) if isinstance(found, tuple) else Online(method, found)
         for name, found in phases.items()
         if name != "collect"
     }
@@ -345,7 +346,7 @@ def test_a_hostile_manifest_is_refused(damage, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"offline__width": 9}, ["layers.0", "9"]),
+        ({"offline__networks__width": 9}, ["layers.0", "9"]),
         ({"seeds": 3}, ["--seeds 2"]),
         ({"from": "nowhere:offline"}, ["nowhere:offline"]),
         ({"from": f"{os.devnull}:offline"}, ["no checkpoint"]),
@@ -520,7 +521,7 @@ def test_a_loss_that_overflows_is_divergence(monkeypatch):
 
     spec = gym.envs.registration.EnvSpec("Ragged-v9", entry_point=Huge)
     monkeypatch.setitem(gym.registry, spec.id, spec)  # left there, Ragged-v0 would be out of date for other tests
-    backbone, out = TD3BC(width=8, depth=1), new()
+    backbone, out = TD3BC(networks=Networks(width=8, depth=1)), new()
     phases = {
         "offline": Train(backbone, 0, Uniform(8)),
         "finetune": Online(Direct(backbone.online()), 16, Uniform(8), 2),

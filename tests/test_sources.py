@@ -16,10 +16,10 @@ from segue.core import Linear, Spec, Transition
 from segue.errors import SegueError
 from segue.replay import sumtree
 from segue.replay.balanced import Balanced
-from segue.replay.next_actions import Successive
-from segue.replay.returns_to_go import Returning, returns_to_go
+from segue.replay.next_actions import WithNextAction
+from segue.replay.returns_to_go import WithReturns, returns_to_go
 from segue.replay.ring import Ring
-from segue.replay.sources import Paired, Ratio, Uniform
+from segue.replay.sampler import Paired, Ratio, Uniform
 
 KEY, NOW = jax.random.key(0), at(0)
 OFFLINE, RING = numbered(60), ring_of(numbered(40, 1000), capacity=50)
@@ -28,8 +28,10 @@ NONE = numbered(0)
 draws = jax.jit(sumtree.draw, static_argnums=1)
 writes = jax.jit(sumtree.write)
 add = jax.jit(Ring.add)
-wrote = jax.jit(lambda source, *state: source.wrote(*state))
-draw = jax.jit(lambda source, carry, offline, ring: source.draw(carry, offline, ring, key=KEY, clock=NOW))
+on_row_added = jax.jit(lambda source, *state: source.on_row_added(*state))
+draw = jax.jit(
+    lambda source, sampler_state, offline, ring: source.draw(sampler_state, offline, ring, key=KEY, clock=NOW)
+)
 
 
 def drawn(source, offline=OFFLINE, ring=RING, clock=NOW, key=KEY):
@@ -107,9 +109,9 @@ def test_paired_gives_one_batch_of_either_side():
         (Paired(), 10, 0),
         (Paired(), 0, 10),
         (Balanced(), 0, 10),
-        (Returning(), 0, 10),
-        (Returning(discount=1.0), 10, 10),
-        (Returning(Linear(0.5, 1.5, 5)), 10, 10),
+        (WithReturns(), 0, 10),
+        (WithReturns(discount=1.0), 10, 10),
+        (WithReturns(Linear(0.5, 1.5, 5)), 10, 10),
         (Balanced(online_fraction=1.0), 10, 10),
     ],
 )
@@ -139,12 +141,12 @@ TABLE = walk(([1, 2, 4], True), ([8, 16], False), ([32], True), ([1, 2], False))
 
 
 @pytest.mark.parametrize(
-    ("tail", "worth"),
+    ("tail", "return_to_go"),
     [(0.0, [3, 4, 4, 16, 16, 32, 2, 2]), (-4.0, [3, 4, 4, 15, 14, 32, 1, 0])],
 )
-def test_returns_of_a_table_by_hand(tail, worth):
+def test_returns_of_a_table_by_hand(tail, return_to_go):
     found, ended = returns_to_go(jax.tree.map(jnp.asarray, TABLE), 0.5, tail)
-    np.testing.assert_array_equal(found, worth)
+    np.testing.assert_array_equal(found, return_to_go)
     np.testing.assert_array_equal(ended, [True] * 6 + [False] * 2)
 
 
@@ -156,20 +158,22 @@ def test_a_terminal_row_is_not_followed_by_one_that_begins_where_it_ended():
 def test_failures_of_a_maze_are_worth_failure_for_ever():
     """Reward 10 r - 5 at gamma 0.9: what Cal-QL's code takes, -5 / (1 - gamma), in every row that never arrives."""
     table = walk(([-5] * 50, False), ([-5, -5, 5], True), ([-5] * 7, False))
-    _, carry = begin(Returning(discount=0.9), table, EMPTY)
-    np.testing.assert_allclose(carry.worth[:60], [-50.0] * 50 + [-5.45, -0.5, 5.0] + [-50.0] * 7, rtol=1e-5)
-    _, carry = begin(Returning(discount=0.5), walk(([1, 1], False)), EMPTY)  # nothing negative: what was seen
-    np.testing.assert_array_equal(carry.worth[:2], [1.5, 1.0])
+    _, sampler_state = begin(WithReturns(discount=0.9), table, EMPTY)
+    np.testing.assert_allclose(
+        sampler_state.return_to_go[:60], [-50.0] * 50 + [-5.45, -0.5, 5.0] + [-50.0] * 7, rtol=1e-5
+    )
+    _, sampler_state = begin(WithReturns(discount=0.5), walk(([1, 1], False)), EMPTY)  # nothing negative: what was seen
+    np.testing.assert_array_equal(sampler_state.return_to_go[:2], [1.5, 1.0])
 
 
 def test_returning_draws_offline_rows_alone_until_there_is_an_online_one():
-    source = Returning(Linear(0.25, 0.25, 0), discount=0.5, batch=20)
+    source = WithReturns(Linear(0.25, 0.25, 0), discount=0.5, batch=20)
     first, then = drawn(source, OFFLINE, EMPTY), drawn(source, OFFLINE, RING)
     assert (first.reward < 1000).all()
     assert first.known.all()
     assert (then.reward >= 1000).sum() == 5
     table = np.concatenate([OFFLINE.reward, RING.rows.reward[:40]])  # no row follows another: the tail is 0
-    np.testing.assert_array_equal(then.worth, then.reward)
+    np.testing.assert_array_equal(then.return_to_go, then.reward)
     assert set(np.asarray(then.reward)) <= set(table)
 
 
@@ -185,32 +189,32 @@ def test_online_returns_are_known_when_their_episode_has_ended(capacity, window,
     lengths, ways = [3, 1, 8, 4, 1, 6, 5], [True, False, True, False, True, False, True]
     episodes = [(list(rng.normal(size=n)), way) for n, way in zip(lengths, ways, strict=True)]
     table, offline = walk(*episodes), walk(([-1.0, 0.5], True))
-    source = Returning(discount=0.8, window=window)
-    tail, worth, known = -1 / (1 - 0.8), [], []
+    source = WithReturns(discount=0.8, window=window)
+    tail, return_to_go, known = -1 / (1 - 0.8), [], []
     for rewards, way in episodes:
         g = 0.0 if way else tail
         back = []
         for r in reversed(rewards):
             g = r + 0.8 * g
             back.append(g)
-        closed = len(worth) + len(rewards) - (0 if way else -1)  # rows written when the end is seen
-        worth += back[::-1]
+        closed = len(return_to_go) + len(rewards) - (0 if way else -1)  # rows written when the end is seen
+        return_to_go += back[::-1]
         known += [closed] * len(rewards)
     ring = Ring.new(SPEC, capacity)
     put = lambda ring, i: add(ring, jax.tree.map(lambda c: jnp.asarray(c[i]), table))
     for index in range(found):
         ring = put(ring, index)
-    offline, carry = begin(source, offline, ring)
-    for count in range(found, len(worth) + 1):
+    offline, sampler_state = begin(source, offline, ring)
+    for count in range(found, len(return_to_go) + 1):
         if count > found:
             ring = put(ring, count - 1)
-            carry = wrote(source, carry, offline, ring)
+            sampler_state = on_row_added(source, sampler_state, offline, ring)
         for row in range(max(0, count - capacity), count):
             seen = known[row] <= count and (known[row] - row <= window or known[row] <= found)
             slot = 2 + row % capacity
-            assert bool(carry.known[slot]) == seen, (row, count)
+            assert bool(sampler_state.known[slot]) == seen, (row, count)
             if seen:
-                np.testing.assert_allclose(carry.worth[slot], worth[row], rtol=1e-5)
+                np.testing.assert_allclose(sampler_state.return_to_go[slot], return_to_go[row], rtol=1e-5)
 
 
 # --- the ring --------------------------------------------------------------------------------------------------------
@@ -239,10 +243,10 @@ priorities = st.lists(st.floats(0, 1000, width=32, allow_subnormal=False), min_s
         st.tuples(st.integers(0, 12), st.floats(0, 1000, width=32, allow_subnormal=False)), min_size=8, max_size=8
     ),
 )
-def test_every_node_is_the_sum_of_its_leaves(leaves, news):
+def test_every_node_is_the_sum_of_its_leaves(leaves, pending_row):
     """Also where an index is written twice, with one priority."""
-    latest = dict(news)
-    index, values = [i for i, _ in news], [latest[i] for i, _ in news]
+    latest = dict(pending_row)
+    index, values = [i for i, _ in pending_row], [latest[i] for i, _ in pending_row]
     tree = np.asarray(writes(sumtree.build(jnp.asarray(leaves, jnp.float32)), jnp.asarray(index), np.float32(values)))
     expected = np.zeros(16)
     expected[:13] = leaves
@@ -274,30 +278,30 @@ def test_rows_are_drawn_in_proportion_to_their_priorities():
 def test_more_than_a_million_rows():
     """A thousand weighty rows among 2^20 + 7, all others of priority zero, in one program."""
     n = 2**20 + 7
-    live = np.unique(np.r_[0, n - 1, np.random.default_rng(0).integers(n, size=1000)])
+    phase_state = np.unique(np.r_[0, n - 1, np.random.default_rng(0).integers(n, size=1000)])
     weights = np.zeros(n, np.float32)
-    weights[live] = 1 + np.arange(len(live)) % 3
+    weights[phase_state] = 1 + np.arange(len(phase_state)) % 3
 
     @jax.jit
     def program(weights, index, priority, key):
         tree = sumtree.write(sumtree.build(weights), index, priority)
         return tree[1], sumtree.draw(tree, 200_000, key)
 
-    gone = live[5]
+    gone = phase_state[5]
     total, index = program(weights, np.asarray([gone, 1, 1]), np.float32([0, 9, 9]), KEY)
     weights[[gone, 1]] = 0, 9
-    live = np.flatnonzero(weights)
+    phase_state = np.flatnonzero(weights)
     counts = np.bincount(index, minlength=n)
     np.testing.assert_allclose(total, weights.sum(dtype=np.float64), rtol=1e-6)
-    assert counts.sum() == counts[live].sum() == 200_000
-    assert probable(counts[live], weights[live]) > 1e-4
+    assert counts.sum() == counts[phase_state].sum() == 200_000
+    assert probable(counts[phase_state], weights[phase_state]) > 1e-4
 
 
 # --- balanced replay -------------------------------------------------------------------------------------------------
 
 
-def leaves_of(carry, n) -> np.ndarray:
-    return np.asarray(carry.tree[len(carry.tree) // 2 :][:n])
+def leaves_of(sampler_state, n) -> np.ndarray:
+    return np.asarray(sampler_state.tree[len(sampler_state.tree) // 2 :][:n])
 
 
 def begin(source, offline, ring):
@@ -310,31 +314,31 @@ def test_the_first_thousand_online_rows_are_drawn_with_the_fraction_asked_for(fr
     """Whether they are written one by one or found in the ring when the phase begins."""
     table = numbered(1000, 1000)
     source, empty, full = Balanced(online_fraction=fraction, width=4), ring_of(numbered(0), 1000), ring_of(table)
-    offline, carry = begin(source, rows(700), empty)
+    offline, sampler_state = begin(source, rows(700), empty)
     _, found = begin(source, offline, full)
 
     @jax.jit
-    def program(carry, ring):
+    def program(sampler_state, ring):
         def body(index, state):
-            carry, ring = state
+            sampler_state, ring = state
             ring = ring.add(jax.tree.map(lambda c: jnp.asarray(c)[index], table))
-            return source.wrote(carry, offline, ring), ring
+            return source.on_row_added(sampler_state, offline, ring), ring
 
-        return jax.lax.fori_loop(0, 1000, body, (carry, ring))
+        return jax.lax.fori_loop(0, 1000, body, (sampler_state, ring))
 
-    carry, _ = program(carry, empty)
-    np.testing.assert_allclose(carry.tree, found.tree, rtol=1e-4)
-    share = (np.asarray(draws(carry.tree, 200_000, KEY)) >= 700).mean()
+    sampler_state, _ = program(sampler_state, empty)
+    np.testing.assert_allclose(sampler_state.tree, found.tree, rtol=1e-4)
+    share = (np.asarray(draws(sampler_state.tree, 200_000, KEY)) >= 700).mean()
     assert abs(share - fraction) < 5 * np.sqrt(fraction * (1 - fraction) / 200_000)
 
 
 def test_a_new_row_starts_at_the_largest_priority_so_far():
-    offline, carry = begin(Balanced(width=4), rows(6), ring_of(numbered(0), 3))
+    offline, sampler_state = begin(Balanced(width=4), rows(6), ring_of(numbered(0), 3))
     table, ring = numbered(2), ring_of(numbered(0), 3)
     for index, peak in enumerate((1.0, 7.5)):
         ring = ring.add(jax.tree.map(lambda c, i=index: jnp.asarray(c[i]), table))
-        carry = Balanced(width=4).wrote(carry._replace(peak=jnp.asarray(peak)), offline, ring)
-    np.testing.assert_array_equal(leaves_of(carry, 9), [1] * 6 + [1, 7.5, 0])
+        sampler_state = Balanced(width=4).on_row_added(sampler_state._replace(peak=jnp.asarray(peak)), offline, ring)
+    np.testing.assert_array_equal(leaves_of(sampler_state, 9), [1] * 6 + [1, 7.5, 0])
 
 
 @pytest.mark.parametrize(("capacity", "ring_rows"), [(12, None), (12, 7), (12, 3), (4, None), (4, 7), (4, 2), (4, 4)])
@@ -349,17 +353,17 @@ def test_ring_rows_pushes_out_the_oldest_row(capacity, ring_rows, found):
     put = lambda ring, i: add(ring, jax.tree.map(lambda c: jnp.asarray(c[0]), numbered(1, i)))
     for index in range(found):
         ring = put(ring, index)
-    offline, carry = begin(source, rows(size), ring)
+    offline, sampler_state = begin(source, rows(size), ring)
     for count in range(found, 12):
         if count > found:
             ring = put(ring, count - 1)
-            carry = wrote(source, carry, offline, ring)
+            sampler_state = on_row_added(source, sampler_state, offline, ring)
         history = [("off", i) for i in range(size)] + [("on", i) for i in range(count)]
         held = history[-ring_rows:] if ring_rows else history
         expected = {
             i if side == "off" else size + i % capacity for side, i in held if side == "off" or i >= count - capacity
         }
-        assert set(np.flatnonzero(leaves_of(carry, size + capacity))) == expected, count
+        assert set(np.flatnonzero(leaves_of(sampler_state, size + capacity))) == expected, count
 
 
 def ratio_of(density, batch, output="softplus") -> np.ndarray:
@@ -423,9 +427,11 @@ def test_the_density_ratio_of_two_gaussians_is_learned():
     )
 
     @jax.jit
-    def learn(carry, offline, ring):
-        step = lambda i, carry: source.draw(carry, offline, ring, key=jax.random.fold_in(KEY, i), clock=NOW)[0]
-        return jax.lax.fori_loop(0, 1_000, step, carry)
+    def learn(sampler_state, offline, ring):
+        step = lambda i, sampler_state: source.draw(
+            sampler_state, offline, ring, key=jax.random.fold_in(KEY, i), clock=NOW
+        )[0]
+        return jax.lax.fori_loop(0, 1_000, step, sampler_state)
 
     density = learn(source.init(spec, offline, ring, key=KEY), offline, ring).density
     s = np.linspace(-1.5, 2.0, 36, dtype=np.float32)
@@ -435,12 +441,12 @@ def test_the_density_ratio_of_two_gaussians_is_learned():
 
 
 @pytest.mark.parametrize(
-    "source", [Uniform(4), Ratio(batch=4), Paired(4), Successive(4), Returning(batch=4), Balanced(4, width=8)]
+    "source", [Uniform(4), Ratio(batch=4), Paired(4), WithNextAction(4), WithReturns(batch=4), Balanced(4, width=8)]
 )
 def test_a_draw_uses_no_key_twice(source):
     offline, ring = jax.tree.map(jnp.asarray, rows(20)), ring_of(numbered(6), 8)
-    carry = source.init(SPEC, offline, ring, key=jax.random.key(1))
-    draw = lambda carry, key: source.draw(carry, offline, ring, key=key, clock=at(3, 9))
-    keys = recorded(draw, carry, jax.random.key(5))
+    sampler_state = source.init(SPEC, offline, ring, key=jax.random.key(1))
+    draw = lambda sampler_state, key: source.draw(sampler_state, offline, ring, key=key, clock=at(3, 9))
+    keys = recorded(draw, sampler_state, jax.random.key(5))
     assert keys.drawn
     assert keys.reused() == 0

@@ -275,7 +275,7 @@ def swept(monkeypatch):
 
     def run(plan, out, codes=None):
         engine = Pretended(out.absolute(), codes or {})
-        monkeypatch.setitem(executors.ENGINES, "local", lambda *_: engine)
+        monkeypatch.setitem(executors.EXECUTORS, "local", lambda *_: engine)
         return sweep(plan, out=out), engine.orders
 
     return run
@@ -343,7 +343,7 @@ def test_a_store_that_stays_away_ends_the_trial():
         def read(self, names):
             raise OSError("no\x1b[2J route")
 
-    place, left = Away(new()), progress.Left(Sweep({"alone": {}}, ["t"]).trials(), set())
+    place, left = Away(new()), progress.Progress(Sweep({"alone": {}}, ["t"]).trials(), set())
     assert left.next()
     assert not _judge(left, place, "t/alone/0", 0, 3, AWAY - 1)
     assert left.running
@@ -368,7 +368,7 @@ def test_failed_trials_have_an_exit_code_of_their_own(monkeypatch, capsys):
     monkeypatch.setattr(driver_module, "_check_flags", lambda trials: None)
     out = new()
     engine = Pretended(out.absolute(), {"hopper-random/td3bc/0": [1]})
-    monkeypatch.setitem(executors.ENGINES, "local", lambda *_: engine)
+    monkeypatch.setitem(executors.EXECUTORS, "local", lambda *_: engine)
     with pytest.raises(SystemExit) as ended:
         main.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
     assert ended.value.code == 3
@@ -381,7 +381,7 @@ def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(mo
     out, looks = new(), []
     shown = Board(storage.at(out), quiet=False)
     monkeypatch.setattr(shown, "_progress", lambda folder: (looks.append(folder), (BEGINS, 0.0))[1])
-    left = progress.Left(CHAIN.trials(), set())
+    left = progress.Progress(CHAIN.trials(), set())
     assert left.next()
     assert left.next()
     for _ in range(9):
@@ -397,7 +397,7 @@ def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(mo
 def test_the_time_that_is_left_counts_what_was_done_here(monkeypatch):
     """A trial of a checkpoint begins at half of its updates; one quarter more in 10 s leaves 10 s."""
     alone = [trial for trial in CHAIN.trials() if trial.folder == "t/offline/0"]
-    shown, left, clock = Board(storage.at(new()), quiet=True), progress.Left(alone, set()), [0.0]
+    shown, left, clock = Board(storage.at(new()), quiet=True), progress.Progress(alone, set()), [0.0]
     monkeypatch.setattr(status_module.time, "monotonic", lambda: clock[0])
     shown.begun = 0.0
     assert left.next()
@@ -508,7 +508,7 @@ def test_a_dry_run_refuses_what_this_machine_has_not(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1"):
         main.main(dry)
     assert "cores = 3 is more than the 2 that this machine has" in capsys.readouterr().err
-    main.main([*dry, "--engine", "ray"])  # another machine's cores are not known here
+    main.main([*dry, "--executor", "ray"])  # another machine's cores are not known here
     assert "1 trials" in capsys.readouterr().out
 
 
@@ -520,7 +520,7 @@ def pin(*_):
     print(sorted({{"numpy", "jax"}} & sys.modules.keys()))
     raise OSError("seen")
 worker.pin = pin
-worker.speak = print
+worker.log_to = print
 sys.exit(worker.run({ordered(new())}))
 """
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -641,7 +641,7 @@ collect.until = 40
 finetune.until = 600
 finetune.updates-per-step = 1
 finetune.backbone.width = 8
-finetune.source.batch = 16
+finetune.sampler.batch = 16
 """
 
 

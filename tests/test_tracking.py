@@ -21,7 +21,7 @@ from segue.runs import meter
 from segue.runs.config import pinned
 from segue.runs.journal import Journal, Place
 from segue.runs.run import resume
-from segue.runs.trackers import TRACKERS, Apart, Tracker, Trackers, __file__, importlib, known
+from segue.runs.trackers import TRACKERS, SubprocessTracker, Tracker, Trackers, __file__, importlib, known
 
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
 
@@ -136,7 +136,7 @@ def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
 
 @pytest.mark.parametrize("how", ["hangs at start", "hangs", "hangs at the end", "raises", "slow", "is killed"])
 def test_a_package_that_misbehaves_in_its_own_process(how, fake, monkeypatch, capsys):
-    monkeypatch.setattr(Apart, "LINGER", 4)
+    monkeypatch.setattr(SubprocessTracker, "LINGER", 4)
     said, where = fake(how), folder()
     trackers, begun = Trackers(["wandb"], where), time.monotonic()
     for step in range(2_000):

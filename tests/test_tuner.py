@@ -23,24 +23,25 @@ from segue.core import Linear, Spec, Transition
 from segue.envs.lockstep import TRAIN, Worlds, episode_seed
 from segue.envs.make import spec_of
 from segue.errors import DataError, SegueError
-from segue.methods.porl import PORL, Appraise
+from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
+from segue.nn.networks import Networks
 from segue.policies import policy_file
-from segue.replay.sources import Ratio, Uniform
+from segue.replay.sampler import Ratio, Uniform
 from segue.runs import checkpoints, commits, divergence, hooks, journal, meter
-from segue.runs.agent import Tuner, _Body
+from segue.runs.agent import Agent, _Body
 from segue.training import engine, start
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import Drive, pipeline
 
 SPEC = spec_of(Ragged())
 POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
-TINY = SAC(width=8, depth=1, critic_depth=1, critics=3, subset=2, delay=2)
+TINY = SAC(networks=Networks(width=8, depth=1, critic_depth=1), critics=3, subset=2, delay=2)
 ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
 PHASES = {
-    "presample": Online(Appraise(TINY), 40, ONLINE, 2, settle=10),
+    "presample": Online(PolicyEvaluation(TINY), 40, ONLINE, 2, early_stopping=10),
     "collect": Collect(50),
     "finetune": Online(PORL(TINY), 90, ONLINE, 2),
 }
@@ -55,7 +56,7 @@ def task():
 
 
 def tuner(task, out, phases=PHASES, **options):
-    return Tuner(phases, task, SPEC, out=out, **options)
+    return Agent(phases, task, SPEC, out=out, **options)
 
 
 class Arm:
@@ -70,7 +71,7 @@ class Arm:
         self.episode += 1
         return obs
 
-    def live(self, tuner, steps=10_000):
+    def phase_state(self, tuner, steps=10_000):
         """Until the end, or for some steps."""
         while steps and not tuner.done:
             action = tuner.act(self.obs)
@@ -85,19 +86,19 @@ def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
     worlds = Worlds(Ragged, SPEC, [0])
     run = pipeline(start.start(SPEC, None, PHASES, policy=POLICY), PHASES, worlds)
     with tuner(task, folder := new("arm")) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
         theirs = mine.drive.run
         assert mine.done
         assert mine.phase is None
         with pytest.raises(SegueError, match="nothing is left"):
             mine.act(np.zeros(3))
-    assert same(theirs.waist, run.waist)
+    assert same(theirs.pretrained, run.pretrained)
     assert same(theirs.online, run.online)
     assert theirs.env_step == 90
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
     actor, _ = policy_file.load(folder / "policy-0.safetensors")
-    assert same(actor, jax.tree.map(lambda leaf: leaf[0], run.waist.actor.net))
+    assert same(actor, jax.tree.map(lambda leaf: leaf[0], run.pretrained.actor.net))
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     assert sum(line["length"] for line in lines) <= 90
     assert all(2 <= line["length"] <= 6 for line in lines)
@@ -106,7 +107,7 @@ def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
 def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(task, capsys):
     """Its world is the caller's: it has no evaluation, and will have none."""
     with tuner(task, folder := new("arm")) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     out = new("p.npz")
     export = ["policy", "export", str(folder), "--format", "npz", "--out"]
     main.main([*export, str(out), "--which", "last"])
@@ -132,31 +133,31 @@ def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(
 def test_it_goes_on_where_it_was(task):
     """Between two episodes bit for bit; inside one, the episode counts as cut."""
     with tuner(task, new("arm")) as whole:
-        Arm().live(whole)
+        Arm().phase_state(whole)
     for steps, label in ((None, "exact"), (57, "statistical")):
         folder, arm = new("arm"), Arm()
         with tuner(task, folder) as first:
-            arm.live(first, 20)
+            arm.phase_state(first, 20)
             while steps is None and arm.obs[1] != 0:
-                arm.live(first, 1)
+                arm.phase_state(first, 1)
             if steps:
-                arm.live(first, steps - 20)
+                arm.phase_state(first, steps - 20)
                 while arm.obs[1] == 0:
-                    arm.live(first, 1)
+                    arm.phase_state(first, 1)
         assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
         if steps:
             arm.obs = arm.reset()
         with tuner(task, folder) as again:
             assert again.env_step == first.env_step > 0
-            arm.live(again)
+            arm.phase_state(again)
         assert json.loads((folder / "status.json").read_text())["resume"] == label
-        assert same(again.drive.run.waist, whole.drive.run.waist) == (label == "exact")
+        assert same(again.drive.run.pretrained, whole.drive.run.pretrained) == (label == "exact")
 
 
 @pytest.mark.parametrize("name", ["commits", "checkpoints", "tensorboard"])
 def test_it_does_not_follow_what_leads_out_of_its_directory(task, name, tmp_path):
     with tuner(task, folder := new("arm")) as first:
-        Arm().live(first, 5)
+        Arm().phase_state(first, 5)
     if (folder / name).exists():
         (folder / name).rename(folder / "aside")
     (folder / name).symlink_to(tmp_path, target_is_directory=True)
@@ -169,7 +170,7 @@ def test_it_says_how_fast_it_goes(task, monkeypatch):
     monkeypatch.setattr(meter.Meter, "EVERY", 0.05)
     monkeypatch.setattr(meter, "gpus", lambda: iter(()))
     with tuner(task, folder := new("arm")) as first:
-        Arm().live(first, 45)
+        Arm().phase_state(first, 45)
         until = time.monotonic() + 20
         while not (folder / "machine.jsonl").read_text() and time.monotonic() < until:
             time.sleep(0.05)
@@ -181,7 +182,7 @@ def test_it_says_how_fast_it_goes(task, monkeypatch):
 def test_another_recipe_does_not_go_on_with_it(task):
     folder = new("arm")
     with tuner(task, folder) as first:
-        Arm().live(first, 5)
+        Arm().phase_state(first, 5)
     with pytest.raises(DataError, match="other settings"):
         tuner(task, folder, {**PHASES, "collect": Collect(51)})
     with tuner(task, folder) as held, pytest.raises(SegueError, match="at work"):
@@ -227,7 +228,7 @@ def test_the_row_is_what_was_taken_and_a_time_limit_is_not_terminal(task):
         mine.observe([0.5, 0.5], 5.0, np.full(3, 8.0), True)
         mine.act(np.zeros(3))
         mine.observe(np.zeros(2), 0.0, np.ones(3), False)  # a row is written with the next one
-        rows = jax.tree.map(lambda column: np.array(column[0, :2]), mine.drive.live.run.online.rows)
+        rows = jax.tree.map(lambda column: np.array(column[0, :2]), mine.drive.phase_state.run.online.rows)
     np.testing.assert_allclose(rows.action, [[-1, 1], [0, 0]], atol=1e-6)
     np.testing.assert_array_equal(rows.obs[:, 0], [0, 7])
     np.testing.assert_array_equal(rows.next_obs[:, 0], [1, 8])
@@ -251,7 +252,7 @@ def test_logs_teach_without_a_world(task):
     """What was lived once, fed from its rows, leaves the same ring and the same number of updates."""
     phases = {"presample": PHASES["presample"], "finetune": PHASES["finetune"]}
     with tuner(task, new("arm"), phases) as lived:
-        Arm().live(lived)
+        Arm().phase_state(lived)
     ring = jax.tree.map(lambda column: np.asarray(column[0]), lived.drive.run.online.rows)
     logs = ring._replace(action=SPEC.denormalise(ring.action))
     part = lambda a, b: jax.tree.map(lambda column: column[a:b], logs)
@@ -277,12 +278,12 @@ def test_logs_teach_without_a_world(task):
 def test_in_the_background_every_step_is_learned_from(task):
     with tuner(task, folder := new("arm"), background=True) as mine:
         arm = Arm()
-        arm.live(mine, 30)
+        arm.phase_state(mine, 30)
     assert mine.env_step == 30
     with tuner(task, folder, background=True) as again:
         assert again.env_step == 30
         arm.obs = arm.reset()
-        arm.live(again)
+        arm.phase_state(again)
     assert again.drive.run.env_step == 90
     assert (again.drive.run.updates - 2 * 40) % 2 == 0
     assert again.drive.run.updates > 100
@@ -297,9 +298,9 @@ def test_in_the_background_act_does_not_wait_for_updates(task, monkeypatch):
     phases = {"finetune": dataclasses.replace(PHASES["finetune"], until=1_000)}
     mine = tuner(task, new("arm"), phases, background=True)
     arm = Arm()
-    arm.live(mine, 1)
+    arm.phase_state(mine, 1)
     begun = time.monotonic()
-    arm.live(mine, 20)
+    arm.phase_state(mine, 20)
     assert time.monotonic() - begun < 5
     assert mine.behind > 5
     mine.close()
@@ -317,10 +318,10 @@ def test_in_the_background_what_a_phase_brought_is_spared_by_the_collector_once(
     frozen = []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(mine.env_step))
     with tuner(task, new("arm"), background=True) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     assert len(frozen) == 2, "presample and finetune; collecting has no updates"
     with tuner(task, new("arm")) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     assert len(frozen) == 2, "nobody is in a hurry there"
 
 
@@ -330,7 +331,7 @@ def test_in_the_background_a_learner_is_copied_when_it_stands_still(task, monkey
     monkeypatch.setattr(jnp, "copy", lambda leaf: still.append(leaf.is_ready()) or copy(leaf))
     slow = Online(PORL(dataclasses.replace(TINY, width=128)), 100, ONLINE, 20)
     with tuner(task, new("arm"), {"finetune": slow}, background=True) as mine:
-        Arm().live(mine, 10)
+        Arm().phase_state(mine, 10)
     assert len(still) > 100
     assert all(still)
 
@@ -339,7 +340,7 @@ def test_what_fails_in_the_background_is_raised(task, monkeypatch):
     mine = tuner(task, new("arm"), background=True)
     monkeypatch.setattr(type(mine.drive), "observe", lambda *_: (_ for _ in ()).throw(SegueError("gone")))
     with pytest.raises(SegueError, match="gone"):
-        Arm().live(mine)
+        Arm().phase_state(mine)
     with pytest.raises(SegueError, match="gone"):
         mine.close()
 
@@ -365,7 +366,7 @@ def test_nothing_is_lost_where_a_loop_ends_inside_a_step(task):
     """Between `act` and `observe`, and at a row of logs that is refused."""
     folder, arm = new("arm"), Arm()
     with pytest.raises(KeyboardInterrupt), tuner(task, folder) as mine:  # noqa: PT012
-        arm.live(mine, 25)
+        arm.phase_state(mine, 25)
         mine.act(arm.obs)
         raise KeyboardInterrupt
     arm.obs = arm.reset()
@@ -376,7 +377,7 @@ def test_nothing_is_lost_where_a_loop_ends_inside_a_step(task):
         )
     with tuner(task, folder) as again:
         assert again.env_step == 26
-        arm.live(again)
+        arm.phase_state(again)
     assert json.loads((folder / "status.json").read_text()) | {"format": 1} == {
         "format": 1,
         "status": "finished",
@@ -387,12 +388,12 @@ def test_nothing_is_lost_where_a_loop_ends_inside_a_step(task):
 def test_it_goes_on_with_the_same_alone(task):
     folder = new("arm")
     with tuner(task, folder) as first:
-        Arm().live(first, 5)
+        Arm().phase_state(first, 5)
     for other, word in (
         (lambda: tuner(task, folder, seed=1), "seed 0"),
         (lambda: tuner(changed(task, env_id="leg"), folder), "env_id arm"),
         (lambda: tuner(changed(task, reward=segue.tasks.Reward(2.0)), folder), "reward rule"),
-        (lambda: Tuner(PHASES, task, SPEC._replace(high=(3.0, 4.0)), out=folder), "spec"),
+        (lambda: Agent(PHASES, task, SPEC._replace(high=(3.0, 4.0)), out=folder), "spec"),
     ):
         with pytest.raises(DataError, match=word):
             other()
@@ -405,7 +406,7 @@ def test_episodes_of_a_learner_that_lags_are_told_once(task, monkeypatch):
     monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.02) or learn(*args, **options))
     with tuner(task, folder := new("arm"), background=True) as mine:
         arm = Arm()
-        arm.live(mine, 60)
+        arm.phase_state(mine, 60)
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     ends = np.cumsum([line["length"] for line in lines])
     assert [line["env_step"] for line in lines] == ends.tolist()
@@ -436,7 +437,7 @@ def status(folder):
 def whole(task):
     """The directory of a run that nothing has stopped, what it learned, and where its episodes ended."""
     with tuner(task, folder := new("arm"), log_every=5) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     lines = map(json.loads, (folder / "episodes.jsonl").read_text().splitlines())
     return folder, mine.drive.run, [line["env_step"] for line in lines]
 
@@ -456,11 +457,11 @@ def test_no_step_is_lost_nor_repeated_where_a_hook_raises(task, whole, monkeypat
     """Before the commit has heard of a step, and after; where there were updates, and where there were none."""
     theirs, run, ends = whole
     at = next(step for step in ends if step > after)
-    once(monkeypatch, hook, "ticked", error, lambda self, name, phase, live: live.env_step == at)
+    once(monkeypatch, hook, "ticked", error, lambda self, name, phase, phase_state: phase_state.env_step == at)
     arm, folder = Arm(), new("arm")
     with pytest.raises(type(error)), tuner(task, folder, log_every=5) as mine:  # noqa: PT012
         try:
-            arm.live(mine)
+            arm.phase_state(mine)
         finally:
             with pytest.raises(type(error)):
                 mine.act(arm.obs)
@@ -470,9 +471,9 @@ def test_no_step_is_lost_nor_repeated_where_a_hook_raises(task, whole, monkeypat
     arm.obs = arm.reset()
     with tuner(task, folder, log_every=5) as again:
         assert again.env_step == at
-        arm.live(again)
+        arm.phase_state(again)
     assert status(folder)["resume"] == "exact"
-    assert same(again.drive.run.waist, run.waist)
+    assert same(again.drive.run.pretrained, run.pretrained)
     assert same(again.drive.run.online, run.online)
     assert (folder / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
 
@@ -482,13 +483,13 @@ def test_a_phase_that_was_not_ended_is_ended_later(task, whole, monkeypatch, pha
     once(monkeypatch, checkpoints.Checkpoint, "ended", KeyboardInterrupt(), lambda self, name, *_: name == phase)
     arm, folder = Arm(), new("arm")
     with pytest.raises(KeyboardInterrupt), tuner(task, folder) as mine:
-        arm.live(mine)
+        arm.phase_state(mine)
     assert status(folder)["status"] == "interrupted"
     with tuner(task, folder) as again:
         assert again.env_step == at
         assert again.done == (at == 90)
     assert (status(folder)["status"] == "finished") == (at == 90)
-    assert at != 90 or same(again.drive.run.waist, whole[1].waist)
+    assert at != 90 or same(again.drive.run.pretrained, whole[1].pretrained)
 
 
 def test_the_steps_of_three_saves_that_fail_are_kept_by_the_next(task, monkeypatch):
@@ -503,7 +504,7 @@ def test_the_steps_of_three_saves_that_fail_are_kept_by_the_next(task, monkeypat
     monkeypatch.setattr(commits.Commit, "_write", full)
     folder = new("arm")
     with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder, commit_every=1) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     assert mine.env_step == 4
     assert status(folder)["status"] == "failed"
     assert "3 saves failed" in status(folder)["why"]
@@ -516,7 +517,7 @@ def test_where_the_disk_stays_full_the_reason_is_the_first_one(task, monkeypatch
     with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder := new("arm"), commit_every=1) as mine:  # noqa: PT012
         monkeypatch.setattr(commits.Commit, "_write", full)
         monkeypatch.setattr(journal.Journal, "sync", full)
-        Arm().live(mine)
+        Arm().phase_state(mine)
     assert "3 saves failed" in status(folder)["why"]
     assert "could not be saved" in capsys.readouterr().err
 
@@ -534,7 +535,7 @@ def test_ctrl_c_within_a_dispatch_goes_back_to_the_last_commit(task, monkeypatch
     monkeypatch.setattr(engine, "learn", interrupted)
     folder = new("arm")
     with pytest.raises(KeyboardInterrupt), tuner(task, folder, commit_every=10) as mine:
-        Arm().live(mine)
+        Arm().phase_state(mine)
     assert status(folder)["status"] == "interrupted"
     with tuner(task, folder) as again:
         assert again.env_step == 10
@@ -542,7 +543,7 @@ def test_ctrl_c_within_a_dispatch_goes_back_to_the_last_commit(task, monkeypatch
 
 def test_a_world_that_fails_is_said(task):
     with pytest.raises(OSError, match="gripper"), tuner(task, folder := new("arm")) as mine:  # noqa: PT012
-        Arm().live(mine, 3)
+        Arm().phase_state(mine, 3)
         raise OSError("the gripper is gone")
     assert status(folder) | {"format": 1} == {
         "format": 1,
@@ -562,7 +563,7 @@ def logged():
 
 def test_ctrl_c_in_an_offline_phase_keeps_its_updates(logged, monkeypatch):
     with pytest.raises(KeyboardInterrupt), tuner(logged, folder := new("arm"), OFFLINE) as mine:  # noqa: PT012
-        here = lambda *_: mine.drive.live is not None and mine.drive.live.update == 300
+        here = lambda *_: mine.drive.phase_state is not None and mine.drive.phase_state.update == 300
         once(monkeypatch, jax, "block_until_ready", KeyboardInterrupt(), here)
         mine.done  # noqa: B018
     with tuner(logged, folder, OFFLINE) as again:
@@ -575,16 +576,16 @@ def test_in_the_background_an_offline_phase_does_not_hold_up_the_end(logged, mon
     learn = engine.learn
     monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.1) or learn(*args, **options))
     mine = tuner(logged, folder := new("arm"), OFFLINE, background=True)
-    while mine.drive.live is None or not mine.drive.live.update:
+    while mine.drive.phase_state is None or not mine.drive.phase_state.update:
         assert mine.failed is None
         time.sleep(0.01)
     mine.close()
-    reached = mine.drive.live.update
+    reached = mine.drive.phase_state.update
     assert reached < 2_000
     assert status(folder)["status"] == "interrupted"
     with tuner(logged, folder, OFFLINE, background=True) as again:
         assert again.drive.name == "offline"
-        Arm().live(again)
+        Arm().phase_state(again)
     assert again.drive.run.env_step == 10
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines if line["phase"] == "offline"] == [1_000, 2_000, 3_000]
@@ -595,7 +596,7 @@ def test_in_the_background_done_waits_until_somebody_has_looked(task, monkeypatc
     folder = new("arm")
     killed = tuner(task, folder)
     arm = Arm()
-    arm.live(killed, 90)
+    arm.phase_state(killed, 90)
     killed.opened.close()
     ready = Drive.ready
     monkeypatch.setattr(Drive, "ready", lambda self: time.sleep(0.3) or ready(self))
@@ -642,7 +643,7 @@ def test_a_box_may_be_arrays_or_numbers(task):
     folder = new("arm")
     space = Ragged.action_space
     for spec in (Spec(np.int64(3), 2, space.low, space.high), Spec(3, 2, -2.0, 3), SPEC):
-        with Tuner(PHASES, task, spec, out=folder) as mine:
+        with Agent(PHASES, task, spec, out=folder) as mine:
             assert mine.spec == SPEC
             hash(mine.spec)
 
@@ -660,7 +661,7 @@ def test_a_box_may_be_arrays_or_numbers(task):
 )
 def test_a_spec_that_cannot_be_is_refused(task, wrong, words):
     with pytest.raises(SegueError, match=words):
-        Tuner(PHASES, task, SPEC._replace(**wrong), out=(folder := new("arm")))
+        Agent(PHASES, task, SPEC._replace(**wrong), out=(folder := new("arm")))
     assert not folder.exists()
 
 

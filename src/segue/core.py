@@ -1,7 +1,7 @@
-"""The nouns. Everything is a value; nothing is mutated.
+"""The types that all other modules share. Every value is immutable.
 
-A *method* (hyper-parameters) makes a *learner* (whatever must be remembered) from a *waist* (what an earlier
-phase left behind), moves it one gradient step at a time, and finally releases a new waist.
+A *method* (hyper-parameters) initialises a *learner* (everything that training changes) from the networks that earlier
+phases pre-trained, updates it one gradient step at a time, and finally releases the networks for the next phase.
 """
 
 import abc
@@ -64,30 +64,31 @@ class Spec(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Time is an argument, like randomness. Seeds share it, so `lax.cond` stays a branch under `vmap`."""
+    """The time of an update. It is an argument, like a random key; seeds share it, so a `lax.cond` on it stays a branch
+    under `vmap`."""
 
     update: Int[Array, ""]
     """Gradient steps since this phase began."""
     env_step: Int[Array, ""]
     """Env steps since the first online step of the run, collection included."""
-    begun: Int[Array, ""]
+    phase_start: Int[Array, ""]
     """The `env_step` at which this phase began."""
 
 
 class Linear(eqx.Module):
-    """A straight line in env steps from `start` to `end`, flat before and after. `start == end` is a constant."""
+    """Interpolate linearly in env steps from `start` to `end`, and stay constant before and after."""
 
     start: float
-    """Value when the line begins."""
+    """Value when the phase begins."""
     end: float
     """Value from `until` on."""
     until: int
-    """Env step (collection included) at which the line ends."""
+    """Env step (collection included) at which `end` is reached."""
 
     def __call__(self, clock: Clock) -> Float[Array, ""]:
-        """The line begins where the phase that asks began."""
-        length = jnp.maximum(self.until - clock.begun, 1)
-        share = jnp.clip((clock.env_step - clock.begun) / length, 0.0, 1.0)
+        """Return the value at `clock`; the interpolation starts where the calling phase started."""
+        length = jnp.maximum(self.until - clock.phase_start, 1)
+        share = jnp.clip((clock.env_step - clock.phase_start) / length, 0.0, 1.0)
         return self.start + (self.end - self.start) * share
 
 
@@ -95,84 +96,90 @@ ADAM = optax.scale_by_adam()
 """Adam's direction. The learning rate multiplies it afterwards, so that a rate is a plain number of the method."""
 
 
-class Trained(eqx.Module):
-    """A network, its slow copy (target network; None where nothing needs one) and its optimiser's moments."""
+class TrainState(eqx.Module):
+    """A network, its target network (None where nothing needs one) and its optimiser's moments."""
 
     net: PyTree
-    slow: PyTree
+    target: PyTree
     opt: optax.OptState
 
     @classmethod
-    def new(cls, net: PyTree, *, slow: bool = True) -> "Trained":
-        return cls(net, net if slow else None, ADAM.init(net))
+    def new(cls, net: PyTree, *, target: bool = True) -> "TrainState":
+        """Start training `net`, with a target network that equals it unless `target` is False."""
+        return cls(net, net if target else None, ADAM.init(net))
 
-    def restart(self) -> "Trained":
-        """The same networks with a forgetful optimiser."""
-        return Trained(self.net, self.slow, ADAM.init(self.net))
+    def reset_optimizer(self) -> "TrainState":
+        """Return the same networks with zero moments."""
+        return TrainState(self.net, self.target, ADAM.init(self.net))
 
-    def descend(self, loss: Callable, lr: float | Array) -> tuple["Trained", dict[str, Array]]:
-        """One Adam step on `loss(net) -> (value, info)`."""
+    def apply_gradient(self, loss: Callable, lr: float | Array) -> tuple["TrainState", dict[str, Array]]:
+        """Take one Adam step on `loss(net) -> (value, info)`; return the new state and `info`."""
         (_, info), grad = jax.value_and_grad(loss, has_aux=True)(self.net)
         direction, opt = ADAM.update(grad, self.opt, self.net)
-        return Trained(jax.tree.map(lambda p, d: p - lr * d, self.net, direction), self.slow, opt), info
+        return TrainState(jax.tree.map(lambda p, d: p - lr * d, self.net, direction), self.target, opt), info
 
-    def drift(self, polyak: float | Array) -> "Trained":
-        """Move the slow copy towards the network: slow <- (1 - polyak) slow + polyak net."""
-        return Trained(self.net, optax.incremental_update(self.net, self.slow, polyak), self.opt)
+    def polyak_update(self, polyak: float | Array) -> "TrainState":
+        """Move the target network towards the network: target <- (1 - polyak) target + polyak net."""
+        return TrainState(self.net, optax.incremental_update(self.net, self.target, polyak), self.opt)
+
+
+Parts = dict[str, TrainState]
+"""Learned parts beside actor and critic, by name: for instance OPT's "q_on", IQL's "value", SAC's "temperature".
+
+Each method names its own parts and passes the others on unchanged. The value of a part whose name begins with "q_" is
+a critic: evaluations compare it with returns and report it without the prefix.
+"""
 
 
 class Pretrained(NamedTuple):
-    """The narrow waist: all that one phase may hand to the next, each absent or a `Trained`."""
+    """The networks that one phase hands to the next; an absent actor or critic is None."""
 
-    actor: Trained | None = None
-    critic: Trained | None = None
-    """Trained on offline data."""
-    fresh: Trained | None = None
-    """Trained with online data in view (OPT's Q_on)."""
-    value: Trained | None = None
-    """A state value (IQL)."""
-    prior: Trained | None = None
-    """A behaviour density (SPOT)."""
-    temperature: Trained | None = None
-    """The logarithm of SAC's temperature."""
-    anchor: Trained | None = None
-    """A policy that stays as it was given: what a leash is tied to, and JSRL's guide."""
-    multiplier: Trained | None = None
-    """The logarithm of the Lagrange multiplier on Cal-QL's regulariser."""
+    actor: TrainState | None = None
+    critic: TrainState | None = None
+    parts: Parts = {}  # noqa: RUF012 (never written to)
+
+    def with_parts(self, **parts: TrainState) -> "Pretrained":
+        """Return a copy in which `parts` are added or replaced."""
+        return self._replace(parts={**self.parts, **parts})
+
+    def critics(self) -> dict[str, TrainState]:
+        """Return every critic by the name under which it is reported: "off" for the offline critic, "on" for q_on."""
+        own = {} if self.critic is None else {"off": self.critic}
+        return own | {name.removeprefix("q_"): part for name, part in self.parts.items() if name.startswith("q_")}
 
 
 class AbstractMethod(eqx.Module):
-    """A learning rule. Its fields are its hyper-parameters; whatever changes lives in the learner."""
+    """A learning rule. Its fields are its hyper-parameters; whatever training changes lives in the learner."""
 
     @abc.abstractmethod
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Any:
-        """Build a learner, whose leaves are arrays, from what earlier phases left behind."""
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> Any:
+        """Build a learner, whose leaves are arrays, from what earlier phases pre-trained."""
 
     @abc.abstractmethod
     def update(
         self, learner: Any, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Any, dict[str, Float[Array, ""]]]:
-        """One gradient step; pure. Returns a learner of the same structure, and scalars to report.
+        """Take one gradient step; return a learner of the same structure, and scalars to report.
 
         A scalar named `max_*` is reported as its maximum over the logging window, every other as its mean.
         """
 
     @abc.abstractmethod
     def release(self, learner: Any) -> Pretrained:
-        """What this method leaves behind. What it was given and did not change passes through."""
+        """Return the networks for the next phase. Whatever this method did not change passes through."""
 
     def error(self, learner: Any, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        """How far the critic is from what `rows`, in the order of their time, brought. Raises SegueError."""
-        raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `settle` at 0.")
+        """Measure the critic's error on `rows`, which are in the order of time. Raises SegueError."""
+        raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `early_stopping` at 0.")
 
     @abc.abstractmethod
     def explore(
-        self, learner: Any, obs: Float[Array, " obs"], *, key: PRNGKeyArray, clock: Clock, age: Int[Array, ""]
+        self, learner: Any, obs: Float[Array, " obs"], *, key: PRNGKeyArray, clock: Clock, episode_step: Int[Array, ""]
     ) -> Float[Array, " act"]:
-        """The action to learn from, in [-1, 1], `age` env steps into an episode."""
+        """Choose the action to learn from, in [-1, 1], `episode_step` env steps into an episode."""
 
 
-def empty(spec: Spec) -> Transition:
-    """A dataset of no rows."""
+def empty_rows(spec: Spec) -> Transition:
+    """Return a dataset of no rows."""
     none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
     return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))

@@ -155,7 +155,9 @@ def _at_level(asked: argparse.Namespace, console: Any) -> Any:
     machine.compile_cache()
     kind = lambda t: t.dataset.kind if isinstance(t.dataset, datasets.AtLevel) else None
     named = next((t for t in TASKS.values() if (t.env_id, kind(t)) == (asked.env_id, asked.level)), None)
-    with console.counting(f"env steps of SAC and {asked.level} rows of {asked.env_id}", datasets.PATIENCE) as advance:
+    with console.counting(
+        f"env steps of SAC and {asked.level} rows of {asked.env_id}", datasets.MAX_SAC_STEPS
+    ) as advance:
         if asked.score is not None:
             recipe = datasets.AtLevel(asked.level, (asked.score,), asked.seed)
             return Task(asked.env_id, dataset=recipe).make_dataset(asked.steps, progress=advance)

@@ -10,6 +10,7 @@ import tyro
 
 from segue.errors import SegueError, nearest
 from segue.runs import config, trackers
+from segue.system import renamed
 from segue.tasks.budget import PRESETS
 from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
 from segue.tasks.suite import task
@@ -28,6 +29,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     Raises:
         SegueError: for names and numbers that cannot be; SystemExit for flags that there are not, which it has said.
     """
+    argv = renamed.translate(argv)
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
     for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)

@@ -3,6 +3,7 @@
 import argparse
 
 from segue.cli import exits
+from segue.system import renamed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("file", metavar="FILE.toml", help="what to run")
     flags.add_argument("--out", required=True, metavar="DIR", help="the sweep's directory, or a URL (s3://, gs://)")
-    flags.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine (default), or Ray")
+    flags.add_argument("--executor", choices=["local", "ray"], default="local", help="this machine (default), or Ray")
     flags.add_argument("--address", help="of Ray's cluster, or auto; default: Ray's own choice")
     flags.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: what the cores hold")
     flags.add_argument("--env-id", action="append", default=[], help="one that names a module to import, if FILE does")
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 def sweep(words: list[str]) -> None:
     """Run every trial of a sweep, or print them. Exits with 3 where trials failed."""
-    asked = parser().parse_args(words)
+    asked = parser().parse_args(renamed.translate(words))
     try:
         _sweep(asked)
     except KeyboardInterrupt as by:
@@ -38,9 +39,9 @@ def _sweep(asked: argparse.Namespace) -> None:
 
     plan = Sweep.read(asked.file, asked.env_id)
     if asked.dry_run:
-        print(driver.preview(plan, asked.engine))
+        print(driver.preview(plan, asked.executor))
         return
-    how = {"engine": asked.engine, "address": asked.address, "workers": asked.workers, "quiet": asked.quiet}
+    how = {"executor": asked.executor, "address": asked.address, "workers": asked.workers, "quiet": asked.quiet}
     done = driver.sweep(plan, out=asked.out, **how)
     print(done)
     if done.failed:

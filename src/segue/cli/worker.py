@@ -24,11 +24,11 @@ from typing import Any
 from segue.sweeps.executors import LOST
 from segue.system.cores import Claims, pin
 
-PATIENCE = 60.0
+LOCK_SECONDS = 60.0
 """Seconds to wait for another process that is still at work on the trial, such as one that has lost its driver."""
 
 
-def listen() -> None:
+def stop_at_eof() -> None:
     """Stop, with a commit, when standard input ends."""
 
     def wait() -> None:
@@ -48,18 +48,18 @@ def run(order: dict[str, Any]) -> int:
     try:
         if (shared := Path(order["place"])).is_dir():  # at a URL the log comes with the trial
             (shared / trial["folder"]).parent.mkdir(parents=True, exist_ok=True)
-            speak(shared / f"{trial['folder']}.log")
+            log_to(shared / f"{trial['folder']}.log")
         about = pin(claims, order["cores"], order["gpus"])
         from segue.cli import main
         from segue.sweeps import storage
 
         place = storage.at(order["place"])
-        with place.here(trial["folder"], trial["needs"], PATIENCE) as root:
+        with place.here(trial["folder"], trial["needs"], LOCK_SECONDS) as root:
             if storage.finished(storage.Directory(root), [trial["folder"]]):
                 return 0
             os.chdir(root)
             words = prepare(Path(trial["folder"]), trial["command"])
-            speak(Path(f"{trial['folder']}.log"))
+            log_to(Path(f"{trial['folder']}.log"))
             where = f"{socket.gethostname()}, process {os.getpid()}, {about}"
             print(f"segue: {where}: segue {shlex.join(words)}", flush=True)
             sys.argv = ["segue", *words]  # which config.json keeps
@@ -83,7 +83,7 @@ def prepare(folder: Path, command: Sequence[str]) -> list[str]:
 
     if not folder.is_dir():
         return list(command)
-    with disk.locked(folder, patience=PATIENCE):
+    with disk.locked(folder, patience=LOCK_SECONDS):
         if any((folder / "commits").glob("[0-9]*")):
             env_id = [command[at : at + 2] for at, word in enumerate(command) if word == "--env-id"]
             return ["resume", str(folder), *(word for pair in env_id for word in pair)]
@@ -92,7 +92,7 @@ def prepare(folder: Path, command: Sequence[str]) -> list[str]:
     return list(command)
 
 
-def speak(log: Path) -> None:
+def log_to(log: Path) -> None:
     """From here on, whatever this process and its children say goes to the log."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream in (sys.stdout, sys.stderr):
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(check(json.load(sys.stdin))))
         return
     order = json.loads(sys.stdin.buffer.readline())
-    listen()
+    stop_at_eof()
     raise SystemExit(run(order))
 
 

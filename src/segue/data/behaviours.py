@@ -33,7 +33,7 @@ class AbstractBehaviour(abc.ABC):
         """The next action."""
 
 
-class Chance(AbstractBehaviour):
+class RandomActions(AbstractBehaviour):
     """`env.action_space.sample()`: D4RL's "random"."""
 
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from segue.core import Transition
-from segue.data.behaviours import AbstractBehaviour, Chance
+from segue.data.behaviours import AbstractBehaviour, RandomActions
 from segue.data.dataset import Dataset, validate
 from segue.data.saving import Format, check_vacant, save
 from segue.envs.make import make_env, spec_of
@@ -53,7 +53,7 @@ def collect(
     world = make_env(env) if isinstance(env, str) else env()
     try:
         spec_of(world)
-        data = _roll(world, steps, seed, behaviours or (Chance(),), name, progress)
+        data = _roll(world, steps, seed, behaviours or (RandomActions(),), name, progress)
         spec = world.spec
     finally:
         world.close()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue.core import Spec, Transition, empty
+from segue.core import Spec, Transition, empty_rows
 from segue.data.dataset import Dataset
 from segue.system import disk
 
@@ -31,7 +31,7 @@ def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
 
 def nothing(spec: Spec, env_id: str) -> Dataset:
     """The dataset of a run that reads none."""
-    rows = jax.tree.map(np.asarray, empty(spec))
+    rows = jax.tree.map(np.asarray, empty_rows(spec))
     return Dataset(rows, np.zeros(0, bool), spec.low, spec.high, env_id, "none")
 
 

@@ -66,8 +66,8 @@ def cut_at_horizon(terminal: np.ndarray, steps: int) -> np.ndarray:
     stops = np.flatnonzero(terminal) + 1
     starts = np.zeros(len(terminal), np.int64)
     starts[stops[stops < len(terminal)]] = stops[stops < len(terminal)]
-    age = np.arange(len(terminal)) - np.maximum.accumulate(starts)
-    return (age % steps == steps - 1) & ~terminal
+    episode_step = np.arange(len(terminal)) - np.maximum.accumulate(starts)
+    return (episode_step % steps == steps - 1) & ~terminal
 
 
 def drop_rows(data: Dataset, lost: np.ndarray, owned: bool) -> Dataset:

@@ -15,7 +15,7 @@ import numpy as np
 
 from segue import predict
 from segue.deploy import export, find
-from segue.envs.faults import said, sound
+from segue.envs.faults import check_observation, describe_error
 from segue.envs.lockstep import EVALUATE, episode_seed
 from segue.envs.make import make_env, spec_of
 from segue.envs.rollouts import LONGEST
@@ -90,7 +90,7 @@ def _says(path: Path) -> Mapping[str, Any]:
     """What a policy of Segue's, sealed or exported, says of itself; of other files nothing."""
     if predict.exported(path):
         return policy_file.load_plain(path).about["about"]
-    return policy_file.told(path)[2] if path.is_file() and importers.sealed(path) else {}
+    return policy_file.load_with_metadata(path)[2] if path.is_file() and importers.sealed(path) else {}
 
 
 def offscreen() -> None:
@@ -124,18 +124,18 @@ def _pictures(env: Any, spec: Any, perform: Any, episodes: int, results: list[tu
     """Every picture of some episodes, whose returns and lengths go to `results`."""
     for episode in range(episodes):
         try:
-            obs = sound(env.reset(seed=episode_seed(STARTS, EVALUATE, episode))[0], spec)
+            obs = check_observation(env.reset(seed=episode_seed(STARTS, EVALUATE, episode))[0], spec)
             total, length, over = 0.0, 0, False
         except Exception as error:
-            raise SegueError(f"The env could not be reset: {_line(said(error))}.") from error
+            raise SegueError(f"The env could not be reset: {_line(describe_error(error))}.") from error
         yield _picture(env)
         while not over:
             try:
                 seen, reward, terminated, truncated, _ = env.step(perform(obs))
-                obs = sound(seen, spec, reward)
+                obs = check_observation(seen, spec, reward)
             except Exception as error:
                 raise SegueError(
-                    f"The env failed at step {length} of episode {episode}: {_line(said(error))}."
+                    f"The env failed at step {length} of episode {episode}: {_line(describe_error(error))}."
                 ) from error
             total, length, over = total + float(reward), length + 1, terminated or truncated
             if length >= LONGEST:
@@ -151,7 +151,7 @@ def _picture(env: Any) -> np.ndarray:
     try:
         shown = env.render()
     except Exception as error:
-        raise SegueError(f"The env cannot draw itself here ({_line(said(error))}; {_how()}).") from error
+        raise SegueError(f"The env cannot draw itself here ({_line(describe_error(error))}; {_how()}).") from error
     picture = np.asarray(shown)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape) < 2:
         raise SegueError("The env shows no picture: it has no render mode 'rgb_array'.")

@@ -73,7 +73,7 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
             raise SegueError(f"--which and --seed choose from a run's directory, and {path} is none.")
         if path.suffix != ".safetensors" or predict.exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
-        return Found(path, *policy_file.told(path))
+        return Found(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
     stem = STEM[which or ("best" if record.evaluations else "last")]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
@@ -87,7 +87,7 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
     if not numbers:
         raise SegueError(f"{path} holds no {stem}-S.safetensors yet: its first phase has not ended.")
     chosen = numbers if seed is None else {seed: numbers[seed]}
-    every = [Found(file, *policy_file.told(file), record, number) for number, file in chosen.items()]
+    every = [Found(file, *policy_file.load_with_metadata(file), record, number) for number, file in chosen.items()]
     return max(every, key=lambda found: -np.inf if found.score is None else found.score)
 
 

@@ -24,7 +24,7 @@ def show(path: str | Path) -> str:
         policy = policy_file.load_plain(path)
         return _lines(f"{path}: an exported policy", *network(policy), *_box(policy), *_says(policy.about["about"]))
     if path.is_file() and importers.sealed(path):
-        actor, spec, said = policy_file.told(path)
+        actor, spec, said = policy_file.load_with_metadata(path)
         policy = policy_file.plain(actor, spec)
         kind = f"kind {said['kind']}" + (", with a spread of its own" if said["own_spread"] else "")
         about = {key: said[key] for key in ABOUT if said.get(key) is not None}

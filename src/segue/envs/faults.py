@@ -14,27 +14,27 @@ from segue.core import Spec
 from segue.envs.make import Make
 
 
-class Broken(Exception):
+class EnvFault(Exception):
     """What an env did that no env may do."""
 
 
-def sound(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
+def check_observation(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
     """The observation as an array. Raises `Broken` for a wrong shape, and for what is not finite."""
     obs = np.asarray(obs, np.float32)
     if obs.shape != (spec.obs,):
-        raise Broken(f"gave an observation of shape {obs.shape} instead of ({spec.obs},)")
+        raise EnvFault(f"gave an observation of shape {obs.shape} instead of ({spec.obs},)")
     if not np.isfinite(obs).all():
-        raise Broken("gave an observation that is not finite")
+        raise EnvFault("gave an observation that is not finite")
     if not np.isfinite(float(reward)):
-        raise Broken(f"gave the reward {reward}")
+        raise EnvFault(f"gave the reward {reward}")
     return obs
 
 
-def said(error: Exception) -> str:
-    return str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
+def describe_error(error: Exception) -> str:
+    return str(error) if isinstance(error, EnvFault) else f"{type(error).__name__}: {error}"
 
 
-def renewed(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
+def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
     """Another env in place of one that failed."""
     with contextlib.suppress(Exception), watchdog:
         env.close()
@@ -70,7 +70,7 @@ class Watchdog:
 
     def _hear(self, number: int, frame: Any) -> None:
         if self._late():  # still the call that was late, and again and again if an env swallows this
-            raise Broken(f"took longer than {self.limit:g} s")
+            raise EnvFault(f"took longer than {self.limit:g} s")
 
     def __enter__(self) -> None:
         self.since = time.monotonic()

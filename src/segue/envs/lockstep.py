@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from segue.core import Spec, Transition
-from segue.envs.faults import Watchdog, renewed, said, sound
+from segue.envs.faults import Watchdog, check_observation, describe_error, rebuild_env
 from segue.envs.make import Make
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -92,7 +92,7 @@ class Worlds:
         self.actions[index], self.returned[index] = [], 0.0
         with self.watchdog:
             obs, _ = self.envs[index].reset(seed=seed)
-        return sound(obs, self.spec)
+        return check_observation(obs, self.spec)
 
     def _start(self, index: int) -> Float[np.ndarray, " obs"]:
         """The next episode that starts without a fault."""
@@ -109,25 +109,25 @@ class Worlds:
         self.actions[index].append(action)
         with np.errstate(over="ignore"):
             worth = np.float32(self.reward(float(reward)))  # as it is stored
-        seen = sound(obs, self.spec, worth)
+        seen = check_observation(obs, self.spec, worth)
         self.returned[index] += float(reward)
         return seen, float(worth), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
         while True:
             self.faults += 1
-            what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: {said(error)}"
+            what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: {describe_error(error)}"
             if self.faults > self.restarts:
                 raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
             self.tell(f"{what}; it is made anew ({self.faults} of {self.restarts} times).")
             try:
-                self.envs[index] = renewed(self.envs[index], self.make, self.watchdog)
+                self.envs[index] = rebuild_env(self.envs[index], self.make, self.watchdog)
                 return
             except Exception as again:
                 error = again
 
     @property
-    def ages(self) -> Int[np.ndarray, " seeds"]:
+    def episode_steps(self) -> Int[np.ndarray, " seeds"]:
         """Steps so far in each env's episode."""
         return np.array([len(taken) for taken in self.actions], np.int32)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segue.core import Spec
-from segue.envs.faults import Watchdog, renewed, said, sound
+from segue.envs.faults import Watchdog, check_observation, describe_error, rebuild_env
 from segue.envs.lockstep import EVALUATE, episode_seed
 from segue.envs.make import Make
 from segue.errors import SegueError
@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
     """First observations."""
 
 
-class Unfit(SegueError):
+class EvaluationFailed(SegueError):
     """Evaluation envs failed too often for an evaluation."""
 
 
@@ -79,7 +79,7 @@ class Evaluator:
                 try:
                     with self.watchdog:
                         seen, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
-                    obs[index] = sound(seen, self.spec, reward)
+                    obs[index] = check_observation(seen, self.spec, reward)
                 except Exception as error:
                     self._rebuild(index, error)
                     obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
@@ -100,7 +100,7 @@ class Evaluator:
             try:
                 with self.watchdog:
                     seed = episode_seed(self.seeds[index[0]], EVALUATE, index[1])
-                    return sound(self.envs[index[0]][index[1]].reset(seed=seed)[0], self.spec)
+                    return check_observation(self.envs[index[0]][index[1]].reset(seed=seed)[0], self.spec)
             except Exception as error:
                 self._rebuild(index, error)
 
@@ -109,9 +109,11 @@ class Evaluator:
             self.left -= 1
             if self.left < 0:
                 times = self.restarts + 1
-                raise Unfit(f"An evaluation's envs failed {times} times, last with: {said(error)}.") from error
+                raise EvaluationFailed(
+                    f"An evaluation's envs failed {times} times, last with: {describe_error(error)}."
+                ) from error
             try:
-                self.envs[index[0]][index[1]] = renewed(self.envs[index[0]][index[1]], self.make, self.watchdog)
+                self.envs[index[0]][index[1]] = rebuild_env(self.envs[index[0]][index[1]], self.make, self.watchdog)
                 return
             except Exception as again:
                 error = again

@@ -17,71 +17,59 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
-from segue.core import Clock, Pretrained, Spec, Trained
+from segue.core import Clock, Parts, Spec, TrainState
 from segue.errors import at_least
-from segue.methods.backbone import AbstractBackbone, Info, Opinion, regress
+from segue.methods.backbone import AbstractBackbone, Info, QFunction, regress
 from segue.nn.actors import AbstractStochastic, Gaussian
-from segue.nn.mlp import MLP, Ensemble
+from segue.nn.mlp import Ensemble
+from segue.nn.networks import AbstractNetworks, Networks
 
 
 class AWAC(AbstractBackbone):
-    """Imitates the data's actions, those most that its critics hold to be better than its own."""
+    """Imitates the data's actions, most of all those that its critics hold to be better than its own."""
 
     policy = AbstractStochastic
     discount: float = 0.99
     """Gamma."""
     polyak: float = 0.005
-    """Tau: how far slow copies move at each update."""
+    """Tau: how far target networks move at each update."""
     actor_lr: float = 3e-4
     """Adam's rate for the policy."""
     critic_lr: float = 3e-4
     """Adam's rate for critics."""
     temperature: float = 0.1
     """Lambda: the larger, the more alike the policy's weights; infinite is behaviour cloning."""
-    most: float = 100.0
+    max_weight: float = 100.0
     """Bound on the policy's weights."""
     explore_noise: float = 0.0
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
     delay: int = eqx.field(static=True, default=1)
-    """The policy and all slow copies move at every `delay`-th update."""
-    width: int = eqx.field(static=True, default=256)
-    """Units in a hidden layer."""
-    depth: int = eqx.field(static=True, default=2)
-    """Hidden layers."""
-    actor_norm: bool = eqx.field(static=True, default=False)
-    """LayerNorm after each hidden layer of the policy."""
-    critic_norm: bool = eqx.field(static=True, default=False)
-    """The same in critics."""
+    """The policy and all target networks move at every `delay`-th update."""
+    networks: AbstractNetworks = eqx.field(default_factory=Networks)
+    """The networks of policy and critics."""
 
     def __check_init__(self):
-        at_least(1, width=self.width, delay=self.delay)
-        at_least(0, depth=self.depth)
+        at_least(1, delay=self.delay)
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Gaussian:
-        sizes = (spec.obs, *(self.width,) * self.depth, spec.act)
-        return Gaussian(MLP(sizes, layer_norm=self.actor_norm, key=key), jnp.zeros(spec.act))
-
-    def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
-        sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
-        return Ensemble(2, sizes, layer_norm=self.critic_norm, key=key)
+        return Gaussian(self.networks.policy(spec, spec.act, key=key), jnp.zeros(spec.act))
 
     def critic_loss(
-        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
+        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(actor.net.explore)(batch.next_obs, jax.random.split(key, len(batch.reward)))
-        next_q = slow.batch(batch.next_obs, action).min(-1)
-        y = losses.td_target(batch.reward, batch.terminal, next_q, self.discount)
-        return regress(q, batch, y)
+        next_q = target.batch(batch.next_obs, action).min(-1)
+        return regress(q, batch, losses.td_target(batch.reward, batch.terminal, next_q, self.discount))
 
-    def opinion(self, critic: Trained) -> Opinion:
+    def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).min()
 
     def policy_loss(
-        self, pi: AbstractStochastic, q: Opinion, aux: Pretrained, batch: Any, *, key: PRNGKeyArray, clock: Clock
+        self, pi: AbstractStochastic, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         own = jax.vmap(pi.explore)(batch.obs, jax.random.split(key, len(batch.reward)))
         advantage = jax.vmap(q)(batch.obs, batch.action) - jax.vmap(q)(batch.obs, own)
-        weight = losses.advantage_weights(advantage, 1 / self.temperature, self.most)
+        weight = losses.advantage_weights(advantage, 1 / self.temperature, self.max_weight)
         loss = -(weight * jax.vmap(pi.log_prob)(batch.obs, batch.action)).mean()
         return loss, {"policy_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
 

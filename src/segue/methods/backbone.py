@@ -1,10 +1,11 @@
-"""What a backbone (an offline algorithm) owes a fine-tuning method, and the one step they all share.
+"""The interface between offline algorithms (backbones) and fine-tuning methods, and the update step that they share.
 
-A fine-tuner such as OPT may add critics and decide how the policy listens to them (`mix`). Everything else, from the
-losses to the cadence, is the backbone's. Nobody here knows anybody by name.
+A fine-tuner such as OPT may add critics and decide how the policy combines them (`combine`). Everything else, from the
+losses to how often the policy moves, is the backbone's. Nothing here knows a method by name.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,33 +14,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
+from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainState
 from segue.errors import SegueError
 from segue.losses import td_loss
 from segue.nn.actors import AbstractActor, Noisy
-from segue.replay.sources import AbstractSource, Uniform
+from segue.nn.networks import AbstractNetworks
+from segue.replay.sampler import AbstractSampler, Uniform
 
-Opinion = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
-"""What a policy maximises: a value for one observation and one action."""
-
+QFunction = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
+"""What a policy maximises: the value of one observation and one action."""
 
 Info = dict[str, Float[Array, ""]]
+"""Scalars to report."""
 
 
-class Agent(eqx.Module):
-    """The learner of every actor-critic here: one policy, any number of critics, and the rest of the waist."""
+class ActorCritic(eqx.Module):
+    """The learner of every actor-critic method: one policy, any number of critics, and the other parts."""
 
-    actor: Trained
-    critics: tuple[Trained, ...]
-    aux: Pretrained
-    """What else the backbone remembers (a state value, a behaviour density), and what merely passes through."""
+    actor: TrainState
+    critics: tuple[TrainState, ...]
+    parts: Parts
+    """What else the backbone learns (a state value, a behaviour density), and what merely passes through."""
 
 
 class AbstractBackbone(AbstractMethod):
     """An offline algorithm, in the parts that a fine-tuning method recombines.
 
-    To add one, write a file with a final subclass that fills in the abstract members; as a method of its own it is
-    then complete, and every fine-tuner accepts it.
+    To add one, write a file with a final subclass that fills in the abstract members. It is then a complete method by
+    itself, and every fine-tuner accepts it.
     """
 
     actor_lr: eqx.AbstractVar[float]
@@ -51,76 +53,89 @@ class AbstractBackbone(AbstractMethod):
     """Gamma."""
     delay: eqx.AbstractVar[int]
     """The policy moves at every `delay`-th update."""
+    networks: eqx.AbstractVar[AbstractNetworks]
+    """The networks that new policies and critics are made of."""
 
     policy: ClassVar[type[AbstractActor]] = AbstractActor
     """The kind of policy that `policy_loss` can train."""
 
     @abc.abstractmethod
-    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
-        """A policy that knows nothing yet."""
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
+        """Build an untrained policy."""
 
-    @abc.abstractmethod
     def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
-        """A critic that knows nothing yet; `critic_loss` accepts it, and any other of its shape."""
+        """Build an untrained critic: by default two Q-functions."""
+        return self.networks.critics(spec, 2, key=key)
 
     @abc.abstractmethod
     def critic_loss(
-        self, q: Any, slow: Any, actor: Trained, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray
+        self, q: Any, target: Any, actor: TrainState, parts: Parts, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        """The loss of critic `q` with targets from `slow`; batches have one leading axis."""
+        """Compute the loss of critic `q` with targets from the target network; batches have one leading axis."""
 
     @abc.abstractmethod
-    def opinion(self, critic: Trained) -> Opinion:
-        """How a critic speaks to the policy."""
+    def q_for_policy(self, critic: TrainState) -> QFunction:
+        """Reduce a critic to the one Q-function that the policy maximises."""
 
     @abc.abstractmethod
     def policy_loss(
-        self, pi: Any, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: Any, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
-        """The loss of policy `pi` for any opinion `q`, not only its own critic's."""
+        """Compute the loss of policy `pi` for any Q-function `q`, not only its own critic's."""
 
-    def due(self, clock: Clock) -> Bool[Array, ""] | bool:
-        """Whether this update moves the policy; True itself where every one does."""
+    def policy_due(self, clock: Clock) -> Bool[Array, ""] | bool:
+        """Return whether this update moves the policy; True itself where every update does."""
         return True if self.delay == 1 else (clock.update + 1) % self.delay == 0
 
-    def drifts(self, clock: Clock) -> Bool[Array, ""] | bool:
-        """Whether this update moves the slow copies: by default with the policy."""
-        return self.due(clock)
+    def targets_due(self, clock: Clock) -> Bool[Array, ""] | bool:
+        """Return whether this update moves the target networks: by default whenever the policy moves."""
+        return self.policy_due(clock)
 
     def explorer(self, actor: AbstractActor) -> AbstractActor:
-        """The policy as it acts online while it learns."""
+        """Return the policy as it acts online while it learns."""
         return Noisy(actor, self.explore_noise)
 
     def actor_rate(self, clock: Clock) -> float | Float[Array, ""]:
-        """The policy's learning rate now."""
+        """Return the policy's present learning rate."""
         return self.actor_lr
 
     @abc.abstractmethod
     def online(self) -> "AbstractBackbone":
-        """This backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
+        """Return this backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
 
-    def source(self, batch: int = 256) -> AbstractSource:
-        """Where its batches come from, by itself and under direct fine-tuning; by default every row is alike."""
+    def sampler(self, batch: int = 256) -> AbstractSampler:
+        """Return where its batches come from, offline and under direct fine-tuning: by default uniformly drawn rows."""
         return Uniform(batch)
 
-    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        """`given` with whatever else the backbone needs to train `actor` and nobody has made; nothing by default."""
-        return given
+    def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
+        """Return `parts` with whatever else the backbone needs to train `actor`; by default nothing."""
+        return parts
 
-    def step_aux(
-        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Any, *, key: PRNGKeyArray
-    ) -> tuple[Pretrained, Info]:
-        """Move what else is learned beside the critics at every update, for any opinion `q`; nothing by default."""
-        return aux, {}
+    def restart_parts(self, parts: Parts) -> Parts:
+        """Return `parts` without those that begin anew with a policy that comes from elsewhere; by default all stay."""
+        return parts
 
-    def step_dual(self, aux: Pretrained, actor: Trained, batch: Any, *, key: PRNGKeyArray) -> tuple[Pretrained, Info]:
-        """Move what weighs the terms of the policy's loss, just before the policy moves; nothing by default."""
-        return aux, {}
+    def update_parts(
+        self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray
+    ) -> tuple[Parts, Info]:
+        """Update what else is learned beside the critics at every update, for any `q`; by default nothing."""
+        return parts, {}
 
-    def adopt(self, actor: Trained | None, *, spec: Spec, key: PRNGKeyArray) -> Trained:
-        """A policy that this backbone can train, the given one if there is one. Raises SegueError."""
+    def update_multipliers(
+        self, parts: Parts, actor: TrainState, batch: Any, *, key: PRNGKeyArray
+    ) -> tuple[Parts, Info]:
+        """Update what weighs the terms of the policy's loss, just before the policy moves; by default nothing."""
+        return parts, {}
+
+    def adapt_actor(self, actor: TrainState) -> TrainState:
+        """Turn a policy of another kind into one that this backbone can train; by default return it as it is."""
+        return actor
+
+    def init_actor(self, actor: TrainState | None, *, spec: Spec, key: PRNGKeyArray) -> TrainState:
+        """Return a policy that this backbone can train: the given one if there is one. Raises SegueError."""
         if actor is None:
-            return Trained.new(self.new_actor(spec, key=key))
+            return TrainState.new(self.new_actor(spec, key=key))
+        actor = self.adapt_actor(actor)
         if not isinstance(actor.net, self.policy):
             raise SegueError(
                 f"{type(self).__name__} trains a {self.policy.__name__} policy, and was given a "
@@ -128,32 +143,40 @@ class AbstractBackbone(AbstractMethod):
             )
         return actor
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        actor_key, critic_key, aux_key = jax.random.split(key, 3)
-        actor = self.adopt(given.actor, spec=spec, key=actor_key)
-        critic = given.critic or Trained.new(self.new_critic(spec, key=critic_key))
-        aux = self.new_aux(spec, actor, given._replace(actor=None, critic=None), key=aux_key)
-        return Agent(actor, (critic,), aux)
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
+        actor_key, critic_key, parts_key = jax.random.split(key, 3)
+        actor = self.init_actor(pretrained.actor, spec=spec, key=actor_key)
+        critic = pretrained.critic or TrainState.new(self.new_critic(spec, key=critic_key))
+        parts = self.init_parts(spec, actor, pretrained.parts, key=parts_key)
+        return ActorCritic(actor, (critic,), parts)
 
-    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self, learner, lambda q: q, batch, key=key, clock=clock)
 
-    def release(self, learner: Agent) -> Pretrained:
-        return learner.aux._replace(actor=learner.actor, critic=learner.critics[0])
+    def release(self, learner: ActorCritic) -> Pretrained:
+        return Pretrained(learner.actor, learner.critics[0], learner.parts)
 
-    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
         return self.explorer(learner.actor.net).explore(obs, key)
 
 
-def require(given: Pretrained, who: str, **needs: str) -> None:
-    """Refuse a waist that lacks what `who` builds on; `needs` maps a part's name to the advice for getting it."""
-    for part, advice in needs.items():
-        if getattr(given, part) is None:
-            raise SegueError(f"{who} needs a pre-trained {part}: {advice}.")
+def with_settings_of(kind: type[AbstractBackbone], backbone: AbstractBackbone, **changes: Any) -> Any:
+    """Build a `kind` with the settings of `backbone` wherever both have them, but for `changes`."""
+    names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(backbone)}
+    return kind(**{name: getattr(backbone, name) for name in names} | changes)
+
+
+def require(pretrained: Pretrained, who: str, **needs: str) -> None:
+    """Refuse pre-trained networks that lack what `who` needs; `needs` maps each name to the advice for getting it."""
+    for name, advice in needs.items():
+        if (getattr(pretrained, name) if name in ("actor", "critic") else pretrained.parts.get(name)) is None:
+            raise SegueError(f"{who} needs a pre-trained {name}: {advice}.")
 
 
 def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array, ""], Info]:
-    """The loss of critic `q` against targets `y`, a constant for it, and what every critic reports."""
+    """Compute the squared error of critic `q` against constant targets `y`, and what every critic reports."""
     values = q.batch(batch.obs, batch.action)
     loss = td_loss(values, y)
     return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
@@ -161,61 +184,61 @@ def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array,
 
 def step(
     backbone: AbstractBackbone,
-    agent: Agent,
-    mix: Callable[..., Opinion],
+    learner: ActorCritic,
+    combine: Callable[..., QFunction],
     batch: Any,
     *,
     names: tuple[str, ...] = ("",),
-    leash: Callable[[Opinion, Trained | None, Clock], Opinion] = lambda q, anchor, clock: q,
+    constrain: Callable[[QFunction, Parts, Clock], QFunction] = lambda q, parts, clock: q,
     frozen: bool = False,
     key: PRNGKeyArray,
     clock: Clock,
-) -> tuple[Agent, Info]:
-    """One gradient step of an actor-critic.
+) -> tuple[ActorCritic, Info]:
+    """Take one gradient step of an actor-critic.
 
-    Every critic takes a TD step on the same batch, each against its own slow copy. When the backbone says so, the
-    policy, unless it is `frozen`, ascends `mix` of the critics' opinions, held back by a `leash`; and the slow copies
-    drift. `names` are the critics' names in the reported scalars. Policy scalars are weighted so that their mean over a
-    window is their mean over policy steps.
+    Every critic takes a TD step on the same batch, each against its own target network. When the backbone says so, the
+    policy, unless it is `frozen`, ascends the Q-function that `combine` makes of the critics' and `constrain` holds
+    back; and the target networks move. `names` are the critics' names in the reported scalars. The policy's scalars are
+    weighted so that their mean over a window is their mean over policy steps.
     """
-    *critic_keys, aux_key, dual_key, policy_key = jax.random.split(key, len(agent.critics) + 3)
+    *critic_keys, parts_key, multipliers_key, policy_key = jax.random.split(key, len(learner.critics) + 3)
     info: Info = {}
-    critics: tuple[Trained, ...] = ()
-    for critic, name, k in zip(agent.critics, names, critic_keys, strict=True):
-        loss = lambda q, c=critic, k=k: backbone.critic_loss(q, c.slow, agent.actor, agent.aux, batch, key=k)
-        moved, its_info = critic.descend(loss, backbone.critic_lr)
+    critics: tuple[TrainState, ...] = ()
+    for critic, name, k in zip(learner.critics, names, critic_keys, strict=True):
+        loss = lambda q, c=critic, k=k: backbone.critic_loss(q, c.target, learner.actor, learner.parts, batch, key=k)
+        moved, its_info = critic.apply_gradient(loss, backbone.critic_lr)
         critics += (moved,)
         info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
-    q = mix(*(backbone.opinion(critic) for critic in critics))
-    aux, its_info = backbone.step_aux(agent.aux, agent.actor, q, batch, key=aux_key)
+    q = combine(*(backbone.q_for_policy(critic) for critic in critics))
+    parts, its_info = backbone.update_parts(learner.parts, learner.actor, q, batch, key=parts_key)
     info |= its_info
 
-    def improve(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
-        aux, info = backbone.step_dual(aux, actor, batch, key=dual_key)
-        held = leash(q, aux.anchor, clock)
-        loss = lambda pi: backbone.policy_loss(pi, held, aux, batch, key=policy_key, clock=clock)
-        actor, its_info = actor.descend(loss, backbone.actor_rate(clock))
-        return actor, aux, info | its_info
+    def improve(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
+        parts, info = backbone.update_multipliers(parts, actor, batch, key=multipliers_key)
+        constrained = constrain(q, parts, clock)
+        loss = lambda pi: backbone.policy_loss(pi, constrained, parts, batch, key=policy_key, clock=clock)
+        actor, its_info = actor.apply_gradient(loss, backbone.actor_rate(clock))
+        return actor, parts, info | its_info
 
-    def rest(actor: Trained, aux: Pretrained) -> tuple[Trained, Pretrained, Info]:
-        return actor, aux, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def rest(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
+        return actor, parts, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    due, actor, policy_info = backbone.due(clock), agent.actor, {}
+    due, actor, policy_info = backbone.policy_due(clock), learner.actor, {}
     if due is True and not frozen:
-        actor, aux, policy_info = improve(actor, aux)
+        actor, parts, policy_info = improve(actor, parts)
     elif not frozen:
-        shapes = jax.eval_shape(improve, actor, aux)[2]
-        actor, aux, policy_info = jax.lax.cond(due, improve, rest, actor, aux)
+        shapes = jax.eval_shape(improve, actor, parts)[2]
+        actor, parts, policy_info = jax.lax.cond(due, improve, rest, actor, parts)
     if not frozen:
-        (actor,) = drifted(backbone, (actor,), clock)
-    critics = drifted(backbone, critics, clock)
+        (actor,) = update_targets(backbone, (actor,), clock)
+    critics = update_targets(backbone, critics, clock)
     info |= {name: backbone.delay * value for name, value in policy_info.items()}
-    return Agent(actor, critics, aux), info
+    return ActorCritic(actor, critics, parts), info
 
 
-def drifted(backbone: AbstractBackbone, trained: tuple[Trained, ...], clock: Clock) -> tuple[Trained, ...]:
-    """The same with their slow copies moved, if this update moves them."""
-    move = lambda: [each.drift(backbone.polyak).slow for each in trained]
-    drifts = backbone.drifts(clock)
-    slows = move() if drifts is True else jax.lax.cond(drifts, move, lambda: [each.slow for each in trained])
-    return tuple(Trained(each.net, slow, each.opt) for each, slow in zip(trained, slows, strict=True))
+def update_targets(backbone: AbstractBackbone, states: tuple[TrainState, ...], clock: Clock) -> tuple[TrainState, ...]:
+    """Move the target networks of `states`, if this update moves them."""
+    move = lambda: [each.polyak_update(backbone.polyak).target for each in states]
+    due = backbone.targets_due(clock)
+    targets = move() if due is True else jax.lax.cond(due, move, lambda: [each.target for each in states])
+    return tuple(TrainState(each.net, target, each.opt) for each, target in zip(states, targets, strict=True))

@@ -3,11 +3,10 @@ r"""Behaviour cloning, with a critic of the clone beside it.
     actor    min_\phi   mse( \pi(s), a )            or   - mean log \pi(a|s)   (tanh-Gaussian)
     critic   TD3's: the value of the clone, so that fine-tuning has one to start from
 
-The policy never listens to the critic. A density is infinite at the border of the box, so actions are first clipped to
+The policy does not use the critic. A density is infinite at the border of the box, so actions are first clipped to
 +-(1 - 1e-6). Online the deterministic clone goes on as TD3, the tanh-Gaussian one as SAC.
 """
 
-import dataclasses
 from typing import Literal
 
 import equinox as eqx
@@ -15,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Clock, Pretrained, Spec, Transition
-from segue.methods.backbone import AbstractBackbone, Info, Opinion
+from segue.core import Clock, Parts, Spec, TrainState, Transition
+from segue.methods import td3
+from segue.methods.backbone import AbstractBackbone, Info, QFunction, with_settings_of
 from segue.methods.sac import SAC
-from segue.methods.td3 import TD3, AbstractTD3
 from segue.nn.actors import AbstractActor, AbstractStochastic, TanhGaussian
-from segue.nn.mlp import MLP
+from segue.nn.mlp import Ensemble
 
 
-class BC(AbstractTD3):
-    """Imitates, and learns what the imitation is worth."""
+class BC(td3.AbstractTD3Settings):
+    """Imitates the data, and learns the value of the imitation."""
 
     policy = AbstractActor
     head: Literal["deterministic", "tanh-gaussian"] = eqx.field(static=True, default="deterministic")
@@ -32,12 +31,19 @@ class BC(AbstractTD3):
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
         if self.head == "deterministic":
-            return super().new_actor(spec, key=key)
-        sizes = (spec.obs, *(self.width,) * self.depth, 2 * spec.act)
-        return TanhGaussian(MLP(sizes, layer_norm=self.actor_norm, head=self.actor_head, key=key))
+            return td3.new_actor(self, spec, key)
+        return TanhGaussian(self.networks.policy(spec, 2 * spec.act, key=key))
+
+    def critic_loss(
+        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Transition, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Info]:
+        return td3.critic_loss(self, q, target, actor, batch, key)
+
+    def q_for_policy(self, critic: TrainState) -> QFunction:
+        return lambda obs, action: critic.net.first(obs, action)
 
     def policy_loss(
-        self, pi: AbstractActor, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: AbstractActor, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         if isinstance(pi, AbstractStochastic):
             loss = -jax.vmap(pi.log_prob)(batch.obs, batch.action).mean()
@@ -46,10 +52,8 @@ class BC(AbstractTD3):
         return loss, {"policy_loss": loss}
 
     def online(self) -> AbstractBackbone:
-        """TD3 or SAC with the same constants, wherever both have them."""
-        kind = TD3 if self.head == "deterministic" else SAC
-        names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(TD3)}
-        if kind is TD3:
-            return TD3(**{name: getattr(self, name) for name in names})
-        shared = names - {"explore_noise", "delay"}
-        return SAC(critic_depth=self.depth, **{name: getattr(self, name) for name in shared})
+        """Return TD3 or SAC with the same settings, wherever both have them."""
+        if self.head == "deterministic":
+            return with_settings_of(td3.TD3, self)
+        sac = SAC()
+        return with_settings_of(SAC, self, explore_noise=sac.explore_noise, delay=sac.delay)

@@ -5,20 +5,19 @@ arXiv 2006.04779), which it is without its calibration.
              R_i = log sum_a exp( max(Q_i(s,a), G(s)) - log \pi(a|.) )    10 actions of \pi(s), 10 of \pi(s')
                            + exp( Q_i(s,a) - log 0.5^d )                  10 uniform ones
                    - Q_i(s, a_data)
-    multip.  max   w m ( mean[ R ] - g ),   m = exp(.) in [0, 1e6],  of the policy's opinion (with a gap g; else m = 1)
+    multip.  max   w m ( mean[ R ] - g ),   m = exp(.) in [0, 1e6],  of the policy's Q (with a gap g; else m = 1)
     actor    SAC's
 
-Every Q of the sum is taken at s. G is the return that followed in the data, without entropy, from the source
-`Returning`; where a row's is not known, or batches hold none (OPT's do not), Q is not floored: that is CQL. Online the
-regulariser stays, the multiplier goes on.
+Every Q of the sum is taken at s. G is the return that followed in the data, without entropy, from the sampler
+`WithReturns`; where a row's is not known, or batches hold none (OPT's do not), Q is not floored: that is CQL. Online
+the regulariser stays, the multiplier goes on.
 
 Rates, m's start at e and its bound, and the target without entropy are those of the authors' public code. That code
 moreover takes the best of 10 next actions for its target, which is left out here. It moves m by the mean over critics
-of their own R, before their step; here m listens to what the policy listens to, for any fine-tuner's mixture, and
-after it (inferred).
+of their own R, before their step; here m is moved by what the policy maximises, for any fine-tuner's mixture,
+and after it (inferred).
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -27,15 +26,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Pretrained, Spec, Trained
+from segue.core import Parts, TrainState
 from segue.errors import at_least
-from segue.methods.backbone import Info, Opinion
+from segue.methods.backbone import Info, QFunction, with_settings_of
 from segue.methods.sac import SAC, AbstractSAC, LogAlpha
 from segue.nn.mlp import Ensemble
-from segue.replay.returns_to_go import Returned, Returning
-from segue.replay.sources import AbstractSource
+from segue.replay.returns_to_go import ReturnsBatch, WithReturns
+from segue.replay.sampler import AbstractSampler
 
-MOST = 1e6
+MAX_MULTIPLIER = 1e6
 """Bound on the multiplier."""
 
 
@@ -60,68 +59,68 @@ class CalQL(AbstractSAC):
     def __check_init__(self):
         at_least(1, actions=self.actions)
 
-    def source(self, batch: int = 256) -> AbstractSource:
-        """Batches with returns-to-go, half of them online where there are online rows."""
-        return Returning(discount=self.discount, batch=batch)
+    def sampler(self, batch: int = 256) -> AbstractSampler:
+        """Return batches with returns-to-go, half of them online where there are online rows."""
+        return WithReturns(discount=self.discount, batch=batch)
 
-    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        aux = super().new_aux(spec, actor, given, key=key)
+    def more_parts(self) -> Parts:
+        """Add the multiplier, if there is a gap to keep."""
         if self.target_gap is None:
-            return aux
-        return aux._replace(multiplier=given.multiplier or Trained.new(LogAlpha(jnp.ones(())), slow=False))
+            return {}
+        return {"multiplier": TrainState.new(LogAlpha(jnp.ones(())), target=False)}
 
     def critic_loss(
-        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch: Any, *, key: PRNGKeyArray
+        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         td_key, excess_key = jax.random.split(key)
-        loss, info = super().critic_loss(q, slow, actor, aux, batch, key=td_key)
+        loss, info = self.td_loss(q, target, actor, parts, batch, td_key)
         excess, floored = self.excess(q, actor, batch, key=excess_key)
-        m, g = (1.0, 0.0) if self.target_gap is None else (multiplier(aux.multiplier.net), self.target_gap)  # pyright: ignore
+        m, g = (1.0, 0.0) if self.target_gap is None else (multiplier(parts["multiplier"].net), self.target_gap)
         loss += self.weight * m * (excess.mean(0) - g).sum()
         return loss, info | {"excess": excess.mean(), "floored": floored}
 
     def excess(
-        self, q: Callable[..., Float[Array, " members"]], actor: Trained, batch: Any, *, key: PRNGKeyArray
+        self, q: Callable[..., Float[Array, " members"]], actor: TrainState, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, "batch members"], Float[Array, ""]]:
-        """R of every row and member, and the share of the policy's actions where a return is the floor."""
+        """Compute R of every row and member, and the share of the policy's actions where the return is the floor."""
         here, there, anywhere = jax.random.split(key, 3)
         rows, act = batch.action.shape
         keys = lambda key: jax.random.split(key, (rows, self.actions))
         sample = jax.vmap(jax.vmap(actor.net.sample, (None, 0)))
         of_here, of_there = sample(batch.obs, keys(here)), sample(batch.next_obs, keys(there))
         own, log_prob = (jnp.concatenate(pair, 1) for pair in zip(of_here, of_there, strict=True))
-        chance = jax.random.uniform(anywhere, (rows, self.actions, act), minval=-1.0, maxval=1.0)
+        uniform = jax.random.uniform(anywhere, (rows, self.actions, act), minval=-1.0, maxval=1.0)
         values = jax.vmap(jax.vmap(q, (None, 0)))
-        own_q, chance_q = values(batch.obs, own), values(batch.obs, chance)
+        own_q, uniform_q = values(batch.obs, own), values(batch.obs, uniform)
         floored = jnp.zeros(())
-        if self.calibrated and isinstance(batch, Returned):
-            floor = jnp.where(batch.known, batch.worth, -jnp.inf)[:, None, None]
+        if self.calibrated and isinstance(batch, ReturnsBatch):
+            floor = jnp.where(batch.known, batch.return_to_go, -jnp.inf)[:, None, None]
             floored = (own_q < floor).mean()
             own_q = jnp.maximum(own_q, floor)
-        weighted = [own_q - log_prob[..., None], chance_q - act * jnp.log(0.5)]
+        weighted = [own_q - log_prob[..., None], uniform_q - act * jnp.log(0.5)]
         high = jax.nn.logsumexp(jnp.concatenate(weighted, 1), axis=1)
         return high - jax.vmap(q)(batch.obs, batch.action), floored
 
-    def step_aux(
-        self, aux: Pretrained, actor: Trained, q: Opinion, batch: Any, *, key: PRNGKeyArray
-    ) -> tuple[Pretrained, Info]:
+    def update_parts(
+        self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray
+    ) -> tuple[Parts, Info]:
+        """Move the multiplier towards the gap."""
         if self.target_gap is None:
-            return aux, {}
-        assert aux.multiplier is not None
+            return parts, {}
         excess, _ = self.excess(lambda obs, action: q(obs, action)[None], actor, batch, key=key)
         above = self.weight * (excess.mean() - self.target_gap)
-        moved, info = aux.multiplier.descend(lambda net: (-multiplier(net) * above, {}), self.critic_lr)
-        return aux._replace(multiplier=moved), info | {"multiplier": multiplier(moved.net)}
+        moved, info = parts["multiplier"].apply_gradient(lambda net: (-multiplier(net) * above, {}), self.critic_lr)
+        return {**parts, "multiplier": moved}, info | {"multiplier": multiplier(moved.net)}
 
     def online(self) -> "CalQL":
-        """Itself: the regulariser stays on."""
+        """Return itself: the regulariser stays on."""
         return self
 
     def plain(self) -> SAC:
-        """SAC with the same constants, which goes on without a regulariser (WSRL)."""
-        return SAC(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SAC)})
+        """Return SAC with the same settings, without the regulariser (WSRL)."""
+        return with_settings_of(SAC, self)
 
 
 def multiplier(net: LogAlpha) -> Float[Array, ""]:
-    """m of its logarithm."""
-    return jnp.minimum(jnp.exp(net.log_alpha), MOST)
+    """Return m, given its logarithm."""
+    return jnp.minimum(jnp.exp(net.log_alpha), MAX_MULTIPLIER)

@@ -10,9 +10,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec
-from segue.methods.backbone import AbstractBackbone, Agent, Info, require, step
+from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import Leash
+from segue.methods.trust_region import TrustRegion
 
 
 class Direct(AbstractMethod):
@@ -21,27 +21,26 @@ class Direct(AbstractMethod):
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
     """The algorithm, in the form it takes online."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
-    """Forget the moments of policy and critic at the switch, as OPT's code does."""
-    leash: Leash = eqx.field(default_factory=Leash)
-    """What keeps the policy near the given one at first."""
+    """Whether policy and critic begin with zero moments, as in OPT's code."""
+    trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
+    """Limits how far the policy moves from the given one at first."""
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        require(
-            given,
-            "Direct fine-tuning",
-            actor="put an offline phase before it",
-            critic="put an offline phase before it",
-        )
-        agent = self.backbone.init(spec, given, key=key)
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
+        advice = "put an offline phase before it"
+        require(pretrained, "Direct fine-tuning", actor=advice, critic=advice)
+        learner = self.backbone.init(spec, pretrained, key=key)
         if self.reset_optimizers:
-            agent = Agent(agent.actor.restart(), (agent.critics[0].restart(),), agent.aux)
-        return self.leash.tied(agent)
+            actor, (critic,) = learner.actor.reset_optimizer(), learner.critics
+            learner = ActorCritic(actor, (critic.reset_optimizer(),), learner.parts)
+        return self.trust_region.anchored(learner)
 
-    def update(self, learner: Agent, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
-        return step(self.backbone, learner, lambda q: q, batch, leash=self.leash, key=key, clock=clock)
+    def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
+        return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)
 
-    def release(self, learner: Agent) -> Pretrained:
+    def release(self, learner: ActorCritic) -> Pretrained:
         return self.backbone.release(learner)
 
-    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, Trained, Transition
-from segue.methods.backbone import AbstractBackbone, Agent, Info, require
+from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, TrainState, Transition
+from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require
 from segue.methods.sac import SAC
 
 
@@ -24,23 +24,26 @@ class JSRL(AbstractMethod):
     horizon: Linear = eqx.field(default_factory=lambda: Linear(1000.0, 0.0, 150_000))
     """h, in steps of an episode."""
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        require(given, "JSRL", actor="start from one (--policy FILE), or put an offline phase before it")
-        assert given.actor is not None
-        guide = given.anchor or Trained.new(given.actor.net, slow=False)
-        return self.backbone.init(
-            spec, given._replace(actor=None, critic=None, temperature=None, anchor=guide), key=key
-        )
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
+        require(pretrained, "JSRL", actor="start from one (--policy FILE), or put an offline phase before it")
+        assert pretrained.actor is not None
+        guide = {"reference_policy": TrainState.new(pretrained.actor.net, target=False)}
+        parts = guide | self.backbone.restart_parts(pretrained.parts)
+        return self.backbone.init(spec, Pretrained(parts=parts), key=key)
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
-        agent, info = self.backbone.update(learner, batch, key=key, clock=clock)
-        return agent, info | {"horizon": self.horizon(clock)}
+    def update(
+        self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[ActorCritic, Info]:
+        learner, info = self.backbone.update(learner, batch, key=key, clock=clock)
+        return learner, info | {"horizon": self.horizon(clock)}
 
-    def release(self, learner: Agent) -> Pretrained:
+    def release(self, learner: ActorCritic) -> Pretrained:
         return self.backbone.release(learner)
 
-    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
         guide_key, own_key = jax.random.split(key)
-        guide, own = learner.aux.anchor, self.backbone.explore(learner, obs, key=own_key, clock=clock, age=age)
-        assert guide is not None
-        return jnp.where(age < self.horizon(clock), guide.net.explore(obs, guide_key), own)
+        guided = learner.parts["reference_policy"].net.explore(obs, guide_key)
+        own = self.backbone.explore(learner, obs, key=own_key, clock=clock, episode_step=episode_step)
+        return jnp.where(episode_step < self.horizon(clock), guided, own)

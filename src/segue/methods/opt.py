@@ -4,12 +4,12 @@ r"""OPT: online pre-training (Shin et al., ICML 2025, arXiv 2507.08387).
     fine-tune  max_\phi   mean [ (1 - \kappa) Q_off(s, \pi(s)) + \kappa Q_on(s, \pi(s)) ]                     (Eq. 4)
 
 L_off and L_on are the backbone's critic loss (Eq. 2) on a batch of offline data and on a batch of samples that the
-frozen policy collected. Both critics then learn from the same batches, each against its own slow copy, while the
-policy listens to Q_on more and more. \alpha = 3e-4 and the weight w are known from public code that follows the
+frozen policy collected. Both critics then learn from the same batches, each against its own target network, while the
+weight of Q_on in the policy's loss grows. \alpha = 3e-4 and the weight w are known from public code that follows the
 authors' release, not from the paper, whose equation has w = 1 (`cap_online_loss`).
 
 On IQL no source gives the equations. Inferred, and no more than what IQL offers every fine-tuner: Q_on is trained by
-Eq. 3 with IQL's critic loss, V by expectile regression to the \kappa-mix of the slow critics, and the policy's weight
+Eq. 3 with IQL's critic loss, V by expectile regression to the \kappa-mix of the target critics, and the policy's weight
 is exp(\beta (Q_\kappa - V)).
 """
 
@@ -21,17 +21,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
-from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, Trained, Transition
-from segue.methods.backbone import AbstractBackbone, Agent, Info, Opinion, drifted, require, step
+from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, TrainState, Transition
+from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, QFunction, require, step, update_targets
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import Leash
+from segue.methods.trust_region import TrustRegion
+
+_OFFLINE = "put an offline phase before it"
 
 
 class MetaCritic(AbstractMethod):
     """Train a critic to be one gradient step on offline data away from fitting online samples (Eq. 3)."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
-    """Whose critic loss L is, in the form it takes online. The policy is frozen; the slow copy moves as there."""
+    """Whose critic loss L is, in the form it takes online. The policy is frozen."""
     inner_lr: float = 3e-4
     """Alpha, the inner step's rate (from public code)."""
     first_order: bool = eqx.field(static=True, default=False)
@@ -40,108 +42,122 @@ class MetaCritic(AbstractMethod):
     """w = min(L_off, L_on) / L_on instead of the paper's w = 1 (from public code)."""
     learn_from: Literal["both", "offline", "online"] = eqx.field(static=True, default="both")
     """Eq. 3, or the paper's ablations: the plain TD loss on one of its two batches alone."""
-    fit_aux: bool = eqx.field(static=True, default=False)
+    fit_parts: bool = eqx.field(static=True, default=False)
     """Let what else the backbone learns (IQL's V) learn along from both batches; off, it stays frozen. No source says
     which (inferred): a frozen V hands its bias to Q_on."""
-    trainee: Literal["fresh", "critic"] = eqx.field(static=True, default="fresh")
+    trainee: Literal["q_on", "critic"] = eqx.field(static=True, default="q_on")
     """A new critic, or the offline critic itself (the paper's Figure 7: no Q_on)."""
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        advice = "put an offline phase before it"
-        require(given, "OPT's online pre-training", actor=advice, critic=advice)
-        assert given.actor is not None
-        assert given.critic is not None
-        critic_key, aux_key = jax.random.split(key)
-        fresh = lambda: Trained.new(self.backbone.new_critic(spec, key=critic_key))
-        critic = given.critic if self.trainee == "critic" else fresh()
-        aux = self.backbone.new_aux(spec, given.actor, given._replace(actor=None), key=aux_key)
-        return Agent(given.actor, (critic,), aux)
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
+        require(pretrained, "OPT's online pre-training", actor=_OFFLINE, critic=_OFFLINE)
+        assert pretrained.actor is not None
+        assert pretrained.critic is not None
+        critic_key, parts_key = jax.random.split(key)
+        parts = self.backbone.init_parts(spec, pretrained.actor, pretrained.parts, key=parts_key)
+        if self.trainee == "critic":
+            return ActorCritic(pretrained.actor, (pretrained.critic,), parts)
+        q_on = TrainState.new(self.backbone.new_critic(spec, key=critic_key))
+        return ActorCritic(pretrained.actor, (pretrained.critic, q_on), parts)
 
     def update(
-        self, learner: Agent, batch: tuple[Transition, Transition], *, key: PRNGKeyArray, clock: Clock
-    ) -> tuple[Agent, Info]:
-        (offline, online), (key_off, key_on, aux_key) = batch, jax.random.split(key, 3)
-        (critic,) = learner.critics
-        loss = lambda q, batch, k: self.backbone.critic_loss(q, critic.slow, learner.actor, learner.aux, batch, key=k)
+        self, learner: ActorCritic, batch: tuple[Transition, Transition], *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[ActorCritic, Info]:
+        (offline, online), (key_off, key_on, parts_key) = batch, jax.random.split(key, 3)
+        *others, critic = learner.critics
+        loss = lambda q, batch, k: self.backbone.critic_loss(
+            q, critic.target, learner.actor, learner.parts, batch, key=k
+        )
 
         def meta(q: eqx.Module) -> tuple[Float[Array, ""], Info]:  # Eq. 3
-            (here, _), slope = jax.value_and_grad(loss, has_aux=True)(q, offline, key_off)
-            slope = jax.lax.stop_gradient(slope) if self.first_order else slope
-            ahead = jax.tree.map(lambda p, g: p - self.inner_lr * g, q, slope)
-            there, info = loss(ahead, online, key_on)
-            total, weight = losses.meta(here, there, self.cap_online_loss)
-            return total, {"loss_off": here, "loss_on": there, "weight": weight, "max_abs_q": info["max_abs_q"]}
+            (loss_off, _), gradient = jax.value_and_grad(loss, has_aux=True)(q, offline, key_off)
+            gradient = jax.lax.stop_gradient(gradient) if self.first_order else gradient
+            ahead = jax.tree.map(lambda p, g: p - self.inner_lr * g, q, gradient)
+            loss_on, info = loss(ahead, online, key_on)
+            total, weight = losses.meta(loss_off, loss_on, self.cap_online_loss)
+            return total, {"loss_off": loss_off, "loss_on": loss_on, "weight": weight, "max_abs_q": info["max_abs_q"]}
 
         objective = {
             "both": meta,
             "offline": lambda q: loss(q, offline, key_off),
             "online": lambda q: loss(q, online, key_on),
         }[self.learn_from]
-        moved, info = critic.descend(objective, self.backbone.critic_lr)
-        (moved,) = drifted(self.backbone, (moved,), clock)
-        aux = learner.aux
-        if self.fit_aux:
-            q, both = self.backbone.opinion(moved), jax.tree.map(lambda *rows: jnp.concatenate(rows), offline, online)
-            aux, its_info = self.backbone.step_aux(aux, learner.actor, q, both, key=aux_key)
+        critic, info = critic.apply_gradient(objective, self.backbone.critic_lr)
+        (critic,) = update_targets(self.backbone, (critic,), clock)
+        parts = learner.parts
+        if self.fit_parts:
+            q, both = self.backbone.q_for_policy(critic), jax.tree.map(lambda *r: jnp.concatenate(r), offline, online)
+            parts, its_info = self.backbone.update_parts(parts, learner.actor, q, both, key=parts_key)
             info |= its_info
-        return Agent(learner.actor, (moved,), aux), info
+        return ActorCritic(learner.actor, (*others, critic), parts), info
 
-    def release(self, learner: Agent) -> Pretrained:
-        return learner.aux._replace(actor=learner.actor, **{self.trainee: learner.critics[0]})
+    def release(self, learner: ActorCritic) -> Pretrained:
+        return _released(learner)
 
-    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)
 
 
 class OPT(AbstractMethod):
-    """Fine-tune against two critics, trusting the second one more as time passes (Eq. 4)."""
+    """Fine-tune against two critics, with a growing weight on the second one (Eq. 4)."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
     """The algorithm, in the form it takes online."""
     kappa: Linear = eqx.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """Weight on Q_on."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
-    """Forget the moments of policy and Q_off at the switch, as the code does; Q_on's go on."""
-    leash: Leash = eqx.field(default_factory=Leash)
-    """What keeps the policy near the given one at first."""
+    """Whether policy and Q_off begin with zero moments, as in the code; Q_on's moments are kept."""
+    trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
+    """Limits how far the policy moves from the given one at first."""
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Agent:
-        require(
-            given,
-            "OPT",
-            actor="put an offline phase before it",
-            critic="put an offline phase before it",
-            fresh="put Train(MetaCritic(...), source=Paired()) before it",
-        )
-        actor, old, new = given.actor, given.critic, given.fresh
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
+        q_on = "put Train(MetaCritic(...), sampler=Paired()) before it"
+        require(pretrained, "OPT", actor=_OFFLINE, critic=_OFFLINE, q_on=q_on)
+        actor, q_off, parts = pretrained.actor, pretrained.critic, dict(pretrained.parts)
         assert actor is not None
-        assert old is not None
-        assert new is not None
+        assert q_off is not None
         if self.reset_optimizers:
-            actor, old = actor.restart(), old.restart()
-        actor_key, aux_key = jax.random.split(key)
-        actor = self.backbone.adopt(actor, spec=spec, key=actor_key)
-        aux = self.backbone.new_aux(spec, actor, given._replace(actor=None, critic=None, fresh=None), key=aux_key)
-        return self.leash.tied(Agent(actor, (old, new), aux))
+            actor, q_off = actor.reset_optimizer(), q_off.reset_optimizer()
+        actor_key, parts_key = jax.random.split(key)
+        actor, q_on = self.backbone.init_actor(actor, spec=spec, key=actor_key), parts.pop("q_on")
+        parts = self.backbone.init_parts(spec, actor, parts, key=parts_key)
+        return self.trust_region.anchored(ActorCritic(actor, (q_off, q_on), parts))
 
-    def update(self, learner: Agent, batch: Transition, *, key: PRNGKeyArray, clock: Clock) -> tuple[Agent, Info]:
+    def update(
+        self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[ActorCritic, Info]:
         kappa = self.kappa(clock)
-        mix = lambda q_off, q_on: mixed(q_off, q_on, kappa)
-        agent, info = step(
-            self.backbone, learner, mix, batch, names=("/off", "/on"), leash=self.leash, key=key, clock=clock
+        learner, info = step(
+            self.backbone,
+            learner,
+            lambda q_off, q_on: mixed(q_off, q_on, kappa),
+            batch,
+            names=("/off", "/on"),
+            constrain=self.trust_region,
+            key=key,
+            clock=clock,
         )
-        return agent, info | {"kappa": kappa}
+        return learner, info | {"kappa": kappa}
 
-    def release(self, learner: Agent) -> Pretrained:
-        old, new = learner.critics
-        return learner.aux._replace(actor=learner.actor, critic=old, fresh=new)
+    def release(self, learner: ActorCritic) -> Pretrained:
+        return _released(learner)
 
-    def explore(self, learner: Agent, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, age=age)
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)
 
 
-def mixed(q_off: Opinion, q_on: Opinion, kappa: Float[Array, ""]) -> Opinion:
-    """(1 - kappa) Q_off + kappa Q_on; at 0 and at 1 the other critic is not even evaluated, however ruined it is."""
+def _released(learner: ActorCritic) -> Pretrained:
+    """Return the policy, the offline critic and, if there is one, Q_on."""
+    critic, *q_on = learner.critics
+    pretrained = Pretrained(learner.actor, critic, learner.parts)
+    return pretrained.with_parts(q_on=q_on[0]) if q_on else pretrained
+
+
+def mixed(q_off: QFunction, q_on: QFunction, kappa: Float[Array, ""]) -> QFunction:
+    """Return (1 - kappa) Q_off + kappa Q_on; at 0 and at 1 the other critic is not evaluated, whatever its values."""
 
     def q_kappa(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         both = lambda s, a: (1 - kappa) * q_off(s, a) + kappa * q_on(s, a)

@@ -11,25 +11,27 @@ is its own.
 """
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Clock, Pretrained, Trained
+from segue.core import Clock, Parts, Spec, TrainState
 from segue.errors import SegueError
 from segue.losses import td_target
-from segue.methods.backbone import Info, Opinion, regress
-from segue.methods.td3 import AbstractTD3
+from segue.methods import td3
+from segue.methods.backbone import Info, QFunction, regress
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import Ensemble
-from segue.replay.next_actions import Followed, Successive
-from segue.replay.sources import AbstractSource, Uniform
+from segue.nn.networks import AbstractNetworks, Networks
+from segue.replay.next_actions import NextActionBatch, WithNextAction
+from segue.replay.sampler import AbstractSampler, Uniform
 
 
-class ReBRAC(AbstractTD3):
-    """Decoupled penalties: how near the data the policy stays, and how near it the critic assumes it."""
+class ReBRAC(td3.AbstractTD3Settings):
+    """Decoupled penalties: how near the data the policy stays, and how near it the critic assumes the policy to be."""
 
     beta_actor: float = 0.01
     """Beta_1: the policy's penalty."""
@@ -39,44 +41,46 @@ class ReBRAC(AbstractTD3):
     """The share of beta_1 that is left online at the end."""
     beta_steps: int = 1_000_000
     """T: env steps over which beta_1 would fall to nothing."""
-    depth: int = eqx.field(static=True, default=3)
-    """Hidden layers."""
-    critic_norm: bool = eqx.field(static=True, default=True)
-    """LayerNorm after each hidden layer of critics."""
+    networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(depth=3, critic_norm=True))
+    """The networks of policy and critics."""
     penalises: bool = eqx.field(static=True, default=True)
-    """Whether the critic pays beta_2, for which batches must hold the next action (source `Successive`)."""
+    """Whether the critic's target pays beta_2, for which batches must hold the next action (sampler
+    `WithNextAction`)."""
     cools: bool = eqx.field(static=True, default=False)
     """Whether beta_1 falls; what `online` sets."""
 
-    def critic_loss(
-        self, q: Ensemble, slow: Ensemble, actor: Trained, aux: Pretrained, batch, *, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], Info]:
-        next_action, next_q = self.next_values(slow, actor, batch, key)
-        if self.penalises:
-            if not isinstance(batch, Followed):
-                raise SegueError("ReBRAC's critic penalty needs next actions: train with source=Successive().")
-            far = jnp.square(next_action - batch.next_action).sum(-1)
-            next_q -= self.beta_critic * jnp.where(batch.followed, far, 0.0)
-        y = td_target(batch.reward, batch.terminal, next_q, self.discount)
-        return regress(q, batch, y)
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
+        return td3.new_actor(self, spec, key)
 
-    def opinion(self, critic: Trained) -> Opinion:
+    def critic_loss(
+        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Any, *, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Info]:
+        next_action = td3.smoothed_action(self, actor.target, batch, key)
+        next_q = target.batch(batch.next_obs, next_action).min(-1)
+        if self.penalises:
+            if not isinstance(batch, NextActionBatch):
+                raise SegueError("ReBRAC's critic penalty needs next actions: train with sampler=WithNextAction().")
+            distance = jnp.square(next_action - batch.next_action).sum(-1)
+            next_q -= self.beta_critic * jnp.where(batch.followed, distance, 0.0)
+        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+
+    def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).min()
 
     def policy_loss(
-        self, pi: Deterministic, q: Opinion, aux: Pretrained, batch, *, key: PRNGKeyArray, clock: Clock
+        self, pi: Deterministic, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
-        far = jnp.square(action - batch.action).sum(-1).mean()
+        distance = jnp.square(action - batch.action).sum(-1).mean()
         left = jnp.maximum(self.beta_end, 1 - clock.env_step / self.beta_steps) if self.cools else 1.0
-        loss = self.beta_actor * left * far - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": far}
+        loss = self.beta_actor * left * distance - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
+        return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": distance}
 
-    def source(self, batch: int = 256) -> AbstractSource:
-        """Batches with next actions, as long as the critic pays for them."""
-        return Successive(batch) if self.penalises else Uniform(batch)
+    def sampler(self, batch: int = 256) -> AbstractSampler:
+        """Return batches with next actions, as long as the critic's target pays for them."""
+        return WithNextAction(batch) if self.penalises else Uniform(batch)
 
     def online(self) -> "ReBRAC":
-        """The critic's penalty goes, the policy's falls, and nothing is added to what it does."""
+        """Return itself without the critic's penalty and exploration noise, with a falling penalty for the policy."""
         return dataclasses.replace(self, penalises=False, cools=True, explore_noise=0.0)

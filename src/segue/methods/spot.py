@@ -1,6 +1,6 @@
 r"""SPOT: supported policy optimisation (Wu et al. 2022, arXiv 2202.06239).
 
-    prior    min   mean [ |recon - a|^2 + 0.5 KL ],  each the mean over its dimensions, one latent sample      (VAE)
+    vae      min   mean [ |recon - a|^2 + 0.5 KL ],  each the mean over its dimensions, one latent sample      (VAE)
     critic   TD3's
     actor    min_\phi   - mean Q_1(s, \pi(s)) / stop_gradient(mean |Q_1|) + \lambda_t mean [ the same at a = \pi(s) ]
     online   \lambda_t = \lambda max( \lambda_end, 1 - t / T )   over gradient steps t of the phase
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Trained, Transition
+from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainState, Transition
 from segue.errors import SegueError, at_least
-from segue.methods.backbone import Info, Opinion, require
+from segue.methods.backbone import Info, QFunction, require
 from segue.methods.td3 import AbstractTD3
 from segue.nn.actors import Deterministic
 from segue.nn.vae import VAE
@@ -32,12 +32,12 @@ def elbo(
     kl_weight: float | Float[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], Info]:
-    """Mean negative evidence bound of actions under the behaviour, up to constants."""
+    """Compute the mean negative evidence bound of actions under the behaviour policy, up to constants."""
     error, kl = jax.vmap(vae.terms)(obs, action, jax.random.split(key, len(obs)))
     return error.mean() + kl_weight * kl.mean(), {"recon": error.mean(), "kl": kl.mean()}
 
 
-class Prior(AbstractMethod):
+class BehaviourDensity(AbstractMethod):
     """Fits the VAE. SPOT's phase before the offline one."""
 
     lr: float = 1e-3
@@ -50,23 +50,23 @@ class Prior(AbstractMethod):
     def __check_init__(self):
         at_least(1, width=self.width)
 
-    def init(self, spec: Spec, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        return given._replace(prior=given.prior or Trained.new(VAE(spec, self.width, key=key), slow=False))
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
+        if "behaviour" in pretrained.parts:
+            return pretrained
+        return pretrained.with_parts(behaviour=TrainState.new(VAE(spec, self.width, key=key), target=False))
 
     def update(
         self, learner: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Pretrained, Info]:
-        assert learner.prior is not None
-        prior, info = learner.prior.descend(
-            lambda vae: elbo(vae, batch.obs, batch.action, self.kl_weight, key), self.lr
-        )
-        return learner._replace(prior=prior), info
+        loss = lambda vae: elbo(vae, batch.obs, batch.action, self.kl_weight, key)
+        behaviour, info = learner.parts["behaviour"].apply_gradient(loss, self.lr)
+        return learner.with_parts(behaviour=behaviour), info
 
     def release(self, learner: Pretrained) -> Pretrained:
         return learner
 
-    def explore(self, learner: Pretrained, obs, *, key: PRNGKeyArray, clock: Clock, age) -> Any:
-        raise SegueError("SPOT's prior does not act: put its offline phase after it.")
+    def explore(self, learner: Pretrained, obs, *, key: PRNGKeyArray, clock: Clock, episode_step) -> Any:
+        raise SegueError("SPOT's behaviour density does not act: put its offline phase after it.")
 
 
 class SPOT(AbstractTD3):
@@ -87,21 +87,20 @@ class SPOT(AbstractTD3):
     cools: bool = eqx.field(static=True, default=False)
     """Whether the price falls; what `online` sets."""
 
-    def new_aux(self, spec: Spec, actor: Trained, given: Pretrained, *, key: PRNGKeyArray) -> Pretrained:
-        require(given, "SPOT", prior="put Train(Prior(), steps=100_000) before it")
-        return given
+    def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
+        require(Pretrained(parts=parts), "SPOT", behaviour="put Train(BehaviourDensity(), steps=100_000) before it")
+        return parts
 
     def policy_loss(
-        self, pi: Deterministic, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: Deterministic, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
-        assert aux.prior is not None
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
-        price, _ = elbo(aux.prior.net, batch.obs, action, self.kl_weight, key)
+        price, _ = elbo(parts["behaviour"].net, batch.obs, action, self.kl_weight, key)
         left = jnp.maximum(self.support_end, 1 - clock.update / self.support_steps) if self.cools else 1.0
         loss = self.support * left * price - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
         return loss, {"policy_q": values.mean(), "policy_loss": loss, "support": price}
 
     def online(self) -> "SPOT":
-        """The price goes on and falls; the discount is the online one."""
+        """Return itself with a falling price and the online discount."""
         return dataclasses.replace(self, discount=self.online_discount, cools=True)

@@ -15,22 +15,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Clock, Pretrained, Spec, Trained, Transition
+from segue.core import Clock, Parts, Spec, TrainState, Transition
 from segue.errors import at_least
 from segue.losses import td_target
-from segue.methods.backbone import AbstractBackbone, Info, Opinion, regress
+from segue.methods.backbone import AbstractBackbone, Info, QFunction, regress
 from segue.nn.actors import AbstractActor, Deterministic
-from segue.nn.mlp import MLP, Ensemble
+from segue.nn.mlp import Ensemble
+from segue.nn.networks import AbstractNetworks, Networks
 
 
-class AbstractTD3(AbstractBackbone):
-    """Deterministic policy, twin critics, smoothed targets, delayed policy steps. A relative adds its policy loss."""
+class AbstractTD3Settings(AbstractBackbone):
+    """The settings that TD3's relatives share: smoothed targets and delayed policy steps."""
 
     policy = Deterministic
     discount: float = 0.99
     """Gamma."""
     polyak: float = 0.005
-    """Tau: how far slow copies move at each policy step."""
+    """Tau: how far target networks move at each policy step."""
     actor_lr: float = 3e-4
     """Adam's rate for the policy."""
     critic_lr: float = 3e-4
@@ -42,56 +43,54 @@ class AbstractTD3(AbstractBackbone):
     explore_noise: float = 0.1
     """Standard deviation of the exploration noise, clipped to +-0.5."""
     delay: int = eqx.field(static=True, default=2)
-    """The policy and all slow copies move at every `delay`-th update."""
-    width: int = eqx.field(static=True, default=256)
-    """Units in a hidden layer."""
-    depth: int = eqx.field(static=True, default=2)
-    """Hidden layers."""
-    actor_norm: bool = eqx.field(static=True, default=False)
-    """LayerNorm after each hidden layer of the policy (OPT: Adroit only)."""
-    critic_norm: bool = eqx.field(static=True, default=False)
-    """The same in critics (OPT: Adroit only; ReBRAC: everywhere)."""
-    actor_head: float | None = eqx.field(static=True, default=None)
-    """Half-width of the policy head's uniform start; None: the framework's default (the papers: 1e-3 off MuJoCo)."""
-    critic_head: float | None = eqx.field(static=True, default=None)
-    """The same for critics (the papers: 3e-3 off MuJoCo)."""
+    """The policy and all target networks move at every `delay`-th update."""
+    networks: AbstractNetworks = eqx.field(default_factory=Networks)
+    """The networks of policy and critics."""
 
     def __check_init__(self):
-        at_least(1, delay=self.delay, width=self.width)
-        at_least(0, depth=self.depth)
+        at_least(1, delay=self.delay)
 
-    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
-        sizes = (spec.obs, *(self.width,) * self.depth, spec.act)
-        return Deterministic(MLP(sizes, layer_norm=self.actor_norm, head=self.actor_head, key=key))
 
-    def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
-        sizes = (spec.obs + spec.act, *(self.width,) * self.depth, 1)
-        return Ensemble(2, sizes, layer_norm=self.critic_norm, head=self.critic_head, key=key)
+def new_actor(backbone: AbstractTD3Settings, spec: Spec, key: PRNGKeyArray) -> Deterministic:
+    """Build an untrained deterministic policy."""
+    return Deterministic(backbone.networks.policy(spec, spec.act, key=key))
+
+
+def smoothed_action(
+    backbone: AbstractTD3Settings, actor: AbstractActor, batch: Any, key: PRNGKeyArray
+) -> Float[Array, "batch act"]:
+    """Compute the next actions a' of a batch: the policy's with clipped noise."""
+    noise = backbone.target_noise * jax.random.normal(key, batch.action.shape)
+    noise = jnp.clip(noise, -backbone.target_clip, backbone.target_clip)
+    return jnp.clip(jax.vmap(actor.act)(batch.next_obs) + noise, -1.0, 1.0)
+
+
+def critic_loss(
+    backbone: AbstractTD3Settings,
+    q: Ensemble,
+    target: Ensemble,
+    actor: TrainState,
+    batch: Transition,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], Info]:
+    """Compute TD3's critic loss."""
+    next_action = smoothed_action(backbone, actor.target, batch, key)
+    next_q = target.batch(batch.next_obs, next_action).min(-1)
+    return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, backbone.discount))
+
+
+class AbstractTD3(AbstractTD3Settings):
+    """TD3's policy and critics; a final subclass adds its policy loss."""
+
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
+        return new_actor(self, spec, key)
 
     def critic_loss(
-        self,
-        q: Ensemble,
-        slow: Ensemble,
-        actor: Trained,
-        aux: Pretrained,
-        batch: Transition,
-        *,
-        key: PRNGKeyArray,
+        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Transition, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        _, next_q = self.next_values(slow, actor, batch, key)
-        y = td_target(batch.reward, batch.terminal, next_q, self.discount)
-        return regress(q, batch, y)
+        return critic_loss(self, q, target, actor, batch, key)
 
-    def next_values(
-        self, slow: Ensemble, actor: Trained, batch: Any, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "batch act"], Float[Array, " batch"]]:
-        """The smoothed next action a' and min_j Q'_j(s', a')."""
-        noise = self.target_noise * jax.random.normal(key, batch.action.shape)
-        noise = jnp.clip(noise, -self.target_clip, self.target_clip)
-        next_action = jnp.clip(jax.vmap(actor.slow.act)(batch.next_obs) + noise, -1.0, 1.0)
-        return next_action, slow.batch(batch.next_obs, next_action).min(-1)
-
-    def opinion(self, critic: Trained) -> Opinion:
+    def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net.first(obs, action)
 
 
@@ -99,7 +98,7 @@ class TD3(AbstractTD3):
     """TD3 itself."""
 
     def policy_loss(
-        self, pi: Deterministic, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: Deterministic, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         values = jax.vmap(q)(batch.obs, jax.vmap(pi.act)(batch.obs))
         return -values.mean(), {"policy_q": values.mean()}

@@ -5,14 +5,12 @@ r"""TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): TD3 with one more term in the
 The original normalises observations; OPT (arXiv 2507.08387) does not, and neither do we.
 """
 
-import dataclasses
-
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Clock, Pretrained, Transition
+from segue.core import Clock, Parts, Transition
 from segue.losses import td3bc
-from segue.methods.backbone import Info, Opinion
+from segue.methods.backbone import Info, QFunction, with_settings_of
 from segue.methods.td3 import TD3, AbstractTD3
 from segue.nn.actors import Deterministic
 
@@ -24,7 +22,7 @@ class TD3BC(AbstractTD3):
     """How much value to trade for one unit of imitation; 0 is behaviour cloning."""
 
     def policy_loss(
-        self, pi: Deterministic, q: Opinion, aux: Pretrained, batch: Transition, *, key: PRNGKeyArray, clock: Clock
+        self, pi: Deterministic, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
@@ -32,5 +30,5 @@ class TD3BC(AbstractTD3):
         return loss, {"policy_q": values.mean(), "policy_loss": loss}
 
     def online(self) -> TD3:
-        """TD3 with the same constants: the cloning term is dropped, Q is not normalised (OPT, section 5)."""
-        return TD3(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TD3)})
+        """Return TD3 with the same settings: no cloning term, no normalised Q (OPT, section 5)."""
+        return with_settings_of(TD3, self)

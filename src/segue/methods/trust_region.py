@@ -1,58 +1,57 @@
-r"""A leash: a trust region around the policy that was given, which needs no scale of rewards.
+r"""A trust region around the policy that was given, which needs no scale of rewards.
 
     q'(s, a) = q(s, a) - 1/2 (1/\rho - 1/\rho_end) |\nabla_a q(s, a)| |a - \pi_0(s)|^2 / \sqrt{A}
 
-is what the policy listens to in place of q (A dimensions of actions, the gradient's norm a constant). Where \rho is far
-below \rho_end the pull outweighs the critic's, whatever its slope, once the action is \rho away from that of the frozen
-policy \pi_0, as a root mean square over dimensions; \rho grows from `start` to `end` over `until` env steps, and then
-the leash is gone. A critic that has just been born, or has just been handed over, is right near the actions that it has
-seen: the policy is let go as it gets to see more. Critics' targets know nothing of it. Segue's own; no source has it.
+replaces q in the policy's loss (A dimensions of actions; the gradient's norm is a constant). Where \rho is far below
+\rho_end the penalty outweighs the critic, whatever its slope, once the action is \rho away from that of the frozen
+policy \pi_0, as a root mean square over dimensions. \rho grows from `start` to `end` over `until` env steps; then the
+trust region is gone. A critic that is new, or was just handed over, is right only near the actions that it has seen:
+the policy may move further as the critic sees more. Critics' targets are unchanged. Segue's own; no source has it.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from segue.core import Clock, Trained
+from segue.core import Clock, Parts, TrainState
 from segue.errors import SegueError, at_least
-from segue.methods.backbone import Agent, Opinion
+from segue.methods.backbone import ActorCritic, QFunction
 
 
-class Leash(eqx.Module):
-    """How far a policy may go from the one that was given, while its critics are new."""
+class TrustRegion(eqx.Module):
+    """Limits how far a policy may move from the one that was given, while its critics are new."""
 
     until: int = eqx.field(static=True, default=0)
-    """Env steps of the phase over which it gives way; 0: there is none."""
+    """Env steps of the phase over which the radius grows; 0: there is no trust region."""
     start: float = 0.05
     """Radius at the start, in units of actions from -1 to 1."""
     end: float = 1.0
-    """Radius at which it has no pull left."""
+    """Radius at which the penalty is 0."""
 
     def __check_init__(self):
         at_least(0, until=self.until)
         if isinstance(self.start, int | float) and not 0 < self.start <= self.end:
-            raise SegueError(f"A leash's radius grows from more than 0, not from {self.start} to {self.end}.")
+            raise SegueError(f"A trust region's radius grows from more than 0, not from {self.start} to {self.end}.")
 
-    def tied(self, agent: Agent) -> Agent:
-        """The agent with its policy as the anchor, if there is a leash and it has none yet."""
-        if self.until == 0 or agent.aux.anchor is not None:
-            return agent
-        anchor = Trained.new(agent.actor.net, slow=False)
-        return Agent(agent.actor, agent.critics, agent.aux._replace(anchor=anchor))
+    def anchored(self, learner: ActorCritic) -> ActorCritic:
+        """Add the learner's policy as the reference policy, if there is a trust region and no reference policy yet."""
+        if self.until == 0 or "reference_policy" in learner.parts:
+            return learner
+        reference = TrainState.new(learner.actor.net, target=False)
+        return ActorCritic(learner.actor, learner.critics, {**learner.parts, "reference_policy": reference})
 
-    def __call__(self, q: Opinion, anchor: Trained | None, clock: Clock) -> Opinion:
-        """`q` with the leash's pull; `q` itself where there is none."""
+    def __call__(self, q: QFunction, parts: Parts, clock: Clock) -> QFunction:
+        """Return `q` with the penalty; `q` itself where there is no trust region."""
         if self.until == 0:
             return q
-        if anchor is None:
-            raise SegueError("A leash needs a policy to be tied to.")
-        share = jnp.clip((clock.env_step - clock.begun) / self.until, 0.0, 1.0)
+        reference = parts["reference_policy"].net
+        share = jnp.clip((clock.env_step - clock.phase_start) / self.until, 0.0, 1.0)
         radius = self.start + (self.end - self.start) * share
-        pull = 0.5 * (1 / radius - 1 / self.end)
+        weight = 0.5 * (1 / radius - 1 / self.end)
 
-        def held(obs, action):
+        def penalised(obs, action):
             slope = jnp.linalg.norm(jax.lax.stop_gradient(jax.grad(q, argnums=1)(obs, action)))
-            far = jnp.square(action - jax.lax.stop_gradient(anchor.net.act(obs))).sum()
-            return q(obs, action) - pull * slope * far / jnp.sqrt(float(action.shape[-1]))
+            distance = jnp.square(action - jax.lax.stop_gradient(reference.act(obs))).sum()
+            return q(obs, action) - weight * slope * distance / jnp.sqrt(float(action.shape[-1]))
 
-        return held
+        return penalised

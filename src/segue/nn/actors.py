@@ -76,7 +76,7 @@ class Gaussian(AbstractStochastic):
     bounded: bool = eqx.field(static=True, default=True)
     """Whether log_std is kept within bounds; a policy from elsewhere is what it is."""
 
-    LEAST, MOST = -5.0, 2.0
+    MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
     """Bounds on log_std: IQL's."""
 
     def mean(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
@@ -96,7 +96,7 @@ class Gaussian(AbstractStochastic):
     @property
     def spread(self) -> Float[Array, " act"]:
         """log_std within its bounds."""
-        return jnp.clip(self.log_std, self.LEAST, self.MOST) if self.bounded else self.log_std
+        return jnp.clip(self.log_std, self.MIN_LOG_STD, self.MAX_LOG_STD) if self.bounded else self.log_std
 
 
 class TanhGaussian(AbstractStochastic):
@@ -109,7 +109,7 @@ class TanhGaussian(AbstractStochastic):
     log_std: Float[Array, " act"] | None = None
     output: Output = eqx.field(static=True, default="tanh")
 
-    LEAST, MOST = -20.0, 2.0
+    MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
     """Bounds on log_std: those of SAC's public code."""
 
     @classmethod
@@ -125,7 +125,7 @@ class TanhGaussian(AbstractStochastic):
             mean, log_std = self.mlp(obs), self.log_std
         if self.output == "clip":
             mean = jnp.arctanh(jnp.clip(mean, -EDGE, EDGE))
-        return mean, jnp.clip(log_std, self.LEAST, self.MOST)
+        return mean, jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
         return jnp.tanh(self.halves(obs)[0])

@@ -16,7 +16,7 @@ class VAE(eqx.Module):
     encoder: MLP
     decoder: MLP
 
-    LEAST, MOST = -4.0, 15.0
+    MIN_LOG_STD, MAX_LOG_STD = -4.0, 15.0
     """Bounds on the encoder's log_std: those of SPOT's code."""
 
     def __init__(self, spec: Spec, width: int, *, key: PRNGKeyArray):
@@ -30,7 +30,7 @@ class VAE(eqx.Module):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Squared reconstruction error and KL to the prior, each a mean over dimensions, for one latent sample."""
         mean, log_std = jnp.split(self.encoder(obs, action), 2)
-        log_std = jnp.clip(log_std, self.LEAST, self.MOST)
+        log_std = jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
         z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         found = jnp.tanh(self.decoder(obs, z))
         return jnp.square(found - action).mean(), kl_to_normal(mean[None], log_std[None])[0]

@@ -352,13 +352,13 @@ def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.n
 
 
 def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
-    def said(key: str) -> Any:
+    def describe_error(key: str) -> Any:
         value = about.get(key)
         if isinstance(value, str) and value not in found:
             raise DataError(f"{where} has no {value!r} for {key}.")
         return found[value] if isinstance(value, str) else value
 
-    mean, std = said("obs_mean"), said("obs_std")
+    mean, std = describe_error("obs_mean"), describe_error("obs_std")
     limit = about.get("obs_clip", np.inf)
     if "obs_rms.mean" in found and mean is None:  # VecNormalize's
         mean, std = found["obs_rms.mean"], np.sqrt(np.asarray(found["obs_rms.var"], float) + 1e-8)

@@ -96,11 +96,11 @@ def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
 
 def load(path: Path) -> tuple[AbstractActor, Spec]:
     """Read an actor back. Raises `DataError` where the file is missing, damaged or not a policy."""
-    actor, spec, _ = told(path.with_suffix(".safetensors"))
+    actor, spec, _ = load_with_metadata(path.with_suffix(".safetensors"))
     return actor, spec
 
 
-def told(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
+def load_with_metadata(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
     """The same with all that the file says of itself."""
     found, meaning = disk.described(path)
     outline, spec = build(meaning, str(path))
@@ -163,7 +163,7 @@ def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]
     kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
     meaning = {**said, **kind, "layer_norm": bool(said["layer_norm"]), "low": spec.low, "high": spec.high}
     outline, _ = build(meaning, where)
-    found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.LEAST, np.float32)} if edge else {}
+    found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.MIN_LOG_STD, np.float32)} if edge else {}
     if said["standardised"]:
         found |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
         found["mlp.statistics.limit"] = np.asarray(said["obs_clip"], np.float32)

@@ -8,23 +8,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segue import losses
-from segue.core import Trained, Transition
+from segue.core import TrainState, Transition
 from segue.errors import SegueError
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
-from segue.replay.sources import AbstractSource, pick, take_rows
+from segue.replay.sampler import AbstractSampler, pick, take_rows
 
 
-class Balance(NamedTuple):
+class BalancedState(NamedTuple):
     """What balanced replay remembers."""
 
-    density: Trained
+    density: TrainState
     tree: Float[Array, " twice_leaves"]
     peak: Float[Array, ""]
     """The largest priority so far: a new online row's first one."""
 
 
-class Balanced(AbstractSource):
+class Balanced(AbstractSampler):
     r"""Balanced replay (Off2OnRL, Lee et al. 2021, arXiv 2107.00591), as OPT uses it.
 
         w(s,a) ~ d_on / d_off    by    min  -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))
@@ -37,7 +37,7 @@ class Balanced(AbstractSource):
     apart) to 1; and the mean of w on either side.
     """
 
-    hides = False
+    can_hold_out = False
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch, and on either side of a density step."""
     temperature: float = 5.0
@@ -76,11 +76,11 @@ class Balanced(AbstractSource):
             held &= jnp.where(index < size, index, size + number) >= size + ring.written - self.ring_rows
         priority = jnp.where(index < size, 1.0, self._newcomer(size, jnp.ones(())))
         tree = sumtree.build(jnp.where(held, priority, 0.0))
-        return Balance(Trained.new(density, slow=False), tree, jnp.ones(()))
+        return BalancedState(TrainState.new(density, target=False), tree, jnp.ones(()))
 
-    def wrote(self, carry, offline, ring):
+    def on_row_added(self, sampler_state, offline, ring):
         size, last = len(offline.reward), (ring.written - 1) % ring.capacity
-        tree = sumtree.write(carry.tree, (size + last)[None], self._newcomer(size, carry.peak)[None])
+        tree = sumtree.write(sampler_state.tree, (size + last)[None], self._newcomer(size, sampler_state.peak)[None])
         if self.ring_rows is not None:
             oldest = size + ring.written - 1 - self.ring_rows
             slot = jnp.where(oldest < size, oldest, size + (oldest - size) % ring.capacity)
@@ -88,9 +88,9 @@ class Balanced(AbstractSource):
             there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.written - ring.capacity))
             gone = jnp.where(there, 0.0, kept)
             tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], gone[None])
-        return carry._replace(tree=tree)
+        return sampler_state._replace(tree=tree)
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         key_off, key_on, key_rows = jax.random.split(key, 3)
         off = take_rows(offline, jax.random.randint(key_off, (self.batch,), 0, len(offline.reward)))
         on = take_rows(ring.rows, jax.random.randint(key_on, (self.batch,), 0, ring.size))
@@ -103,15 +103,15 @@ class Balanced(AbstractSource):
                 {"shift": -value / (2 * jnp.log(2.0)), "ratio/off": w_off.mean(), "ratio/on": w_on.mean()},
             )
 
-        density, (w_off, info) = carry.density.descend(loss, self.lr)
-        index = sumtree.draw(carry.tree, self.batch, key_rows)
+        density, (w_off, info) = sampler_state.density.apply_gradient(loss, self.lr)
+        index = sumtree.draw(sampler_state.tree, self.batch, key_rows)
         batch = pick(offline, ring, index)
         tempered = lambda w: w ** (1 / self.temperature)
         mean = tempered(w_off).mean() + 1e-10
         priority = jnp.clip(tempered(self.ratio(density.net, batch)) / mean, 1e-3, 1e3)
-        tree, peak = sumtree.write(carry.tree, index, priority), jnp.maximum(carry.peak, priority.max())
+        tree, peak = sumtree.write(sampler_state.tree, index, priority), jnp.maximum(sampler_state.peak, priority.max())
         share = (index >= len(offline.reward)).mean()
-        return Balance(density, tree, peak), batch, {"online_share": share, **info}
+        return BalancedState(density, tree, peak), batch, {"online_share": share, **info}
 
     def ratio(self, net: MLP, batch: Transition) -> Float[Array, " batch"]:
         """w(s, a) >= 0, the estimate of d_on / d_off."""

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from segue.errors import SegueError
-from segue.replay.sources import AbstractSource, take_rows
+from segue.replay.sampler import AbstractSampler, take_rows
 
 
-class Followed(NamedTuple):
+class NextActionBatch(NamedTuple):
     """A batch of transitions with the action that the data took next."""
 
     obs: Float[Array, "batch obs"]
@@ -24,7 +24,7 @@ class Followed(NamedTuple):
     """Whether there is one: the last row of an episode has none."""
 
 
-class Successive(AbstractSource):
+class WithNextAction(AbstractSampler):
     """Uniform over offline rows, each with its next action (ReBRAC).
 
     A row is followed by the next one where that begins, bit for bit, at its `next_obs`; nothing else is remembered.
@@ -37,9 +37,9 @@ class Successive(AbstractSource):
         if offline == 0:
             raise SegueError("Next actions are read from a dataset: give one.")
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         size = len(offline.reward)
         index = jax.random.randint(key, (self.batch,), 0, size)
         here, there = take_rows(offline, index), take_rows(offline, jnp.minimum(index + 1, size - 1))
         follows = (there.obs == here.next_obs).all(-1) & (index + 1 < size) & ~here.terminal
-        return carry, Followed(*here, there.action, follows), {}
+        return sampler_state, NextActionBatch(*here, there.action, follows), {}

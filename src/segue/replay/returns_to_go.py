@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float
 from segue.core import Linear, Transition
 from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
-from segue.replay.sources import AbstractSource, check_share, mixed_index, pick, take_rows
+from segue.replay.sampler import AbstractSampler, check_share, mixed_index, pick, take_rows
 
 
-class Returned(NamedTuple):
+class ReturnsBatch(NamedTuple):
     """A batch of transitions with the return that followed each."""
 
     obs: Float[Array, "batch obs"]
@@ -21,16 +21,16 @@ class Returned(NamedTuple):
     reward: Float[Array, " batch"]
     next_obs: Float[Array, "batch obs"]
     terminal: Bool[Array, " batch"]
-    worth: Float[Array, " batch"]
+    return_to_go: Float[Array, " batch"]
     """G: the discounted sum of training rewards from this row to its episode's end."""
     known: Bool[Array, " batch"]
     """Whether G is known: not while the episode goes on."""
 
 
-class Returns(NamedTuple):
+class ReturnsState(NamedTuple):
     """What `Returning` remembers: of every row of the dataset, then of every slot of the ring."""
 
-    worth: Float[Array, " rows"]
+    return_to_go: Float[Array, " rows"]
     known: Bool[Array, " rows"]
     tail: Float[Array, ""]
     """The return that is assumed where a time limit has cut an episode."""
@@ -50,11 +50,11 @@ def returns_to_go(
     follows = jnp.concatenate([follows, jnp.zeros(1, bool)])
     rest = jnp.where(follows | rows.terminal, 0.0, discount * tail)
     after = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])  # G = b + a G of the next row
-    _, worth = jax.lax.associative_scan(after, (discount * follows, rows.reward + rest), reverse=True)
-    return worth, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
+    _, return_to_go = jax.lax.associative_scan(after, (discount * follows, rows.reward + rest), reverse=True)
+    return return_to_go, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
 
 
-class Returning(AbstractSource):
+class WithReturns(AbstractSampler):
     """Rows with their returns-to-go (Cal-QL); a share of each batch is online, like `Ratio`'s, once there is a row.
 
     G is in training rewards. Where a time limit, or the record's end, has cut an episode, what would have followed is
@@ -84,25 +84,32 @@ class Returning(AbstractSource):
 
     def init(self, spec, offline, ring, *, key):
         tail = jnp.minimum(offline.reward.min(), 0.0) / (1 - self.discount)
-        worth, _ = returns_to_go(offline, self.discount, tail)
-        carry = Returns(
-            jnp.concatenate([worth, jnp.zeros(ring.capacity)]),
-            jnp.arange(len(worth) + ring.capacity) < len(worth),
+        return_to_go, _ = returns_to_go(offline, self.discount, tail)
+        sampler_state = ReturnsState(
+            jnp.concatenate([return_to_go, jnp.zeros(ring.capacity)]),
+            jnp.arange(len(return_to_go) + ring.capacity) < len(return_to_go),
             tail,
         )
-        return self.valued(carry, ring, ring.capacity)
+        return self.valued(sampler_state, ring, ring.capacity)
 
-    def wrote(self, carry, offline, ring):
-        return self.valued(carry, ring, min(self.window, ring.capacity))
+    def on_row_added(self, sampler_state, offline, ring):
+        return self.valued(sampler_state, ring, min(self.window, ring.capacity))
 
-    def valued(self, carry: Returns, ring: Ring, count: int) -> Returns:
+    def valued(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
         """The same with the last `count` rows of the ring valued anew."""
         slots = (ring.written - count + jnp.arange(count)) % ring.capacity
-        worth, ended = returns_to_go(take_rows(ring.rows, slots), self.discount, carry.tail)
-        index = len(carry.worth) - ring.capacity + slots
-        return carry._replace(worth=carry.worth.at[index].set(worth), known=carry.known.at[index].set(ended))
+        return_to_go, ended = returns_to_go(take_rows(ring.rows, slots), self.discount, sampler_state.tail)
+        index = len(sampler_state.return_to_go) - ring.capacity + slots
+        return sampler_state._replace(
+            return_to_go=sampler_state.return_to_go.at[index].set(return_to_go),
+            known=sampler_state.known.at[index].set(ended),
+        )
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         share = jnp.where(ring.written > 0, self.online(clock), 0.0)
         index = mixed_index(share, self.batch, len(offline.reward), ring, key)
-        return carry, Returned(*pick(offline, ring, index), carry.worth[index], carry.known[index]), {}
+        return (
+            sampler_state,
+            ReturnsBatch(*pick(offline, ring, index), sampler_state.return_to_go[index], sampler_state.known[index]),
+            {},
+        )

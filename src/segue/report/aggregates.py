@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segue.report.curves import Look, frame
+from segue.report.curves import LineStyle, frame
 from segue.report.tables import Cell, Table, by_task, labels
 from segue.results import stats
 from segue.results.records import RunRecord
@@ -123,7 +123,7 @@ def profiles(found: Shared) -> Profiles:
     return Profiles(taus, shares)
 
 
-def paint(axis: "Axes", found: Profiles, known: Mapping[str, Look]) -> None:
+def paint(axis: "Axes", found: Profiles, known: Mapping[str, LineStyle]) -> None:
     """Draw performance profiles; bands are pointwise."""
     for label, share in found.shares.items():
         colour, style = known[label]

@@ -37,17 +37,17 @@ class NoPicture(SegueError):
     """matplotlib is an extra."""
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """A line's colour and style."""
 
     colour: str
     style: str
 
 
-def looks(records: Sequence[RunRecord]) -> dict[str, Look]:
+def looks(records: Sequence[RunRecord]) -> dict[str, LineStyle]:
     """How each method is drawn, by its label, in all panels."""
     names = dict.fromkeys(label for group in by_task(records) for label in labels(group))
-    return {name: Look(_COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]) for n, name in enumerate(names)}
+    return {name: LineStyle(_COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]) for n, name in enumerate(names)}
 
 
 PANELS = {"offline": (offline_curve, 1), "online": (online_curve, 2)}
@@ -113,7 +113,7 @@ def draw(records: Sequence[RunRecord], path: str | Path) -> Path:
     return out
 
 
-def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], known: Mapping[str, Look]) -> None:
+def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], known: Mapping[str, LineStyle]) -> None:
     """One task in a row of its own, with heading and legend: `axes` has `offline`, `online` or both."""
     for name in [n for n in axes if not any(len(PANELS[n][0](record).x) for record in group)]:
         axes[name].set_visible(False)
@@ -166,7 +166,7 @@ def _band(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def panel(
-    axis: "Axes", name: str, group: Sequence[RunRecord], known: Mapping[str, Look], ends: tuple[float, float]
+    axis: "Axes", name: str, group: Sequence[RunRecord], known: Mapping[str, LineStyle], ends: tuple[float, float]
 ) -> dict[str, Any]:
     """Draw one task's curves of one kind, `offline` or `online`; the thick line of each method by its label."""
     curve, _ = PANELS[name]

@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.report import aggregates, distribution_shift, provenance
-from segue.report.curves import PANELS, Look, NoPicture, counted_seeds, limits, looks, panel, svg
+from segue.report.curves import PANELS, LineStyle, NoPicture, counted_seeds, limits, looks, panel, svg
 from segue.report.tables import (
     Cell,
     Table,
@@ -207,7 +207,7 @@ def _figure(figure: Figure) -> str:
     return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
 
 
-def _legend(names: Mapping[str, str], known: Mapping[str, Look]) -> str:
+def _legend(names: Mapping[str, str], known: Mapping[str, LineStyle]) -> str:
     """Label -> what stands beside its line."""
     dashes = {"-": "", "-.": ' stroke-dasharray="8 3 2 3"', ":": ' stroke-dasharray="2 3"'}
     entries = "".join(
@@ -221,7 +221,7 @@ def _legend(names: Mapping[str, str], known: Mapping[str, Look]) -> str:
 # --- sections --------------------------------------------------------------------------------------
 
 
-def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
+def _aggregates(found: aggregates.Shared, known: Mapping[str, LineStyle]) -> str:
     shown, profiles = aggregates.table(found), aggregates.profiles(found)
     text = f"<p>Last scores on {_count(len(found.tasks), 'task')}: {escape(', '.join(found.tasks))}.</p>"
     if found.left:
@@ -250,7 +250,7 @@ def _aggregates(found: aggregates.Shared, known: Mapping[str, Look]) -> str:
     return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
 
 
-def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, Look]) -> str:
+def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, LineStyle]) -> str:
     whole, *rest = task_tables(group)
     text = f"<p>{escape(said_of(group))}.</p>{_table(whole)}"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segue.results.records import AREAS, HALF_WAY, PLACES, RunRecord, online_curve
+from segue.results.records import AREAS, PLACES, SCORE_50, RunRecord, online_curve
 from segue.results.stats import Estimate
 
 WIDTH = 8
@@ -119,7 +119,7 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
         )
     if any(record.summary.never_half_way is not None for record in records):
         small.append(
-            f"`to {HALF_WAY:g}` is the env step of a seed's first evaluation at a score of {HALF_WAY:g} or above, over "
+            f"`to {SCORE_50:g}` is the env step of a seed's first evaluation at a score of {SCORE_50:g} or above, over "
             "the seeds that got there."
         )
     if any(record.summary.regret for record in records):
@@ -230,7 +230,7 @@ def _switch(group: Sequence[RunRecord]) -> list[Table]:
     columns = {
         "dip": [cell(s.dip) for s in found],
         "recovered": [_steps(s.recovered, s.never) for s in found],
-        f"to {HALF_WAY:g}": [_steps(s.half_way, s.never_half_way or 0) for s in found],
+        f"to {SCORE_50:g}": [_steps(s.half_way, s.never_half_way or 0) for s in found],
         "regret": [cell(s.regret, ".2f") for s in found],
     }
     return _columns("Going online", group, columns)
@@ -324,21 +324,21 @@ def line(text: object) -> str:
 def provenance(group: Sequence[RunRecord]) -> str:
     """Environment, versions, data, presets and evaluation size of a group; every value that occurs, once."""
 
-    def said(values: Iterable[object]) -> str:
+    def describe_error(values: Iterable[object]) -> str:
         return " / ".join(dict.fromkeys(str(v) for v in values if v))
 
     configs = [run.config for record in group for run in record.parts]
     versions = [c.get("versions") or {} for c in configs]
     data = [c.get("dataset") or {} for c in configs]
     rows = lambda d: f" ({d['rows']:,} rows)" if isinstance(d.get("rows"), int) and d["rows"] else ""
-    episodes = said(e.returns.shape[1] for record in group for e in record.evaluations)
-    parts = [said(c["env_id"] for c in configs)]
+    episodes = describe_error(e.returns.shape[1] for record in group for e in record.evaluations)
+    parts = [describe_error(c["env_id"] for c in configs)]
     for name in ("mujoco", "gymnasium", "segue"):
-        if found := said(version.get(name) for version in versions):
+        if found := describe_error(version.get(name) for version in versions):
             parts.append(f"{name} {found}")
-    if names := said(f"{d['name']}{rows(d)}" for d in data if d.get("name")):
+    if names := describe_error(f"{d['name']}{rows(d)}" for d in data if d.get("name")):
         parts.append(f"data {names}")
-    if presets := said(c.get("preset") for c in configs):
+    if presets := describe_error(c.get("preset") for c in configs):
         parts.append(f"preset {presets}")
     return ", ".join([*parts, f"{episodes} evaluation episodes a seed"])
 

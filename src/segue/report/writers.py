@@ -20,7 +20,7 @@ from segue.report.tables import (
     table,
     task_tables,
 )
-from segue.results.records import HALF_WAY, RunRecord
+from segue.results.records import SCORE_50, RunRecord
 from segue.results.stats import Estimate
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -130,12 +130,12 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
     named = {"offline": s.offline, "final": s.final, "gain": s.gain, "best": s.best, "dip": s.dip}
     named |= {f"at {n}": found for n, found in s.at.items()} | {f"area {n}": found for n, found in s.areas.items()}
     yield from ((name, found, scale) for name, found in named.items() if found is not None)
-    times = {"recovered": s.recovered, f"to {HALF_WAY:g}": s.half_way}
+    times = {"recovered": s.recovered, f"to {SCORE_50:g}": s.half_way}
     yield from ((name, found, "env steps, of the seeds that got there") for name, found in times.items() if found)
     if s.dip is not None:
         yield "never recovered", alone(s.never), "seeds"
     if s.never_half_way is not None:
-        yield f"never to {HALF_WAY:g}", alone(s.never_half_way), "seeds"
+        yield f"never to {SCORE_50:g}", alone(s.never_half_way), "seeds"
     if s.regret is not None:
         yield "regret", s.regret, "1 - mean score / 100"
     yield "failed", alone(len(record.failed)), "seeds"

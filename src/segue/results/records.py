@@ -164,7 +164,7 @@ PLACES = (10_000, 50_000, 100_000, 300_000)
 """Env steps at which scores are read off it."""
 
 
-HALF_WAY = 50.0
+SCORE_50 = 50.0
 """The normalised score whose first env step is looked for."""
 
 
@@ -215,7 +215,7 @@ def summarise(record: RunRecord) -> Summary:
     read_off = {until: at(online.x, online.scores, until) for until in PLACES}
     came = back[np.isfinite(back)]
     scaled = record.reference is not None and len(online.x) > 0
-    reached = steps_to(online.x, online.scores, HALF_WAY) if scaled else np.empty(0)
+    reached = steps_to(online.x, online.scores, SCORE_50) if scaled else np.empty(0)
     there = reached[np.isfinite(reached)]
     lost = None
     if record.reference and record.episodes:

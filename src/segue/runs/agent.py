@@ -36,10 +36,10 @@ from segue.core import Clock, Spec, Transition
 from segue.data.dataset import Dataset, box, check_against
 from segue.data.device import nothing
 from segue.data.loading import load
-from segue.envs.faults import Broken, sound
+from segue.envs.faults import EnvFault, check_observation
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
-from segue.runs.config import Care, check_settings, check_unfinished, in_order
+from segue.runs.config import Safeguards, check_settings, check_unfinished, in_order
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.opening import Opening, new_run, reopened_run
@@ -92,7 +92,7 @@ class _Body:
         return not cut
 
 
-class Tuner:
+class Agent:
     """A run whose world is the caller's. One seed.
 
     Ctrl-C, or an error of the run itself, ends the tuner: `close` keeps every step that was observed, as far as it can,
@@ -129,8 +129,8 @@ class Tuner:
         commit_every: int = 10_000,
     ):
         self.spec, self.folder = _sane(spec), Path(out)
-        care = Care(log_every, commit_every, 60.0, 0, False, False)
-        self.job = Job(phases, task, self.folder, 1, seed, PAPER, care, None, True)
+        safeguards = Safeguards(log_every, commit_every, 60.0, 0, False, False)
+        self.job = Job(phases, task, self.folder, 1, seed, PAPER, safeguards, None, True)
         opening = self._again() if (self.folder / "config.json").exists() else self._anew()
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk.locked(self.folder))
@@ -213,8 +213,8 @@ class Tuner:
     @property
     def env_step(self) -> int:
         """Env steps that were learned from, or are about to be."""
-        live = self.drive.live or (self.drive.resumed[0] if self.drive.resumed else None)
-        return self.drive.run.env_step if live is None else live.env_step
+        phase_state = self.drive.phase_state or (self.drive.resumed[0] if self.drive.resumed else None)
+        return self.drive.run.env_step if phase_state is None else phase_state.env_step
 
     def act(self, obs: Any) -> Float[np.ndarray, " act"]:
         """The action to take now, in the env's units, to learn from: it explores.
@@ -228,11 +228,13 @@ class Tuner:
         self._check()
         if self.pending is not None:
             raise SegueError("The last action was not observed: call observe, or cut() if it was never taken.")
-        seen, ages = self._sound(obs), np.array([self.mine.length], np.int32)
+        seen, episode_steps = self._sound(obs), np.array([self.mine.length], np.int32)
         if self.done:
             raise SegueError(f"All phases have ended: nothing is left to do in {self.folder}.")
         with self._fatal():
-            action = self._swift(seen[None], ages) if self.background else self.drive.act(seen[None], ages)
+            action = (
+                self._swift(seen[None], episode_steps) if self.background else self.drive.act(seen[None], episode_steps)
+            )
             own = np.nan_to_num(np.asarray(action))[0]
         taken = np.array(self.spec.denormalise(own))
         self.pending = seen, own, taken
@@ -304,8 +306,8 @@ class Tuner:
 
     def _sound(self, obs: Any, worth: Any = 0.0) -> Float[np.ndarray, " obs"]:
         try:
-            return sound(np.asarray(obs), self.spec, worth)
-        except Broken as wrong:
+            return check_observation(np.asarray(obs), self.spec, worth)
+        except EnvFault as wrong:
             raise SegueError(f"The world {wrong}.") from None
         except (TypeError, ValueError):
             raise SegueError(f"The world gave an observation that is no array of numbers: {obs!r:.100}.") from None
@@ -342,8 +344,12 @@ class Tuner:
                 self.body.take(then)
                 self.drive.learn()
                 self.drive.observe(row)
-                if (live := self.drive.live) is not None and live.update and live.rule is not spared:
-                    spared = live.rule
+                if (
+                    (phase_state := self.drive.phase_state) is not None
+                    and phase_state.update
+                    and phase_state.algorithm is not spared
+                ):
+                    spared = phase_state.algorithm
                     gc.freeze()  # the phase's programs: a full pass over them holds every thread up for 0.1 s
         except Stopped:  # by `close`
             pass
@@ -354,19 +360,21 @@ class Tuner:
 
     def _publish(self) -> None:
         """A copy of who acts: the learner's own arrays are written over by the next updates."""
-        live = self.drive.live
-        if live is None:
+        phase_state = self.drive.phase_state
+        if phase_state is None:
             return
-        ready = jax.block_until_ready(live.learner)  # a copy that has to wait for updates lets nothing else through
+        ready = jax.block_until_ready(
+            phase_state.learner
+        )  # a copy that has to wait for updates lets nothing else through
         learner = jax.block_until_ready(jax.tree.map(jnp.copy, ready))
-        self.front = (live.rule, learner, live.keys, live.clock)
+        self.front = (phase_state.algorithm, learner, phase_state.keys, phase_state.clock)
         self.awake.set()
 
-    def _swift(self, obs: np.ndarray, ages: np.ndarray) -> Any:
+    def _swift(self, obs: np.ndarray, episode_steps: np.ndarray) -> Any:
         assert self.front is not None
         rule, learner, keys, clock = self.front
-        now = Clock(clock.update, np.int32(self.steps), clock.begun)  # pyright: ignore[reportArgumentType]
-        return engine.explore(rule, learner, obs, ages, keys, now)
+        now = Clock(clock.update, np.int32(self.steps), clock.phase_start)  # pyright: ignore[reportArgumentType]
+        return engine.explore(rule, learner, obs, episode_steps, keys, now)
 
     def _check(self) -> None:
         if self.closed:
@@ -388,7 +396,7 @@ class Tuner:
         """
         self._end(None)
 
-    def __enter__(self) -> "Tuner":
+    def __enter__(self) -> "Agent":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -432,14 +440,14 @@ class Tuner:
     def _keep(self) -> None:
         drive = self.drive
         last = self.failed is None and len(drive.left) == 1
-        if last and drive.live is not None and drive.phase.done(drive.live):
+        if last and drive.phase_state is not None and drive.phase.done(drive.phase_state):
             drive.ready()  # ends it
-        if drive.live is not None and drive.halfway:
+        if drive.phase_state is not None and drive.halfway:
             drive.broken()
-        elif drive.live is not None:
-            self.commit.rescue(drive.name, drive.live)
+        elif drive.phase_state is not None:
+            self.commit.rescue(drive.name, drive.phase_state)
         self.commit.wait()
-        self.commit.settle()
+        self.commit.flush()
         self.journal.sync()
 
 

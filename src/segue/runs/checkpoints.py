@@ -16,10 +16,10 @@ from segue.envs.rollouts import Evaluation
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
 from segue.replay.ring import Ring
-from segue.runs.hooks import Quiet
+from segue.runs.hooks import NullHook
 from segue.system import disk
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
 def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, AbstractPhase], dict[str, AbstractPhase]]:
@@ -37,11 +37,11 @@ def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, Abs
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 
-def go_on(state: Run, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> Run:
+def go_on(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> RunState:
     """The state at an earlier run's checkpoint, after the phases that are done."""
-    like = state.waist
+    like = state.pretrained
     for phase in done.values():
-        like = phase.leaves(state.spec, like, state.keys)
+        like = phase.output_shapes(state.spec, like, state.keys)
     return dataclasses.replace(load_checkpoint(since, state, like, env_id), phases=len(done))
 
 
@@ -86,10 +86,15 @@ class Best:
             except DataError as error:
                 print(f"segue: {error} The next evaluation's policy takes its place.", file=sys.stderr, flush=True)
 
-    def heard(self, name: str, live: Live, net: Any, found: Evaluation) -> None:
+    def heard(self, name: str, phase_state: PhaseState, net: Any, found: Evaluation) -> None:
         if not self.writer.can_write(net):
             return
-        place = {"phase": name, "seeds": live.run.seeds, "env_step": live.env_step, "updates": live.updates}
+        place = {
+            "phase": name,
+            "seeds": phase_state.run.seeds,
+            "env_step": phase_state.env_step,
+            "updates": phase_state.updates,
+        }
         for seed, mean in enumerate(map(float, found.returns.mean(1))):
             if mean > self.returns.get(seed, -np.inf):
                 self.returns[seed] = mean
@@ -103,7 +108,7 @@ class Best:
             print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
 
-class Checkpoint(Quiet):
+class Checkpoint(NullHook):
     """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
 
     def __init__(self, folder: Path, about: dict[str, Any], writer: PolicyWriter | None = None):
@@ -111,25 +116,25 @@ class Checkpoint(Quiet):
         self.owed: dict[Path, Callable[[Path], None]] = {}
         self.lock = threading.RLock()  # the thread that saves commits settles too
 
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
         rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
-        files = {"waist.safetensors": disk.dump(run.waist), "replay.safetensors": disk.dump(rows)}
+        files = {"waist.safetensors": disk.dump(run.pretrained), "replay.safetensors": disk.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
         owed: dict[Path, Callable[[Path], None]] = {}
         owed[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
-        if run.waist.actor is not None and self.writer.can_write(run.waist.actor.net):
+        if run.pretrained.actor is not None and self.writer.can_write(run.pretrained.actor.net):
             for seed in range(run.seeds):
-                write = self.writer.write_of(run.waist.actor.net, seed, run.spec, {**self.about, **place})
+                write = self.writer.write_of(run.pretrained.actor.net, seed, run.spec, {**self.about, **place})
                 owed[self.folder / f"policy-{seed}"] = write
         with self.lock:
             self.owed |= owed
         try:
-            self.settle()
+            self.flush()
         except OSError as error:
             print(f"segue: the end of phase {name!r} could not be kept yet ({error}).", file=sys.stderr, flush=True)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write what is owed. Raises OSError where there is no room."""
         with self.lock:
             while self.owed:
@@ -145,7 +150,7 @@ def kept(source: str) -> list[str]:
     return sorted(filter(str.isprintable, there))
 
 
-def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run:
+def load_checkpoint(source: str, run: RunState, like: Pretrained, env_id: str) -> RunState:
     """The run as it was when a phase of an earlier run ended: `source` is DIRECTORY:PHASE.
 
     `like` tells the shapes that the phase leaves behind under the present settings. Returns the run, ready for the
@@ -170,7 +175,7 @@ def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     if manifest.get("env_id") != env_id:
         raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
-    waist = disk.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")
+    pretrained = disk.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:
         raise SegueError(f"{source} holds {count} online rows, more than the env steps of this run's phases.")
@@ -181,4 +186,4 @@ def load_checkpoint(source: str, run: Run, like: Pretrained, env_id: str) -> Run
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
     ring = Ring(filled, jnp.asarray(count, jnp.int32))
     place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}
-    return dataclasses.replace(run, waist=jax.tree.map(jnp.asarray, waist), online=ring, **place)
+    return dataclasses.replace(run, pretrained=jax.tree.map(jnp.asarray, pretrained), online=ring, **place)

@@ -19,13 +19,13 @@ import numpy as np
 
 from segue.envs.lockstep import World
 from segue.errors import SegueError
-from segue.runs.hooks import Quiet, passed
+from segue.runs.hooks import NullHook, passed
 from segue.runs.journal import Journal
 from segue.runs.restore import State, Stored, numbers
 from segue.system import disk
 from segue.system.signals import Stop
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live
+from segue.training.state import PhaseState
 
 KEPT = 2
 """Commits that are kept: the newest, and the one to fall back on."""
@@ -35,17 +35,17 @@ FAILURES = 3
 """Saves that may fail in a row before the run stops."""
 
 
-class Moment(NamedTuple):
+class Snapshot(NamedTuple):
     """A run between two steps, before the hooks have heard of it."""
 
     name: str
-    live: Live
+    phase_state: PhaseState
     ticked: bool
     sizes: dict[str, int]
     hooks: dict[str, Any]
 
 
-class Commit(Quiet):
+class Commit(NullHook):
     """Commits at each phase's start and end, at intervals, and when the run is asked to stop. Of the hooks that
     remember anything it is the first.
 
@@ -68,7 +68,7 @@ class Commit(Quiet):
         self,
         folder: Path,
         journal: Journal,
-        hooks: Mapping[str, Quiet],
+        hooks: Mapping[str, NullHook],
         stop: Stop,
         every: int,
         *,
@@ -78,53 +78,63 @@ class Commit(Quiet):
         since: Stored = Stored(),
     ):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
-        self.worlds, self.config, self.settle = world, seal, settle
+        self.worlds, self.config, self.flush = world, seal, settle
         self.number, self.segments, self.rows, self.last = since.number, since.segments, since.rows, since.last
         self.exact, self.again = since.exact, since.due
         self.failed = 0
-        self.moment: Moment | None = None
+        self.moment: Snapshot | None = None
         self.seen: tuple[str, int, int] | None = None
         self.writer = ThreadPoolExecutor(1, "segue-commit")
         self.writing: Future | None = None
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
-        self._see(name, live, False)
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        self._see(name, phase_state, False)
         self._commit()
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        self._see(name, live, True)
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        self._see(name, phase_state, True)
         asked = self.stop.asked
-        if self.again or asked or phase.done(live) or passed(phase, live, self.every, self.every, self.last):
+        if (
+            self.again
+            or asked
+            or phase.done(phase_state)
+            or passed(phase, phase_state, self.every, self.every, self.last)
+        ):
             self._commit()
         if asked:
             self.wait()
             self.stop.now()
-        return live
+        return phase_state
 
-    def rescue(self, name: str = "", live: Live | None = None) -> None:
+    def rescue(self, name: str = "", phase_state: PhaseState | None = None) -> None:
         """Commit the last moment after all: the run was stopped while the hooks were hearing of it.
 
         Args:
             name, live: where the run is, between two steps: that becomes the last moment, if it was not yet heard of.
         """
-        if live is not None and self.seen != (name, live.update, live.env_step):
-            self._see(name, live, (live.update, live.env_step) != (0, live.run.env_step))
+        if phase_state is not None and self.seen != (name, phase_state.update, phase_state.env_step):
+            self._see(name, phase_state, (phase_state.update, phase_state.env_step) != (0, phase_state.run.env_step))
         if self.moment:
-            live = self.moment.live
-            kept = (live.learner, live.carry, live.tally, live.run.online)  # a dispatch since then has taken them over
+            phase_state = self.moment.phase_state
+            kept = (
+                phase_state.learner,
+                phase_state.sampler_state,
+                phase_state.metrics,
+                phase_state.run.online,
+            )  # a dispatch since then has taken them over
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept) if isinstance(leaf, jax.Array)):
                 self._commit()
         self.wait()
 
-    def _see(self, name: str, live: Live, ticked: bool) -> None:
+    def _see(self, name: str, phase_state: PhaseState, ticked: bool) -> None:
         hooks = {key: hook.state() for key, hook in self.hooks.items()}
-        self.moment = Moment(name, live, ticked, self.journal.sizes(), hooks)
-        self.seen = (name, live.update, live.env_step)
+        self.moment = Snapshot(name, phase_state, ticked, self.journal.sizes(), hooks)
+        self.seen = (name, phase_state.update, phase_state.env_step)
 
-    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
+    def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         """The updates of this step are done, its row never came: going on repeats the updates."""
         self.exact = False
-        self._see(name, live, True)
+        self._see(name, phase_state, True)
         self.rescue()
 
     def inexact(self) -> None:
@@ -135,7 +145,7 @@ class Commit(Quiet):
         self.wait()
         moment = self.moment
         assert moment is not None
-        self.last, self.again = (moment.live.update, moment.live.env_step), False
+        self.last, self.again = (moment.phase_state.update, moment.phase_state.env_step), False
         files, manifest = self._state(moment)
         floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
         if all(np.isfinite(leaf).all() for leaf in floats):
@@ -144,28 +154,28 @@ class Commit(Quiet):
             self.again = True  # a seed has diverged: its log will say so and put it right
         self.moment = None  # now, and not before: what is interrupted here can be rescued
 
-    def _state(self, moment: "Moment") -> tuple[dict[str, Any], dict[str, Any]]:
+    def _state(self, moment: "Snapshot") -> tuple[dict[str, Any], dict[str, Any]]:
         """Copies: the next dispatch writes over the arrays."""
-        live = moment.live
+        phase_state = moment.phase_state
         copied = lambda tree: {key: np.array(leaf) for key, leaf in disk.flatten(tree).items()}
-        written = int(live.run.online.written)
-        first = max(self.rows, written - live.run.online.capacity)
-        slots = np.arange(first, written) % live.run.online.capacity
+        written = int(phase_state.run.online.written)
+        first = max(self.rows, written - phase_state.run.online.capacity)
+        slots = np.arange(first, written) % phase_state.run.online.capacity
         near = jax.default_backend() == "cpu"  # then an array is only looked at; elsewhere only its new rows come over
         new = lambda column: np.asarray(column)[:, slots] if near else np.asarray(column[:, slots])
-        rows = jax.tree.map(new, live.run.online.rows) if len(slots) else None
+        rows = jax.tree.map(new, phase_state.run.online.rows) if len(slots) else None
         worlds, episodes = self.worlds.state() if self.worlds else ({}, [])
         manifest = {
             "phase": moment.name,
-            "phases": live.run.phases,
+            "phases": phase_state.run.phases,
             "ticked": moment.ticked,
-            "news": live.news is not None,
-            "update": live.update,
-            "env_step": live.env_step,
-            "begun": {"env_step": live.run.env_step, "updates": live.run.updates},
-            "seeds": live.run.seeds,
-            "evidence": live.evidence,
-            "halted": [seed for seed, halted in enumerate(live.run.halted) if halted],
+            "news": phase_state.pending_row is not None,
+            "update": phase_state.update,
+            "env_step": phase_state.env_step,
+            "begun": {"env_step": phase_state.run.env_step, "updates": phase_state.run.updates},
+            "seeds": phase_state.run.seeds,
+            "evidence": phase_state.validation_errors,
+            "halted": [seed for seed, halted in enumerate(phase_state.run.halted) if halted],
             "rows": [first, written],
             "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},
             "hooks": moment.hooks,
@@ -173,11 +183,15 @@ class Commit(Quiet):
             "resume": "exact" if self.exact else "statistical",
             "config": self.config,
         }
-        state = copied(State(live.learner.tree, live.carry.tree, live.tally, live.news))
+        state = copied(
+            State(
+                phase_state.learner.tree, phase_state.sampler_state.tree, phase_state.metrics, phase_state.pending_row
+            )
+        )
         return {"state": state, "worlds": worlds, "rows": rows}, manifest
 
     def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
-        self.settle()  # what earlier phases left comes first: a resumed run does not write it again
+        self.flush()  # what earlier phases left comes first: a resumed run does not write it again
         root, number = self.folder / "commits", self.number + 1
         root.mkdir(exist_ok=True)
         disk.sync(self.folder)

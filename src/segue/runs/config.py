@@ -34,20 +34,20 @@ def in_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -> N
                 f"{name}.until is {phase.until:,} and {before}.until {ended:,}, both counted from the run's first env "
                 f"step: nothing would be left of phase {name!r}."
             )
-        if not (isinstance(phase, Online) and phase.settle):  # which may be over earlier
+        if not (isinstance(phase, Online) and phase.early_stopping):  # which may be over earlier
             before, ended = name, phase.until
 
 
-def check_numbers(care: "Care", budget: Budget, seeds: int, seed: int) -> None:
+def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: int) -> None:
     """Refuse numbers that cannot be. Raises SegueError; TypeError for what is no number."""
-    at_least(1, seeds=seeds, log_every=care.log_every, commit_every=care.commit_every)
+    at_least(1, seeds=seeds, log_every=safeguards.log_every, commit_every=safeguards.commit_every)
     at_least(1, rows=budget.rows, episodes=budget.episodes)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
-    at_least(0, seed=seed, env_restarts=care.env_restarts, evaluate_early=budget.evaluate_early)
+    at_least(0, seed=seed, env_restarts=safeguards.env_restarts, evaluate_early=budget.evaluate_early)
     if seed + seeds > 2**31:
         raise SegueError(f"Seeds are numbered below 2^31, and {seed:,} is not.")
-    if not care.env_limit > 0:
-        raise SegueError(f"env_limit must be more than 0 seconds, not {care.env_limit}.")
+    if not safeguards.env_limit > 0:
+        raise SegueError(f"env_limit must be more than 0 seconds, not {safeguards.env_limit}.")
 
 
 def check_unfinished(folder: Path) -> None:
@@ -98,7 +98,7 @@ def pinned(config: Mapping[str, Any]) -> str:
     return disk.sha256_json(part)
 
 
-class Care(NamedTuple):
+class Safeguards(NamedTuple):
     """How a run is watched over; the names are `run`'s."""
 
     log_every: int

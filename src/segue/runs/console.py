@@ -20,9 +20,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from segue.runs.hooks import Quiet
+from segue.runs.hooks import NullHook
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 LINE_EVERY = 30.0
 """Seconds between lines where there is no terminal."""
@@ -34,13 +34,13 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
-class Console(Quiet):
+class Console(NullHook):
     """A hook, and the owner of the screen. Everything goes to standard error; results go to standard output."""
 
     def __init__(self, quiet: bool):
         self.quiet = quiet
         self.terminal = Terminal(stderr=True)
-        self.live = self.terminal.is_terminal and not quiet
+        self.phase_state = self.terminal.is_terminal and not quiet
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -51,7 +51,7 @@ class Console(Quiet):
             TimeRemainingColumn(),
             TextColumn("{task.fields[score]}"),
             console=self.terminal,
-            disable=not self.live,
+            disable=not self.phase_state,
             speed_estimate_period=30,
         )
         self.bars: dict[str, int] = {}
@@ -61,7 +61,7 @@ class Console(Quiet):
 
     def say(self, text: str) -> None:
         """A line where there is no terminal."""
-        if not self.quiet and not self.live:
+        if not self.quiet and not self.phase_state:
             print(text, file=sys.stderr, flush=True)
             self.said = time.monotonic()
 
@@ -86,7 +86,7 @@ class Console(Quiet):
 
         yield advance
 
-    def plan(self, phases: Mapping[str, AbstractPhase], run: Run) -> None:
+    def plan(self, phases: Mapping[str, AbstractPhase], run: RunState) -> None:
         """Show all the phases that are to come."""
         env_step = run.env_step
         for name, phase in phases.items():
@@ -103,30 +103,30 @@ class Console(Quiet):
         if name in self.bars:
             self.progress.update(self.bars[name], score=self.score)  # pyright: ignore[reportArgumentType]
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self.since, self.before = time.monotonic(), None
         self.progress.start_task(self.bars[name])  # pyright: ignore[reportArgumentType]
-        self.say(f"{name}: begins at update {live.updates:,}, env step {live.env_step:,}")
+        self.say(f"{name}: begins at update {phase_state.updates:,}, env step {phase_state.env_step:,}")
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        done = live.env_step - live.run.env_step if phase.acts else live.update
-        if self.live:
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
+        if self.phase_state:
             self.progress.update(self.bars[name], completed=done)  # pyright: ignore[reportArgumentType]
         elif time.monotonic() - self.said > LINE_EVERY:
             begun, before = self.before or (0.0, 0)  # the first line tells no speed: most of it was compilation
             self.before = time.monotonic(), done
             speed = (done - before) / (self.before[0] - begun) if begun else 0.0
-            self.say(self._line(name, phase, live, done, speed))
-        return live
+            self.say(self._line(name, phase, phase_state, done, speed))
+        return phase_state
 
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
-        done = live.env_step - live.run.env_step if phase.acts else live.update
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
+        done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
         self.progress.update(self.bars[name], completed=done, score=self.score)  # pyright: ignore
         speed = done / max(time.monotonic() - self.since, 1e-9)
-        self.say(f"{self._line(name, phase, live, done, speed)}; done")
+        self.say(f"{self._line(name, phase, phase_state, done, speed)}; done")
 
-    def _line(self, name: str, phase: AbstractPhase, live: Live, done: int, speed: float) -> str:
-        total, unit = phase.length(live.run), "env steps" if phase.acts else "updates"
+    def _line(self, name: str, phase: AbstractPhase, phase_state: PhaseState, done: int, speed: float) -> str:
+        total, unit = phase.length(phase_state.run), "env steps" if phase.acts else "updates"
         rate = f", {speed:,.{0 if speed >= 10 else 1}f}/s" if speed else ""
         left = f", {(total - done) / speed:,.0f} s left" if done < total and speed else ""
         return f"{name}: {done:,} of {total:,} {unit}{rate}{left}, {self.score or 'no score yet'}"

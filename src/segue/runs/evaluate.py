@@ -11,17 +11,17 @@ import numpy as np
 
 from segue.core import Pretrained
 from segue.envs.make import read_spec
-from segue.envs.rollouts import Evaluation, Evaluator, Unfit
+from segue.envs.rollouts import Evaluation, EvaluationFailed, Evaluator
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
 from segue.runs.checkpoints import kept
 from segue.runs.config import plain_env
-from segue.runs.hooks import Quiet, discount_of, finite_seeds, parse_place, passed
+from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
 from segue.system import disk
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def evaluate(
     return found, (score["min"], score["max"]) if score else None
 
 
-class Evaluate(Quiet):
+class Evaluate(NullHook):
     """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once, but its
     returns stand at the end of the phase `last` as well.
 
@@ -78,7 +78,7 @@ class Evaluate(Quiet):
         steps: int,
         updates: int,
         early: int,
-        listen: Callable[[str, Live, Any, Evaluation], None],
+        listen: Callable[[str, PhaseState, Any, Evaluation], None],
         last: str,
     ):
         self.evaluator, self.journal, self.listen = evaluator, journal, listen
@@ -93,43 +93,43 @@ class Evaluate(Quiet):
     def restore(self, state: Any) -> None:
         self.seen, self.last, self.found = state["seen"], parse_place(state["last"]), dict(state.get("found", {}))
 
-    def _look(self, name: str, phase: AbstractPhase, live: Live, again: bool = False) -> None:
+    def _look(self, name: str, phase: AbstractPhase, phase_state: PhaseState, again: bool = False) -> None:
         """Evaluate the policy; one that did not change, `again`, has the returns that it had."""
-        self.last = (live.update, live.env_step)
-        actor = phase.release(live).actor
+        self.last = (phase_state.update, phase_state.env_step)
+        actor = phase.release(phase_state).actor
         if actor is None:
             return
         if self._known(actor.net):
             if again and self.found.get("at") not in (None, [name, *self.last]):
-                self._write(name, phase, live)
+                self._write(name, phase, phase_state)
             return
         self.found = {}
         if not np.asarray(finite_seeds(actor.net)).all():
             return  # `Log` says so, at its next line or at the phase's end
         try:
-            discount = discount_of(live)
+            discount = discount_of(phase_state)
             found = self.evaluator(actor.net, 1.0 if discount is None else discount)
-        except Unfit as error:  # training does not depend on it
+        except EvaluationFailed as error:  # training does not depend on it
             print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
             return
-        more = {} if discount is None else {"values": self._values(phase.release(live), actor.net, found)}
+        more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, found)}
         self.found = {"returns": found.returns.tolist(), "lengths": found.lengths.tolist()}
-        self._write(name, phase, live, **more)
-        self.listen(name, live, actor.net, found)
+        self._write(name, phase, phase_state, **more)
+        self.listen(name, phase_state, actor.net, found)
 
-    def _write(self, name: str, phase: AbstractPhase, live: Live, **more: Any) -> None:
+    def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState, **more: Any) -> None:
         returns, lengths = self.found["returns"], self.found["lengths"]
-        kind = "online" if phase.acts or live.env_step else "offline"
-        self.journal.write("returns", name, live, kind=kind, returns=returns, lengths=lengths, **more)
-        axis = live.env_step if kind == "online" else live.updates
+        kind = "online" if phase.acts or phase_state.env_step else "offline"
+        self.journal.write("returns", name, phase_state, kind=kind, returns=returns, lengths=lengths, **more)
+        axis = phase_state.env_step if kind == "online" else phase_state.updates
         self.journal.plot(f"return/{kind}", np.mean(returns, 1), axis)
         self.found["at"] = [name, *self.last]
 
     @staticmethod
-    def _values(waist: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
+    def _values(pretrained: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
         """What each critic says of the episodes' first steps and what they brought, both means over episodes."""
-        critics = {"off": waist.critic, "on": waist.fresh}
-        said = {name: _worth(critic.net, actor, found.starts) for name, critic in critics.items() if critic}
+        critics = pretrained.critics()
+        said = {name: _worth(critic.net, actor, found.starts) for name, critic in critics.items()}
         said["return"] = np.asarray(found.discounted).mean(1)
         return {name: [round(float(v), 6) if np.isfinite(v) else None for v in row] for name, row in said.items()}
 
@@ -139,20 +139,22 @@ class Evaluate(Quiet):
         same, self.seen = digest == self.seen, digest
         return same
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
-        if live.run.waist.actor is not None:
-            self._look(name, phase, live)
-        self.last = (live.update, live.env_step)
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        if phase_state.run.pretrained.actor is not None:
+            self._look(name, phase, phase_state)
+        self.last = (phase_state.update, phase_state.env_step)
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        intervals = {self.steps, self.EARLY} if live.env_step - live.run.env_step <= self.early else {self.steps}
-        if any(passed(phase, live, steps, self.updates, self.last) for steps in intervals):
-            self._look(name, phase, live)
-        return live
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        intervals = (
+            {self.steps, self.EARLY} if phase_state.env_step - phase_state.run.env_step <= self.early else {self.steps}
+        )
+        if any(passed(phase, phase_state, steps, self.updates, self.last) for steps in intervals):
+            self._look(name, phase, phase_state)
+        return phase_state
 
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None:
-        if name == self.final or self.last != (live.update, live.env_step):
-            self._look(name, phase, live, again=name == self.final)
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
+        if name == self.final or self.last != (phase_state.update, phase_state.env_step):
+            self._look(name, phase, phase_state, again=name == self.final)
 
 
 @jax.jit

@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from segue.envs.lockstep import World
 from segue.runs.journal import Journal
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
-class Quiet:
+class NullHook:
     """A hook that does nothing; the others say only what they do."""
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        return live
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        return phase_state
 
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None: ...
 
-    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+    def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
     def state(self) -> Any:
         """What it must remember when the run is resumed, as JSON."""
@@ -31,11 +31,11 @@ class Quiet:
         """Remember it."""
 
 
-def passed(phase: AbstractPhase, live: Live, steps: int, updates: int, last: tuple[int, int]) -> bool:
+def passed(phase: AbstractPhase, phase_state: PhaseState, steps: int, updates: int, last: tuple[int, int]) -> bool:
     """Whether an interval has passed: `steps` env steps where the phase acts, `updates` where it only learns."""
     if phase.acts:
-        return live.env_step // steps > last[1] // steps
-    return live.update // updates > last[0] // updates
+        return phase_state.env_step // steps > last[1] // steps
+    return phase_state.update // updates > last[0] // updates
 
 
 def parse_place(value: Any) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def parse_place(value: Any) -> tuple[int, int]:
     return update, env_step
 
 
-class Episodes(Quiet):
+class Episodes(NullHook):
     """Journals the training episodes that ended with an env step.
 
     It is told of a tick before `Commit`, which so knows these lines: a resumed run's worlds say nothing of the step
@@ -54,17 +54,17 @@ class Episodes(Quiet):
     def __init__(self, journal: Journal, worlds: World):
         self.journal, self.worlds = journal, worlds
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         for seed, returned, length, terminated in self.worlds.ended if phase.acts else ():
             entry = {"seed": seed, "return": returned, "length": length, "terminated": terminated}
-            self.journal.write("episodes", name, live, **entry)
-            self.journal.tracker.add(f"return/training/seed{seed}", returned, live.env_step)
-        return live
+            self.journal.write("episodes", name, phase_state, **entry)
+            self.journal.tracker.add(f"return/training/seed{seed}", returned, phase_state.env_step)
+        return phase_state
 
 
-def discount_of(live: Live) -> float | None:
+def discount_of(phase_state: PhaseState) -> float | None:
     """Of the method that learns; None where none does."""
-    fields = jax.tree_util.tree_flatten_with_path(live.rule.tree)[0]
+    fields = jax.tree_util.tree_flatten_with_path(phase_state.algorithm.tree)[0]
     found = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
     return found[0] if found else None
 

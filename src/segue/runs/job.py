@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.runs import trackers
-from segue.runs.config import Care
+from segue.runs.config import Safeguards
 from segue.system import disk
 from segue.tasks.budget import Budget
 from segue.tasks.task import Task
@@ -26,7 +26,7 @@ class Job:
     seeds: int
     seed: int
     budget: Budget
-    care: Care
+    safeguards: Safeguards
     since: str | None
     quiet: bool
     track: tuple[str, ...] = trackers.DEFAULT
@@ -34,7 +34,7 @@ class Job:
     @property
     def reads(self) -> bool:
         """Whether any phase learns from a dataset."""
-        return any(phase.reads for phase in self.phases.values())
+        return any(phase.reads_dataset for phase in self.phases.values())
 
     @property
     def given(self) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segue.runs import trackers
-from segue.training.state import Live
+from segue.training.state import PhaseState
 
 
 class Place(NamedTuple):
@@ -40,8 +40,13 @@ class Journal:
         self.lock = threading.Lock()  # the thread that saves commits makes the files durable
         self.tracker = trackers.Trackers(track, folder)
 
-    def write(self, file: str, phase: str, live: Live | Place, **entry: Any) -> None:
-        place = {"phase": phase, "update": live.update, "updates": live.updates, "env_step": live.env_step}
+    def write(self, file: str, phase: str, phase_state: PhaseState | Place, **entry: Any) -> None:
+        place = {
+            "phase": phase,
+            "update": phase_state.update,
+            "updates": phase_state.updates,
+            "env_step": phase_state.env_step,
+        }
         seconds = round(time.monotonic() - self.begun, 3)
         with self.lock:  # a commit's sizes have both lines or none
             for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):

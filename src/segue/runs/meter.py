@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import psutil
 
-from segue.runs.hooks import Quiet
+from segue.runs.hooks import NullHook
 from segue.runs.journal import Journal, Place
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live
+from segue.training.state import PhaseState
 
 
-class Meter(Quiet):
+class Meter(NullHook):
     """Writes a line of machine.jsonl now and then, from a thread of its own:
 
     updates_per_second, env_steps_per_second   since the line before; seeds share them
@@ -36,12 +36,12 @@ class Meter(Quiet):
         self.thread = threading.Thread(target=self._run, daemon=True, name="segue-meter")
         self.thread.start()
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None:
-        self.ticked(name, phase, live)
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        self.ticked(name, phase, phase_state)
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live:
-        self.place = name, Place(live.update, live.updates, live.env_step)
-        return live
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        self.place = name, Place(phase_state.update, phase_state.updates, phase_state.env_step)
+        return phase_state
 
     def _run(self) -> None:
         with contextlib.suppress(psutil.Error, OSError):  # a machine that does not tell

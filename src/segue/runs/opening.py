@@ -24,7 +24,7 @@ from segue.runs.journal import Journal
 from segue.system import disk
 from segue.training.phases import AbstractPhase
 from segue.training.start import start
-from segue.training.state import Run
+from segue.training.state import RunState
 
 
 class OpenRun(NamedTuple):
@@ -33,7 +33,7 @@ class OpenRun(NamedTuple):
     spec: Spec
     phases: Mapping[str, AbstractPhase]
     """All that the run goes through: the job's, but for those that an earlier run's checkpoint has done."""
-    state: Run
+    state: RunState
     """The state before the first of them."""
     reward: Reward
     """What training sees of the env's rewards."""
@@ -71,7 +71,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     phases, state = _remaining(job), _beginning(job, state)
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest
-    config |= {"phases": list(phases), "care": job.care._asdict(), "policy": its}
+    config |= {"phases": list(phases), "care": job.safeguards._asdict(), "policy": its}
     config |= {"track": job.track, "id": uuid.uuid4().hex}
     disk.write_json(job.folder / "config.json", config)
     seal, journal = pinned(json.loads(json.dumps(config))), Journal(job.folder, job.track)
@@ -137,7 +137,7 @@ def _policy(job: Job, said: Any) -> AbstractActor | None:
 
 def _prepared(
     job: Job, spec: Spec, policy: AbstractActor | None, data: Dataset, console: Console
-) -> tuple[Reward, Run, str]:
+) -> tuple[Reward, RunState, str]:
     """The fitted reward rule, the state before the job's first phase, and the hash of the rows that it learns from."""
     for note in data.notes:
         console.note(f"{data.name}: {note}")
@@ -152,7 +152,7 @@ def _remaining(job: Job) -> Mapping[str, AbstractPhase]:
     return job.phases if job.since is None else checkpoints.skip(job.phases, job.since)[1]
 
 
-def _beginning(job: Job, state: Run) -> Run:
+def _beginning(job: Job, state: RunState) -> RunState:
     """The state before the first of the remaining phases: that of the checkpoint, if there is one."""
     if job.since is None:
         return state

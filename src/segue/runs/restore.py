@@ -18,21 +18,21 @@ from segue.core import Transition
 from segue.envs.lockstep import World
 from segue.errors import DataError, SegueError
 from segue.replay.ring import Ring
-from segue.runs.hooks import Quiet
+from segue.runs.hooks import NullHook
 from segue.runs.journal import Journal
 from segue.system import disk
 from segue.training import engine
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
 class State(NamedTuple):
     """What changes in a phase, but for the ring."""
 
     learner: Any
-    carry: Any
-    tally: engine.Tally
-    news: Transition | None
+    sampler_state: Any
+    metrics: engine.Metrics
+    pending_row: Transition | None
 
 
 def numbers(folder: Path) -> list[int]:
@@ -113,7 +113,9 @@ def _read(folder: Path, number: int) -> Found:
     return Found(number, manifest, files["state.safetensors"], files["worlds.safetensors"], rows)
 
 
-def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractPhase]) -> tuple[Run, Live]:
+def restore(
+    found: Found, folder: Path, run: RunState, phases: Mapping[str, AbstractPhase]
+) -> tuple[RunState, PhaseState]:
     """The run and the phase in progress, as they were when the commit was made.
 
     Args:
@@ -124,18 +126,18 @@ def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractP
     where = f"{folder / 'commits' / f'{found.number:06}'}"
     if name not in phases or manifest["seeds"] != run.seeds or manifest["phases"] >= len(phases):
         raise DataError(f"{where} is of a phase {name!r} or of seeds that this run does not have.")
-    like, before = run.waist, list(phases)[: list(phases).index(name)]
+    like, before = run.pretrained, list(phases)[: list(phases).index(name)]
     for each in before:
-        like = phases[each].leaves(run.spec, like, run.keys)
+        like = phases[each].output_shapes(run.spec, like, run.keys)
     ring = _ring(found, where, run)
     run = dataclasses.replace(
-        run, waist=like, online=ring, phases=manifest["phases"], env_step=manifest["begun"]["env_step"],
+        run, pretrained=like, online=ring, phases=manifest["phases"], env_step=manifest["begun"]["env_step"],
         updates=manifest["begun"]["updates"],
     )  # fmt: skip
     phase = phases[name]
     outline = jax.eval_shape(
-        lambda waist, offline, online, keys: phase.parts(
-            dataclasses.replace(run, waist=waist, offline=offline, online=online, keys=keys)
+        lambda pretrained, offline, online, keys: phase.initial_state(
+            dataclasses.replace(run, pretrained=pretrained, offline=offline, online=online, keys=keys)
         ),
         like,
         run.offline,
@@ -143,21 +145,22 @@ def restore(found: Found, folder: Path, run: Run, phases: Mapping[str, AbstractP
         run.keys,
     )
     one_row = lambda c: jax.ShapeDtypeStruct((run.seeds, *c.shape[2:]), c.dtype)
-    news = jax.tree.map(one_row, run.online.rows) if manifest["news"] else None
-    shapes = State(outline[0].tree, outline[1].tree, outline[2], news)
+    pending_row = jax.tree.map(one_row, run.online.rows) if manifest["news"] else None
+    shapes = State(outline[0].tree, outline[1].tree, outline[2], pending_row)
     state: State = disk.restore(found.state, shapes, f"{where}/state.safetensors")
     pack = engine.Packed.of
-    live = Live(
-        run, run.phase_keys(), pack(phase.rule), pack(state.learner), pack(state.carry),
-        jax.tree.map(jnp.asarray, state.tally), state.news, update=manifest["update"], env_step=manifest["env_step"],
-        evidence=tuple(map(tuple, manifest["evidence"])),
+    phase_state = PhaseState(
+        run, run.phase_keys(), pack(phase.algorithm), pack(state.learner), pack(state.sampler_state),
+        jax.tree.map(jnp.asarray, state.metrics), state.pending_row, update=manifest["update"],
+        env_step=manifest["env_step"],
+        validation_errors=tuple(map(tuple, manifest["evidence"])),
     )  # fmt: skip
     if manifest["halted"]:
-        live = live.hold(tuple(seed in manifest["halted"] for seed in range(run.seeds)))
-    return run, live
+        phase_state = phase_state.halt_seeds(tuple(seed in manifest["halted"] for seed in range(run.seeds)))
+    return run, phase_state
 
 
-def _ring(found: Found, where: str, run: Run) -> Ring:
+def _ring(found: Found, where: str, run: RunState) -> Ring:
     columns = Transition(*map(np.array, run.online.rows))
     last = 0
     for name, seal in found.manifest["segments"].items():
@@ -234,16 +237,16 @@ class AbstractOrigin(abc.ABC):
     `run`, `phases` and `resumed` are the state, the phases that are left, and the first one in progress.
     """
 
-    run: Run
+    run: RunState
     phases: Mapping[str, AbstractPhase]
-    resumed: tuple[Live, bool] | None
+    resumed: tuple[PhaseState, bool] | None
 
     @abc.abstractmethod
     def bring_back(self, world: World | None) -> list[str]:
         """Take the world to where it was. Returns why the result may differ from that of a run without a stop."""
 
     @abc.abstractmethod
-    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+    def recall(self, hooks: Mapping[str, NullHook]) -> None:
         """Give the hooks back what they knew. Raises DataError."""
 
     @abc.abstractmethod
@@ -254,13 +257,13 @@ class AbstractOrigin(abc.ABC):
 class Beginning(AbstractOrigin):
     """The first phase's start: nothing was, so that nothing has to come back."""
 
-    def __init__(self, run: Run, phases: Mapping[str, AbstractPhase]):
+    def __init__(self, run: RunState, phases: Mapping[str, AbstractPhase]):
         self.run, self.phases, self.resumed = run, phases, None
 
     def bring_back(self, world: World | None) -> list[str]:
         return []
 
-    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+    def recall(self, hooks: Mapping[str, NullHook]) -> None:
         """Nothing."""
 
     def stored(self, exact: bool) -> Stored:
@@ -283,25 +286,25 @@ class Midway(AbstractOrigin):
         self,
         found: Found,
         folder: Path,
-        run: Run,
+        run: RunState,
         every: Mapping[str, AbstractPhase],
         phases: Mapping[str, AbstractPhase],
         changes: list[str],
     ):
         self.found, self.folder, self.changes = found, folder, changes
-        self.run, live = restore(found, folder, run, every)
+        self.run, phase_state = restore(found, folder, run, every)
         name = found.manifest["phase"]
         if name not in phases:
             raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
         self.phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
-        self.resumed = live, found.manifest["ticked"]
+        self.resumed = phase_state, found.manifest["ticked"]
 
     def bring_back(self, world: World | None) -> list[str]:
         if world is None or world.restore(*worlds(self.found, self.folder, world)):
             return list(self.changes)
         return [*self.changes, "an env did not come back to where it was"]
 
-    def recall(self, hooks: Mapping[str, Quiet]) -> None:
+    def recall(self, hooks: Mapping[str, NullHook]) -> None:
         where = f"{self.folder / 'commits' / f'{self.found.number:06}'}/manifest.json"
         for name, hook in hooks.items():
             try:

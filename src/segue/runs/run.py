@@ -31,7 +31,7 @@ from segue.errors import DataError, Stopped
 from segue.results import read, records
 from segue.runs import trackers
 from segue.runs.config import (
-    Care,
+    Safeguards,
     check_numbers,
     check_settings,
     check_unfinished,
@@ -49,7 +49,7 @@ from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
 from segue.training.pipeline import pipeline
-from segue.training.state import Run
+from segue.training.state import RunState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Result:
     """What a finished run left: its directory, its last state and its evaluations."""
 
     folder: Path
-    run: Run
+    run: RunState
     evaluations: records.RunRecord
 
     @property
@@ -107,11 +107,11 @@ def run(
     Raises:
         SegueError: for anything the user can mend, with `out` left readable.
     """
-    care = Care(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
-    check_numbers(care, budget, seeds, seed)
+    safeguards = Safeguards(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
+    check_numbers(safeguards, budget, seeds, seed)
     in_order(phases, since)
     track = trackers.known(track)
-    job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, care, since, quiet, track)
+    job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, safeguards, since, quiet, track)
     return _run(job, functools.partial(new_run, about=dict(about or {})))
 
 
@@ -149,8 +149,8 @@ def resume(
         else:
             check_settings(phases, config, folder)
         budget = Budget(**config["measuring"])
-        care, numbers = Care(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
-        check_numbers(care, budget, **numbers)
+        safeguards, numbers = Safeguards(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
+        check_numbers(safeguards, budget, **numbers)
         pinned(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
@@ -160,7 +160,9 @@ def resume(
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     since = config.get("start")
-    job = Job(phases, task, folder, budget=budget, care=care, since=since, quiet=quiet, track=track, **numbers)
+    job = Job(
+        phases, task, folder, budget=budget, safeguards=safeguards, since=since, quiet=quiet, track=track, **numbers
+    )
     return _run(job, functools.partial(reopened_run, config=config))
 
 
@@ -184,15 +186,15 @@ def _run(job: Job, opening: Opening) -> Result:
     return Result(job.folder, state, read.read(job.folder))
 
 
-def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[Run, bool]:
+def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[RunState, bool]:
     """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
     hold = lambda thing: stack.enter_context(contextlib.closing(thing))
-    task, care, console = job.task, job.care, hold(Console(job.quiet))
+    task, safeguards, console = job.task, job.safeguards, hold(Console(job.quiet))
     spec = read_spec(task.make)
     opened = opening(job, spec, lambda: _load(job, spec, console, stop), console)
     hold(opened.journal)
     numbers = range(job.seed, job.seed + job.seeds)
-    guard = {"watchdog": hold(Watchdog(care.env_limit)), "restarts": care.env_restarts}
+    guard = {"watchdog": hold(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
     rule = {"reward": opened.reward, **guard}
     evaluator = hold(Evaluator(task.make, spec, numbers, job.budget.episodes, now_and_then=stop.now, **rule))
     worlds = None
@@ -204,7 +206,7 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
     try:
         state = pipeline(origin.run, origin.phases, worlds, watching, resumed=origin.resumed)
         commit.wait()
-        commit.settle()
+        commit.flush()
         opened.journal.sync()
         return state, commit.exact
     except Stopped:

@@ -211,7 +211,7 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
         yield from _flat(inner, f"{name}.{key}" if name else key)
 
 
-class Apart:
+class SubprocessTracker:
     """A board in a process of its own: one line of JSON for each scalar, the file's end for the end.
 
     What it prints goes to RUN/NAME.log. After the end it may take `LINGER` seconds to bring what it has where it
@@ -257,8 +257,8 @@ class Apart:
 
 TRACKERS: dict[str, Callable[[Path], Board | None]] = {
     "tensorboard": tensorboard,
-    "wandb": lambda folder: Apart("wandb", folder),
-    "mlflow": lambda folder: Apart("mlflow", folder),
+    "wandb": lambda folder: SubprocessTracker("wandb", folder),
+    "mlflow": lambda folder: SubprocessTracker("mlflow", folder),
 }
 
 
@@ -282,7 +282,7 @@ def main(name: str, folder: str) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        signal.alarm(Apart.LINGER)  # the run is no more; this ends whatever hangs
+        signal.alarm(SubprocessTracker.LINGER)  # the run is no more; this ends whatever hangs
 
     threading.Thread(target=watch, daemon=True).start()
     board = {"wandb": WandB, "mlflow": MLflow}[name](Path(folder))

@@ -15,13 +15,13 @@ from segue.runs.job import Job
 from segue.runs.meter import Meter
 from segue.runs.opening import OpenRun
 from segue.system.signals import Stop
-from segue.training.state import Live
+from segue.training.state import PhaseState
 
 
 class Watchers(NamedTuple):
     """The hooks of a run, in the order in which they hear of a tick."""
 
-    hooks: list[hooks.Quiet]
+    hooks: list[hooks.NullHook]
     commit: Commit
 
 
@@ -50,12 +50,12 @@ def watch(
     Raises:
         DataError: where the commit to go on from does not fit.
     """
-    folder, journal, care, origin = job.folder, opened.journal, job.care, opened.origin
+    folder, journal, safeguards, origin = job.folder, opened.journal, job.safeguards, opened.origin
     console.plan(opened.phases, opened.state)
-    log = Log(journal, care.log_every, care.rollback, care.halt_on_explosion)
+    log = Log(journal, safeguards.log_every, safeguards.rollback, safeguards.halt_on_explosion)
     writer = checkpoints.PolicyWriter()
     keep = checkpoints.Checkpoint(folder, job.about, writer)
-    remembering: dict[str, hooks.Quiet] = {"log": log}
+    remembering: dict[str, hooks.NullHook] = {"log": log}
     if evaluator is not None:
         remembering["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
     why = origin.bring_back(world)
@@ -64,10 +64,10 @@ def watch(
         journal,
         remembering,
         stop,
-        care.commit_every,
+        safeguards.commit_every,
         world=world,
         seal=opened.seal,
-        settle=keep.settle,
+        settle=keep.flush,
         since=origin.stored(exact=not why),
     )
     stack.enter_context(contextlib.closing(commit))
@@ -86,8 +86,8 @@ def _evaluate(
     """The hook that evaluates; the best policy so far is kept, and the console shows the score."""
     best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
 
-    def listen(name: str, live: Live, net: Any, found: Evaluation) -> None:
-        best.heard(name, live, net, found)
+    def listen(name: str, phase_state: PhaseState, net: Any, found: Evaluation) -> None:
+        best.heard(name, phase_state, net, found)
         console.scored(name, stats.normalise(stats.seed_means(found.returns), score), score is not None)
 
     every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early

@@ -15,7 +15,7 @@ from typing import Any
 from segue.errors import SegueError, Stopped, at_least
 from segue.sweeps import executors, storage
 from segue.sweeps.plan import Sweep, Trial
-from segue.sweeps.progress import Left
+from segue.sweeps.progress import Progress
 from segue.sweeps.status import Board
 from segue.system import disk, untrusted
 
@@ -32,7 +32,7 @@ AWAY = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """How a sweep ended."""
 
     out: str
@@ -54,12 +54,12 @@ class Swept:
         return "\n".join([*lines, f"{len(self.finished)} of {total} trials are done{again}: {report}"])
 
 
-def preview(plan: Sweep, engine: str = "local") -> str:
+def preview(plan: Sweep, executor: str = "local") -> str:
     """The trials and their commands, a line each, once it is known that their flags are right and, where they are to
     run here, that this machine has what they ask for."""
     trials = plan.trials()
     _check_flags(trials)
-    if engine == "local":  # a cluster is not asked, for that would start one
+    if executor == "local":  # a cluster is not asked, for that would start one
         executors.Local(None, plan.cores, plan.gpus, None)
     return "\n".join([*(f"segue {shlex.join(trial.command)}" for trial in trials), f"{len(trials)} trials"])
 
@@ -68,18 +68,18 @@ def sweep(
     plan: Sweep,
     *,
     out: str | Path,
-    engine: str = "local",
+    executor: str = "local",
     address: str | None = None,
     workers: int | None = None,
     quiet: bool = True,
-) -> Swept:
+) -> SweepResult:
     """Run every trial that is not done. After any end, the same call goes on.
 
     Args:
         plan: `Sweep(...)` or `Sweep.read(file)`.
         out: the sweep's directory, or a URL that fsspec knows. Trials that are there stay; they must be of the same
             commands.
-        engine: "local", or "ray": trials are tasks of a cluster, which sees `out` under the same name.
+        executor: "local", or "ray": trials are tasks of a cluster, which sees `out` under the same name.
         address: of Ray's cluster, or "auto"; None: what RAY_ADDRESS names, else a new one on this machine.
         workers: trials at a time; None: as many as have cores.
         quiet: no status display.
@@ -89,18 +89,18 @@ def sweep(
             that fails does not raise.
     """
     at_least(1, workers=1 if workers is None else workers)
-    if engine not in executors.ENGINES:
-        raise SegueError(f"There is no engine {engine!r}: there are {', '.join(executors.ENGINES)}.")
+    if executor not in executors.EXECUTORS:
+        raise SegueError(f"There is no executor {executor!r}: there are {', '.join(executors.EXECUTORS)}.")
     trials, place = plan.trials(), storage.at(out)
     with contextlib.ExitStack() as opened:
         opened.enter_context(_stoppable())
         opened.enter_context(place.locked())
         _settle(place, plan, trials)
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
-        left = Left(trials, storage.finished(place, [trial.folder for trial in trials]))
+        left = Progress(trials, storage.finished(place, [trial.folder for trial in trials]))
         if left.waiting:
             board = hold(Board(place, quiet))
-            pool = hold(executors.ENGINES[engine](workers, plan.cores, plan.gpus, address))
+            pool = hold(executors.EXECUTORS[executor](workers, plan.cores, plan.gpus, address))
             ended: dict[str, tuple[int, float]] = {}
             while left.waiting or left.running:
                 while len(left.running) < pool.slots and (trial := left.next()):
@@ -113,10 +113,10 @@ def sweep(
                 board.show(left, pool.slots)
                 time.sleep(LOOK)
             board.show(left, pool.slots)
-    return Swept(place.where, tuple(left.done), left.failed, left.skipped)
+    return SweepResult(place.where, tuple(left.done), left.failed, left.skipped)
 
 
-def _judge(left: Left, place: storage.Place, folder: str, code: int, retries: int, since: float) -> bool:
+def _judge(left: Progress, place: storage.Place, folder: str, code: int, retries: int, since: float) -> bool:
     """What a worker's exit code means: 1 and 2 are for the user to mend, all others but 0 an accident.
 
     Returns whether that is known; it is not where the store does not answer, and `since` seconds may be too few.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from segue.errors import SegueError
 
-PATIENCE = 15.0
+SECONDS_TO_STOP = 15.0
 """Seconds that workers have to commit and stop, which takes them 8 at most."""
 
 
@@ -47,7 +47,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is gone, and has not read what it should do
             process.stdin.close()
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + SECONDS_TO_STOP
     for process in processes:
         try:
             process.wait(max(limit - time.monotonic(), 0))
@@ -56,7 +56,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Where workers run."""
 
     slots: int
@@ -78,7 +78,7 @@ class Local:
 
     def __init__(self, workers: int | None, cores: int, gpus: int, address: str | None):
         if address is not None:
-            raise SegueError("--address is of a Ray cluster: choose --engine ray, or leave it out.")
+            raise SegueError("--address is of a Ray cluster: choose --executor ray, or leave it out.")
         from segue.system.cores import allowed, machine
 
         has = machine()
@@ -110,7 +110,7 @@ class Ray:
         try:
             ray = importlib.import_module("ray")
         except ImportError:
-            raise SegueError("--engine ray needs Ray: pip install 'segue[ray]'.") from None
+            raise SegueError("--executor ray needs Ray: pip install 'segue[ray]'.") from None
         self.ray, self.ours = ray, not ray.is_initialized()
         if self.ours:
             try:
@@ -164,7 +164,7 @@ class Ray:
         for task in self.tasks:
             self.ray.cancel(task)
         if self.tasks:
-            self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=PATIENCE)
+            self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=SECONDS_TO_STOP)
         if self.ours:
             self.ray.shutdown()
 
@@ -184,4 +184,4 @@ LOST = 75
 """The exit code of what did not come to its end and may be tried again (EX_TEMPFAIL)."""
 
 
-ENGINES: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}
+EXECUTORS: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}

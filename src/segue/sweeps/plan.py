@@ -5,8 +5,8 @@ DIR/TASK/ARM/SEEDS/        a trial: made by one `segue run`, gone on with by `se
 DIR/TASK/ARM/SEEDS.log     what it said
 
 A trial is done when its status.json says so, and nothing else remembers anything: a sweep that was killed is started
-again by the same command. The driver (`sweep`) starts workers (`worker.py`) through an engine (`engines.py`), looks at
-what they leave and imports no JAX.
+again by the same command. `driver.py` starts workers (`cli/worker.py`) through an executor
+(`executors.py`), looks at what they leave and imports no JAX.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from segue.sweeps.plan import Trial
 
 
-class Left:
+class Progress:
     """What a sweep has done and what it has not. Every trial is in one of the five."""
 
     def __init__(self, trials: Sequence[Trial], done: set[str]):

@@ -12,7 +12,7 @@ from rich.text import Text
 from segue.sweeps import storage
 
 if TYPE_CHECKING:
-    from segue.sweeps.progress import Left
+    from segue.sweeps.progress import Progress
 
 
 LINE_EVERY, LOOK_EVERY = 30.0, 2.0
@@ -44,7 +44,7 @@ class Board:
         if self.live:
             self.live.start()
 
-    def show(self, left: "Left", slots: int) -> None:
+    def show(self, left: "Progress", slots: int) -> None:
         """Say where the sweep stands, if it is time to."""
         now = time.monotonic()
         for folder, why in {**left.failed, **left.skipped}.items():
@@ -55,16 +55,16 @@ class Board:
         ended = left.total - len(left.waiting) - len(left.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
             return
-        news, self.looked, self.ended = ended != self.ended, now, ended
+        pending_row, self.looked, self.ended = ended != self.ended, now, ended
         at = {folder: self._progress(folder) for folder in left.running}
         counts = self._counts(left, at, slots)
         if self.live:
             self.live.update(self._table(at, counts), refresh=True)
-        elif now - self.lined > LINE_EVERY or news:
+        elif now - self.lined > LINE_EVERY or pending_row:
             self.lined = now
             print(f"segue: {counts}", file=sys.stderr, flush=True)
 
-    def _counts(self, left: "Left", at: dict[str, tuple[str, float]], slots: int) -> str:
+    def _counts(self, left: "Progress", at: dict[str, tuple[str, float]], slots: int) -> str:
         words = [f"{len(left.done)} of {left.total} done", f"{len(left.running)} running"]
         words += [f"{len(left.waiting)} waiting", f"{len(left.failed)} failed"]
         words += [f"{len(left.skipped)} skipped"] if left.skipped else []

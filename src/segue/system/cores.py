@@ -15,8 +15,12 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 def machine() -> dict[str, list[str]]:
     """The names of this process's cores and GPUs."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))) if visible is None else visible.split(",")
+    trainable_rows = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+        if trainable_rows is None
+        else trainable_rows.split(",")
+    )
     return {"cores": list(map(str, sorted(cores))), "gpus": [name for name in map(str, gpus) if name]}
 
 

@@ -13,7 +13,7 @@ from segue.errors import Stopped
 class Stop:
     """Whether the run was asked to stop: Ctrl-C, SIGTERM or SIGUSR1. The second time ends the process at once."""
 
-    PATIENCE = 8
+    SECONDS_TO_END = 8
     """Seconds from the request to the end, wherever the run then is."""
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Stop:
         if self.asked is not None:
             self.now()
         self.asked = number
-        signal.alarm(self.PATIENCE)
+        signal.alarm(self.SECONDS_TO_END)
 
     def now(self) -> None:
         """End here, if asked to. What cannot wait for the next tick calls this now and then."""

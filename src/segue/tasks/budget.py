@@ -54,22 +54,29 @@ PAPER = Budget()
 
 
 QUICK = Budget(
-    100_000, 20_000, 5_000, 5_000, 5_000, 20_000, 1, Linear(0.1, 0.9, 20_000), 5_000, 2_500, 5, presample=5_000
+    rows=100_000,
+    offline=20_000,
+    prior=5_000,
+    collect=5_000,
+    pretrain=5_000,
+    online=20_000,
+    updates_per_step=1,
+    kappa=Linear(0.1, 0.9, 20_000),
+    evaluate_updates=5_000,
+    evaluate_steps=2_500,
+    episodes=5,
+    presample=5_000,
 )
-
-
 SMALL = Budget(
-    300_000,
-    50_000,
-    10_000,
-    5_000,
-    10_000,
-    50_000,
-    4,
-    None,
-    10_000,
-    2_500,
-    10,
+    rows=300_000,
+    offline=50_000,
+    prior=10_000,
+    collect=5_000,
+    pretrain=10_000,
+    online=50_000,
+    updates_per_step=4,
+    evaluate_updates=10_000,
+    evaluate_steps=2_500,
     presample=5_000,
     critics=5,
     critic_depth=2,

@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.core import Transition
 from segue.data import device
-from segue.data.behaviours import AntNavigator, Chance, FetchScript, PointNavigator, Policy
+from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, RandomActions
 from segue.data.collecting import collect
 from segue.data.dataset import Dataset, check_against, validate
 from segue.data.loading import load
@@ -23,6 +23,7 @@ from segue.errors import SegueError
 from segue.methods.bc import BC
 from segue.methods.sac import SAC
 from segue.nn.actors import AbstractActor
+from segue.nn.networks import Networks
 from segue.policies import importers
 from segue.system.signals import stoppable
 from segue.tasks.task import AbstractDatasetRecipe, Progress, Task
@@ -57,7 +58,7 @@ CLONE_STEPS = 20_000
 """Gradient steps of the clone (ours)."""
 
 
-PATIENCE = 3_000_000
+MAX_SAC_STEPS = 3_000_000
 """Env steps after which SAC has not reached its score."""
 
 
@@ -245,7 +246,7 @@ class Cloned(AbstractDatasetRecipe):
 
 
 def train_sac(
-    task: Task, score: float, *, seed: int = 0, limit: int = PATIENCE, every: int = 5_000, width: int = 256,
+    task: Task, score: float, *, seed: int = 0, limit: int = MAX_SAC_STEPS, every: int = 5_000, width: int = 256,
     progress: Progress | None = None,
 ) -> tuple[AbstractActor, Dataset]:  # fmt: skip
     """SAC from scratch until ten episodes return `score` on average: its policy, and all rows it has seen.
@@ -254,24 +255,24 @@ def train_sac(
         SegueError: where it has not after `limit` env steps.
     """
     spec, id_ = read_spec(task.make), task.env_id
-    phase = Online(SAC(width=width), limit)
+    phase = Online(SAC(networks=Networks(width=width)), limit)
     run = start.start(spec, None, {"online": phase}, seed=seed)
-    live = phase.begin(run)
+    phase_state = phase.begin(run)
     worlds = Worlds(task.make, spec, [seed])
     evaluator = Evaluator(task.make, spec, [seed], 10)
     best = -np.inf
     try:
         with stoppable() as stop:  # an interrupt waits for the end of a step: the arrays of a dispatch are no one's
             for step in range(1, limit + 1):
-                action = phase.act(live, worlds.obs, worlds.ages)
-                live = phase.observe(phase.learn(live, 0), worlds.step(action))
+                action = phase.act(phase_state, worlds.obs, worlds.episode_steps)
+                phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
                 if stop.asked is not None:
-                    jax.block_until_ready(live.learner)
+                    jax.block_until_ready(phase_state.learner)
                     stop.now()
                 if progress is not None and step % 1_000 == 0:
                     progress(step, limit)
                 if step % every == 0:
-                    trained = phase.release(live).actor
+                    trained = phase.release(phase_state).actor
                     assert trained is not None
                     best = max(best, float(evaluator(trained.net).returns.mean()))
                     if best >= score:
@@ -281,8 +282,8 @@ def train_sac(
     finally:
         worlds.close()
         evaluator.close()
-    live = live.settled()
-    seen = jax.tree.map(lambda column: np.asarray(column[0, :step]), live.run.online.rows)
+    phase_state = phase_state.flushed()
+    seen = jax.tree.map(lambda column: np.asarray(column[0, :step]), phase_state.run.online.rows)
     follows = (seen.obs[1:] == seen.next_obs[:-1]).all(-1)
     ends = np.append(~follows | seen.terminal[:-1], True)
     rows = seen._replace(action=np.asarray(spec.denormalise(seen.action), np.float32))
@@ -296,7 +297,7 @@ def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
     """Mean undiscounted returns of chance and of a policy: an env's own 0 and 100, as D4RL's are for its envs."""
     spec = read_spec(lambda: make_env(env_id))
     found = []
-    for who in (Chance(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
+    for who in (RandomActions(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
         world, rng, returns = make_env(env_id), np.random.default_rng(0), []
         world.action_space.seed(0)
         for episode in range(episodes):
@@ -366,7 +367,7 @@ def _clone(human: Dataset) -> AbstractActor:
     spec = human.spec()
     phases = {"offline": Train(BC(), CLONE_STEPS)}
     run = start.start(spec, device.rows_for(human, spec, Reward()), phases)
-    actor = pipeline(run, phases).waist.actor
+    actor = pipeline(run, phases).pretrained.actor
     assert actor is not None
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), actor.net)
 

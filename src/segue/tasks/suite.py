@@ -13,6 +13,7 @@ from segue.methods.calql import CalQL
 from segue.methods.iql import IQL
 from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
+from segue.nn.networks import Networks
 from segue.tasks import datasets
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
@@ -100,14 +101,13 @@ def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_
         SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
         IQL(expectile=0.9, beta=10.0),
         _rebrac(name, discount=0.999, critic_lr=5e-5),
-        CalQL(weight=5.0, target_gap=0.8, critic_depth=4),
+        CalQL(weight=5.0, target_gap=0.8, networks=Networks(critic_depth=4)),
+        networks=Networks(actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
-        actor_head=1e-3,
-        critic_head=3e-3,
     )
     rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
-    nets = {"subset": 1, "depth": 3, "critic_depth": 3}
-    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1, rlpd=nets)
+    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
+    constants = dataclasses.replace(constants, rlpd={"subset": 1}, rlpd_networks={"depth": 3, "critic_depth": 3})
     rule = Reward(1.0, -1.0)
     return Task(env_id, name, rows, backbone="spot", reward=rule, score=(0.0, 1.0), constants=constants)
 
@@ -127,12 +127,9 @@ def _adroit(hand: str, kind: str) -> Task:
         SPOT(support=1.0, support_end=0.5),
         IQL(expectile=0.8, beta=3.0),
         _rebrac(f"{hand}-cloned"),
-        CalQL(weight=1.0, width=512, critic_depth=3),
+        CalQL(weight=1.0, networks=Networks(width=512, critic_depth=3)),
+        networks=Networks(actor_norm=True, critic_norm=True, actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
-        actor_head=1e-3,
-        critic_head=3e-3,
-        actor_norm=True,
-        critic_norm=True,
     )
     constants = Constants(
         backbones,
@@ -140,7 +137,7 @@ def _adroit(hand: str, kind: str) -> Task:
         updates_per_step=1,
         sac=porl_sac(width=512, critic_depth=3),
         presample=5_000,
-        rlpd={"width": 256, "depth": 3, "critic_depth": 3},
+        rlpd_networks={"width": 256, "depth": 3, "critic_depth": 3},
     )
     rows = {
         "human": datasets.Human(hand),

@@ -24,6 +24,7 @@ from segue.methods.rebrac import ReBRAC
 from segue.methods.sac import SAC
 from segue.methods.spot import SPOT
 from segue.methods.td3bc import TD3BC
+from segue.nn.networks import Networks
 from segue.system import disk
 
 Progress = Callable[[int, int], None]
@@ -49,32 +50,43 @@ class Constants:
     """PORL's first stage, in env steps."""
     rlpd: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What RLPD sets otherwise here, by SAC's names."""
+    rlpd_networks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The same by the names of `Networks`."""
 
     def batch(self, backbone: str) -> int:
         return self.batches.get(backbone, 256)
 
 
 def default_backbones(
-    spot: SPOT = SPOT(), iql: IQL = IQL(), rebrac: ReBRAC = ReBRAC(), calql: CalQL = CalQL(), **shared: Any
+    spot: SPOT = SPOT(),
+    iql: IQL = IQL(),
+    rebrac: ReBRAC = ReBRAC(),
+    calql: CalQL = CalQL(),
+    *,
+    networks: Networks = Networks(),
+    **shared: Any,
 ) -> dict[str, AbstractBackbone]:
-    """All backbones by name; `shared` settings are those of the ones that descend from TD3."""
-    nets = {key: value for key, value in shared.items() if key in ("actor_norm", "critic_norm")}
+    """Return all backbones by name; `networks` and `shared` settings are those of the ones that descend from TD3.
+
+    IQL and AWAC have the same norms, and the framework's initial heads.
+    """
+    plain = dataclasses.replace(networks, actor_head=None, critic_head=None)
     return {
-        "td3bc": TD3BC(**shared),
-        "spot": dataclasses.replace(spot, **shared),
-        "iql": dataclasses.replace(iql, **nets),
+        "td3bc": TD3BC(networks=networks, **shared),
+        "spot": dataclasses.replace(spot, networks=networks, **shared),
+        "iql": dataclasses.replace(iql, networks=plain),
         "rebrac": rebrac,
-        "awac": AWAC(**nets),
+        "awac": AWAC(networks=plain),
         "calql": calql,
-        "bc": BC(**shared),
-        "bc-gaussian": BC(head="tanh-gaussian", **shared),
+        "bc": BC(networks=networks, **shared),
+        "bc-gaussian": BC(head="tanh-gaussian", networks=networks, **shared),
     }
 
 
-def porl_sac(**settings: Any) -> SAC:
-    """PORL's rates and sizes, and WSRL's choices where PORL's paper is silent."""
-    fixed = {"actor_lr": 1e-4, "temperature_lr": 1e-4, "entropy_backup": False, "actor_norm": True, "critic_norm": True}
-    return SAC(critics=10, subset=2, critic_depth=settings.pop("critic_depth", 4), **fixed, **settings)
+def porl_sac(width: int = 256, critic_depth: int = 4) -> SAC:
+    """Return SAC with PORL's rates and sizes, and WSRL's choices where PORL's paper is silent."""
+    networks = Networks(width=width, critic_depth=critic_depth, actor_norm=True, critic_norm=True)
+    return SAC(actor_lr=1e-4, temperature_lr=1e-4, critics=10, subset=2, entropy_backup=False, networks=networks)
 
 
 class AbstractDatasetRecipe(abc.ABC):

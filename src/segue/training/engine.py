@@ -1,8 +1,8 @@
 """jit( loop over steps( vmap over seeds ) ). Data is an argument; what changes is donated and updated in place.
 
-Between dispatches a learner and a source's carry are `Packed`.
+Between dispatches a learner and a sampler's state are `Packed`.
 
-Learner, source carry and tally have a leading seed axis; the ring's rows too. The dataset, the method, the clock and
+Learner, sampler state, metrics and the ring's rows have a leading seed axis. The dataset, the method, the clock and
 the ring's count have none: seeds share them, so a `cond` on the clock stays a branch.
 """
 
@@ -16,13 +16,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.replay.ring import Ring
-from segue.replay.sources import AbstractSource
+from segue.replay.sampler import AbstractSampler
 
-_INIT, _UPDATE, _ACT, _LOOK = range(4)
+_INIT, _UPDATE, _ACT, _VALIDATE = range(4)
 """Streams of a phase's key: no two uses share randomness."""
 
 
-class Tally(NamedTuple):
+class Metrics(NamedTuple):
     """Scalars since the last report: their sums (or maxima, for names `max_*`), and over how many updates."""
 
     values: dict[str, Float[Any, " seeds"]]
@@ -79,115 +79,124 @@ def _wider(name: str, so_far: Array, new: Array) -> Array:
 def begin(
     method: AbstractMethod,
     spec: Spec,
-    source: AbstractSource,
-    waist: Pretrained,
+    sampler: AbstractSampler,
+    pretrained: Pretrained,
     offline: Transition,
     ring: Ring,
     keys: Keys,
-) -> tuple[Packed, Packed, Tally]:
+) -> tuple[Packed, Packed, Metrics]:
     """A learner, a carry and an empty tally for every seed."""
 
-    def one(waist, rows, key):
+    def one(pretrained, rows, key):
         learner_key, carry_key = jax.random.split(jax.random.fold_in(key, _INIT))
-        learner = method.init(spec, waist, key=learner_key)
-        return learner, source.init(spec, offline, Ring(rows, ring.written), key=carry_key)
+        learner = method.init(spec, pretrained, key=learner_key)
+        return learner, sampler.init(spec, offline, Ring(rows, ring.written), key=carry_key)
 
-    learner, carry = jax.vmap(one)(waist, ring.rows, keys)
+    learner, sampler_state = jax.vmap(one)(pretrained, ring.rows, keys)
     zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
     info = jax.eval_shape(
-        lambda: _one_update(method, source, _bare(learner, keys), carry, offline, ring, keys, zero)[2]
+        lambda: _one_update(
+            method, sampler, _without_seed_axis(learner, keys), sampler_state, offline, ring, keys, zero
+        )[2]
     )
-    tally = Tally({name: jnp.zeros(len(keys)) for name in info}, jnp.zeros(len(keys), jnp.int32))
-    return Packed.of(learner), Packed.of(carry), tally
+    metrics = Metrics({name: jnp.zeros(len(keys)) for name in info}, jnp.zeros(len(keys), jnp.int32))
+    return Packed.of(learner), Packed.of(sampler_state), metrics
 
 
-def _one_update(method, source, learner, carry, offline, ring, keys, clock):
+def _one_update(method, sampler, learner, sampler_state, offline, ring, keys, clock):
     """One update of every seed. The learner comes and goes bare."""
 
-    def draw(carry, rows, key):
-        return source.draw(carry, offline, Ring(rows, ring.written), key=key, clock=clock)
+    def draw(sampler_state, rows, key):
+        return sampler.draw(sampler_state, offline, Ring(rows, ring.written), key=key, clock=clock)
 
     def update(learner, batch, key):
         return method.update(learner, batch, key=key, clock=clock)
 
     key = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(jax.random.fold_in(k, _UPDATE), clock.update)))(keys)
-    carry, batch, source_info = jax.vmap(draw)(carry, ring.rows, key[:, 0])
+    sampler_state, batch, source_info = jax.vmap(draw)(sampler_state, ring.rows, key[:, 0])
     each = jax.vmap(update) if len(keys) > 1 else update
-    learner, info = each(learner, *_bare((batch, key[:, 1]), keys))
-    return learner, carry, _clad(info, keys) | source_info
+    learner, info = each(learner, *_without_seed_axis((batch, key[:, 1]), keys))
+    return learner, sampler_state, _with_seed_axis(info, keys) | source_info
 
 
-def _bare(tree, keys):
+def _without_seed_axis(tree, keys):
     """Without the axis of seeds where there is one seed alone: with it, gradients of many critics take half as long
     again on a CPU. What is updated in place, ring and carry, keeps it: XLA copies them otherwise, at every dispatch."""
     return tree if len(keys) > 1 else jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), tree)
 
 
-def _clad(tree, keys):
+def _with_seed_axis(tree, keys):
     """With it again."""
     return tree if len(keys) > 1 else jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)
 
 
 def _remember(
-    source: AbstractSource, carry: Packed, ring: Ring, row: Transition, offline: Transition
+    sampler: AbstractSampler, sampler_state: Packed, ring: Ring, row: Transition, offline: Transition
 ) -> tuple[Packed, Ring]:
-    def one(carry, rows, row):
+    def one(sampler_state, rows, row):
         ring = Ring(rows, so_far).add(row)
-        return source.wrote(carry, offline, ring), ring.rows
+        return sampler.on_row_added(sampler_state, offline, ring), ring.rows
 
     so_far = ring.written
-    told, rows = jax.vmap(one)(carry.tree, ring.rows, row)
-    return carry.like(told), Ring(rows, so_far + 1)
+    told, rows = jax.vmap(one)(sampler_state.tree, ring.rows, row)
+    return sampler_state.like(told), Ring(rows, so_far + 1)
 
 
-@functools.partial(jax.jit, donate_argnames=("carry", "ring"))
-def remember(rule: Packed, carry: Packed, ring: Ring, row: Transition, *, offline: Transition) -> tuple[Packed, Ring]:
-    """One online row for every seed; the source is told. Returns carry, ring."""
-    return _remember(rule.tree[1], carry, ring, row, offline)
+@functools.partial(jax.jit, donate_argnames=("sampler_state", "ring"))
+def remember(
+    algorithm: Packed, sampler_state: Packed, ring: Ring, row: Transition, *, offline: Transition
+) -> tuple[Packed, Ring]:
+    """One online row for every seed; the sampler is told. Returns carry, ring."""
+    return _remember(algorithm.tree[1], sampler_state, ring, row, offline)
 
 
-@functools.partial(jax.jit, donate_argnames=("learner", "carry", "tally", "ring"))
+@functools.partial(jax.jit, donate_argnames=("learner", "sampler_state", "metrics", "ring"))
 def learn(
-    rule: Packed,
+    algorithm: Packed,
     learner: Packed,
-    carry: Packed,
-    tally: Tally,
+    sampler_state: Packed,
+    metrics: Metrics,
     ring: Ring,
-    news: Transition | None,
+    pending_row: Transition | None,
     *,
     offline: Transition,
     keys: Keys,
     clock: Clock,
     count: Int[Any, ""],
-    visible: Int[Any, ""],
-) -> tuple[Packed, Packed, Tally, Ring]:
-    """Remember `news`, one online row of every seed, where there is one; then `count` updates of every seed by `rule`,
-    a method and a source, which sees the first `visible` online rows. Returns learner, carry, tally, ring."""
-    method, source = rule.tree
-    if news is not None:
-        carry, ring = _remember(source, carry, ring, news, offline)
+    trainable_rows: Int[Any, ""],
+) -> tuple[Packed, Packed, Metrics, Ring]:
+    """Add `pending_row`, one online row of every seed, where there is one; then update every seed `count` times.
 
-    seen = ring._replace(written=jnp.minimum(ring.written, visible))
+    `algorithm` is a method and a sampler, which sees the first `trainable_rows` online rows. Returns learner, sampler
+    state, metrics and ring.
+    """
+    method, sampler = algorithm.tree
+    if pending_row is not None:
+        sampler_state, ring = _remember(sampler, sampler_state, ring, pending_row, offline)
+
+    seen = ring._replace(written=jnp.minimum(ring.written, trainable_rows))
 
     def body(index, state):
-        learner, carry, tally = state
+        learner, sampler_state, metrics = state
         now = clock._replace(update=clock.update + index)
-        learner, carry, info = _one_update(method, source, learner, carry, offline, seen, keys, now)
-        values = {name: _wider(name, tally.values[name], value) for name, value in info.items()}
-        return learner, carry, Tally(values, tally.count + 1)
+        learner, sampler_state, info = _one_update(method, sampler, learner, sampler_state, offline, seen, keys, now)
+        values = {name: _wider(name, metrics.values[name], value) for name, value in info.items()}
+        return learner, sampler_state, Metrics(values, metrics.count + 1)
 
-    moved, next_carry, tally = jax.lax.fori_loop(0, count, body, (_bare(learner.tree, keys), carry.tree, tally))
-    return learner.like(_clad(moved, keys)), carry.like(next_carry), tally, ring
+    moved, next_carry, metrics = jax.lax.fori_loop(
+        0, count, body, (_without_seed_axis(learner.tree, keys), sampler_state.tree, metrics)
+    )
+    return learner.like(_with_seed_axis(moved, keys)), sampler_state.like(next_carry), metrics, ring
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def error(rule: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
+def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
     """Every seed's error on the `count` online rows from `first` on: see `AbstractMethod.error`."""
-    method, _ = rule.tree
+    method, _ = algorithm.tree
 
     def one(learner, rows, key):
         window = jax.tree.map(lambda column: jax.lax.dynamic_slice_in_dim(column, first, count), rows)
-        return method.error(learner, window, key=jax.random.fold_in(jax.random.fold_in(key, _LOOK), first))
+        return method.error(learner, window, key=jax.random.fold_in(jax.random.fold_in(key, _VALIDATE), first))
 
     return jax.vmap(one)(learner.tree, ring.rows, keys)
 
@@ -201,13 +210,18 @@ def keep(chosen: Bool[Any, " seeds"], kept: Packed, now: Packed) -> Packed:
 
 @jax.jit
 def explore(
-    rule: Packed, learner: Packed, obs: Float[Array, "seeds obs"], ages: Int[Array, " seeds"], keys: Keys, clock: Clock
+    algorithm: Packed,
+    learner: Packed,
+    obs: Float[Array, "seeds obs"],
+    episode_steps: Int[Array, " seeds"],
+    keys: Keys,
+    clock: Clock,
 ) -> Float[Array, "seeds act"]:
     """What every seed does next, `ages` env steps into its episode, to learn from it."""
-    method, _ = rule.tree
+    method, _ = algorithm.tree
 
-    def one(learner, obs, age, key):
+    def one(learner, obs, episode_step, key):
         key = jax.random.fold_in(jax.random.fold_in(key, _ACT), clock.env_step)
-        return method.explore(learner, obs, key=key, clock=clock, age=age)
+        return method.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)
 
-    return jax.vmap(one)(learner.tree, obs, ages, keys)
+    return jax.vmap(one)(learner.tree, obs, episode_steps, keys)

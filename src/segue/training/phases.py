@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.errors import SegueError, at_least
 from segue.nn.actors import Noisy
-from segue.replay.sources import AbstractSource, Uniform
+from segue.replay.sampler import AbstractSampler, Uniform
 from segue.training import engine
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
 class AbstractPhase(eqx.Module):
@@ -31,115 +31,126 @@ class AbstractPhase(eqx.Module):
     """Whether it takes env steps."""
 
     @abc.abstractmethod
-    def begin(self, run: Run) -> Live: ...
+    def begin(self, run: RunState) -> PhaseState: ...
 
     @abc.abstractmethod
-    def done(self, live: Live) -> bool: ...
+    def done(self, phase_state: PhaseState) -> bool: ...
 
     @abc.abstractmethod
-    def length(self, run: Run) -> int:
+    def length(self, run: RunState) -> int:
         """Env steps, or updates where there are none, that the phase will take from `run` on."""
 
     @abc.abstractmethod
-    def release(self, live: Live) -> Pretrained:
+    def release(self, phase_state: PhaseState) -> Pretrained:
         """The waist as it is now."""
 
     @abc.abstractmethod
-    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+    def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
         """Learner, carry and tally as the phase begins. Under `jax.eval_shape`, their shapes: nothing is computed."""
 
-    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
+    def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
         """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
-        return waist
+        return pretrained
 
     @property
     @abc.abstractmethod
-    def rule(self) -> tuple[Any, AbstractSource]:
+    def algorithm(self) -> tuple[Any, AbstractSampler]:
         """Who acts and learns, and where batches come from."""
 
-    def live(self, run: Run) -> Live:
+    def phase_state(self, run: RunState) -> PhaseState:
         """The phase about to take its first step."""
-        live = Live(run, run.phase_keys(), engine.Packed.of(self.rule), *self.parts(run), env_step=run.env_step)
-        return live.hold(run.halted) if any(run.halted) else live
+        phase_state = PhaseState(
+            run, run.phase_keys(), engine.Packed.of(self.algorithm), *self.initial_state(run), env_step=run.env_step
+        )
+        return phase_state.halt_seeds(run.halted) if any(run.halted) else phase_state
 
     @property
-    def reads(self) -> bool:
+    def reads_dataset(self) -> bool:
         """Whether it draws from the dataset."""
         return False
 
-    def visible(self, live: Live) -> int:
+    def trainable_rows(self, phase_state: PhaseState) -> int:
         """How many of the online rows, the oldest ones, may be drawn now."""
         return np.iinfo(np.int32).max
 
     @abc.abstractmethod
-    def due(self, live: Live, stride: int) -> int:
+    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
         """Updates to take now: with the next env step, or, where there are none, at most `stride`."""
 
     def act(
-        self, live: Live, obs: Float[np.ndarray, "seeds obs"], ages: Int[np.ndarray, " seeds"]
+        self, phase_state: PhaseState, obs: Float[np.ndarray, "seeds obs"], episode_steps: Int[np.ndarray, " seeds"]
     ) -> Float[Array, "seeds act"]:
         """Exploring actions in [-1, 1], `ages` env steps into each seed's episode."""
-        return engine.explore(live.rule, live.learner, obs, ages, live.keys, live.clock)  # pyright: ignore
+        return engine.explore(
+            phase_state.algorithm, phase_state.learner, obs, episode_steps, phase_state.keys, phase_state.clock
+        )  # pyright: ignore
 
-    def learn(self, live: Live, stride: int) -> Live:
+    def learn(self, phase_state: PhaseState, stride: int) -> PhaseState:
         """The updates that are due."""
-        count = self.due(live, stride)
+        count = self.updates_due(phase_state, stride)
         if count == 0:
-            return live
-        learner, carry, tally, ring = engine.learn(
-            live.rule,
-            live.learner,
-            live.carry,
-            live.tally,
-            live.run.online,
-            live.news,
-            offline=live.run.offline,
-            keys=live.keys,
-            clock=live.clock,
+            return phase_state
+        learner, sampler_state, metrics, ring = engine.learn(
+            phase_state.algorithm,
+            phase_state.learner,
+            phase_state.sampler_state,
+            phase_state.metrics,
+            phase_state.run.online,
+            phase_state.pending_row,
+            offline=phase_state.run.offline,
+            keys=phase_state.keys,
+            clock=phase_state.clock,
             count=np.int32(count),
-            visible=np.int32(self.visible(live)),
+            trainable_rows=np.int32(self.trainable_rows(phase_state)),
         )
-        if live.held is not None:  # all seeds run the same program, so that the others' bits do not change
-            learner, carry = live.held(learner, carry)
-            still = {name: jnp.where(np.array(live.held.seeds), 0.0, value) for name, value in tally.values.items()}
-            tally = tally._replace(values=still)
-        run, update = dataclasses.replace(live.run, online=ring), live.update + count
-        return live._replace(run=run, learner=learner, carry=carry, tally=tally, news=None, update=update)
+        if (
+            phase_state.halted_seeds is not None
+        ):  # all seeds run the same program, so that the others' bits do not change
+            learner, sampler_state = phase_state.halted_seeds(learner, sampler_state)
+            still = {
+                name: jnp.where(np.array(phase_state.halted_seeds.seeds), 0.0, value)
+                for name, value in metrics.values.items()
+            }
+            metrics = metrics._replace(values=still)
+        run, update = dataclasses.replace(phase_state.run, online=ring), phase_state.update + count
+        return phase_state._replace(
+            run=run, learner=learner, sampler_state=sampler_state, metrics=metrics, pending_row=None, update=update
+        )
 
-    def observe(self, live: Live, row: Transition) -> Live:
+    def observe(self, phase_state: PhaseState, row: Transition) -> PhaseState:
         """Take note of one env step of every seed."""
-        return live.settled()._replace(news=row, env_step=live.env_step + 1)
+        return phase_state.flushed()._replace(pending_row=row, env_step=phase_state.env_step + 1)
 
-    def end(self, live: Live) -> Run:
-        live = live.settled()
+    def end(self, phase_state: PhaseState) -> RunState:
+        phase_state = phase_state.flushed()
         return dataclasses.replace(
-            live.run,
-            waist=self.release(live),
-            env_step=live.env_step,
-            updates=live.updates,
-            phases=live.run.phases + 1,
+            phase_state.run,
+            pretrained=self.release(phase_state),
+            env_step=phase_state.env_step,
+            updates=phase_state.updates,
+            phases=phase_state.run.phases + 1,
         )
 
 
 class AbstractLearning(AbstractPhase):
-    """A phase whose `rule` is a method that learns from a source."""
+    """A phase whose `algorithm` is a method that learns from a sampler."""
 
     @property
-    def reads(self) -> bool:
-        return self.rule[1].reads_dataset
+    def reads_dataset(self) -> bool:
+        return self.algorithm[1].reads_dataset
 
-    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
-        method, source = self.rule
-        return engine.begin(method, run.spec, source, run.waist, run.offline, run.online, run.phase_keys())
+    def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
+        method, sampler = self.algorithm
+        return engine.begin(method, run.spec, sampler, run.pretrained, run.offline, run.online, run.phase_keys())
 
-    def leaves(self, spec: Spec, waist: Pretrained, keys: Keys) -> Pretrained:
-        method, _ = self.rule
-        one = lambda waist, key: method.release(method.init(spec, waist, key=key))
-        return jax.eval_shape(jax.vmap(one), waist, keys)
+    def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
+        method, _ = self.algorithm
+        one = lambda pretrained, key: method.release(method.init(spec, pretrained, key=key))
+        return jax.eval_shape(jax.vmap(one), pretrained, keys)
 
-    def release(self, live: Live) -> Pretrained:
-        method, _ = self.rule
-        return method.release(live.learner.tree)
+    def release(self, phase_state: PhaseState) -> Pretrained:
+        method, _ = self.algorithm
+        return method.release(phase_state.learner.tree)
 
 
 class Train(AbstractLearning):
@@ -150,39 +161,39 @@ class Train(AbstractLearning):
     """What learns."""
     steps: int = eqx.field(static=True, default=1_000_000)
     """Gradient steps."""
-    source: AbstractSource = eqx.field(default_factory=Uniform)
+    sampler: AbstractSampler = eqx.field(default_factory=Uniform)
     """Where batches come from."""
 
     def __check_init__(self):
         at_least(0, steps=self.steps)
 
-    def begin(self, run: Run) -> Live:
-        self.source.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
-        return self.live(run)
+    def begin(self, run: RunState) -> PhaseState:
+        self.sampler.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
+        return self.phase_state(run)
 
     @property
-    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
-        return self.method, self.source
+    def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
+        return self.method, self.sampler
 
-    def done(self, live: Live) -> bool:
-        return live.update >= self.steps
+    def done(self, phase_state: PhaseState) -> bool:
+        return phase_state.update >= self.steps
 
-    def length(self, run: Run) -> int:
+    def length(self, run: RunState) -> int:
         return self.steps
 
-    def due(self, live: Live, stride: int) -> int:
-        return min(stride - live.update % stride, self.steps - live.update)
+    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
+        return min(stride - phase_state.update % stride, self.steps - phase_state.update)
 
 
 class Collected(NamedTuple):
     """What a phase that only acts remembers: the waist, and an action of the env's size."""
 
-    waist: Pretrained
+    pretrained: Pretrained
     still: Float[Array, "*seeds act"]
 
 
 class Collect(AbstractPhase):
-    """Act with the frozen policy, or by chance, and remember; nothing learns."""
+    """Act with the frozen policy, or by random, and remember; nothing learns."""
 
     acts = True
     until: int = eqx.field(static=True, default=25_000)
@@ -190,42 +201,42 @@ class Collect(AbstractPhase):
     noise: float = 0.1
     """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
     follows OPT; its parent method OEMA adds none)."""
-    chance: bool = eqx.field(static=True, default=False)
+    random: bool = eqx.field(static=True, default=False)
     """Uniformly random actions instead of a policy's."""
 
     def __check_init__(self):
         at_least(0, until=self.until)
 
-    def begin(self, run: Run) -> Live:
-        if run.waist.actor is None and not self.chance:
+    def begin(self, run: RunState) -> PhaseState:
+        if run.pretrained.actor is None and not self.random:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
-        return self.live(run)
+        return self.phase_state(run)
 
     @property
-    def rule(self) -> tuple[Any, AbstractSource]:
+    def algorithm(self) -> tuple[Any, AbstractSampler]:
         return self, Uniform()
 
-    def parts(self, run: Run) -> tuple[engine.Packed, engine.Packed, engine.Tally]:
+    def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
         pack, still = engine.Packed.of, jnp.zeros((run.seeds, run.spec.act))
-        return pack(Collected(run.waist, still)), pack(()), engine.Tally({}, jnp.zeros(run.seeds, jnp.int32))
+        return pack(Collected(run.pretrained, still)), pack(()), engine.Metrics({}, jnp.zeros(run.seeds, jnp.int32))
 
-    def done(self, live: Live) -> bool:
-        return live.env_step >= self.until
+    def done(self, phase_state: PhaseState) -> bool:
+        return phase_state.env_step >= self.until
 
-    def length(self, run: Run) -> int:
+    def length(self, run: RunState) -> int:
         return max(self.until - run.env_step, 0)
 
-    def explore(self, learner: Collected, obs, *, key, clock: Clock, age) -> Float[Array, " act"]:
-        if self.chance:
+    def explore(self, learner: Collected, obs, *, key, clock: Clock, episode_step) -> Float[Array, " act"]:
+        if self.random:
             return jax.random.uniform(key, learner.still.shape, minval=-1.0, maxval=1.0)
-        assert learner.waist.actor is not None
-        return Noisy(learner.waist.actor.net, self.noise).explore(obs, key)
+        assert learner.pretrained.actor is not None
+        return Noisy(learner.pretrained.actor.net, self.noise).explore(obs, key)
 
-    def due(self, live: Live, stride: int) -> int:
+    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
         return 0
 
-    def release(self, live: Live) -> Pretrained:
-        return live.learner.tree.waist
+    def release(self, phase_state: PhaseState) -> Pretrained:
+        return phase_state.learner.tree.pretrained
 
 
 class Online(AbstractLearning):
@@ -240,58 +251,69 @@ class Online(AbstractLearning):
     """What learns."""
     until: int = eqx.field(static=True, default=300_000)
     """The phase ends at this env step, counted from the run's first one, collection included."""
-    source: AbstractSource = eqx.field(default_factory=Uniform)
+    sampler: AbstractSampler = eqx.field(default_factory=Uniform)
     """Where batches come from."""
     updates_per_step: int = eqx.field(static=True, default=1)
     """Gradient steps for each env step (UTD)."""
-    settle: int = eqx.field(static=True, default=0)
-    """0: the phase lasts until `until`. n: it may end earlier, when the critic has settled: every n env steps its error
+    early_stopping: int = eqx.field(static=True, default=0)
+    """0: the phase lasts until `until`. n: it may end earlier, when the critic has flushed: every n env steps its error
     is measured on the newest n rows, which are drawn from only afterwards, and it ends when the least error of every
     seed is 3 looks old."""
 
-    PATIENCE: ClassVar[int] = 3
+    LOOKS: ClassVar[int] = 3
 
     def __check_init__(self):
-        at_least(0, until=self.until, updates_per_step=self.updates_per_step, settle=self.settle)
+        at_least(0, until=self.until, updates_per_step=self.updates_per_step, early_stopping=self.early_stopping)
 
-    def begin(self, run: Run) -> Live:
-        if self.settle and not self.source.hides:
-            raise SegueError(f"{type(self.source).__name__} draws rows as soon as they are there: leave `settle` at 0.")
-        self.source.check(len(run.offline.reward), run.online.capacity)
-        return self.live(run)
+    def begin(self, run: RunState) -> PhaseState:
+        if self.early_stopping and not self.sampler.can_hold_out:
+            raise SegueError(
+                f"{type(self.sampler).__name__} draws rows as soon as they are there: leave `early_stopping` at 0."
+            )
+        self.sampler.check(len(run.offline.reward), run.online.capacity)
+        return self.phase_state(run)
 
     @property
-    def rule(self) -> tuple[AbstractMethod, AbstractSource]:
-        return self.method, self.source
+    def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
+        return self.method, self.sampler
 
-    def done(self, live: Live) -> bool:
-        return live.env_step >= self.until or (self.settle > 0 and self._settled(live.evidence))
+    def done(self, phase_state: PhaseState) -> bool:
+        return phase_state.env_step >= self.until or (
+            self.early_stopping > 0 and self._stopped_improving(phase_state.validation_errors)
+        )
 
-    def _settled(self, evidence: tuple[tuple[float, ...], ...]) -> bool:
+    def _stopped_improving(self, validation_errors: tuple[tuple[float, ...], ...]) -> bool:
         """Whether no seed's last looks were better than all before them. A seed that is not finite does not count."""
-        before, last = np.array(evidence[: -self.PATIENCE]), np.array(evidence[-self.PATIENCE :])
+        before, last = np.array(validation_errors[: -self.LOOKS]), np.array(validation_errors[-self.LOOKS :])
         return len(before) > 0 and not (last.min(0) < before.min(0)).any()
 
-    def length(self, run: Run) -> int:
+    def length(self, run: RunState) -> int:
         return max(self.until - run.env_step, 0)
 
-    def due(self, live: Live, stride: int) -> int:
-        return self.updates_per_step if self.visible(live) > 0 and live.env_step else 0
+    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
+        return self.updates_per_step if self.trainable_rows(phase_state) > 0 and phase_state.env_step else 0
 
-    def visible(self, live: Live) -> int:
-        if self.settle == 0:
-            return super().visible(live)
-        begun = live.run.env_step
-        return begun + max(live.env_step - 1 - begun, 0) // self.settle * self.settle
+    def trainable_rows(self, phase_state: PhaseState) -> int:
+        if self.early_stopping == 0:
+            return super().trainable_rows(phase_state)
+        begun = phase_state.run.env_step
+        return begun + max(phase_state.env_step - 1 - begun, 0) // self.early_stopping * self.early_stopping
 
-    def learn(self, live: Live, stride: int) -> Live:
-        live, since = super().learn(live, stride), live.env_step - live.run.env_step
-        if self.settle == 0 or len(live.evidence) == since // self.settle:
-            return live
-        live = live.settled()
-        first = np.int32(live.env_step - self.settle)
-        found = engine.error(live.rule, live.learner, live.run.online, live.keys, first, count=self.settle)  # pyright: ignore
-        if live.held is not None:
-            found = np.where(np.array(live.held.seeds), np.nan, found)
+    def learn(self, phase_state: PhaseState, stride: int) -> PhaseState:
+        phase_state, since = super().learn(phase_state, stride), phase_state.env_step - phase_state.run.env_step
+        if self.early_stopping == 0 or len(phase_state.validation_errors) == since // self.early_stopping:
+            return phase_state
+        phase_state = phase_state.flushed()
+        first = np.int32(phase_state.env_step - self.early_stopping)
+        found = engine.error(
+            phase_state.algorithm,
+            phase_state.learner,
+            phase_state.run.online,
+            phase_state.keys,
+            first,
+            count=self.early_stopping,
+        )  # pyright: ignore
+        if phase_state.halted_seeds is not None:
+            found = np.where(np.array(phase_state.halted_seeds.seeds), np.nan, found)
         look = tuple(map(float, np.nan_to_num(found, nan=3e38)))
-        return live._replace(evidence=(*live.evidence, look))
+        return phase_state._replace(validation_errors=(*phase_state.validation_errors, look))

@@ -13,20 +13,20 @@ from segue.core import Transition
 from segue.envs.lockstep import Worlds
 from segue.errors import SegueError
 from segue.training.phases import AbstractPhase
-from segue.training.state import Live, Run
+from segue.training.state import PhaseState, RunState
 
 
 @runtime_checkable
 class Hook(Protocol):
     """Watches a run; phases never see it. `ticked` may hand back a live state with a fresh tally."""
 
-    def started(self, name: str, phase: AbstractPhase, live: Live) -> None: ...
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
-    def ticked(self, name: str, phase: AbstractPhase, live: Live) -> Live: ...
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState: ...
 
-    def ended(self, name: str, phase: AbstractPhase, live: Live, run: Run) -> None: ...
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None: ...
 
-    def broken(self, name: str, phase: AbstractPhase, live: Live) -> None:
+    def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         """The world has ended the run in the middle of a step, after its updates."""
 
 
@@ -41,16 +41,16 @@ class Drive:
 
     def __init__(
         self,
-        run: Run,
+        run: RunState,
         phases: Mapping[str, AbstractPhase],
         hooks: Sequence[Hook] = (),
         stride: int | None = None,
-        resumed: tuple[Live, bool] | None = None,
+        resumed: tuple[PhaseState, bool] | None = None,
     ):
         self.run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # it is updated in place
         self.left, self.hooks, self.resumed = list(phases.items()), hooks, resumed
         self.stride = stride or max(1, 100 // run.seeds)
-        self.live: Live | None = None
+        self.phase_state: PhaseState | None = None
         self.halfway = False
         self.under_way: Any = None
 
@@ -66,80 +66,82 @@ class Drive:
     def ready(self) -> bool:
         """Learn what is to be learned without acting, until a phase wants an action. False: all have ended."""
         while self.left:
-            live = self._begun()
-            if self.phase.done(live):
-                self.run = self.phase.end(live)
+            phase_state = self._begun()
+            if self.phase.done(phase_state):
+                self.run = self.phase.end(phase_state)
                 for hook in self.hooks:
-                    hook.ended(self.name, self.phase, live, self.run)
-                self.live = None
+                    hook.ended(self.name, self.phase, phase_state, self.run)
+                self.phase_state = None
                 del self.left[0]
             elif self.phase.acts:
                 return True
             else:
-                live = self.live = self.phase.learn(live, self.stride)
+                phase_state = self.phase_state = self.phase.learn(phase_state, self.stride)
                 before = self.under_way
-                self.under_way = jnp.asarray(live.tally.count) + 0  # a copy, there when these updates are
+                self.under_way = jnp.asarray(phase_state.metrics.count) + 0  # a copy, there when these updates are
                 jax.block_until_ready(before)
-                self._tick(live)
+                self._tick(phase_state)
         return False
 
-    def _begun(self) -> Live:
-        if self.live is not None:
-            return self.live
-        live, ticked = self.resumed or (self.phase.begin(self.run), False)
-        self.resumed, self.live = None, live
+    def _begun(self) -> PhaseState:
+        if self.phase_state is not None:
+            return self.phase_state
+        phase_state, ticked = self.resumed or (self.phase.begin(self.run), False)
+        self.resumed, self.phase_state = None, phase_state
         if ticked:  # the moment that a resumed run had come to
-            return self._tick(live)
+            return self._tick(phase_state)
         for hook in self.hooks:
-            hook.started(self.name, self.phase, live)
-        return live
+            hook.started(self.name, self.phase, phase_state)
+        return phase_state
 
-    def _tick(self, live: Live) -> Live:
+    def _tick(self, phase_state: PhaseState) -> PhaseState:
         for hook in self.hooks:
-            live = self.live = hook.ticked(self.name, self.phase, live)
-        return live
+            phase_state = self.phase_state = hook.ticked(self.name, self.phase, phase_state)
+        return phase_state
 
-    def act(self, obs: Float[np.ndarray, "seeds obs"], ages: Int[np.ndarray, " seeds"]) -> Float[Array, "seeds act"]:
+    def act(
+        self, obs: Float[np.ndarray, "seeds obs"], episode_steps: Int[np.ndarray, " seeds"]
+    ) -> Float[Array, "seeds act"]:
         """Every seed's action in [-1, 1], and the updates that are due: dispatched, not awaited."""
-        assert self.live is not None
-        action = self.phase.act(self.live, obs, ages)
+        assert self.phase_state is not None
+        action = self.phase.act(self.phase_state, obs, episode_steps)
         self.learn()
         return action
 
     def learn(self) -> None:
         """The updates that are due with the next env step."""
-        assert self.live is not None
+        assert self.phase_state is not None
         self.halfway = True
-        self.live = self.phase.learn(self.live, self.stride)
+        self.phase_state = self.phase.learn(self.phase_state, self.stride)
 
     def observe(self, row: Transition) -> None:
         """What came of the actions."""
-        assert self.live is not None
-        self.live = self.phase.observe(self.live, row)  # before a hook hears of it: one may raise
+        assert self.phase_state is not None
+        self.phase_state = self.phase.observe(self.phase_state, row)  # before a hook hears of it: one may raise
         self.halfway = False
-        self._tick(self.live)
+        self._tick(self.phase_state)
 
     def broken(self) -> None:
         """The world has failed for good, between `act` and `observe`."""
-        assert self.live is not None
+        assert self.phase_state is not None
         for hook in self.hooks:
-            hook.broken(self.name, self.phase, self.live)
+            hook.broken(self.name, self.phase, self.phase_state)
 
 
 def pipeline(
-    run: Run,
+    run: RunState,
     phases: Mapping[str, AbstractPhase],
     worlds: Worlds | None = None,
     hooks: Sequence[Hook] = (),
     stride: int | None = None,
-    resumed: tuple[Live, bool] | None = None,
-) -> Run:
+    resumed: tuple[PhaseState, bool] | None = None,
+) -> RunState:
     """Take the phases through the worlds and return what they leave behind. The arguments are `Drive`'s."""
     drive = Drive(run, phases, hooks, stride, resumed)
     while drive.ready():
         if worlds is None:
             raise SegueError(f"Phase {drive.name!r} acts, so it needs an environment, and none was given.")
-        action = drive.act(worlds.obs, worlds.ages)
+        action = drive.act(worlds.obs, worlds.episode_steps)
         try:
             row = worlds.step(action)  # while the updates run
         except Exception:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from segue.core import Pretrained, Spec, Trained, Transition, empty
+from segue.core import Pretrained, Spec, TrainState, Transition, empty_rows
 from segue.errors import SegueError
 from segue.nn.actors import AbstractActor
 from segue.replay.ring import Ring
 from segue.system.machine import memory
 from segue.training.phases import AbstractPhase
-from segue.training.state import Run
+from segue.training.state import RunState
 
 
 def start(
@@ -22,7 +22,7 @@ def start(
     seeds: int = 1,
     seed: int = 0,
     policy: AbstractActor | None = None,
-) -> Run:
+) -> RunState:
     """A run before its first phase.
 
     Args:
@@ -44,5 +44,5 @@ def start(
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     each = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
-    given = Pretrained(None if policy is None else jax.tree.map(each, Trained.new(policy)))
-    return Run(spec, empty(spec) if offline is None else offline, ring, keys, given)
+    given = Pretrained(None if policy is None else jax.tree.map(each, TrainState.new(policy)))
+    return RunState(spec, empty_rows(spec) if offline is None else offline, ring, keys, given)

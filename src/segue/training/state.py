@@ -13,7 +13,7 @@ from segue.training import engine
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunState:
     """What flows from phase to phase. Leaves of `waist` and `online.rows` have a leading seed axis."""
 
     spec: Spec
@@ -22,7 +22,7 @@ class Run:
     online: Ring
     keys: Keys
     """One key per seed."""
-    waist: Pretrained = Pretrained()  # noqa: RUF009 (immutable)
+    pretrained: Pretrained = Pretrained()  # noqa: RUF009 (immutable)
     env_step: int = 0
     """Env steps taken so far, by each seed."""
     updates: int = 0
@@ -40,33 +40,33 @@ class Run:
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.phases)
 
 
-class Held(NamedTuple):
+class HaltedSeeds(NamedTuple):
     """Where the seeds that diverged stay: learner and carry as they last were finite."""
 
     seeds: tuple[bool, ...]
     learner: engine.Packed
-    carry: engine.Packed
+    sampler_state: engine.Packed
 
-    def __call__(self, learner: engine.Packed, carry: engine.Packed) -> tuple[engine.Packed, engine.Packed]:
+    def __call__(self, learner: engine.Packed, sampler_state: engine.Packed) -> tuple[engine.Packed, engine.Packed]:
         chosen = np.array(self.seeds)
-        return engine.keep(chosen, self.learner, learner), engine.keep(chosen, self.carry, carry)
+        return engine.keep(chosen, self.learner, learner), engine.keep(chosen, self.sampler_state, sampler_state)
 
 
-class Live(NamedTuple):
+class PhaseState(NamedTuple):
     """A phase in progress, whole: nothing else is remembered anywhere."""
 
-    run: Run
+    run: RunState
     """As it was when the phase began, but for the ring."""
     keys: Keys
-    rule: engine.Packed
-    """Who acts and learns, and where batches come from: a method and a source."""
+    algorithm: engine.Packed
+    """Who acts and learns, and where batches come from: a method and a sampler."""
     learner: engine.Packed
-    carry: engine.Packed
-    tally: engine.Tally
-    news: Transition | None = None
+    sampler_state: engine.Packed
+    metrics: engine.Metrics
+    pending_row: Transition | None = None
     """The row of the last env step [seeds, ...], until the next dispatch writes it to the ring."""
-    held: Held | None = None
-    evidence: tuple[tuple[float, ...], ...] = ()
+    halted_seeds: HaltedSeeds | None = None
+    validation_errors: tuple[tuple[float, ...], ...] = ()
     """What a phase that ends by evidence has measured: every look's error of each seed."""
     update: int = 0
     """Gradient steps of this phase."""
@@ -84,22 +84,30 @@ class Live(NamedTuple):
 
     def scalars(self) -> dict[str, np.ndarray]:
         """What the tally says, per seed."""
-        values, count = jax.device_get(self.tally)
+        values, count = jax.device_get(self.metrics)
         mean = lambda name, value: value if name.startswith("max_") else value / np.maximum(count, 1)
         found = {name: mean(name, value) for name, value in values.items()} if count.any() else {}
-        return found | ({"held_out_error": np.array(self.evidence[-1])} if found and self.evidence else {})
+        return found | (
+            {"held_out_error": np.array(self.validation_errors[-1])} if found and self.validation_errors else {}
+        )
 
-    def settled(self) -> "Live":
+    def flushed(self) -> "PhaseState":
         """The same with every row in the ring."""
-        if self.news is None:
+        if self.pending_row is None:
             return self
-        carry, ring = engine.remember(self.rule, self.carry, self.run.online, self.news, offline=self.run.offline)
-        return self._replace(run=dataclasses.replace(self.run, online=ring), carry=carry, news=None)
+        sampler_state, ring = engine.remember(
+            self.algorithm, self.sampler_state, self.run.online, self.pending_row, offline=self.run.offline
+        )
+        return self._replace(
+            run=dataclasses.replace(self.run, online=ring), sampler_state=sampler_state, pending_row=None
+        )
 
-    def hold(self, seeds: tuple[bool, ...]) -> "Live":
+    def halt_seeds(self, seeds: tuple[bool, ...]) -> "PhaseState":
         """The same with these seeds staying as they are."""
-        learner, carry = jax.tree.map(jnp.copy, (self.learner, self.carry))  # the originals are donated
-        return self._replace(held=Held(seeds, learner, carry), run=dataclasses.replace(self.run, halted=seeds))
+        learner, sampler_state = jax.tree.map(jnp.copy, (self.learner, self.sampler_state))  # the originals are donated
+        return self._replace(
+            halted_seeds=HaltedSeeds(seeds, learner, sampler_state), run=dataclasses.replace(self.run, halted=seeds)
+        )
 
-    def fresh_tally(self) -> "Live":
-        return self._replace(tally=jax.tree.map(np.zeros_like, self.tally))
+    def with_metrics_reset(self) -> "PhaseState":
+        return self._replace(metrics=jax.tree.map(np.zeros_like, self.metrics))

@@ -16,11 +16,11 @@ from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
 
 
-class AbstractSource(eqx.Module):
+class AbstractSampler(eqx.Module):
     """Its fields are settings. One seed is seen at a time; the engine adds the seed axis."""
 
     batch: eqx.AbstractVar[int]
-    hides: ClassVar[bool] = True
+    can_hold_out: ClassVar[bool] = True
     """Whether online rows beyond the ring's count are not drawn, though they are there."""
 
     def __check_init__(self):
@@ -40,13 +40,13 @@ class AbstractSource(eqx.Module):
         """What the source remembers when a phase begins."""
         return ()
 
-    def wrote(self, carry: Any, offline: Transition, ring: Ring) -> Any:
+    def on_row_added(self, sampler_state: Any, offline: Transition, ring: Ring) -> Any:
         """Told once per online row, just after `ring` received it."""
-        return carry
+        return sampler_state
 
     @abc.abstractmethod
     def draw(
-        self, carry: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock
+        self, sampler_state: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
         """A batch, in whatever shape the method takes, the next carry, and scalars to report."""
 
@@ -65,15 +65,15 @@ def pick(offline: Transition, ring: Ring, index: Int[Array, " batch"]) -> Transi
     return jax.tree.map(choose, ours, theirs)
 
 
-class Uniform(AbstractSource):
+class Uniform(AbstractSampler):
     """Every row of the union of offline and online data is equally likely."""
 
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         rows = len(offline.reward) + ring.size
-        return carry, pick(offline, ring, jax.random.randint(key, (self.batch,), 0, rows)), {}
+        return sampler_state, pick(offline, ring, jax.random.randint(key, (self.batch,), 0, rows)), {}
 
 
 def check_share(line: Linear) -> None:
@@ -93,7 +93,7 @@ def mixed_index(share: Any, batch: int, size: int, ring: Ring, key: PRNGKeyArray
     return jnp.where(is_online, online, jax.random.randint(key_off, (batch,), 0, size))
 
 
-class Ratio(AbstractSource):
+class Ratio(AbstractSampler):
     """A fixed share of each batch is online (rounded to rows), the rest offline; each part is uniform.
 
     A half is the symmetric sampling of RLPD (arXiv 2302.02948); 1 is online-only.
@@ -116,12 +116,12 @@ class Ratio(AbstractSource):
         if offline == 0 and min(ends) < 1:
             raise SegueError("A batch with offline rows needs a dataset: give one, or set the online share to 1.")
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         index = mixed_index(self.online(clock), self.batch, len(offline.reward), ring, key)
-        return carry, pick(offline, ring, index), {}
+        return sampler_state, pick(offline, ring, index), {}
 
 
-class Paired(AbstractSource):
+class Paired(AbstractSampler):
     """Two batches: one uniform over offline rows, one uniform over online rows (OPT's online pre-training)."""
 
     batch: int = eqx.field(static=True, default=256)
@@ -133,8 +133,8 @@ class Paired(AbstractSource):
                 "Online pre-training needs both data: give a dataset, and put Collect(...) before this phase."
             )
 
-    def draw(self, carry, offline, ring, *, key, clock):
+    def draw(self, sampler_state, offline, ring, *, key, clock):
         key_off, key_on = jax.random.split(key)
         off = take_rows(offline, jax.random.randint(key_off, (self.batch,), 0, len(offline.reward)))
         on = take_rows(ring.rows, jax.random.randint(key_on, (self.batch,), 0, ring.size))
-        return carry, (off, on), {}
+        return sampler_state, (off, on), {}

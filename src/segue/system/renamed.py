@@ -1,0 +1,57 @@
+"""What version 0.1 called things: its names and flags still work for one version, with one line that says the new one.
+
+A flag is translated before it is parsed, so that the rest of Segue knows the new words alone.
+"""
+
+import importlib
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+
+def names(**homes: str) -> dict[str, str]:
+    """Map each old name to its dotted place below `segue`; `homes` lists names by package."""
+    return {name: f"{home}.{name}" for home, listed in homes.items() for name in listed.split()}
+
+
+def look_up(old: str, place: str) -> Any:
+    """Return what `segue.OLD` is now, and warn where it is."""
+    warnings.warn(f"segue.{old} is now segue.{place}.", DeprecationWarning, stacklevel=3)
+    home, dot, name = f"segue.{place}".rpartition(".")
+    module = importlib.import_module(home)
+    return getattr(module, name) if hasattr(module, name) else importlib.import_module(f"{home}{dot}{name}")
+
+
+_NETWORKS = "width|depth|critic-depth|actor-norm|critic-norm|actor-head|critic-head"
+_FLAGS = (
+    (rf"(--(?!prior)\w+(?:\.backbone)?)\.((?:no-)?(?:{_NETWORKS}))", r"\1.networks.\2"),
+    (r"(--\w+)\.source\.(.+)", r"\1.sampler.\2"),
+    (r"(--\w+)\.leash\.(.+)", r"\1.trust-region.\2"),
+    (r"(--\w+)\.settle", r"\1.early-stopping"),
+    (r"(--\w+)\.((?:no-)?)chance", r"\1.\2random"),
+    (r"(--\w+)\.((?:no-)?)fit-aux", r"\1.\2fit-parts"),
+    (r"(--[\w.]+)\.most", r"\1.max-weight"),
+    (r"(--[\w.]+)\.listens", r"\1.policy-reduction"),
+    (r"--engine", "--executor"),
+)
+"""Patterns of the old flags, and the new ones."""
+
+
+def new_flag(flag: str) -> str | None:
+    """Return what a flag of version 0.1 is called now; None where it has kept its name."""
+    return next((found.expand(new) for old, new in _FLAGS if (found := re.fullmatch(old, flag))), None)
+
+
+def translate(words: Sequence[str]) -> list[str]:
+    """Return a command's words with the new names of old flags; say each of them once, on standard error."""
+    translated, said = [], set()
+    for word in words:
+        flag, equals, value = word.partition("=")
+        new = new_flag(flag) if flag.startswith("--") else None
+        if new is not None and flag not in said:
+            said.add(flag)
+            print(f"segue: {flag} is now called {new}; the old name goes with the next version.", file=sys.stderr)
+        translated.append(word if new is None else f"{new}{equals}{value}")
+    return translated
