@@ -543,7 +543,7 @@ def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, e
         raise error("no lock here")
 
     monkeypatch.setattr(worker, "speak", logs.append)
-    monkeypatch.setattr(cores_module, "pin", lambda *_: "core 0")
+    monkeypatch.setattr(worker, "pin", lambda *_: "core 0")
     monkeypatch.setattr(storage.Directory, "here", refuse)
     assert worker.run(ordered(out)) == code
     assert capsys.readouterr().err == "segue: no lock here\n"
