@@ -129,7 +129,7 @@ class Log(NullHook):
         if halted.all():
             raise SegueError(
                 f"Phase {name!r} diverged: at update {phase_state.update}, env step {phase_state.env_step}, {why}"
-                f"{' and every other seed has halted' if phase_state.run.seeds > 1 else ''}; try a lower learning rate, "
+                f"{' and every other seed has halted' if phase_state.run.seeds > 1 else ''}; try a lower learning rate "
                 "and look at max_abs_q in metrics.jsonl."
             )
         learner = engine.keep(ruined, self.sound[0], phase_state.learner)
