@@ -199,7 +199,8 @@ def main() -> None:
             raise SystemExit(f"these differ: {[key for key in whole if whole[key] != fired.get(key)]}")
         killed = ", ".join(f"{count} {what}" for what, count in fire.killed.items() if count)
         print(
-            f"{len(fired)} trials on `{args.executor}`, killed {killed or 'nothing'}: {seconds:.0f} s, {drivers} drivers"
+            f"{len(fired)} trials on `{args.executor}`, killed {killed or 'nothing'}: {seconds:.0f} s, "
+            f"{drivers} drivers"
         )
         print("each finished exactly once; SHA-256 of returns, metrics, episodes and policies as without faults")
         return None
