@@ -24,9 +24,9 @@ Keys = Key[Array, " seeds"]
 class Transition(NamedTuple):
     """One step of experience; leading axes make it a batch.
 
-    `terminal` says that the task ended in `next_obs`, so nothing is bootstrapped from there. A time limit is *not*
-    terminal: its `next_obs` is the true last observation and it bootstraps.
-    Actions are in [-1, 1] wherever a method sees them (`Spec.normalise`); in a `Dataset` they have the env's units.
+    `terminal` says that the task ended in `next_obs`, so that its value is not bootstrapped. A time limit is *not*
+    terminal: `next_obs` is then the true last observation, and its value is bootstrapped. Actions are in [-1, 1]
+    wherever a method sees them (`Spec.normalise`); in a `Dataset` actions have the env's units.
     """
 
     obs: Float[Any, "*batch obs"]
@@ -111,7 +111,7 @@ ADAM = optax.scale_by_adam()
 
 
 class TrainState(eqx.Module):
-    """A network, its target network (None where nothing needs one) and its optimiser's moments."""
+    """A network, its target network (None where it is not needed) and the moments of its optimiser."""
 
     net: PyTree
     target: PyTree
@@ -180,7 +180,7 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def release(self, learner: Any) -> Pretrained:
-        """Return the networks for the next phase. Whatever this method did not change passes through."""
+        """Return the networks for the next phase; parts that this method did not change pass through."""
 
     def error(self, learner: Any, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
         """Measure the critic's error on `rows`, which are in the order of time.
@@ -198,6 +198,6 @@ class AbstractMethod(eqx.Module):
 
 
 def empty_rows(spec: Spec) -> Transition:
-    """Return a dataset of no rows."""
+    """Return a dataset without rows."""
     none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
     return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))

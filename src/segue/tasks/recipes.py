@@ -36,15 +36,18 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
 
 
 def _offline(task: Task, budget: Budget) -> Phases:
+    """Return one offline phase of the task's backbone."""
     backbone = task.constants.backbones[task.backbone]
     return {"offline": Train(backbone, budget.offline, backbone.sampler(task.constants.batch(task.backbone)))}
 
 
 def _spot(task: Task, budget: Budget) -> Phases:
+    """Return SPOT's two offline phases: the VAE's and the policy's."""
     return {"prior": Train(BehaviourDensity(), budget.prior), **_offline(task, budget)}
 
 
 def _iql(task: Task, budget: Budget) -> Phases:
+    """Return IQL's offline phase, in which the policy's rate falls to 0 at the end."""
     backbone = dataclasses.replace(task.constants.backbones["iql"], decay=max(budget.offline, 1))
     return {"offline": Train(backbone, budget.offline)}
 
@@ -214,6 +217,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
 
 
 def _utd(task: Task, budget: Budget) -> int:
+    """Return the gradient steps for each env step."""
     return budget.updates_per_step or task.constants.updates_per_step
 
 

@@ -70,6 +70,7 @@ _BETAS = {
 
 
 def _rebrac(name: str, **settings: Any) -> ReBRAC:
+    """Return ReBRAC with the betas of a task."""
     actor, critic = _BETAS.get(name, (0.01, 0.01))
     return ReBRAC(beta_actor=actor, beta_critic=critic, **settings)
 
@@ -86,6 +87,7 @@ def _rows(env: str, kind: str) -> AbstractDatasetRecipe:
 
 
 def _mujoco(env: str, kind: str) -> Task:
+    """Return a MuJoCo locomotion task with a dataset of one of D4RL's kinds."""
     name = f"{env}-{kind}"
     backbones = default_backbones(
         SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3)
@@ -165,6 +167,7 @@ def _adroit(hand: str, kind: str) -> Task:
 
 
 def _all() -> Iterator[Task]:
+    """Yield every named task."""
     for env, kind in itertools.product(_ENVS, _KAPPA):
         yield _mujoco(env, kind)
     for maze, kind in (

@@ -143,6 +143,8 @@ def _with_seed_axis(tree, keys):
 def _add_row(
     sampler: AbstractSampler, sampler_state: Packed, ring: Ring, row: Transition, offline: Transition
 ) -> tuple[Packed, Ring]:
+    """Add a row, within a jitted program: see `add_row`."""
+
     def one(sampler_state, rows, row):
         ring = Ring(rows, written).add(row)
         return sampler.on_row_added(sampler_state, offline, ring), ring.rows
