@@ -120,8 +120,9 @@ def commit_times(rows: int, new: int) -> None:
     phase = Online(OPT(backbone, Linear(0.0, 1.0, 10)), rows, Balanced())
     run = start.start(spec, offline, {"finetune": phase})
     critic = lambda key: TrainState.new(backbone.new_critic(spec, key=key))
-    pretrained = lambda key: Pretrained(TrainState.new(backbone.new_actor(spec, key=key)), critic(key), critic(key))
-    run.__dict__["waist"] = jax.vmap(pretrained)(run.keys)
+    actor = lambda key: TrainState.new(backbone.new_actor(spec, key=key))
+    pretrained = lambda key: Pretrained(actor(key), critic(key), {"q_on": critic(key)})
+    run.__dict__["pretrained"] = jax.vmap(pretrained)(run.keys)
     phase_state = phase.begin(run)
     with tempfile.TemporaryDirectory() as name:
         journal, stalls, saves = Journal(Path(name)), [], []
@@ -147,9 +148,10 @@ def soak(steps: int) -> None:
     """A tiny net fine-tuned for `steps` env steps: what grows?"""
     import jax
 
-    from segue.envs.lockstep import Worlds
+    from segue.envs.lockstep import LockstepEnvs
     from segue.envs.make import make_env, read_spec
     from segue.methods.td3 import TD3
+    from segue.nn.networks import Networks
     from segue.training import engine, start
     from segue.training.phases import Online
 
@@ -159,12 +161,12 @@ def soak(steps: int) -> None:
         return resident, len(os.listdir("/proc/self/fd")), threading.active_count(), engine.learn._cache_size()
 
     make = lambda: make_env("Pendulum-v1")
-    spec, phase = read_spec(make), Online(TD3(width=8), steps)
-    worlds = Worlds(make, spec, [0])
+    spec, phase = read_spec(make), Online(TD3(networks=Networks(width=8)), steps)
+    envs = LockstepEnvs(make, spec, [0])
     phase_state = phase.begin(start.start(spec, None, {"online": phase}))
     for step in range(steps):
-        action = phase.act(phase_state, worlds.obs)
-        phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
+        action = phase.act(phase_state, envs.obs, envs.episode_steps)
+        phase_state = phase.observe(phase.learn(phase_state, 0), envs.step(action))
         if step == steps // 10:
             first = now()
     jax.block_until_ready(phase_state.learner)

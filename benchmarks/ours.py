@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from segue.core import Linear, Spec, Transition
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import make_env
 from segue.methods.sac import SAC
 from segue.nn.networks import Networks
@@ -98,26 +98,26 @@ def main() -> None:
     else:
         phases = {"opt": opt, "direct": direct}[args.method](job, budget)
         run = start_module.start(spec, data, phases, seeds=args.seeds)
-    worlds = Worlds(lambda: make_env(args.env_id), spec, range(args.seeds))
+    envs = LockstepEnvs(lambda: make_env(args.env_id), spec, range(args.seeds))
     name = {"offline": "offline", "pretrain": "pretrain"}.get(args.what, "finetune")
     before = {key: phases[key] for key in list(phases)[: list(phases).index(name)]}
     phase = phases[name]
     if isinstance(phase, Train):
         phase = dataclasses.replace(phase, steps=10**9)
-    phase_state = phase.begin(pipeline(run, before, worlds))
-    row = worlds.step(np.zeros((args.seeds, act), np.float32))
+    phase_state = phase.begin(pipeline(run, before, envs))
+    row = envs.step(np.zeros((args.seeds, act), np.float32))
 
     def window():
         nonlocal phase_state
         if args.what == "online":
             for _ in range(args.env_steps):
-                action = phase.act(phase_state, worlds.obs, worlds.episode_steps)
-                phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
+                action = phase.act(phase_state, envs.obs, envs.episode_steps)
+                phase_state = phase.observe(phase.learn(phase_state, 0), envs.step(action))
         elif args.what == "steps":
             for _ in range(args.env_steps):
                 phase_state = phase.observe(phase.learn(phase_state, 0), row)
         else:
-            phase_state = Train(*phase.rule[:1], 10**9, phase.rule[1]).learn(phase_state, args.updates)
+            phase_state = Train(phase.method, 10**9, phase.sampler).learn(phase_state, args.updates)
         jax.block_until_ready(phase_state.learner)
 
     updates = args.env_steps * args.utd if args.what == "steps" else args.updates

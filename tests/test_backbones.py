@@ -541,7 +541,7 @@ def test_the_density_around_a_policy_integrates_to_one(output):
 
 
 def test_awac_s_losses_and_their_gradients(x64):
-    backbone = AWAC(networks=NETS, discount=0.9, temperature=0.3, most=1.5)
+    backbone = AWAC(networks=NETS, discount=0.9, temperature=0.3, max_weight=1.5)
     given, batch = x64(pretrained(0, backbone)), x64(OFFLINE)
     log_std = np.clip(f64(given.actor.net.log_std), -5, 2)
     actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)

@@ -12,7 +12,7 @@ from helpers import Ragged, finished, lines
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, TrainState
 from segue.data import device
 from segue.data.collecting import collect_random
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import spec_of
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -83,14 +83,14 @@ def rows():
 
 
 def drive(phases, *, seeds=(0, 1), offline=True, actor=True, world=True, stride=250, watches=()):
-    """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the worlds, what watched."""
+    """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the envs, what watched."""
     first = start.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
     if actor:
         new = lambda key: TrainState.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
         first = dataclasses.replace(first, pretrained=Pretrained(actor=jax.vmap(new)(first.keys)))
-    worlds, watch = Worlds(Ragged, SPEC, seeds) if world else None, Watch([])
-    last = pipeline(first, phases, worlds, [watch, *watches], stride)
-    return first, last, worlds, watch
+    envs, watch = LockstepEnvs(Ragged, SPEC, seeds) if world else None, Watch([])
+    last = pipeline(first, phases, envs, [watch, *watches], stride)
+    return first, last, envs, watch
 
 
 def trio(updates_per_step=2, steps=7):
@@ -103,13 +103,13 @@ def trio(updates_per_step=2, steps=7):
 
 @pytest.mark.parametrize("utd", [0, 1, 5])
 def test_every_phase_takes_its_steps_on_its_clock(utd):
-    _, last, worlds, watch = drive(trio(utd), stride=3)
+    _, last, envs, watch = drive(trio(utd), stride=3)
     ticks = {name: [(u, e) for _, what, n, u, e in watch.told if (what, n) == ("ticked", name)] for name in trio()}
     assert ticks["learn"] == [(3, 0), (6, 0), (7, 0)]
     assert ticks["collect"] == [(0, e) for e in range(1, 6)]
     assert ticks["both"] == [(utd * k, 5 + k) for k in range(1, 8)]
     assert (last.env_step, last.updates, last.phases) == (12, 7 + 7 * utd, 3)
-    assert all(len(env.log) == 12 for env in worlds.envs)
+    assert all(len(env.log) == 12 for env in envs.envs)
 
     clocks = watch.learners["learn"][-2][0]
     assert clocks[:8].tolist() == [*([i, 0, 0] for i in range(7)), [-1, -1, -1]]
@@ -141,7 +141,7 @@ def test_collecting_changes_no_weight():
 
 def test_a_run_can_be_continued_twice():
     """One offline policy, many fine-tuners: what a phase updates in place must be its own copy."""
-    world = lambda: Worlds(Ragged, SPEC, (0, 1))
+    world = lambda: LockstepEnvs(Ragged, SPEC, (0, 1))
     _, shared, _, _ = drive({"learn": Train(Diary(), 1)})
     one, two = (pipeline(shared, {"collect": Collect(3)}, world()) for _ in range(2))
     assert same(one.online.rows, two.online.rows)
@@ -149,9 +149,9 @@ def test_a_run_can_be_continued_twice():
 
 
 def test_replay_holds_what_the_worlds_did_in_order():
-    _, last, worlds, _ = drive(trio())
+    _, last, envs, _ = drive(trio())
     ring = jax.tree.map(np.asarray, last.online.rows)
-    for s, env in enumerate(worlds.envs):
+    for s, env in enumerate(envs.envs):
         obs, action, reward, next_obs, terminated, _ = map(np.array, zip(*env.log, strict=True))
         np.testing.assert_array_equal(ring.obs[s], obs)
         np.testing.assert_array_equal(ring.next_obs[s], next_obs)

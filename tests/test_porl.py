@@ -12,7 +12,7 @@ from conftest import NETS, SPEC, at, pretrained, rows, same, seed_of
 from helpers import Ragged
 
 from segue.core import Clock, Linear, Pretrained, TrainState
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import spec_of
 from segue.errors import SegueError
 from segue.methods.direct import Direct
@@ -45,11 +45,11 @@ POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
 
 def whole(phases, policy=POLICY, seeds=2, offline=None):
     """The run after its last phase."""
-    worlds = Worlds(Ragged, RAGGED, range(seeds))
+    envs = LockstepEnvs(Ragged, RAGGED, range(seeds))
     try:
-        return pipeline(start_module.start(RAGGED, offline, phases, seeds=seeds, policy=policy), phases, worlds)
+        return pipeline(start_module.start(RAGGED, offline, phases, seeds=seeds, policy=policy), phases, envs)
     finally:
-        worlds.close()
+        envs.close()
 
 
 def learned(run):
@@ -199,10 +199,10 @@ def test_settling_in_a_run():
         "finetune": Online(PORL(TINY), 420, ONLINE),
     }
     phase_state = phases["presample"].begin(start_module.start(RAGGED, None, phases, policy=POLICY, seeds=2))
-    worlds = Worlds(Ragged, RAGGED, range(2))
+    envs = LockstepEnvs(Ragged, RAGGED, range(2))
     while not phases["presample"].done(phase_state):
-        action = phases["presample"].act(phase_state, worlds.obs, worlds.episode_steps)
-        phase_state = phases["presample"].observe(phases["presample"].learn(phase_state, 0), worlds.step(action))
+        action = phases["presample"].act(phase_state, envs.obs, envs.episode_steps)
+        phase_state = phases["presample"].observe(phases["presample"].learn(phase_state, 0), envs.step(action))
     assert 40 <= phase_state.env_step < 400
     assert len(phase_state.validation_errors) == phase_state.env_step // 10
     error = engine.error(
@@ -222,11 +222,11 @@ def test_updates_that_are_repeated_do_not_look_twice():
     """A world that fails for good in the midst of a step is gone back to before its row, after its updates."""
     phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=4)
     phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
-    worlds = Worlds(Ragged, RAGGED, [0])
+    envs = LockstepEnvs(Ragged, RAGGED, [0])
     for step in range(9):
         phase_state = phase.learn(phase.learn(phase_state, 0), 0)
         assert len(phase_state.validation_errors) == step // 4
-        phase_state = phase.observe(phase_state, worlds.step(phase.act(phase_state, worlds.obs, worlds.episode_steps)))
+        phase_state = phase.observe(phase_state, envs.step(phase.act(phase_state, envs.obs, envs.episode_steps)))
 
 
 def test_a_method_that_measures_nothing_cannot_settle():
@@ -307,10 +307,10 @@ def test_a_leash_is_off_by_default_and_ends():
 def test_rows_never_cross_a_reset_and_a_time_limit_is_not_terminal(method):
     """Every row of the ring beside what each env says that it did."""
     phases = {"first": Online(method, 25, ONLINE, 1), "then": Online(PORL(TINY), 40, ONLINE, 1)}
-    worlds, ends = Worlds(Ragged, RAGGED, range(2)), set()
-    run = pipeline(start_module.start(RAGGED, None, phases, seeds=2, policy=POLICY), phases, worlds)
+    envs, ends = LockstepEnvs(Ragged, RAGGED, range(2)), set()
+    run = pipeline(start_module.start(RAGGED, None, phases, seeds=2, policy=POLICY), phases, envs)
     assert int(run.online.written) == run.online.capacity == 40
-    for seed, env in enumerate(worlds.envs):
+    for seed, env in enumerate(envs.envs):
         kept = seed_of(run.online.rows, seed)
         obs, action, reward, next_obs, terminated, truncated = (
             np.array(column) for column in zip(*env.log, strict=True)
@@ -350,12 +350,12 @@ class Failing(Ragged):
 
 def test_ages_begin_anew_with_every_episode_faults_included():
     Failing.told.clear()
-    worlds, rng, faults = Worlds(Failing, RAGGED, [4, 5]), np.random.default_rng(0), []
+    envs, rng, faults = LockstepEnvs(Failing, RAGGED, [4, 5]), np.random.default_rng(0), []
     for _ in range(60):
-        assert worlds.episode_steps.tolist() == worlds.obs[:, 1].tolist()  # obs[1] is the step in the episode
-        before = worlds.faults
-        row = worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32))
-        faults.append(worlds.faults - before)
+        assert envs.episode_steps.tolist() == envs.obs[:, 1].tolist()  # obs[1] is the step in the episode
+        before = envs.faults
+        row = envs.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32))
+        faults.append(envs.faults - before)
         assert (row.next_obs[:, 1] == row.obs[:, 1] + 1).all()
         assert (row.next_obs[:, 0] == row.obs[:, 0]).all()
     assert sum(faults) == len(Failing.told) == 2
@@ -396,7 +396,7 @@ def test_a_policy_is_needed(name):
     mine = task(env_id="Pendulum-v1", policy="p.npz")
     phases = RECIPES[name](mine, budget)
     with pytest.raises(SegueError, match="--policy FILE"):
-        pipeline(start_module.start(RAGGED, None, phases), phases, Worlds(Ragged, RAGGED, [0]))
+        pipeline(start_module.start(RAGGED, None, phases), phases, LockstepEnvs(Ragged, RAGGED, [0]))
 
 
 def test_chance_is_uniform_and_needs_no_policy():

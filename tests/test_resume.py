@@ -24,7 +24,7 @@ from helpers import edit, flags, lines, new
 from segue.cli import main
 from segue.core import Spec
 from segue.envs.faults import Watchdog
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import spec_of
 from segue.envs.rollouts import Evaluation, Evaluator
 from segue.errors import DataError, SegueError, Stopped
@@ -719,7 +719,7 @@ def test_an_env_that_fails_is_made_anew_and_no_broken_row_is_stored(way, monkeyp
     monkeypatch.setattr(Faulty, "steps", 0)
     spec, told = spec_of(Still()), []
     watchdog = Watchdog(0.2)
-    worlds = Worlds(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
+    worlds = LockstepEnvs(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
     rng = np.random.default_rng(0)
     rows, ended = [], []
     for _ in range(8 if way == "hangs" else 60):

@@ -278,23 +278,23 @@ def test_rows_are_drawn_in_proportion_to_their_priorities():
 def test_more_than_a_million_rows():
     """A thousand weighty rows among 2^20 + 7, all others of priority zero, in one program."""
     n = 2**20 + 7
-    phase_state = np.unique(np.r_[0, n - 1, np.random.default_rng(0).integers(n, size=1000)])
+    weighty = np.unique(np.r_[0, n - 1, np.random.default_rng(0).integers(n, size=1000)])
     weights = np.zeros(n, np.float32)
-    weights[phase_state] = 1 + np.arange(len(phase_state)) % 3
+    weights[weighty] = 1 + np.arange(len(weighty)) % 3
 
     @jax.jit
     def program(weights, index, priority, key):
         tree = sumtree.write(sumtree.build(weights), index, priority)
         return tree[1], sumtree.draw(tree, 200_000, key)
 
-    gone = phase_state[5]
+    gone = weighty[5]
     total, index = program(weights, np.asarray([gone, 1, 1]), np.float32([0, 9, 9]), KEY)
     weights[[gone, 1]] = 0, 9
-    phase_state = np.flatnonzero(weights)
+    weighty = np.flatnonzero(weights)
     counts = np.bincount(index, minlength=n)
     np.testing.assert_allclose(total, weights.sum(dtype=np.float64), rtol=1e-6)
-    assert counts.sum() == counts[phase_state].sum() == 200_000
-    assert probable(counts[phase_state], weights[phase_state]) > 1e-4
+    assert counts.sum() == counts[weighty].sum() == 200_000
+    assert probable(counts[weighty], weights[weighty]) > 1e-4
 
 
 # --- balanced replay -------------------------------------------------------------------------------------------------

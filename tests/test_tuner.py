@@ -20,7 +20,7 @@ import segue
 from segue import predict
 from segue.cli import main
 from segue.core import Linear, Spec, Transition
-from segue.envs.lockstep import TRAIN, Worlds, episode_seed
+from segue.envs.lockstep import TRAIN, LockstepEnvs, episode_seed
 from segue.envs.make import spec_of
 from segue.errors import DataError, SegueError
 from segue.methods.porl import PORL, PolicyEvaluation
@@ -60,7 +60,7 @@ def tuner(task, out, phases=PHASES, **options):
 
 
 class Arm:
-    """Ragged as a caller has it: reset by hand, with the starts that a run's worlds would have."""
+    """Ragged as a caller has it: reset by hand, with the starts that a run's envs would have."""
 
     def __init__(self):
         self.env, self.episode = Ragged(), 0
@@ -83,8 +83,8 @@ class Arm:
 
 
 def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
-    worlds = Worlds(Ragged, SPEC, [0])
-    run = pipeline(start.start(SPEC, None, PHASES, policy=POLICY), PHASES, worlds)
+    envs = LockstepEnvs(Ragged, SPEC, [0])
+    run = pipeline(start.start(SPEC, None, PHASES, policy=POLICY), PHASES, envs)
     with tuner(task, folder := new("arm")) as mine:
         Arm().phase_state(mine)
         theirs = mine.drive.run

@@ -1,4 +1,4 @@
-"""Worlds: what a row holds at the end of an episode, whose reset comes next, and how a policy is evaluated."""
+"""Lockstep environments: the rows at the end of an episode, the seeds of resets, and evaluation."""
 
 import gymnasium as gym
 import jax
@@ -8,7 +8,7 @@ import pytest
 from helpers import Ragged, Spaces
 
 from segue.core import Spec
-from segue.envs.lockstep import EVALUATE, Worlds, episode_seed
+from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
 from segue.envs.make import make_env, spec_of
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator
@@ -21,21 +21,21 @@ EPISODE, T, START = range(3)
 
 
 def roll(seeds=(0, 1, 2), steps=60, reward=Reward()):
-    """Worlds stepped by random actions, and the rows [steps, seeds]."""
-    worlds, rng = Worlds(Ragged, SPEC, seeds, reward), np.random.default_rng(0)
-    rows = [worlds.step(rng.uniform(-1, 1, (len(seeds), 2)).astype(np.float32)) for _ in range(steps)]
-    return worlds, jax.tree.map(lambda *column: np.stack(column), *rows)
+    """LockstepEnvs stepped by random actions, and the rows [steps, seeds]."""
+    envs, rng = LockstepEnvs(Ragged, SPEC, seeds, reward), np.random.default_rng(0)
+    rows = [envs.step(rng.uniform(-1, 1, (len(seeds), 2)).astype(np.float32)) for _ in range(steps)]
+    return envs, jax.tree.map(lambda *column: np.stack(column), *rows)
 
 
-def starts(worlds, index):
-    return [seen[START] for seen, *_ in worlds.envs[index].log if seen[T] == 0]
+def starts(envs, index):
+    return [seen[START] for seen, *_ in envs.envs[index].log if seen[T] == 0]
 
 
 def test_no_row_crosses_a_reset():
-    worlds, rows = roll()
+    envs, rows = roll()
     assert (rows.obs[..., [EPISODE, START]] == rows.next_obs[..., [EPISODE, START]]).all()
     assert (rows.next_obs[..., T] == rows.obs[..., T] + 1).all()
-    for s, env in enumerate(worlds.envs):
+    for s, env in enumerate(envs.envs):
         over = np.array([terminated or truncated for *_, terminated, truncated in env.log])
         after = rows.obs[1:, s]
         assert (after[over[:-1], EPISODE] == rows.obs[:-1][over[:-1], s, EPISODE] + 1).all()
@@ -47,9 +47,9 @@ def test_no_row_crosses_a_reset():
 
 
 def test_terminal_means_terminated_and_never_truncated_alone():
-    worlds, rows = roll()
+    envs, rows = roll()
     seen = set()
-    for s, env in enumerate(worlds.envs):
+    for s, env in enumerate(envs.envs):
         for t, (*_, terminated, truncated) in enumerate(env.log):
             assert rows.terminal[t, s] == terminated
             seen.add((terminated, truncated))
@@ -60,13 +60,13 @@ def test_a_time_limit_of_gymnasium_keeps_the_true_last_observation():
     make = lambda: make_env("HalfCheetah-v5", max_episode_steps=4)
     env = make()
     spec, action = spec_of(env), np.full((1, 6), 0.5, np.float32)
-    worlds = Worlds(make, spec, [7])
+    envs = LockstepEnvs(make, spec, [7])
     for episode in range(2):
         obs, _ = env.reset(seed=episode_seed(7, 0, episode))
         for step in range(4):
-            assert (worlds.obs[0] == obs.astype(np.float32)).all()
+            assert (envs.obs[0] == obs.astype(np.float32)).all()
             obs, reward, _, truncated, _ = env.step(action[0])
-            row = worlds.step(action)
+            row = envs.step(action)
             assert (row.next_obs[0] == obs.astype(np.float32)).all()
             assert row.reward[0] == np.float32(reward)
             assert truncated == (step == 3)
@@ -74,11 +74,11 @@ def test_a_time_limit_of_gymnasium_keeps_the_true_last_observation():
 
 
 def test_the_env_gets_its_own_units_and_the_row_keeps_ours():
-    worlds, low, high = Worlds(Ragged, SPEC, [0]), -2.0, 3.0
+    envs, low, high = LockstepEnvs(Ragged, SPEC, [0]), -2.0, 3.0
     for ours, theirs in ((-1.0, low), (1.0, high), (0.0, 0.5), (0.5, 1.75)):
-        row = worlds.step(np.full((1, 2), ours, np.float32))
+        row = envs.step(np.full((1, 2), ours, np.float32))
         assert (row.action == ours).all()
-        assert (worlds.envs[0].log[-1][1] == theirs).all()
+        assert (envs.envs[0].log[-1][1] == theirs).all()
     assert SPEC.normalise(SPEC.denormalise(np.float32(0.3))) == pytest.approx(0.3, abs=1e-6)
 
 
@@ -90,8 +90,8 @@ def test_an_env_that_writes_into_its_action_changes_no_row():
             action *= 0.5
             return super().step(action)
 
-    worlds = Worlds(Greedy, spec_of(Greedy()), [0])
-    row = worlds.step(np.full((1, 2), 0.8, np.float32))
+    envs = LockstepEnvs(Greedy, spec_of(Greedy()), [0])
+    row = envs.step(np.full((1, 2), 0.8, np.float32))
     assert (row.action == np.float32(0.8)).all()
 
 
@@ -101,24 +101,24 @@ def test_a_reward_that_no_row_can_hold_is_a_fault():
             obs, _, *rest = super().step(action)
             return obs, 1e39, *rest
 
-    worlds = Worlds(Huge, spec_of(Huge()), [0], restarts=3)
+    envs = LockstepEnvs(Huge, spec_of(Huge()), [0], restarts=3)
     with pytest.raises(SegueError, match="reward inf"):
-        worlds.step(np.zeros((1, 2), np.float32))
+        envs.step(np.zeros((1, 2), np.float32))
 
 
 def test_the_reward_rule_is_for_training_rows_alone():
-    worlds, rows = roll(reward=Reward(scale=2.0, shift=-1.0))
-    raw = np.array([[reward for _, _, reward, *_ in env.log] for env in worlds.envs]).T
+    envs, rows = roll(reward=Reward(scale=2.0, shift=-1.0))
+    raw = np.array([[reward for _, _, reward, *_ in env.log] for env in envs.envs]).T
     np.testing.assert_allclose(rows.reward, 2 * raw - 1, rtol=1e-6)
 
 
 def test_returns_of_training_episodes_are_the_env_s_own():
     """Summed again from what each env gave, whatever the reward rule; with lengths, and who ended by itself."""
-    worlds, rng, found = Worlds(Ragged, SPEC, (0, 1, 2), Reward(2.0, -1.0)), np.random.default_rng(0), []
+    envs, rng, found = LockstepEnvs(Ragged, SPEC, (0, 1, 2), Reward(2.0, -1.0)), np.random.default_rng(0), []
     for _ in range(60):
-        worlds.step(rng.uniform(-1, 1, (3, 2)).astype(np.float32))
-        found += worlds.ended
-    for s, env in enumerate(worlds.envs):
+        envs.step(rng.uniform(-1, 1, (3, 2)).astype(np.float32))
+        found += envs.ended
+    for s, env in enumerate(envs.envs):
         expected, total, length = [], 0.0, 0
         for _, _, reward, _, terminated, truncated in env.log:
             total, length = total + reward, length + 1
@@ -182,7 +182,7 @@ def test_evaluation_equals_a_plain_loop():
         assert found.lengths[s, e] == length
     assert len(set(found.lengths.flat)) > 2
     assert (again.lengths == found.lengths).all()
-    training = Worlds(Ragged, SPEC, seeds).obs[:, START]
+    training = LockstepEnvs(Ragged, SPEC, seeds).obs[:, START]
     assert not set(training) & {env.start for row in evaluator.envs for env in row}
 
 

@@ -24,9 +24,9 @@ Keys = Key[Array, " seeds"]
 class Transition(NamedTuple):
     """One step of experience; leading axes make it a batch.
 
-    `terminal` says that the task ended in `next_obs`, so nothing is bootstrapped from there. A time limit is *not*
-    terminal: its `next_obs` is the true last observation and it bootstraps.
-    Actions are in [-1, 1] wherever a method sees them (`Spec.normalise`); in a `Dataset` they have the env's units.
+    `terminal` says that the task ended in `next_obs`, so that its value is not bootstrapped. A time limit is *not*
+    terminal: `next_obs` is then the true last observation, and its value is bootstrapped. Actions are in [-1, 1]
+    wherever a method sees them (`Spec.normalise`); in a `Dataset` actions have the env's units.
     """
 
     obs: Float[Any, "*batch obs"]
@@ -36,11 +36,25 @@ class Transition(NamedTuple):
     terminal: Bool[Any, "*batch"]
 
 
-class Spec(NamedTuple):
-    """What a network must know about the task before it can be built: sizes, and the box of the actions.
+def is_followed(rows: Transition) -> Bool[Any, " pairs"]:
+    """Return for each row but the last, of rows in the order of time, whether its episode goes on in the next row.
 
-    Inside Segue every action is in [-1, 1]; the box is used at the two borders alone, where data comes in
-    (`normalise`) and where an action goes to an env (`denormalise`). Hashable, hence static under `jit`.
+    An episode goes on where the next row begins, bit for bit, at this row's `next_obs`, and this row is not terminal.
+    NumPy rows [rows, ...] give a NumPy array [rows - 1], JAX rows a JAX array.
+    """
+    return continues(jax.tree.map(lambda column: column[:-1], rows), rows.obs[1:])
+
+
+def continues(rows: Transition, obs: Float[Any, "*batch obs"]) -> Bool[Any, "*batch"]:
+    """Return for each row whether its episode goes on in a row that begins at `obs`: see `is_followed`."""
+    return (obs == rows.next_obs).all(-1) & ~rows.terminal
+
+
+class Spec(NamedTuple):
+    """The sizes of a task's observations and actions, and the action box.
+
+    Inside Segue every action is in [-1, 1]. Only two places use the box: data comes in by `normalise`, and an action
+    goes to an env by `denormalise`. A spec is hashable, hence static under `jit`.
     """
 
     obs: int
@@ -49,14 +63,14 @@ class Spec(NamedTuple):
     high: tuple[float, ...]
 
     def normalise(self, action: Any) -> Any:
-        """Env units -> [-1, 1]. Shape [..., act]. A box that is [-1, 1] already changes nothing, not even bits."""
+        """Convert actions [..., act] from env units to [-1, 1]. A box that is [-1, 1] already changes no bit."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         return 2.0 * (action - low) / (high - low) - 1.0
 
     def denormalise(self, action: Any) -> Any:
-        """[-1, 1] -> env units. Shape [..., act]."""
+        """Convert actions [..., act] from [-1, 1] to env units."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
@@ -64,8 +78,8 @@ class Spec(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The time of an update. It is an argument, like a random key; seeds share it, so a `lax.cond` on it stays a branch
-    under `vmap`."""
+    """The time of an update. It is an argument, like a random key. Seeds share it, so that a `lax.cond` on the clock
+    stays a branch under `vmap`."""
 
     update: Int[Array, ""]
     """Gradient steps since this phase began."""
@@ -76,7 +90,7 @@ class Clock(NamedTuple):
 
 
 class Linear(eqx.Module):
-    """Interpolate linearly in env steps from `start` to `end`, and stay constant before and after."""
+    """A linear ramp over env steps from `start` to `end`, constant before and after."""
 
     start: float
     """Value when the phase begins."""
@@ -97,7 +111,7 @@ ADAM = optax.scale_by_adam()
 
 
 class TrainState(eqx.Module):
-    """A network, its target network (None where nothing needs one) and its optimiser's moments."""
+    """A network, its target network (None where it is not needed) and the moments of its optimiser."""
 
     net: PyTree
     target: PyTree
@@ -149,7 +163,7 @@ class Pretrained(NamedTuple):
 
 
 class AbstractMethod(eqx.Module):
-    """A learning rule. Its fields are its hyper-parameters; whatever training changes lives in the learner."""
+    """A learning algorithm. Its fields are its hyper-parameters; everything that training changes is in the learner."""
 
     @abc.abstractmethod
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> Any:
@@ -166,20 +180,24 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def release(self, learner: Any) -> Pretrained:
-        """Return the networks for the next phase. Whatever this method did not change passes through."""
+        """Return the networks for the next phase; parts that this method did not change pass through."""
 
     def error(self, learner: Any, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        """Measure the critic's error on `rows`, which are in the order of time. Raises SegueError."""
+        """Measure the critic's error on `rows`, which are in the order of time.
+
+        Raises:
+            SegueError: where the method cannot measure one, which is the default.
+        """
         raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `early_stopping` at 0.")
 
     @abc.abstractmethod
     def explore(
         self, learner: Any, obs: Float[Array, " obs"], *, key: PRNGKeyArray, clock: Clock, episode_step: Int[Array, ""]
     ) -> Float[Array, " act"]:
-        """Choose the action to learn from, in [-1, 1], `episode_step` env steps into an episode."""
+        """Choose the exploration action, in [-1, 1], `episode_step` env steps into an episode."""
 
 
 def empty_rows(spec: Spec) -> Transition:
-    """Return a dataset of no rows."""
+    """Return a dataset without rows."""
     none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
     return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))

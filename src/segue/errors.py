@@ -1,4 +1,4 @@
-"""What Segue raises on purpose. Each message is one sentence: what is wrong, where, and what to do."""
+"""The exceptions that Segue raises. A message says in one sentence what is wrong, where, and what to do."""
 
 import difflib
 import signal
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 
 
 class SegueError(Exception):
-    """Something the user can mend: a name, a setting, an environment, a run that diverged."""
+    """An error that the user can correct: a name, a setting, an environment, a run that diverged."""
 
 
-def at_least(least: int, **settings: int) -> None:
-    """Refuse a setting that is below `least`, by name."""
+def at_least(minimum: int, **settings: int) -> None:
+    """Raise SegueError for the first setting, given by name, that is below `minimum`."""
     for name, value in settings.items():
-        if value < least:
-            raise SegueError(f"{name} must be at least {least}, not {value}.")
+        if value < minimum:
+            raise SegueError(f"{name} must be at least {minimum}, not {value}.")
 
 
 class DataError(SegueError):
-    """A file or an array that Segue refuses to learn from."""
+    """A file or an array from which Segue does not learn, because it is damaged or inconsistent."""
 
 
 class Busy(SegueError):
@@ -25,20 +25,20 @@ class Busy(SegueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run or a sweep was asked to stop, by signal `number`."""
+    """A run or a sweep received the signal `number` and stops."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-def similar(name: str, names: Iterable[str], most: int = 3, cutoff: float = 0.6, comma: str = " or ") -> str:
-    """Return the known names most like an unknown one, as "a or b or c"; "" where none is like it."""
-    return _alternatives(difflib.get_close_matches(name, list(names), most, cutoff), comma)
+def similar(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6, comma: str = " or ") -> str:
+    """Return up to `count` known names that are similar to an unknown one, as "a or b or c"; "" where none is."""
+    return _alternatives(difflib.get_close_matches(name, list(names), count, cutoff), comma)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return the known names most like an unknown one, as "a, b or c"; all of them where none is like it."""
+    """Return the known names that are similar to an unknown one, as "a, b or c"; all names where none is."""
     return similar(name, names, cutoff=0.5, comma=", ") or _alternatives(names, ", ")
 
 

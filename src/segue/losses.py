@@ -11,15 +11,15 @@ def td_target(
     next_q: Float[Array, " batch"],
     discount: float | Float[Array, ""],
 ) -> Float[Array, " batch"]:
-    """y = r + gamma Q'(s', a') where the task went on, and y = r where it ended.
+    """Compute the TD target: y = r + gamma Q'(s', a'), and y = r in a terminal row.
 
-    `where` rather than a product: a terminal row never looks at the target network, not even at an infinite one.
+    The formula is a `where` rather than a product, so that an infinite `next_q` does not reach a terminal row.
     """
     return reward + jnp.where(terminal, 0.0, discount * next_q)
 
 
 def td_loss(q: Float[Array, "batch members"], y: Float[Array, " batch"]) -> Float[Array, ""]:
-    """sum_i mse(Q_i(s, a), y): OPT's Eq. 2."""
+    """Compute the TD loss sum_i mse(Q_i(s, a), y): OPT's Eq. 2."""
     return jnp.square(q - y[:, None]).sum(-1).mean()
 
 
@@ -29,17 +29,20 @@ def td3bc(
     action: Float[Array, "batch act"],
     alpha: float | Float[Array, ""],
 ) -> Float[Array, ""]:
-    """mse(pi(s), a) - alpha mean Q(s, pi(s)) / stop_gradient(mean |Q|) (Fujimoto & Gu 2021, Eq. 5)."""
+    """Compute TD3+BC's policy loss: mse(pi(s), a) - alpha mean Q / stop_gradient(mean |Q|) with Q(s, pi(s)).
+
+    Source: Fujimoto & Gu 2021, Eq. 5.
+    """
     scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
     return jnp.square(pi - action).mean() - scale * q.mean()
 
 
 def meta(here: Float[Array, ""], ahead: Float[Array, ""], cap: bool) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """OPT's Eq. 3 from its two terms: L_off(psi) + w L_on(psi - alpha grad L_off(psi)).
+    """Compute OPT's Eq. 3 from its two terms: L_off(psi) + w L_on(psi - alpha grad L_off(psi)).
 
     The paper has w = 1. Public code that follows the authors' release has
     w = stop_gradient(min(L_off, L_on) / L_on), which caps the online term at the size of the offline one (`cap`).
-    Returns the total and w.
+    Return the total and w.
     """
     tiny = jnp.finfo(ahead.dtype).tiny
     weight = jax.lax.stop_gradient(jnp.minimum(here, ahead) / (ahead + tiny)) if cap else jnp.ones_like(here)
@@ -47,24 +50,27 @@ def meta(here: Float[Array, ""], ahead: Float[Array, ""], cap: bool) -> tuple[Fl
 
 
 def density_ratio(w_off: Float[Array, " batch"], w_on: Float[Array, " batch"]) -> Float[Array, ""]:
-    """Jensen-Shannon dual of d_on/d_off (Off2OnRL): -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))."""
+    """Compute the Jensen-Shannon dual of d_on/d_off: -mean_off log(2/(w+1)) - mean_on log(2w/(w+1)) (Off2OnRL)."""
     tiny = 1e-10
     return -jnp.log(2 / (w_off + 1) + tiny).mean() - jnp.log(2 * w_on / (w_on + 1) + tiny).mean()
 
 
 def expectile(difference: Float[Array, " batch"], tau: float | Float[Array, ""]) -> Float[Array, ""]:
-    """mean |tau - 1(u < 0)| u^2 for u = Q - V (Kostrikov et al. 2021, Eq. 4). At 0.5 half the mean square."""
+    """Compute the expectile loss mean |tau - 1(u < 0)| u^2 for u = Q - V; at tau = 0.5 it is half the mean square.
+
+    Source: Kostrikov et al. 2021, Eq. 4.
+    """
     weight = jnp.where(difference < 0, 1 - tau, tau)
     return (weight * jnp.square(difference)).mean()
 
 
 def advantage_weights(
-    advantage: Float[Array, " batch"], beta: float | Float[Array, ""], most: float | Float[Array, ""]
+    advantage: Float[Array, " batch"], beta: float | Float[Array, ""], max_weight: float | Float[Array, ""]
 ) -> Float[Array, " batch"]:
-    """min(exp(beta A), most), a constant of the policy's loss; an overflow is `most`."""
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(beta * advantage), most))
+    """Compute min(exp(beta A), max_weight), without a gradient; an overflow becomes `max_weight`."""
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(beta * advantage), max_weight))
 
 
 def kl_to_normal(mean: Float[Array, "batch latent"], log_std: Float[Array, "batch latent"]) -> Float[Array, " batch"]:
-    """KL( N(mean, exp(log_std)) || N(0, 1) ), the mean over latent dimensions (SPOT's code), not their sum."""
+    """Compute KL( N(mean, exp(log_std)) || N(0, 1) ) as the mean over latent dimensions (SPOT's code), not the sum."""
     return -0.5 * (1 + 2 * log_std - jnp.square(mean) - jnp.exp(2 * log_std)).mean(-1)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(2 if rest else 0)
     if known.command not in COMMANDS:
-        near = similar(known.command, COMMANDS, most=1)
+        near = similar(known.command, COMMANDS, count=1)
         hint = f"; did you mean {near!r}?" if near else f" (there are {', '.join(COMMANDS)})"
         parser.error(f"there is no command {known.command!r}{hint}")
     with exits.in_one_sentence():

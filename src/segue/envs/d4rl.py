@@ -1,21 +1,23 @@
 """D4RL's AntMaze, Adroit and PointMaze, and Fetch, rebuilt on gymnasium-robotics, as Gymnasium ids "segue/...".
 
-Where gymnasium-robotics differs from the envs that D4RL's data come from, these put it right:
+gymnasium-robotics differs from the envs that D4RL's data come from. The envs here remove these differences:
 
 - **AntMaze**: 0.1 s and a torque of 30 a step (there 0.05 s and 150); observations of 29 numbers, the position first
-  and the goal not among them; the start cell at (0, 0) with rows growing upwards in y; goals drawn anew in each
-  episode; an episode ends within 0.5 of the goal (there 0.45, and by default never).
+  and the goal not among them; the start cell at (0, 0) with rows growing upwards in y; a new goal in each episode; an
+  episode ends within 0.5 of the goal (there 0.45, and by default never).
 - **Adroit**: the dense reward of door, hammer and relocate takes 0.1 times the hand's distance off (there it adds it);
-  pen ends when the pen is dropped, after 100 steps at most (there never, 200).
-- **Adroit, binary** (`segue/pen-binary-v0`): reward 1 at the first success, and the end; else 0. Training sees r - 1,
-  which is -1 until success and 0 then, as in Cal-QL's data (arXiv 2303.05479), where success is terminal too; its envs
-  go on to their time limit. That ours end is inferred. A dropped pen ends nothing: at -1 a step an end would pay.
-- **Fetch** (reach, push, pick-and-place): the same law, so that a return is the success (there -1 and 0, and an end
-  only after 50 steps). An episode may begin at its goal and then ends after a step. Its envs load under MuJoCo 4.
-- **PointMaze**: observations are position, velocity and goal; an episode ends at the goal. It is not D4RL's maze2d.
+  pen ends when the pen is dropped, and after 100 steps at most (there it ends after 200 steps alone).
+- **Adroit, binary** (`segue/pen-binary-v0`): the first success gives reward 1 and ends the episode; every other reward
+  is 0. The training reward is r - 1: -1 until success and 0 then, as in Cal-QL's data (arXiv 2303.05479), where success
+  is terminal too. Cal-QL's envs continue to their time limit; that ours end is inferred. A dropped pen does not end an
+  episode: at -1 per step an early end would be rewarded.
+- **Fetch** (reach, push, pick-and-place): the same reward and end, so that a return is the success (there rewards are
+  -1 and 0, and an episode ends only after 50 steps). An episode that begins at its goal ends after one step. The envs
+  load under MuJoCo 4.
+- **PointMaze**: observations are position, velocity and goal; an episode ends at the goal. This is not D4RL's maze2d.
 
-gymnasium-robotics' own envs stay what they are: `--env-id AntMaze_UMaze-v5`. MuJoCo is not the version that D4RL's data
-were made with: trajectories agree step by step, not over episodes.
+gymnasium-robotics' own envs are unchanged: `--env-id AntMaze_UMaze-v5`. D4RL's data were made with another version of
+MuJoCo: single steps agree, episodes do not.
 """
 
 import contextlib
@@ -54,35 +56,36 @@ CELL = 4.0
 
 
 def free_cells(maze: str) -> list[tuple[int, int]]:
-    """Cells (row, column) that are no walls."""
+    """Return the cells (row, column) that are not walls."""
     return [(i, j) for i, line in enumerate(MAZES[maze]) for j, mark in enumerate(line) if mark != "#"]
 
 
 def cell_of(maze: str, mark: str) -> tuple[int, int]:
-    return next((i, j) for i, line in enumerate(MAZES[maze]) for j, found in enumerate(line) if found == mark)
+    """Return the first cell (row, column) with this mark."""
+    return next((i, j) for i, line in enumerate(MAZES[maze]) for j, cell in enumerate(line) if cell == mark)
 
 
 def centre(maze: str, cell: tuple[int, int]) -> np.ndarray:
-    """The (x, y) of a cell's middle; the start cell's is (0, 0)."""
+    """Return the (x, y) of a cell's centre, in metres; the start cell is at (0, 0)."""
     row, column = cell_of(maze, "S")
     return CELL * np.array([cell[1] - column, cell[0] - row], float)
 
 
 def _upwards(maze: str) -> list[list[int | str]]:
-    """The maze as gymnasium-robotics takes it, whose y falls from row to row."""
+    """Return the maze in the form of gymnasium-robotics, where y falls from row to row."""
     return [[int(mark == "#") for mark in line] for line in reversed(MAZES[maze])]
 
 
 class AntMaze(gym.Env):
-    """D4RL's AntMaze-v2, in which an ant walks from one corner to the other. Reward 1 at the goal, and the end.
+    """D4RL's AntMaze-v2: an ant walks from one corner to the other. The goal gives reward 1 and ends the episode.
 
-    `reset(options={"start": (row, column)})` begins in another cell, and `"goal": (x, y)` puts the goal at a point.
+    `reset(options={"start": (row, column)})` begins in another cell, and the option `"goal": (x, y)` sets the goal.
     """
 
     RADIUS = 0.5
 
     def __init__(self, maze: str, render_mode: str | None = None):
-        know_robotics()
+        register_robotics()
         from gymnasium_robotics.envs.maze.ant_maze_v4 import AntMazeEnv
 
         self.maze = maze
@@ -96,7 +99,7 @@ class AntMaze(gym.Env):
         rows, columns = len(MAZES[maze]), len(MAZES[maze][0])
         row, column = cell_of(maze, "S")
         self.origin = CELL * np.array([column + 0.5 - columns / 2, row + 0.5 - rows / 2])
-        """Where gymnasium-robotics has the start cell's middle."""
+        """The start cell's centre in gymnasium-robotics' coordinates."""
         self.goal = np.zeros(2)
         self.action_space = spaces.Box(-1.0, 1.0, (8,), np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (29,), np.float64)
@@ -127,7 +130,7 @@ class AntMaze(gym.Env):
         return obs, float(there), there, False, {"success": there}
 
     def set_state(self, obs: np.ndarray) -> None:
-        """Put the ant where an observation [29] says; contacts settle in the next step."""
+        """Set the ant's state from an observation [29]; contacts are computed in the next step."""
         qpos = np.concatenate([obs[:2] + self.origin, obs[2:15]])
         self.ant.set_state(qpos, obs[15:])
 
@@ -151,7 +154,7 @@ class PointMaze(gym.ObservationWrapper):
 
 
 class Adroit(gym.Wrapper):
-    """An Adroit hand with D4RL's dense reward; `reach(obs)` is the hand's distance to what it reaches for."""
+    """An Adroit hand with D4RL's dense reward; `reach(obs)` is the hand's distance to its target."""
 
     def __init__(self, env_id: str, reach: Callable[[np.ndarray], float] | None = None, **options: Any):
         super().__init__(_robotics(env_id, **options))
@@ -160,13 +163,13 @@ class Adroit(gym.Wrapper):
     def step(self, action: Any) -> Any:
         obs, reward, terminated, truncated, info = self.env.step(action)
         reward = float(np.asarray(reward).reshape(()))
-        if self.reach is not None:  # every release that has these v1 ids adds this with the other sign
+        if self.reach is not None:  # all releases with these v1 ids have the opposite sign
             return obs, reward - 0.2 * self.reach(obs), terminated, truncated, info
         return obs, reward, bool(obs[26] < 0.075), truncated, info  # pen: obs[26] is its height
 
 
 class Binary(gym.Wrapper):
-    """An env's success alone: reward 1 and the end of the episode where `info[flag]` says so, else reward 0."""
+    """A wrapper with a binary reward: `info[flag]` gives reward 1 and ends the episode; else the reward is 0."""
 
     def __init__(self, env: gym.Env, flag: str):
         super().__init__(env)
@@ -178,11 +181,11 @@ class Binary(gym.Wrapper):
         return obs, float(there), terminated or there, truncated, info
 
 
-class _ByName:
-    """gymnasium-robotics' functions on MuJoCo's arrays; those that Fetch needs of joints by MuJoCo's own names.
+class _NamedJoints:
+    """gymnasium-robotics' MuJoCo helpers; the joint functions that Fetch needs use MuJoCo's named access.
 
-    Its own ask whether a joint's type, a number of NumPy's, is in a tuple of MuJoCo's enums. Since MuJoCo 4 an enum
-    does not equal such a number (the number still equals the enum), so that hinges and slides fail an assertion.
+    The replaced functions ask whether a joint's type, a NumPy number, is in a tuple of MuJoCo's enums. Since MuJoCo 4
+    an enum does not equal such a number (the number still equals the enum), and hinges and slides fail an assertion.
     """
 
     def __init__(self, theirs: Any):
@@ -197,15 +200,15 @@ class _ByName:
 
     @staticmethod
     def robot_get_obs(model: Any, data: Any, joint_names: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and velocities of the robot's joints."""
+        """Return positions and velocities of the robot's joints."""
         joints = [data.joint(name) for name in joint_names if name.startswith("robot")]
         return np.concatenate([joint.qpos for joint in joints]), np.concatenate([joint.qvel for joint in joints])
 
 
-def know_robotics() -> None:
+def register_robotics() -> None:
     """Register gymnasium-robotics' ids. Raises ImportError where it is not installed.
 
-    On import it says, of every id at once, that Adroit's rewards have changed; `Adroit` here deals with it.
+    Its import prints a notice that Adroit's rewards have changed, which `Adroit` here accounts for.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         import gymnasium_robotics
@@ -213,8 +216,8 @@ def know_robotics() -> None:
 
 
 def _robotics(env_id: str, **options: Any) -> gym.Env:
-    """An env of gymnasium-robotics without its time limit and its checks, which the id of ours brings."""
-    know_robotics()
+    """Make an env of gymnasium-robotics without time limit and checks, which Segue's own id adds."""
+    register_robotics()
     return gym.make(env_id, disable_env_checker=True, max_episode_steps=-1, **options)
 
 
@@ -227,11 +230,12 @@ REACH: dict[str, Callable[[np.ndarray], float] | None] = {
 
 
 def adroit(hand: str, **options: Any) -> gym.Env:
+    """Make an Adroit env with D4RL's dense reward."""
     return Adroit(f"AdroitHand{hand.capitalize()}-v1", REACH[hand], **options)
 
 
 NAIL = (0.04067961, -0.00362358)
-"""The (x, y) of the hammered-in nail's head in gymnasium-robotics' model: the board moves up and down alone."""
+"""The (x, y) of the hammered-in nail's head in gymnasium-robotics' model: the board only moves up and down."""
 
 
 SUCCESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -242,10 +246,11 @@ SUCCESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "hammer": lambda obs: np.linalg.norm(obs[:, 42:44] - NAIL, axis=1) < 0.01,
     "relocate": lambda obs: np.linalg.norm(obs[:, 36:39], axis=1) < 0.1,
 }
-"""What a hand's env calls success, from observations [rows, obs], for data that do not say it."""
+"""Success by hand, computed from observations [rows, obs], for data without a success flag."""
 
 
 def adroit_binary(hand: str, **options: Any) -> gym.Env:
+    """Make an Adroit env with a binary reward."""
     return Binary(_robotics(f"AdroitHand{hand.capitalize()}-v1", **options), "success")
 
 
@@ -253,22 +258,23 @@ FETCH = ("reach", "push", "pick-and-place")
 
 
 def fetch(task: str, **options: Any) -> gym.Env:
-    know_robotics()
+    """Make a Fetch env with a binary reward; `task` is one of `FETCH`."""
+    register_robotics()
     from gymnasium_robotics.envs.fetch import pick_and_place, push, reach
 
     envs = (reach.MujocoFetchReachEnv, push.MujocoFetchPushEnv, pick_and_place.MujocoFetchPickAndPlaceEnv)
     theirs: Any = envs[FETCH.index(task)]
 
-    class Mended(theirs):
+    class Patched(theirs):
         def _initialize_simulation(self) -> None:
-            self._utils = _ByName(self._utils)
+            self._utils = _NamedJoints(self._utils)
             super()._initialize_simulation()
 
-    return Binary(Mended(**options), "is_success")
+    return Binary(Patched(**options), "is_success")
 
 
 def register() -> None:
-    """Make the ids known to Gymnasium. Called by `make_env` where one is asked for."""
+    """Register the ids with Gymnasium. `make_env` does it when it is given one of them."""
     if "segue/pen-v0" in gym.registry:
         return
     for maze in MAZES:

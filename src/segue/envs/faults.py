@@ -1,4 +1,4 @@
-"""What an environment may do wrong, and how it is found, interrupted and replaced."""
+"""Detect environments that misbehave, interrupt them and replace them."""
 
 import contextlib
 import signal
@@ -15,11 +15,11 @@ from segue.envs.make import Make
 
 
 class EnvFault(Exception):
-    """What an env did that no env may do."""
+    """An env broke the rules of an env: a wrong shape, a number that is not finite, a call that took too long."""
 
 
 def check_observation(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
-    """The observation as an array. Raises `Broken` for a wrong shape, and for what is not finite."""
+    """Return the observation as float32 [obs]. Raises EnvFault for a wrong shape or a number that is not finite."""
     obs = np.asarray(obs, np.float32)
     if obs.shape != (spec.obs,):
         raise EnvFault(f"gave an observation of shape {obs.shape} instead of ({spec.obs},)")
@@ -31,11 +31,12 @@ def check_observation(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarr
 
 
 def describe_error(error: Exception) -> str:
+    """Describe an env's error on one line; the class is left out where Segue raised the error itself."""
     return str(error) if isinstance(error, EnvFault) else f"{type(error).__name__}: {error}"
 
 
 def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
-    """Another env in place of one that failed."""
+    """Close an env that failed and make a new one in its place. Raises whatever `make` raises."""
     with contextlib.suppress(Exception), watchdog:
         env.close()
     with watchdog:
@@ -43,17 +44,17 @@ def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
 
 
 class Watchdog:
-    """Interrupts what takes longer than `limit` seconds, with `Broken`; costs nothing while all is well.
+    """A context manager that raises EnvFault in code that takes longer than `limit` seconds. Entering it costs nothing.
 
-    A thread of its own sends the main thread a signal, so it serves code that runs there and lets Python or the
-    system take the signal; it does nothing elsewhere. An env that spins inside C is beyond it.
+    A thread sends a signal to the main thread. The watchdog therefore works only for code that runs in the main thread;
+    in other threads it does nothing. It cannot interrupt an env that loops inside C.
     """
 
     def __init__(self, limit: float):
         self.limit, self.since, self.over = limit, None, threading.Event()
         self.able = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_kill")
         if self.able:
-            self.before = signal.signal(signal.SIGUSR2, self._hear)
+            self.before = signal.signal(signal.SIGUSR2, self._on_signal)
             self.thread = threading.Thread(target=self._watch, daemon=True, name="segue-watchdog")
             self.thread.start()
 
@@ -68,8 +69,8 @@ class Watchdog:
         since = self.since
         return since is not None and time.monotonic() - since > self.limit
 
-    def _hear(self, number: int, frame: Any) -> None:
-        if self._late():  # still the call that was late, and again and again if an env swallows this
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._late():  # the late call may have ended meanwhile; an env that swallows this error gets it again
             raise EnvFault(f"took longer than {self.limit:g} s")
 
     def __enter__(self) -> None:

@@ -1,8 +1,8 @@
-"""Lockstep environments, one per seed. Time limits and action scaling are handled here, once.
+"""Training environments, one per seed, stepped in lockstep. Time limits and action scaling are handled here alone.
 
-Every row holds the true last observation of its step: environments are stepped one by one and reset by hand, so
-nothing can put the next episode's first observation into a transition. An episode that was cut by a time limit ends
-without `terminal`, and bootstraps.
+The `next_obs` of a row is the true last observation of its step: environments are stepped one by one and reset by hand,
+so the first observation of the next episode never enters a transition. An episode that a time limit cuts ends without
+`terminal`, so its last value is bootstrapped.
 """
 
 import contextlib
@@ -20,50 +20,56 @@ from segue.errors import SegueError
 
 
 def episode_seed(*path: int) -> int:
-    """The reset seed of one episode, from (run seed, what the world is for, episode number)."""
+    """Return the reset seed of one episode, from (run seed, purpose of the env, episode number)."""
     return int(np.random.SeedSequence(path).generate_state(1)[0])
 
 
 TRAIN, EVALUATE = 0, 1
-"""What a world is for: keeps training and evaluation episodes apart in `episode_seed`."""
+"""Purposes of an env, which keep training and evaluation episodes apart in `episode_seed`."""
 
 
 class Episode(NamedTuple):
-    """An episode that came to its end."""
+    """An episode that has ended."""
 
     seed: int
-    """Which of the run's seeds, from 0."""
+    """Index of the seed in the run, from 0."""
     returned: float
-    """The sum of the env's own rewards."""
+    """The undiscounted return, in the env's own rewards."""
     length: int
+    """Env steps."""
     terminated: bool
-    """False: cut by a time limit."""
+    """Whether the task ended; False where a time limit cut the episode."""
 
 
 @runtime_checkable
-class World(Protocol):
-    """What hooks and commits ask of whoever has the world."""
+class EnvHolder(Protocol):
+    """The environments as hooks and commits see them: `LockstepEnvs`, or the caller's own loop."""
 
     spec: Spec
     envs: list[Any]
-    """One for each seed."""
+    """One environment for each seed."""
     ended: list[Episode]
     """The episodes that ended with the last step."""
 
-    def state(self) -> tuple[dict[str, np.ndarray], list[int]]: ...
+    def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
+        """Return what `restore` takes."""
+        ...
 
-    def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool: ...
+    def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
+        """Bring the environments back to `state`; return whether every one is exactly there."""
+        ...
 
 
-class Worlds:
+class LockstepEnvs:
     """One environment for each seed.
 
-    `obs` [seeds, obs] is what the next action answers. `step` takes actions in [-1, 1] and gives one row per seed;
-    `ended` are the episodes that came to their end with it. One that a fault cut short is not among them.
+    `obs` [seeds, obs] has the present observations. `step` takes actions in [-1, 1] and returns one row per seed.
+    `ended` lists the episodes that ended with the last step, without those that a fault cut short.
 
-    An env that raises, is interrupted by `watchdog`, or returns a wrong shape or a number that is not finite is closed
-    and made anew, and the action is taken at the start of its next episode instead, so that every row is one that the
-    env gave whole. More than `restarts` of these end the run.
+    An env is faulty if it raises, is interrupted by `watchdog`, or returns a wrong shape or number that is not finite.
+    A faulty env is closed and rebuilt, `tell` receives one line about it, and the action is taken at the start of the
+    next episode instead. Every row therefore comes from one complete env step. More than `restarts` faults raise
+    SegueError.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Worlds:
         self.obs: Float[np.ndarray, "seeds obs"] = np.stack([self._start(i) for i in range(len(self.envs))])
 
     def _reset(self, index: int) -> Float[np.ndarray, " obs"]:
+        """Begin the next episode of one env and return its first observation."""
         seed = episode_seed(self.seeds[index], TRAIN, self.episodes[index])
         self.episodes[index] += 1
         self.actions[index], self.returned[index] = [], 0.0
@@ -95,31 +102,33 @@ class Worlds:
         return check_observation(obs, self.spec)
 
     def _start(self, index: int) -> Float[np.ndarray, " obs"]:
-        """The next episode that starts without a fault."""
+        """Begin the next episode that starts without a fault and return its first observation."""
         while True:
             try:
                 return self._reset(index)
             except Exception as error:
                 self._rebuild(index, error)
 
-    def _move(self, index: int, action: Float[np.ndarray, " act"]) -> tuple[Any, float, bool, bool]:
+    def _step(self, index: int, action: Float[np.ndarray, " act"]) -> tuple[Any, float, bool, bool]:
+        """Step one env; return the next observation, the training reward, terminated and truncated."""
         with self.watchdog:
             taken = np.array(self.spec.denormalise(action))  # an env may write into what it is given
             obs, reward, terminated, truncated, _ = self.envs[index].step(taken)
         self.actions[index].append(action)
         with np.errstate(over="ignore"):
-            worth = np.float32(self.reward(float(reward)))  # as it is stored
-        seen = check_observation(obs, self.spec, worth)
+            stored = np.float32(self.reward(float(reward)))  # may overflow, which the check then finds
+        next_obs = check_observation(obs, self.spec, stored)
         self.returned[index] += float(reward)
-        return seen, float(worth), bool(terminated), bool(truncated)
+        return next_obs, float(stored), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
+        """Replace one env that raised `error`. Raises SegueError after more than `restarts` faults."""
         while True:
             self.faults += 1
             what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: {describe_error(error)}"
             if self.faults > self.restarts:
                 raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
-            self.tell(f"{what}; it is made anew ({self.faults} of {self.restarts} times).")
+            self.tell(f"{what}; it is rebuilt ({self.faults} of {self.restarts} times).")
             try:
                 self.envs[index] = rebuild_env(self.envs[index], self.make, self.watchdog)
                 return
@@ -128,18 +137,19 @@ class Worlds:
 
     @property
     def episode_steps(self) -> Int[np.ndarray, " seeds"]:
-        """Steps so far in each env's episode."""
+        """Env steps so far in each env's present episode."""
         return np.array([len(taken) for taken in self.actions], np.int32)
 
     def step(self, actions: Float[Any, "seeds act"]) -> Transition:
-        actions = np.nan_to_num(np.asarray(actions))  # a seed that diverged is found by its log, not by its env
+        """Take one env step in every env; return its rows [seeds, ...]. Raises SegueError after too many faults."""
+        actions = np.nan_to_num(np.asarray(actions))  # divergence is reported by the log, not as an env's fault
         obs, next_obs, following = self.obs.copy(), np.empty_like(self.obs), np.empty_like(self.obs)
         reward, terminal = np.empty(len(self.envs), np.float32), np.empty(len(self.envs), bool)
         self.ended = []
         for index, action in enumerate(actions):
             while True:
                 try:
-                    next_obs[index], reward[index], terminal[index], truncated = self._move(index, action)
+                    next_obs[index], reward[index], terminal[index], truncated = self._step(index, action)
                     break
                 except Exception as error:
                     self._rebuild(index, error)
@@ -154,37 +164,38 @@ class Worlds:
         return row
 
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
-        """What it takes to come back here: the actions of the present episodes, what is seen, and episode numbers."""
+        """Return what `restore` takes: observations, the actions of the present episodes, and the episode numbers."""
         empty = np.zeros((0, self.spec.act), np.float32)
         actions = {f"actions.{i}": np.stack(taken) if taken else empty for i, taken in enumerate(self.actions)}
         return {"obs": self.obs.copy(), **actions}, list(self.episodes)
 
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
-        """Come back: reset to the same starts and take the same actions. (Copies of MuJoCo's state bend it.)
+        """Bring the envs back: reset them to the same starts and repeat the actions.
 
-        Returns whether every env shows, bit for bit, what it showed then. One that does not begins a new episode: the
-        old one then counts as cut.
+        (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows the same observation
+        as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
         """
         exact = True
         for index, episode in enumerate(episodes):
             self.episodes[index] = episode - 1
             over = False
             try:
-                seen = self._reset(index)
+                obs = self._reset(index)
                 for action in state[f"actions.{index}"]:
                     if over:
                         break
-                    seen, _, terminated, truncated = self._move(index, action)
+                    obs, _, terminated, truncated = self._step(index, action)
                     over = terminated or truncated
             except Exception as error:
                 self._rebuild(index, error)
-                over, seen = True, state["obs"][index]
-            if over or seen.tobytes() != state["obs"][index].tobytes():
-                exact, seen = False, self._start(index)
-            self.obs[index] = seen
+                over, obs = True, state["obs"][index]
+            if over or obs.tobytes() != state["obs"][index].tobytes():
+                exact, obs = False, self._start(index)
+            self.obs[index] = obs
         return exact
 
     def close(self) -> None:
+        """Close all environments."""
         for env in self.envs:
-            with contextlib.suppress(Exception):  # nothing depends on it any more
+            with contextlib.suppress(Exception):  # nothing uses the env any more
                 env.close()

@@ -16,17 +16,17 @@ Make = Callable[[], gym.Env]
 
 
 def make_env(env_id: str, **options: Any) -> gym.Env:
-    """`gymnasium.make(env_id, **options)`, without MuJoCo's `settotalmass` notice and with errors in one sentence.
+    """Make an environment as `gymnasium.make(env_id, **options)` does, with errors in one sentence.
 
-    Ids that begin with "segue/" are ours (`domains`), those of gymnasium-robotics are known where it is installed. A
-    dictionary of boxes is flattened in the order of its keys.
+    Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics work where that package is
+    installed. A dictionary of boxes is flattened in the order of its keys. MuJoCo's `settotalmass` notice is not shown.
 
     Raises:
         SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
     """
     try:
         with _quiet_mujoco():
-            _known(env_id)
+            _register_package(env_id)
             env = gym.make(env_id, **options)
             if isinstance(env.observation_space, gym.spaces.Dict):
                 env = gym.wrappers.FlattenObservation(env)
@@ -47,21 +47,23 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
     return env
 
 
-def _known(env_id: str) -> None:
-    """Register what brings the id, unless somebody has."""
+def _register_package(env_id: str) -> None:
+    """Register the ids of the package that has `env_id`, unless the id is registered already."""
     if env_id in gym.registry:
         return
     if env_id.startswith("segue/"):
         d4rl.register()
     elif ":" not in env_id:
         with contextlib.suppress(ImportError):
-            d4rl.know_robotics()
+            d4rl.register_robotics()
 
 
 @contextlib.contextmanager
 def _quiet_mujoco() -> Iterator[None]:
-    """MuJoCo 4.0 warns from C, on stdout and into MUJOCO_LOG.TXT, that `settotalmass` is deprecated, at every
-    HalfCheetah that Gymnasium makes. Its warning callback drops that one and passes every other on."""
+    """Drop MuJoCo's warning that `settotalmass` is deprecated, and pass every other warning on.
+
+    MuJoCo 4.0 gives it from C, on stdout and into MUJOCO_LOG.TXT, for every HalfCheetah that Gymnasium makes.
+    """
     try:
         import mujoco
     except ImportError:
@@ -72,7 +74,7 @@ def _quiet_mujoco() -> Iterator[None]:
         return
     before = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def hear(message: str) -> None:
+    def on_warning(message: str) -> None:
         if "'settotalmass' is deprecated" in message:
             return
         if before is not None:
@@ -80,7 +82,7 @@ def _quiet_mujoco() -> Iterator[None]:
         else:
             print(f"WARNING: {message}", file=sys.stderr)
 
-    mujoco.set_mju_user_warning(hear)  # pyright: ignore[reportAttributeAccessIssue]
+    mujoco.set_mju_user_warning(on_warning)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -88,13 +90,13 @@ def _quiet_mujoco() -> Iterator[None]:
 
 
 def read_spec(make: Make) -> Spec:
-    """Make an environment, read its sizes and action box, and close it. Raises `SegueError` as `spec_of`."""
+    """Make an environment, read its sizes and action box, and close it. Raises SegueError as `spec_of` does."""
     with contextlib.closing(make()) as env:
         return spec_of(env)
 
 
 def spec_of(env: gym.Env) -> Spec:
-    """Sizes and action box of an env. Raises `SegueError` unless both its spaces are flat boxes, actions bounded."""
+    """Read an env's sizes and action box. Raises SegueError unless both spaces are flat boxes with bounded actions."""
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
     sizes = []
     for role, space in (("observation", env.observation_space), ("action", env.action_space)):

@@ -1,4 +1,4 @@
-"""The rule that turns an environment's reward into the one that training sees."""
+"""The training reward as a function of the environment's reward."""
 
 from typing import Any, NamedTuple
 
@@ -8,15 +8,15 @@ from segue.errors import SegueError
 
 
 class Reward(NamedTuple):
-    """What training sees in place of an env's reward r: scale * r + shift. Evaluation sees r."""
+    """The training reward scale * r + shift, for an env's reward r. Evaluation uses r itself."""
 
     scale: float = 1.0
     shift: float = 0.0
     by_returns: bool = False
-    """Whether `scale` is moreover divided by the span of the dataset's returns, over whole episodes (IQL on MuJoCo)."""
+    """Divide `scale` by the span of the dataset's returns, over complete episodes (IQL on MuJoCo)."""
 
     def fitted(self, returns: Any) -> "Reward":
-        """The rule for a dataset whose episodes have these returns. Raises SegueError where they are all one."""
+        """Return the rule for a dataset with these episode returns. Raises SegueError where all returns are equal."""
         if not self.by_returns:
             return self
         span = float(np.max(returns) - np.min(returns)) if len(returns) else 0.0
@@ -25,4 +25,5 @@ class Reward(NamedTuple):
         return Reward(self.scale / span, self.shift)
 
     def __call__(self, reward: Any) -> Any:
+        """Return the training reward for an env's reward; arrays of any shape work."""
         return self.scale * reward + self.shift

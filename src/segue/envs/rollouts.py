@@ -1,4 +1,4 @@
-"""Roll-outs of deterministic policies -> raw returns [seeds, episodes]. Averages are taken in stats.py alone."""
+"""Evaluate policies: raw returns [seeds, episodes]. Only `results.stats` takes averages."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -15,30 +15,30 @@ from segue.envs.make import Make
 from segue.errors import SegueError
 
 LONGEST = 100_000
-"""Steps after which an episode counts as one that never ends."""
+"""Env steps after which an evaluation episode counts as endless."""
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns, in the env's own rewards, and lengths of whole episodes."""
+    """Undiscounted returns, in the env's own rewards, and lengths of complete episodes."""
 
     returns: Float[np.ndarray, "seeds episodes"]
     lengths: Int[np.ndarray, "seeds episodes"]
     discounted: Float[np.ndarray, "seeds episodes"] | None = None
-    """Discounted returns in the rewards that training sees: what a critic means to know. A time limit cuts them."""
+    """Discounted returns in training rewards, which a critic estimates. They end at an episode's time limit."""
     starts: Float[np.ndarray, "seeds episodes obs"] | None = None
     """First observations."""
 
 
 class EvaluationFailed(SegueError):
-    """Evaluation envs failed too often for an evaluation."""
+    """The envs of an evaluation failed more often than `restarts` allows."""
 
 
 class Evaluator:
-    """`episodes` environments per seed, stepped in lockstep with one dispatch per step; kept between evaluations.
+    """Evaluation with `episodes` environments per seed, stepped in lockstep with one dispatch per step.
 
-    Episode e of seed s starts from the same state at every evaluation, which takes the noise of the starts out of a
-    learning curve's ups and downs. An env that fails is made anew and its episode begins again; after `restarts` of
-    these an evaluation is `Unfit`.
+    The environments are kept between evaluations. Episode e of seed s starts from the same state at every evaluation,
+    so that a learning curve does not show the noise of the starts. An env that fails is rebuilt and its episode begins
+    again; more than `restarts` rebuilds in one evaluation raise EvaluationFailed.
     """
 
     def __init__(
@@ -53,20 +53,33 @@ class Evaluator:
         now_and_then: Callable[[], object] = lambda: None,
         reward: Callable[[float], float] = float,
     ):
-        """`now_and_then` is called at every step, and may raise to end an evaluation that takes long; `reward` is what
-        training sees of one."""
+        """Make the environments.
+
+        Args:
+            make: makes one environment.
+            spec: sizes and action box.
+            seeds: one row of environments for each.
+            episodes: environments, hence episodes, per seed.
+            watchdog: interrupts an env that takes too long; None: nothing does.
+            restarts: how many envs may be rebuilt in one evaluation.
+            now_and_then: called at every step; it may raise to end an evaluation early.
+            reward: maps an env's reward to the training reward, for `Evaluation.discounted`.
+        """
         self.make, self.spec, self.seeds, self.episodes = make, spec, tuple(seeds), episodes
         self.watchdog, self.restarts, self.now_and_then = watchdog or contextlib.nullcontext(), restarts, now_and_then
         self.reward = reward
         self.envs = [[make() for _ in range(episodes)] for _ in seeds]
 
     def __call__(self, actor: Any, discount: float = 1.0) -> Evaluation:
-        """Evaluate actors stacked over seeds; `discount` is for `discounted`.
+        """Evaluate `actor`, whose leaves have a leading seed axis, for one episode per environment.
+
+        `discount` is the gamma of `Evaluation.discounted`.
 
         Raises:
-            Unfit: where envs fail too often; SegueError for an episode that never ends.
+            EvaluationFailed: where envs fail too often.
+            SegueError: where an episode does not end.
         """
-        shape, self.left = (len(self.seeds), self.episodes), self.restarts
+        shape, self.restarts_left = (len(self.seeds), self.episodes), self.restarts
         obs = np.zeros((*shape, self.spec.obs), np.float32)
         for index in np.ndindex(shape):
             obs[index] = self._start(index)
@@ -74,12 +87,12 @@ class Evaluator:
         starts, discounted = obs.copy(), np.zeros(shape)
         while alive.any():
             self.now_and_then()
-            action = self.spec.denormalise(np.nan_to_num(np.asarray(perform(actor, obs))))
+            action = self.spec.denormalise(np.nan_to_num(np.asarray(act(actor, obs))))
             for index in zip(*np.nonzero(alive), strict=True):
                 try:
                     with self.watchdog:
-                        seen, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
-                    obs[index] = check_observation(seen, self.spec, reward)
+                        next_obs, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
+                    obs[index] = check_observation(next_obs, self.spec, reward)
                 except Exception as error:
                     self._rebuild(index, error)
                     obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
@@ -96,6 +109,7 @@ class Evaluator:
         return Evaluation(returns, lengths, discounted, starts)
 
     def _start(self, index: tuple[Any, ...]) -> Float[np.ndarray, " obs"]:
+        """Reset one env, which is rebuilt for as long as it fails, and return its first observation."""
         while True:
             try:
                 with self.watchdog:
@@ -105,9 +119,10 @@ class Evaluator:
                 self._rebuild(index, error)
 
     def _rebuild(self, index: tuple[Any, ...], error: Exception) -> None:
+        """Replace one env that raised `error`. Raises EvaluationFailed when no rebuild is left."""
         while True:
-            self.left -= 1
-            if self.left < 0:
+            self.restarts_left -= 1
+            if self.restarts_left < 0:
                 times = self.restarts + 1
                 raise EvaluationFailed(
                     f"An evaluation's envs failed {times} times, last with: {describe_error(error)}."
@@ -119,12 +134,13 @@ class Evaluator:
                 error = again
 
     def close(self) -> None:
+        """Close all environments."""
         for env in jax.tree.leaves(self.envs):
-            with contextlib.suppress(Exception):  # nothing depends on it any more
+            with contextlib.suppress(Exception):  # nothing uses the env any more
                 env.close()
 
 
 @jax.jit
-def perform(actor: Any, obs: Float[Array, "seeds episodes obs"]) -> Array:
-    """What every seed's actor does when it shows what it can."""
+def act(actor: Any, obs: Float[Array, "seeds episodes obs"]) -> Float[Array, "seeds episodes act"]:
+    """Compute the evaluation actions, in [-1, 1], of every seed's actor."""
     return jax.vmap(lambda actor, obs: jax.vmap(actor.act)(obs))(actor, obs)

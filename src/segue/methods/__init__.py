@@ -1,4 +1,4 @@
-"""Methods: one method, one file. Offline algorithms (backbones) and the methods that fine-tune them online."""
+"""Methods, one in each file: offline algorithms (backbones), and methods that fine-tune them online."""
 
 import lazy_loader
 

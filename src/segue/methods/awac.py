@@ -5,8 +5,8 @@ r"""AWAC: advantage-weighted actor-critic (Nair et al. 2020, arXiv 2006.09359).
              A = min_i Q_i(s, a) - min_i Q_i(s, \tilde a),   \tilde a ~ \pi(s)
 
 The advantage's baseline is one sampled action, and the weights' bound 100, as in public code (CORL); the paper has the
-expectation over the policy, and normalises its weights. No entropy anywhere. Inferred: the policy is IQL's, a Gaussian
-with a spread that no state changes, around the tanh of an MLP. Online nothing changes.
+expectation over the policy, and normalises its weights. There is no entropy term. Inferred: the policy is IQL's, a
+Gaussian with a state-independent log_std, centred on the tanh of an MLP. Nothing changes online.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from segue.nn.networks import AbstractNetworks, Networks
 
 
 class AWAC(AbstractBackbone):
-    """Imitates the data's actions, most of all those that its critics hold to be better than its own."""
+    """Clone the data's actions, weighted by their advantage over the policy's own action."""
 
     policy = AbstractStochastic
     discount: float = 0.99
@@ -38,7 +38,7 @@ class AWAC(AbstractBackbone):
     critic_lr: float = 3e-4
     """Adam's rate for critics."""
     temperature: float = 0.1
-    """Lambda: the larger, the more alike the policy's weights; infinite is behaviour cloning."""
+    """Lambda: larger values make the weights more equal; infinity is behaviour cloning."""
     max_weight: float = 100.0
     """Bound on the policy's weights."""
     explore_noise: float = 0.0

@@ -1,7 +1,7 @@
 """The interface between offline algorithms (backbones) and fine-tuning methods, and the update step that they share.
 
-A fine-tuner such as OPT may add critics and decide how the policy combines them (`combine`). Everything else, from the
-losses to how often the policy moves, is the backbone's. Nothing here knows a method by name.
+A fine-tuner such as OPT may add critics and decide how the policy combines them (`combine`). The backbone decides
+everything else, from the losses to how often the policy moves. No method is known here by name.
 """
 
 import abc
@@ -22,7 +22,7 @@ from segue.nn.networks import AbstractNetworks
 from segue.replay.sampler import AbstractSampler, Uniform
 
 QFunction = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
-"""What a policy maximises: the value of one observation and one action."""
+"""A Q-function, which a policy maximises: the value of one observation and one action."""
 
 Info = dict[str, Float[Array, ""]]
 """Scalars to report."""
@@ -34,30 +34,35 @@ class ActorCritic(eqx.Module):
     actor: TrainState
     critics: tuple[TrainState, ...]
     parts: Parts
-    """What else the backbone learns (a state value, a behaviour density), and what merely passes through."""
+    """Other parts that the backbone learns (a state value, a behaviour density), and parts that only pass through."""
 
 
 class AbstractBackbone(AbstractMethod):
     """An offline algorithm, in the parts that a fine-tuning method recombines.
 
     To add one, write a file with a final subclass that fills in the abstract members. It is then a complete method by
-    itself, and every fine-tuner accepts it.
+    itself, and every fine-tuner accepts it. A subclass may also replace these optional hooks, which have defaults:
+    `new_critic`, `policy_due`, `targets_due`, `explorer`, `actor_rate`, `sampler`, `init_parts`, `restart_parts`,
+    `update_parts`, `update_multipliers` and `adapt_actor`.
     """
 
     actor_lr: eqx.AbstractVar[float]
+    """Adam's rate for the policy."""
     critic_lr: eqx.AbstractVar[float]
+    """Adam's rate for critics."""
     polyak: eqx.AbstractVar[float]
+    """Tau: how far target networks move at each of their updates."""
     explore_noise: eqx.AbstractVar[float]
-    """Standard deviation of the noise on exploring actions, clipped to +-0.5."""
+    """Standard deviation of the exploration noise, clipped to +-0.5."""
     discount: eqx.AbstractVar[float]
     """Gamma."""
     delay: eqx.AbstractVar[int]
     """The policy moves at every `delay`-th update."""
     networks: eqx.AbstractVar[AbstractNetworks]
-    """The networks that new policies and critics are made of."""
+    """The architecture of new policies and critics."""
 
     policy: ClassVar[type[AbstractActor]] = AbstractActor
-    """The kind of policy that `policy_loss` can train."""
+    """The class of policies that `policy_loss` can train."""
 
     @abc.abstractmethod
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
@@ -71,7 +76,7 @@ class AbstractBackbone(AbstractMethod):
     def critic_loss(
         self, q: Any, target: Any, actor: TrainState, parts: Parts, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        """Compute the loss of critic `q` with targets from the target network; batches have one leading axis."""
+        """Compute the loss of critic `q` with targets from the target network. Batches have one leading axis."""
 
     @abc.abstractmethod
     def q_for_policy(self, critic: TrainState) -> QFunction:
@@ -84,7 +89,7 @@ class AbstractBackbone(AbstractMethod):
         """Compute the loss of policy `pi` for any Q-function `q`, not only its own critic's."""
 
     def policy_due(self, clock: Clock) -> Bool[Array, ""] | bool:
-        """Return whether this update moves the policy; True itself where every update does."""
+        """Return whether this update moves the policy; the constant True where every update does."""
         return True if self.delay == 1 else (clock.update + 1) % self.delay == 0
 
     def targets_due(self, clock: Clock) -> Bool[Array, ""] | bool:
@@ -92,7 +97,7 @@ class AbstractBackbone(AbstractMethod):
         return self.policy_due(clock)
 
     def explorer(self, actor: AbstractActor) -> AbstractActor:
-        """Return the policy as it acts online while it learns."""
+        """Return the exploration policy."""
         return Noisy(actor, self.explore_noise)
 
     def actor_rate(self, clock: Clock) -> float | Float[Array, ""]:
@@ -104,35 +109,39 @@ class AbstractBackbone(AbstractMethod):
         """Return this backbone as the papers fine-tune it, for instance without its behaviour-cloning term."""
 
     def sampler(self, batch: int = 256) -> AbstractSampler:
-        """Return where its batches come from, offline and under direct fine-tuning: by default uniformly drawn rows."""
+        """Return the sampler for offline training and direct fine-tuning: by default a uniform one."""
         return Uniform(batch)
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        """Return `parts` with whatever else the backbone needs to train `actor`; by default nothing."""
+        """Return `parts` with the other parts that the backbone needs to train `actor`; by default it adds none."""
         return parts
 
     def restart_parts(self, parts: Parts) -> Parts:
-        """Return `parts` without those that begin anew with a policy that comes from elsewhere; by default all stay."""
+        """Return `parts` without those that restart when a given policy is fine-tuned; by default all are kept."""
         return parts
 
     def update_parts(
         self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Parts, Info]:
-        """Update what else is learned beside the critics at every update, for any `q`; by default nothing."""
+        """Update the other parts, for any Q-function `q`, at every update; by default they stay the same."""
         return parts, {}
 
     def update_multipliers(
         self, parts: Parts, actor: TrainState, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Parts, Info]:
-        """Update what weighs the terms of the policy's loss, just before the policy moves; by default nothing."""
+        """Update weights in the policy's loss, just before the policy moves; by default they stay the same."""
         return parts, {}
 
     def adapt_actor(self, actor: TrainState) -> TrainState:
-        """Turn a policy of another kind into one that this backbone can train; by default return it as it is."""
+        """Convert a policy of another class into one that this backbone can train; by default return it unchanged."""
         return actor
 
     def init_actor(self, actor: TrainState | None, *, spec: Spec, key: PRNGKeyArray) -> TrainState:
-        """Return a policy that this backbone can train: the given one if there is one. Raises SegueError."""
+        """Return a policy that this backbone can train: the given one, or a new one where none is given.
+
+        Raises:
+            SegueError: where the given policy is of a class that the backbone cannot train.
+        """
         if actor is None:
             return TrainState.new(self.new_actor(spec, key=key))
         actor = self.adapt_actor(actor)
@@ -163,20 +172,20 @@ class AbstractBackbone(AbstractMethod):
 
 
 def with_settings_of(kind: type[AbstractBackbone], backbone: AbstractBackbone, **changes: Any) -> Any:
-    """Build a `kind` with the settings of `backbone` wherever both have them, but for `changes`."""
+    """Build a backbone of class `kind` with the settings that it shares with `backbone`, except for `changes`."""
     names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(backbone)}
     return kind(**{name: getattr(backbone, name) for name in names} | changes)
 
 
 def require(pretrained: Pretrained, who: str, **needs: str) -> None:
-    """Refuse pre-trained networks that lack what `who` needs; `needs` maps each name to the advice for getting it."""
+    """Raise SegueError where `pretrained` lacks a part that `who` needs; `needs` maps part names to advice."""
     for name, advice in needs.items():
         if (getattr(pretrained, name) if name in ("actor", "critic") else pretrained.parts.get(name)) is None:
             raise SegueError(f"{who} needs a pre-trained {name}: {advice}.")
 
 
 def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array, ""], Info]:
-    """Compute the squared error of critic `q` against constant targets `y`, and what every critic reports."""
+    """Compute the TD loss of critic `q` for constant targets `y`, and the scalars that every critic reports."""
     values = q.batch(batch.obs, batch.action)
     loss = td_loss(values, y)
     return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
@@ -196,18 +205,31 @@ def step(
 ) -> tuple[ActorCritic, Info]:
     """Take one gradient step of an actor-critic.
 
-    Every critic takes a TD step on the same batch, each against its own target network. When the backbone says so, the
-    policy, unless it is `frozen`, ascends the Q-function that `combine` makes of the critics' and `constrain` holds
-    back; and the target networks move. `names` are the critics' names in the reported scalars. The policy's scalars are
-    weighted so that their mean over a window is their mean over policy steps.
+    Every critic takes a TD step on the same batch, each with its own target network. Where `policy_due` and
+    `targets_due` say so, the policy takes a step and the target networks move.
+
+    Args:
+        backbone: the algorithm: its losses, rates and delays.
+        learner: what is updated.
+        combine: maps the critics' Q-functions to the one that the policy maximises.
+        batch: rows with one leading axis, as `critic_loss` takes them.
+        names: suffixes of the critics' reported scalars.
+        constrain: maps the combined Q-function to one with a penalty, such as a trust region's.
+        frozen: True keeps the policy as it is.
+        key: the random key of this update.
+        clock: the time of this update.
+
+    Returns:
+        The new learner, and scalars. Scalars of the policy are multiplied by `delay`, so that their mean over a window
+        of updates is their mean over policy steps.
     """
     *critic_keys, parts_key, multipliers_key, policy_key = jax.random.split(key, len(learner.critics) + 3)
     info: Info = {}
     critics: tuple[TrainState, ...] = ()
     for critic, name, k in zip(learner.critics, names, critic_keys, strict=True):
         loss = lambda q, c=critic, k=k: backbone.critic_loss(q, c.target, learner.actor, learner.parts, batch, key=k)
-        moved, its_info = critic.apply_gradient(loss, backbone.critic_lr)
-        critics += (moved,)
+        critic, its_info = critic.apply_gradient(loss, backbone.critic_lr)
+        critics += (critic,)
         info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
     q = combine(*(backbone.q_for_policy(critic) for critic in critics))
     parts, its_info = backbone.update_parts(learner.parts, learner.actor, q, batch, key=parts_key)
@@ -220,7 +242,7 @@ def step(
         actor, its_info = actor.apply_gradient(loss, backbone.actor_rate(clock))
         return actor, parts, info | its_info
 
-    def rest(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
+    def skip(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
         return actor, parts, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     due, actor, policy_info = backbone.policy_due(clock), learner.actor, {}
@@ -228,7 +250,7 @@ def step(
         actor, parts, policy_info = improve(actor, parts)
     elif not frozen:
         shapes = jax.eval_shape(improve, actor, parts)[2]
-        actor, parts, policy_info = jax.lax.cond(due, improve, rest, actor, parts)
+        actor, parts, policy_info = jax.lax.cond(due, improve, skip, actor, parts)
     if not frozen:
         (actor,) = update_targets(backbone, (actor,), clock)
     critics = update_targets(backbone, critics, clock)

@@ -1,10 +1,10 @@
-r"""Behaviour cloning, with a critic of the clone beside it.
+r"""Behaviour cloning, with a critic of the cloned policy.
 
     actor    min_\phi   mse( \pi(s), a )            or   - mean log \pi(a|s)   (tanh-Gaussian)
-    critic   TD3's: the value of the clone, so that fine-tuning has one to start from
+    critic   TD3's: the value of the clone, with which fine-tuning starts
 
-The policy does not use the critic. A density is infinite at the border of the box, so actions are first clipped to
-+-(1 - 1e-6). Online the deterministic clone goes on as TD3, the tanh-Gaussian one as SAC.
+The policy does not use the critic. The tanh-Gaussian's density is infinite at -1 and 1, so actions are first clipped to
++-(1 - 1e-6). Online the deterministic clone is fine-tuned with TD3, the tanh-Gaussian one with SAC.
 """
 
 from typing import Literal
@@ -23,11 +23,11 @@ from segue.nn.mlp import Ensemble
 
 
 class BC(td3.AbstractTD3Settings):
-    """Imitates the data, and learns the value of the imitation."""
+    """Clone the data's policy and learn the value of the clone."""
 
     policy = AbstractActor
     head: Literal["deterministic", "tanh-gaussian"] = eqx.field(static=True, default="deterministic")
-    """The policy's kind; its name is bc or bc-gaussian, which also says what it becomes online."""
+    """The policy's class; the backbones bc and bc-gaussian set it. It decides the algorithm online, TD3 or SAC."""
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractActor:
         if self.head == "deterministic":
@@ -52,7 +52,7 @@ class BC(td3.AbstractTD3Settings):
         return loss, {"policy_loss": loss}
 
     def online(self) -> AbstractBackbone:
-        """Return TD3 or SAC with the same settings, wherever both have them."""
+        """Return TD3 or SAC with the settings that they share with BC."""
         if self.head == "deterministic":
             return with_settings_of(td3.TD3, self)
         sac = SAC()

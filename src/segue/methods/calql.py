@@ -1,5 +1,5 @@
 r"""Cal-QL: calibrated conservative Q-learning (Nakamoto et al. 2023, arXiv 2303.05479), and CQL (Kumar et al. 2020,
-arXiv 2006.04779), which it is without its calibration.
+arXiv 2006.04779), which is Cal-QL without calibration.
 
     critic   min   SAC's loss + w m sum_i ( mean[ R_i ] - g )
              R_i = log sum_a exp( max(Q_i(s,a), G(s)) - log \pi(a|.) )    10 actions of \pi(s), 10 of \pi(s')
@@ -8,14 +8,14 @@ arXiv 2006.04779), which it is without its calibration.
     multip.  max   w m ( mean[ R ] - g ),   m = exp(.) in [0, 1e6],  of the policy's Q (with a gap g; else m = 1)
     actor    SAC's
 
-Every Q of the sum is taken at s. G is the return that followed in the data, without entropy, from the sampler
-`WithReturns`; where a row's is not known, or batches hold none (OPT's do not), Q is not floored: that is CQL. Online
-the regulariser stays, the multiplier goes on.
+Every Q of the sum is taken at s. G is the return-to-go in the data, without entropy, from the sampler `WithReturns`.
+Where the G of a row is not known, or batches have no returns (OPT's have none), Q has no floor: that is CQL. The
+regulariser stays on online, and the multiplier continues.
 
-Rates, m's start at e and its bound, and the target without entropy are those of the authors' public code. That code
-moreover takes the best of 10 next actions for its target, which is left out here. It moves m by the mean over critics
-of their own R, before their step; here m is moved by what the policy maximises, for any fine-tuner's mixture,
-and after it (inferred).
+The rates, the start of m at e, its bound and the target without entropy are those of the authors' public code. That
+code takes the best of 10 next actions for its target, which is left out here. It updates m by the mean over critics of
+their own R, before their step; here m is updated after the step by the Q-function that the policy maximises, so that
+any fine-tuner's mixture works (inferred).
 """
 
 from collections.abc import Callable
@@ -39,32 +39,32 @@ MAX_MULTIPLIER = 1e6
 
 
 class CalQL(AbstractSAC):
-    """SAC with critics that are held down where the data has nothing, but not below the returns it has."""
+    """SAC with critics that are lowered outside the data, but not below the data's returns."""
 
     actor_lr: float = 1e-4
     """Adam's rate for the policy."""
     temperature_lr: float = 1e-4
     """Adam's rate for the temperature's logarithm."""
     entropy_backup: bool = eqx.field(static=True, default=False)
-    """Whether the target counts the next action's entropy."""
+    """Whether the target includes the next action's entropy."""
     weight: float = 5.0
     """w: the regulariser's weight; 0 is SAC."""
     target_gap: float | None = None
-    """g: what a Lagrange multiplier keeps the regulariser at; None: there is none."""
+    """g: the value at which a Lagrange multiplier keeps the regulariser; None: there is no multiplier."""
     actions: int = eqx.field(static=True, default=10)
-    """Actions of each of the three kinds."""
+    """Number of sampled actions of each of the three kinds."""
     calibrated: bool = eqx.field(static=True, default=True)
-    """Whether returns are a floor; without it, this is CQL."""
+    """Whether returns are a lower bound of Q; without it, this is CQL."""
 
     def __check_init__(self):
         at_least(1, actions=self.actions)
 
     def sampler(self, batch: int = 256) -> AbstractSampler:
-        """Return batches with returns-to-go, half of them online where there are online rows."""
+        """Return a sampler with returns-to-go; half of each batch is online once there are online rows."""
         return WithReturns(discount=self.discount, batch=batch)
 
     def more_parts(self) -> Parts:
-        """Add the multiplier, if there is a gap to keep."""
+        """Return the multiplier, if there is a target gap."""
         if self.target_gap is None:
             return {}
         return {"multiplier": TrainState.new(LogAlpha(jnp.ones(())), target=False)}
@@ -82,7 +82,7 @@ class CalQL(AbstractSAC):
     def excess(
         self, q: Callable[..., Float[Array, " members"]], actor: TrainState, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, "batch members"], Float[Array, ""]]:
-        """Compute R of every row and member, and the share of the policy's actions where the return is the floor."""
+        """Compute R of every row and member, and the share of the policy's actions whose Q is below the return."""
         here, there, anywhere = jax.random.split(key, 3)
         rows, act = batch.action.shape
         keys = lambda key: jax.random.split(key, (rows, self.actions))
@@ -104,23 +104,23 @@ class CalQL(AbstractSAC):
     def update_parts(
         self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Parts, Info]:
-        """Move the multiplier towards the gap."""
+        """Move the multiplier so that the regulariser approaches the target gap."""
         if self.target_gap is None:
             return parts, {}
         excess, _ = self.excess(lambda obs, action: q(obs, action)[None], actor, batch, key=key)
         above = self.weight * (excess.mean() - self.target_gap)
-        moved, info = parts["multiplier"].apply_gradient(lambda net: (-multiplier(net) * above, {}), self.critic_lr)
-        return {**parts, "multiplier": moved}, info | {"multiplier": multiplier(moved.net)}
+        updated, info = parts["multiplier"].apply_gradient(lambda net: (-multiplier(net) * above, {}), self.critic_lr)
+        return {**parts, "multiplier": updated}, info | {"multiplier": multiplier(updated.net)}
 
     def online(self) -> "CalQL":
-        """Return itself: the regulariser stays on."""
+        """Return the same backbone: the regulariser stays on."""
         return self
 
     def plain(self) -> SAC:
-        """Return SAC with the same settings, without the regulariser (WSRL)."""
+        """Return SAC with the settings that it shares with Cal-QL, without the regulariser (WSRL)."""
         return with_settings_of(SAC, self)
 
 
 def multiplier(net: LogAlpha) -> Float[Array, ""]:
-    """Return m, given its logarithm."""
+    """Compute m from its logarithm."""
     return jnp.minimum(jnp.exp(net.log_alpha), MAX_MULTIPLIER)

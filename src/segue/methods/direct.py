@@ -1,4 +1,4 @@
-"""Direct fine-tuning: the offline policy and critic go on learning online (the "TD3" rows of OPT's tables).
+"""Direct fine-tuning: the offline policy and critic continue to learn online (the "TD3" rows of OPT's tables).
 
 The paper does not state its replay and updates per step; they are inferred from the parent method's code: uniform
 replay over offline and online rows, 25k env steps of collection first, OPT's updates per step.
@@ -16,14 +16,14 @@ from segue.methods.trust_region import TrustRegion
 
 
 class Direct(AbstractMethod):
-    """Go on with the critic that the offline phase left."""
+    """Fine-tune with the offline policy and critic."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
-    """The algorithm, in the form it takes online."""
+    """The algorithm, in its online form."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
-    """Whether policy and critic begin with zero moments, as in OPT's code."""
+    """Whether policy and critic start with zero moments, as in OPT's code."""
     trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
-    """Limits how far the policy moves from the given one at first."""
+    """Limits how far the policy may move from the given policy at the start."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         advice = "put an offline phase before it"

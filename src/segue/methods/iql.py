@@ -4,10 +4,10 @@ r"""IQL: implicit Q-learning (Kostrikov, Nair & Levine 2021, arXiv 2110.06169).
     critic   min   sum_i mse( Q_i(s,a), r + \gamma (1 - terminal) V(s') )
     actor    max   mean [ min( exp(\beta (min_j Q'_j(s,a) - V(s))), 100 ) log \pi(a|s) ]
 
-Gaussian policy with a spread that no state changes, around the tanh of an MLP. Offline the policy's rate falls by a
-cosine; online it is constant. In one update the critics step towards the V of before, then V, then the policy, each
-with what has just moved (implementations differ in this). The dropout of 0.1 that the original has on Adroit is left
-out. Online nothing else changes.
+The policy is a Gaussian with a state-independent log_std, centred on the tanh of an MLP. Offline its learning rate
+falls by a cosine; online the rate is constant, and nothing else changes. One update moves the critics towards the old
+V, then V, then the policy, each with the networks that have just moved (implementations differ in this). The original's
+dropout of 0.1 on Adroit is left out.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from segue.nn.networks import AbstractNetworks, Networks
 
 
 class IQL(AbstractBackbone):
-    """Learns without asking for the value of an action that the data does not hold."""
+    """Learn without evaluating an action that is not in the data."""
 
     policy = AbstractStochastic
     discount: float = 0.99
@@ -51,8 +51,8 @@ class IQL(AbstractBackbone):
     delay: int = eqx.field(static=True, default=1)
     """The policy and all target networks move at every `delay`-th update."""
     decay: int | None = eqx.field(static=True, default=1_000_000)
-    """Gradient steps over which a cosine takes the policy's rate to 0: as many as the offline phase has, but
-    --offline.steps does not change it. None: the rate is constant, as online."""
+    """Gradient steps over which a cosine takes the policy's learning rate to 0: normally the length of the offline
+    phase, but --offline.steps does not change it. None: the rate is constant, as online."""
     networks: AbstractNetworks = eqx.field(default_factory=Networks)
     """The networks of policy, critics and V."""
 
@@ -63,7 +63,7 @@ class IQL(AbstractBackbone):
         return Gaussian(self.networks.policy(spec, spec.act, key=key), jnp.zeros(spec.act))
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        """Add V."""
+        """Add the state value V."""
         if "value" in parts:
             return parts
         return {**parts, "value": TrainState.new(self.networks.value(spec, key=key), target=False)}
@@ -85,8 +85,8 @@ class IQL(AbstractBackbone):
 
         def loss(v: MLP) -> tuple[Float[Array, ""], Info]:
             values = jax.vmap(v)(batch.obs)[:, 0]
-            found = losses.expectile(target - values, self.expectile)
-            return found, {"value_loss": found, "v": values.mean()}
+            value_loss = losses.expectile(target - values, self.expectile)
+            return value_loss, {"value_loss": value_loss, "v": values.mean()}
 
         value, info = parts["value"].apply_gradient(loss, self.value_lr)
         return {**parts, "value": value}, info
@@ -100,11 +100,12 @@ class IQL(AbstractBackbone):
         return loss, {"policy_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
 
     def actor_rate(self, clock: Clock) -> float | Float[Array, ""]:
+        """Return the cosine schedule's present rate."""
         if self.decay is None:
             return self.actor_lr
         share = jnp.minimum(clock.update / self.decay, 1.0)
         return self.actor_lr * 0.5 * (1 + jnp.cos(jnp.pi * share))
 
     def online(self) -> "IQL":
-        """Return the same at a constant rate."""
+        """Return IQL with a constant learning rate."""
         return dataclasses.replace(self, decay=None)

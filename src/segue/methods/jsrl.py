@@ -1,9 +1,9 @@
 r"""JSRL: jump-start RL (Uchendu et al. 2022, arXiv 2204.02372).
 
-    The given policy acts in the first h steps of every episode, a new one in the rest; h falls to 0.
+    The given policy acts in the first h steps of every episode, a new policy in the rest; h falls to 0.
 
-The paper lowers h when evaluations allow it; here it falls along a line in env steps (inferred), so that no evaluation
-steers a run. What is evaluated and kept is the new policy alone.
+The paper lowers h when evaluations allow it. Here h falls linearly in env steps (inferred), so that evaluations do not
+change a run. Only the new policy is evaluated and kept.
 """
 
 import equinox as eqx
@@ -17,12 +17,12 @@ from segue.methods.sac import SAC
 
 
 class JSRL(AbstractMethod):
-    """Learn a new policy from where a given one leads."""
+    """Learn a new policy from the states to which a given policy leads."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
     """The algorithm that learns."""
     horizon: Linear = eqx.field(default_factory=lambda: Linear(1000.0, 0.0, 150_000))
-    """h, in steps of an episode."""
+    """h: the steps of an episode in which the given policy acts."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "JSRL", actor="start from one (--policy FILE), or put an offline phase before it")

@@ -8,9 +8,9 @@ frozen policy collected. Both critics then learn from the same batches, each aga
 weight of Q_on in the policy's loss grows. \alpha = 3e-4 and the weight w are known from public code that follows the
 authors' release, not from the paper, whose equation has w = 1 (`cap_online_loss`).
 
-On IQL no source gives the equations. Inferred, and no more than what IQL offers every fine-tuner: Q_on is trained by
-Eq. 3 with IQL's critic loss, V by expectile regression to the \kappa-mix of the target critics, and the policy's weight
-is exp(\beta (Q_\kappa - V)).
+No source gives the equations for IQL. They are inferred from IQL's interface to fine-tuners: Q_on is trained by Eq. 3
+with IQL's critic loss, V by expectile regression to the \kappa-mix of the target critics, and the policy's weight is
+exp(\beta (Q_\kappa - V)).
 """
 
 from typing import Literal
@@ -33,20 +33,20 @@ class MetaCritic(AbstractMethod):
     """Train a critic to be one gradient step on offline data away from fitting online samples (Eq. 3)."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
-    """Whose critic loss L is, in the form it takes online. The policy is frozen."""
+    """The algorithm whose critic loss is L, in its online form. The policy is frozen."""
     inner_lr: float = 3e-4
-    """Alpha, the inner step's rate (from public code)."""
+    """Alpha: the learning rate of the inner step (from public code)."""
     first_order: bool = eqx.field(static=True, default=False)
-    """Treat the inner gradient as a constant: drops the Hessian of L_off, and its cost."""
+    """Treat the inner gradient as a constant, which drops the Hessian of L_off and its cost."""
     cap_online_loss: bool = eqx.field(static=True, default=True)
     """w = min(L_off, L_on) / L_on instead of the paper's w = 1 (from public code)."""
     learn_from: Literal["both", "offline", "online"] = eqx.field(static=True, default="both")
-    """Eq. 3, or the paper's ablations: the plain TD loss on one of its two batches alone."""
+    """Eq. 3, or the paper's ablations: the plain TD loss on one of the two batches."""
     fit_parts: bool = eqx.field(static=True, default=False)
-    """Let what else the backbone learns (IQL's V) learn along from both batches; off, it stays frozen. No source says
-    which (inferred): a frozen V hands its bias to Q_on."""
+    """Train the backbone's other parts (IQL's V) on both batches as well; off, they stay frozen. No source says which
+    (inferred): a frozen V passes its bias on to Q_on."""
     trainee: Literal["q_on", "critic"] = eqx.field(static=True, default="q_on")
-    """A new critic, or the offline critic itself (the paper's Figure 7: no Q_on)."""
+    """The critic that is trained: a new one, or the offline critic itself (the paper's Figure 7: no Q_on)."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "OPT's online pre-training", actor=_OFFLINE, critic=_OFFLINE)
@@ -100,16 +100,16 @@ class MetaCritic(AbstractMethod):
 
 
 class OPT(AbstractMethod):
-    """Fine-tune against two critics, with a growing weight on the second one (Eq. 4)."""
+    """Fine-tune with two critics and a growing weight on the second (Eq. 4)."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
-    """The algorithm, in the form it takes online."""
+    """The algorithm, in its online form."""
     kappa: Linear = eqx.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """Weight on Q_on."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
-    """Whether policy and Q_off begin with zero moments, as in the code; Q_on's moments are kept."""
+    """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
-    """Limits how far the policy moves from the given one at first."""
+    """Limits how far the policy may move from the given policy at the start."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         q_on = "put Train(MetaCritic(...), sampler=Paired()) before it"
@@ -157,7 +157,7 @@ def _released(learner: ActorCritic) -> Pretrained:
 
 
 def mixed(q_off: QFunction, q_on: QFunction, kappa: Float[Array, ""]) -> QFunction:
-    """Return (1 - kappa) Q_off + kappa Q_on; at 0 and at 1 the other critic is not evaluated, whatever its values."""
+    """Return (1 - kappa) Q_off + kappa Q_on; at kappa 0 and 1 the critic of weight zero is not evaluated."""
 
     def q_kappa(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         both = lambda s, a: (1 - kappa) * q_off(s, a) + kappa * q_on(s, a)

@@ -4,11 +4,11 @@ r"""PORL: policy-only fine-tuning (arXiv 2505.16856). A policy is given, and not
     2. update       SAC from \pi_pre and these critics; the buffer is kept
 
 SAC's constants are the paper's rates (policy 1e-4, critics 3e-4, temperature 1e-4), batch (512) and ensemble (10, the
-target is the minimum over 2); what it leaves open is taken from WSRL (inferred): LayerNorm in both networks, discount
-0.99, tau 0.005, temperature 1 at the start, target entropy -dim(a), no entropy in the target, the policy maximises the
-minimum over all critics, one policy step per env step. A deterministic policy is given a spread, and the temperature
-then begins at 0.1 (inferred). Critics learn while the policy acts, with as many updates per env step as later
-(inferred).
+target is the minimum over 2). What the paper leaves open is taken from WSRL (inferred): LayerNorm in both networks,
+discount 0.99, tau 0.005, temperature 1 at the start, target entropy -dim(a), no entropy in the target, the policy
+maximises the minimum over all critics, one policy step per env step. Where a deterministic policy is wrapped in a
+tanh-Gaussian, the temperature starts at 0.1 (inferred). Critics learn while the policy acts, with as many updates per
+env step as later (inferred).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
+from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition, is_followed
 from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
 from segue.methods.sac import SAC
 from segue.methods.trust_region import TrustRegion
@@ -27,22 +27,24 @@ _ADVICE = "start from one (--policy FILE), or put an offline phase before it"
 
 
 def _restarted(pretrained: Pretrained, backbone: AbstractBackbone, keep_critic: bool) -> Pretrained:
-    """Return the given policy with its critic; or with none, and without the moments of how the policy was made. Parts
-    that begin anew with a given policy, such as SAC's temperature, are left out."""
+    """Return the given policy with its critic, without the parts that restart, such as SAC's temperature.
+
+    Without `keep_critic`, the critic and the policy's moments are dropped as well.
+    """
     assert pretrained.actor is not None
-    kept = pretrained._replace(parts=backbone.restart_parts(pretrained.parts))
-    return kept if keep_critic else kept._replace(actor=pretrained.actor.reset_optimizer(), critic=None)
+    restarted = pretrained._replace(parts=backbone.restart_parts(pretrained.parts))
+    return restarted if keep_critic else restarted._replace(actor=pretrained.actor.reset_optimizer(), critic=None)
 
 
 class PolicyEvaluation(AbstractMethod):
-    """Learn the value of a frozen policy that sometimes acts at random. PORL's first stage."""
+    """PORL's first stage: a critic learns the value of a frozen policy, which sometimes acts at random."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
-    """Whose critic it is."""
+    """The algorithm whose critic is trained."""
     epsilon: float = 0.1
     """Probability of a uniformly random action at each step."""
     keep_critic: bool = eqx.field(static=True, default=False)
-    """Go on with the critic of an earlier phase, if there is one, instead of a new one."""
+    """Continue with the critic of an earlier phase, if there is one, instead of a new one."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "Policy evaluation", actor=_ADVICE)
@@ -71,28 +73,28 @@ class PolicyEvaluation(AbstractMethod):
         critic, act = learner.critics[0], learner.actor.net.act
         value = lambda q, obs, action: jax.vmap(q)(obs, action).mean(-1)
         beyond = value(critic.target, rows.next_obs, jax.vmap(act)(rows.next_obs))
-        follows = (rows.obs[1:] == rows.next_obs[:-1]).all(-1) & ~rows.terminal[:-1]
 
-        def back(later, row):
-            reward, terminal, next_value, goes_on = row
-            now = reward + jnp.where(terminal, 0.0, self.backbone.discount * jnp.where(goes_on, later, next_value))
-            return now, now
+        def back(next_return, row):
+            reward, terminal, next_value, followed = row
+            rest = self.backbone.discount * jnp.where(followed, next_return, next_value)
+            returned = reward + jnp.where(terminal, 0.0, rest)
+            return returned, returned
 
-        ends = jnp.append(follows, False)
-        _, returns = jax.lax.scan(back, 0.0, (rows.reward, rows.terminal, beyond, ends), reverse=True)
+        followed = jnp.append(is_followed(rows), False)
+        _, returns = jax.lax.scan(back, 0.0, (rows.reward, rows.terminal, beyond, followed), reverse=True)
         return jnp.sqrt(jnp.square(value(critic.net, rows.obs, rows.action) - returns).mean())
 
 
 class PORL(AbstractMethod):
-    """Improve a given policy with critics that learn online. SAC's temperature begins here."""
+    """PORL's second stage: improve a given policy with critics that learn online. SAC's temperature starts here."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
     """The algorithm."""
     trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
-    """Limits how far the policy moves from the given one at first."""
+    """Limits how far the policy may move from the given policy at the start."""
     keep_critic: bool = eqx.field(static=True, default=True)
-    """Go on with the first stage's critics. Off, they begin at random, and the policy's weights are all that is used of
-    what came before: the baseline that collapses."""
+    """Continue with the first stage's critics. Off: critics start at random and nothing but the policy's weights is
+    reused; this baseline collapses."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "PORL", actor=_ADVICE)

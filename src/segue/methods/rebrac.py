@@ -5,9 +5,9 @@ r"""ReBRAC (Tarasov et al. 2023, arXiv 2305.09836): TD3+BC with a penalty for th
     online   \beta_1 max( 0.5, 1 - t / T ),  \beta_2 = 0,  no exploration noise                  (CORL's fine-tuning)
 
 |.|^2 sums over dimensions; \hat a' is the data's action at s'. T is the online budget in env steps (1M in CORL). CORL
-moreover mixes offline and online rows half and half, collects nothing first and keeps its optimisers; our recipes
-share one protocol, and `direct --backbone rebrac --replay symmetric --collect.until 0 --finetune.no-reset-optimizers`
-is its own.
+also mixes offline and online rows half and half, has no collection phase and keeps its optimisers. Segue's recipes
+share one protocol; CORL's own is
+`direct --backbone rebrac --replay symmetric --collect.until 0 --finetune.no-reset-optimizers`.
 """
 
 import dataclasses
@@ -31,23 +31,23 @@ from segue.replay.sampler import AbstractSampler, Uniform
 
 
 class ReBRAC(td3.AbstractTD3Settings):
-    """Decoupled penalties: how near the data the policy stays, and how near it the critic assumes the policy to be."""
+    """TD3 with two penalties on the distance from the data's actions, one for the policy and one for the critic."""
 
     beta_actor: float = 0.01
     """Beta_1: the policy's penalty."""
     beta_critic: float = 0.01
-    """Beta_2: the critic's penalty, where `penalises`."""
+    """Beta_2: the critic's penalty, used where `penalises` is True."""
     beta_end: float = 0.5
-    """The share of beta_1 that is left online at the end."""
+    """The share of beta_1 that is left at the end, online."""
     beta_steps: int = 1_000_000
-    """T: env steps over which beta_1 would fall to nothing."""
+    """T: env steps over which beta_1 would fall to 0."""
     networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(depth=3, critic_norm=True))
     """The networks of policy and critics."""
     penalises: bool = eqx.field(static=True, default=True)
-    """Whether the critic's target pays beta_2, for which batches must hold the next action (sampler
+    """Whether the critic's target has the penalty; batches must then have next actions (sampler
     `WithNextAction`)."""
     cools: bool = eqx.field(static=True, default=False)
-    """Whether beta_1 falls; what `online` sets."""
+    """Whether beta_1 falls; `online` sets it."""
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
         return td3.new_actor(self, spec, key)
@@ -73,14 +73,14 @@ class ReBRAC(td3.AbstractTD3Settings):
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
         distance = jnp.square(action - batch.action).sum(-1).mean()
-        left = jnp.maximum(self.beta_end, 1 - clock.env_step / self.beta_steps) if self.cools else 1.0
-        loss = self.beta_actor * left * distance - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
+        decay = jnp.maximum(self.beta_end, 1 - clock.env_step / self.beta_steps) if self.cools else 1.0
+        loss = self.beta_actor * decay * distance - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
         return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": distance}
 
     def sampler(self, batch: int = 256) -> AbstractSampler:
-        """Return batches with next actions, as long as the critic's target pays for them."""
+        """Return a sampler with next actions where the critic's target has the penalty, else a uniform one."""
         return WithNextAction(batch) if self.penalises else Uniform(batch)
 
     def online(self) -> "ReBRAC":
-        """Return itself without the critic's penalty and exploration noise, with a falling penalty for the policy."""
+        """Return ReBRAC without the critic's penalty and exploration noise, with a falling penalty for the policy."""
         return dataclasses.replace(self, penalises=False, cools=True, explore_noise=0.0)

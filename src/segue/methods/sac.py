@@ -1,4 +1,4 @@
-r"""SAC: soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905), on request with an ensemble of critics (REDQ, Chen
+r"""SAC: soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905), optionally with an ensemble of critics (REDQ, Chen
 et al. 2021, arXiv 2101.05982).
 
     critic   min_\theta  sum_i mse( Q_i(s,a), y )
@@ -6,10 +6,10 @@ et al. 2021, arXiv 2101.05982).
     actor    min_\phi    mean [ \alpha log \pi(a|s) - min_i Q_i(s, a) ],   a, a' ~ \pi
     temper.  min_\alpha  mean [ -log \alpha ( log \pi(a|s) + H ) ],   H = -dim(a)
 
-J is all critics, or some that are drawn at each update; the policy may maximise the mean over all members instead.
+J is all critics, or a subset that is drawn at each update. The policy may maximise the mean over all members instead.
 
-Not an offline method: it makes behaviour policies from scratch, and is what a stochastic clone goes on with online. The
-entropy's target and the rates are those of the authors' public code.
+SAC is not an offline method: it trains policies from scratch online, and fine-tunes stochastic policies. The target
+entropy and the rates are those of the authors' public code.
 """
 
 from typing import Any, Literal
@@ -29,14 +29,16 @@ from segue.nn.networks import AbstractNetworks, Networks
 
 
 class LogAlpha(eqx.Module):
-    """The logarithm of a weight that is learned, such as the temperature, as a network without inputs."""
+    """A network without inputs: the logarithm of a learned weight, such as the temperature."""
 
     log_alpha: Float[Array, ""]
 
 
 class AbstractSAC(AbstractBackbone):
-    """Maximum-entropy actor-critic with a learned temperature and an ensemble of critics; a final subclass adds the
-    critics' loss."""
+    """A maximum-entropy actor-critic with a learned temperature and an ensemble of critics.
+
+    A final subclass adds the critics' loss. It may replace the hook `more_parts`, by default empty.
+    """
 
     policy = TanhGaussian
     discount: float = 0.99
@@ -50,27 +52,27 @@ class AbstractSAC(AbstractBackbone):
     temperature_lr: float = 3e-4
     """Adam's rate for the temperature's logarithm."""
     temperature: float = 1.0
-    """Alpha at the start."""
+    """Alpha: the initial temperature."""
     given_temperature: float = 0.1
-    """The same for a policy that was given its spread (PORL lowers it; the value is inferred): such a spread is small,
-    and at 1 the entropy would outweigh the return for thousands of updates."""
+    """The initial temperature for a wrapped deterministic policy (PORL lowers it; the value is inferred). The spread of
+    such a policy is small: at 1 the entropy would outweigh the return for thousands of updates."""
     target_entropy: float = -1.0
-    """H, for each dimension of an action."""
+    """H: the target entropy per dimension of an action."""
     explore_noise: float = 0.0
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
     log_std: float = -2.0
-    """Logarithm of the spread that a deterministic policy is given (PORL, inferred)."""
+    """log_std of the tanh-Gaussian in which a deterministic policy is wrapped (PORL, inferred)."""
     entropy_backup: bool = eqx.field(static=True, default=True)
-    """Whether the target counts the next action's entropy."""
+    """Whether the target includes the next action's entropy."""
     critics: int = eqx.field(static=True, default=2)
     """Members of the ensemble."""
     subset: int | None = eqx.field(static=True, default=None)
-    """The target is the minimum over this many members, drawn at each update; None: over all."""
+    """The target is the minimum over so many members, drawn at each update; None: over all members."""
     policy_reduction: Literal["min", "mean"] = eqx.field(static=True, default="min")
     """What the policy maximises: the minimum over all members, or their mean."""
     delay: int = eqx.field(static=True, default=1)
-    """The policy and the temperature move at every `delay`-th update: with as many updates per env step, once in it.
-    --finetune.updates-per-step alone does not change it."""
+    """The policy and the temperature move at every `delay`-th update. With `delay` updates per env step they move once
+    per env step; --finetune.updates-per-step does not change `delay`."""
     networks: AbstractNetworks = eqx.field(default_factory=Networks)
     """The networks of policy and critics."""
 
@@ -92,13 +94,13 @@ class AbstractSAC(AbstractBackbone):
         return actor
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        """Add the temperature, and what `more_parts` adds."""
+        """Add the temperature and `more_parts`."""
         alpha = self.temperature if actor.net.log_std is None else self.given_temperature
         start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
         return {"temperature": TrainState.new(start, target=False), **self.more_parts(), **parts}
 
     def more_parts(self) -> Parts:
-        """Return what else a relative learns, as it begins; by default nothing."""
+        """Return the other parts of a subclass at their start; by default none."""
         return {}
 
     def restart_parts(self, parts: Parts) -> Parts:
@@ -121,7 +123,7 @@ class AbstractSAC(AbstractBackbone):
         return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def sample_members(self, target: Ensemble, key: PRNGKeyArray) -> Ensemble:
-        """Return the members that this update's target is the minimum of."""
+        """Draw the members over which this update's target is the minimum."""
         count = len(target.members.layers[0].bias)
         if self.subset is None or self.subset >= count:
             return target

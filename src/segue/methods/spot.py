@@ -5,8 +5,8 @@ r"""SPOT: supported policy optimisation (Wu et al. 2022, arXiv 2202.06239).
     actor    min_\phi   - mean Q_1(s, \pi(s)) / stop_gradient(mean |Q_1|) + \lambda_t mean [ the same at a = \pi(s) ]
     online   \lambda_t = \lambda max( \lambda_end, 1 - t / T )   over gradient steps t of the phase
 
-The policy pays for actions that the data does not support. OPT (arXiv 2507.08387) keeps that price online and lets it
-fall. T = 1M is open: it may be the online budget. \lambda_end on MuJoCo is inferred.
+The policy pays a penalty for actions outside the data's support. OPT (arXiv 2507.08387) keeps the penalty online and
+lets it fall. T = 1M is not certain: it may be the online budget. \lambda_end on MuJoCo is inferred.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ def elbo(
     kl_weight: float | Float[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], Info]:
-    """Compute the mean negative evidence bound of actions under the behaviour policy, up to constants."""
+    """Compute the mean negative evidence lower bound of actions under the behaviour policy, up to constants."""
     error, kl = jax.vmap(vae.terms)(obs, action, jax.random.split(key, len(obs)))
     return error.mean() + kl_weight * kl.mean(), {"recon": error.mean(), "kl": kl.mean()}
 
 
 class BehaviourDensity(AbstractMethod):
-    """Fits the VAE. SPOT's phase before the offline one."""
+    """Fit the VAE, in SPOT's phase before the offline one."""
 
     lr: float = 1e-3
     """Adam's rate."""
@@ -70,22 +70,22 @@ class BehaviourDensity(AbstractMethod):
 
 
 class SPOT(AbstractTD3):
-    """TD3 whose policy pays for leaving the data's support."""
+    """TD3 whose policy pays a penalty for leaving the data's support."""
 
     actor_lr: float = 1e-4
     """Adam's rate for the policy."""
     support: float = 0.1
-    """Lambda: the price of leaving the support."""
+    """Lambda: the weight of the penalty."""
     support_end: float = 0.2
-    """The share of lambda that is left online at the end."""
+    """The share of lambda that is left at the end, online."""
     support_steps: int = 1_000_000
-    """T: gradient steps online over which the price would fall to nothing."""
+    """T: gradient steps online over which the penalty would fall to 0."""
     kl_weight: float = 0.5
-    """Beta: the KL's weight in the price."""
+    """Beta: the KL's weight in the penalty."""
     online_discount: float = 0.99
     """Gamma online (OPT: 0.995 on AntMaze)."""
     cools: bool = eqx.field(static=True, default=False)
-    """Whether the price falls; what `online` sets."""
+    """Whether the penalty falls; `online` sets it."""
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
         require(Pretrained(parts=parts), "SPOT", behaviour="put Train(BehaviourDensity(), steps=100_000) before it")
@@ -96,11 +96,11 @@ class SPOT(AbstractTD3):
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(pi.act)(batch.obs)
         values = jax.vmap(q)(batch.obs, action)
-        price, _ = elbo(parts["behaviour"].net, batch.obs, action, self.kl_weight, key)
-        left = jnp.maximum(self.support_end, 1 - clock.update / self.support_steps) if self.cools else 1.0
-        loss = self.support * left * price - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, {"policy_q": values.mean(), "policy_loss": loss, "support": price}
+        penalty, _ = elbo(parts["behaviour"].net, batch.obs, action, self.kl_weight, key)
+        decay = jnp.maximum(self.support_end, 1 - clock.update / self.support_steps) if self.cools else 1.0
+        loss = self.support * decay * penalty - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
+        return loss, {"policy_q": values.mean(), "policy_loss": loss, "support": penalty}
 
     def online(self) -> "SPOT":
-        """Return itself with a falling price and the online discount."""
+        """Return SPOT with a falling penalty and the online discount."""
         return dataclasses.replace(self, discount=self.online_discount, cools=True)

@@ -1,11 +1,11 @@
-r"""TD3 (Fujimoto, van Hoof & Meger 2018, arXiv 1802.09477), and what its relatives share with it.
+r"""TD3 (Fujimoto, van Hoof & Meger 2018, arXiv 1802.09477), and the parts that other methods share with it.
 
     critic   min_\theta  sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_j Q'_j(s', a')
              a' = clip( \pi'(s') + clip(N(0, \sigma), -c, c), -1, 1 )
     actor    max_\phi    mean Q_1(s, \pi(s))
 
-TD3 is how the TD3+BC backbone is fine-tuned: the "TD3" rows of OPT's tables drop the cloning term, and do not
-normalise Q. Constants: OPT's (arXiv 2507.08387); exploration noise is known from public code.
+The TD3+BC backbone is fine-tuned with TD3: the "TD3" rows of OPT's tables have no cloning term and do not normalise Q.
+Constants: OPT's (arXiv 2507.08387); the exploration noise is from public code.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ def critic_loss(
 
 
 class AbstractTD3(AbstractTD3Settings):
-    """TD3's policy and critics; a final subclass adds its policy loss."""
+    """TD3's policy and critics; a final subclass adds the policy loss."""
 
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Deterministic:
         return new_actor(self, spec, key)

@@ -1,8 +1,8 @@
-r"""TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): TD3 with one more term in the policy's loss.
+r"""TD3+BC (Fujimoto & Gu 2021, arXiv 2106.06860): TD3 with a cloning term in the policy's loss.
 
     actor    min_\phi   mse( \pi(s), a ) - \lambda mean Q_1(s, \pi(s)),   \lambda = \alpha / stop_gradient(mean |Q_1|)
 
-The original normalises observations; OPT (arXiv 2507.08387) does not, and neither do we.
+The original normalises observations; OPT (arXiv 2507.08387) and this file do not.
 """
 
 import jax
@@ -16,10 +16,10 @@ from segue.nn.actors import Deterministic
 
 
 class TD3BC(AbstractTD3):
-    """TD3 that stays near the data."""
+    """TD3 with a behaviour-cloning term."""
 
     alpha: float = 2.5
-    """How much value to trade for one unit of imitation; 0 is behaviour cloning."""
+    """Alpha: the weight of the value relative to the cloning term; 0 is behaviour cloning."""
 
     def policy_loss(
         self, pi: Deterministic, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock

@@ -1,12 +1,14 @@
-r"""A trust region around the policy that was given, which needs no scale of rewards.
+r"""A trust region around the given policy that does not depend on the scale of rewards.
 
     q'(s, a) = q(s, a) - 1/2 (1/\rho - 1/\rho_end) |\nabla_a q(s, a)| |a - \pi_0(s)|^2 / \sqrt{A}
 
-replaces q in the policy's loss (A dimensions of actions; the gradient's norm is a constant). Where \rho is far below
-\rho_end the penalty outweighs the critic, whatever its slope, once the action is \rho away from that of the frozen
-policy \pi_0, as a root mean square over dimensions. \rho grows from `start` to `end` over `until` env steps; then the
-trust region is gone. A critic that is new, or was just handed over, is right only near the actions that it has seen:
-the policy may move further as the critic sees more. Critics' targets are unchanged. Segue's own; no source has it.
+replaces q in the policy's loss (A dimensions of actions; the gradient's norm is a constant). While \rho is far below
+\rho_end, the penalty outweighs the critic, whatever its slope, for an action that is \rho away from that of the frozen
+policy \pi_0, as a root mean square over dimensions. \rho grows from `start` to `end` over `until` env steps, and then
+there is no trust region.
+
+A critic that is new or was just handed over is accurate only near the actions that it has seen, so the policy may move
+further as the critic sees more actions. The critics' targets are unchanged. The method is Segue's own; no paper has it.
 """
 
 import equinox as eqx
@@ -19,7 +21,7 @@ from segue.methods.backbone import ActorCritic, QFunction
 
 
 class TrustRegion(eqx.Module):
-    """Limits how far a policy may move from the one that was given, while its critics are new."""
+    """A penalty that limits how far a policy may move from the given policy while its critics are new."""
 
     until: int = eqx.field(static=True, default=0)
     """Env steps of the phase over which the radius grows; 0: there is no trust region."""
@@ -41,7 +43,7 @@ class TrustRegion(eqx.Module):
         return ActorCritic(learner.actor, learner.critics, {**learner.parts, "reference_policy": reference})
 
     def __call__(self, q: QFunction, parts: Parts, clock: Clock) -> QFunction:
-        """Return `q` with the penalty; `q` itself where there is no trust region."""
+        """Return `q` with the penalty, or `q` itself where there is no trust region."""
         if self.until == 0:
             return q
         reference = parts["reference_policy"].net

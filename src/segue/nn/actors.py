@@ -1,4 +1,4 @@
-"""Actors: anything with `act` (perform) and `explore` (act to learn). Observations and actions of one sample."""
+"""Policies: networks with `act` (for evaluation) and `explore` (for training). They see one sample, not a batch."""
 
 import abc
 from typing import Literal
@@ -11,48 +11,51 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from segue.nn.mlp import MLP
 
 Output = Literal["tanh", "clip"]
-"""How a number becomes an action in [-1, 1]."""
+"""The function that maps a network's output to [-1, 1]."""
 
 
 BORDER = 1 - 1e-6
-"""Where a tanh-Gaussian's log-density takes an action of the border to lie: at the border itself it is infinite."""
+"""Bound on actions in a tanh-Gaussian's log-density, which is infinite at -1 and 1."""
 
 
 EDGE = 1 - 1e-3
-"""Where a tanh-Gaussian around a clipped mean has that mean at most."""
+"""Bound on the mean of a tanh-Gaussian that is centred on a clipped action."""
 
 
 def boxed(x: Float[Array, " act"], output: Output) -> Float[Array, " act"]:
+    """Map a network's output to an action in [-1, 1]."""
     return jnp.tanh(x) if output == "tanh" else jnp.clip(x, -1.0, 1.0)
 
 
 def normal_log_density(
     x: Float[Array, " act"], mean: Float[Array, " act"], log_std: Float[Array, " act"]
 ) -> Float[Array, ""]:
-    """log N(x; mean, exp(log_std)), summed over dimensions."""
+    """Compute log N(x; mean, exp(log_std)), summed over dimensions."""
     return (-0.5 * jnp.square((x - mean) * jnp.exp(-log_std)) - log_std - 0.5 * jnp.log(2 * jnp.pi)).sum()
 
 
 class AbstractActor(eqx.Module):
+    """A policy, without its optimiser."""
+
     @abc.abstractmethod
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
-        """The action to perform with, in [-1, 1]."""
+        """Choose the evaluation action, in [-1, 1]."""
 
     @abc.abstractmethod
     def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """The action to learn from, in [-1, 1]."""
+        """Choose the exploration action, in [-1, 1]."""
 
 
 class AbstractStochastic(AbstractActor):
-    """An actor that has a density over actions."""
+    """A policy that has a density over actions."""
 
     @abc.abstractmethod
     def log_prob(self, obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
-        """log pi(a|s) of an action in [-1, 1]."""
+        """Compute log pi(a|s) of an action in [-1, 1]."""
 
 
 class Deterministic(AbstractActor):
-    """An MLP, put into the box. It explores only through a wrapper such as `Noisy`."""
+    """A deterministic policy: an MLP whose output is mapped to [-1, 1]. Only a wrapper such as `Noisy` explores."""
 
     mlp: MLP
     output: Output = eqx.field(static=True, default="tanh")
@@ -65,21 +68,22 @@ class Deterministic(AbstractActor):
 
 
 class Gaussian(AbstractStochastic):
-    """A normal distribution around an MLP, with a spread that no state changes; samples are clipped to the box.
+    """A Gaussian policy with a state-independent log_std. Samples are clipped to [-1, 1].
 
-    With `output` tanh the mean is the MLP's tanh (IQL); with clip it is the MLP itself (PPO, A2C, TRPO).
+    With `output` tanh the mean is the tanh of an MLP (IQL); with clip it is the MLP's output (PPO, A2C, TRPO).
     """
 
     mlp: MLP
     log_std: Float[Array, " act"]
     output: Output = eqx.field(static=True, default="tanh")
     bounded: bool = eqx.field(static=True, default=True)
-    """Whether log_std is kept within bounds; a policy from elsewhere is what it is."""
+    """Whether log_std is clipped to its bounds; an imported policy's is not."""
 
     MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
     """Bounds on log_std: IQL's."""
 
     def mean(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
+        """Compute the mean of the normal distribution."""
         return jnp.tanh(self.mlp(obs)) if self.output == "tanh" else self.mlp(obs)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
@@ -95,14 +99,15 @@ class Gaussian(AbstractStochastic):
 
     @property
     def spread(self) -> Float[Array, " act"]:
-        """log_std within its bounds."""
+        """The log_std, clipped to its bounds if `bounded`."""
         return jnp.clip(self.log_std, self.MIN_LOG_STD, self.MAX_LOG_STD) if self.bounded else self.log_std
 
 
 class TanhGaussian(AbstractStochastic):
-    """tanh of a normal distribution whose mean and log_std are the halves of an MLP's output (SAC).
+    """A policy that is the tanh of a normal distribution (SAC).
 
-    With a `log_std` of its own the MLP is the mean alone: tanh's argument, or, with `output` clip, the action itself.
+    Mean and log_std are the two halves of an MLP's output. Where the field `log_std` is given, the MLP's output is the
+    mean alone: the argument of tanh, or, with `output` clip, the action itself.
     """
 
     mlp: MLP
@@ -114,11 +119,12 @@ class TanhGaussian(AbstractStochastic):
 
     @classmethod
     def around(cls, actor: "Deterministic | Gaussian", log_std: float | Float[Array, ""]) -> "TanhGaussian":
-        """A distribution whose mode is what `actor` does, with one spread exp(log_std) everywhere."""
+        """Build a policy that is centred on the action of `actor`, with the same log_std in every state."""
         act = actor.mlp.layers[-1].bias.shape[-1]
         return cls(actor.mlp, jnp.full(act, log_std, jnp.float32), actor.output)
 
     def halves(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+        """Compute mean and log_std of the normal distribution."""
         if self.log_std is None:
             mean, log_std = jnp.split(self.mlp(obs), 2)
         else:
@@ -134,7 +140,7 @@ class TanhGaussian(AbstractStochastic):
         return self.sample(obs, key)[0]
 
     def sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
-        """An action, differentiable in the parameters, and its log-density."""
+        """Draw an action, differentiable in the parameters; return it and its log-density."""
         mean, log_std = self.halves(obs)
         raw = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         return jnp.tanh(raw), normal_log_density(raw, mean, log_std) - _log_slope(raw)
@@ -145,12 +151,12 @@ class TanhGaussian(AbstractStochastic):
 
 
 def _log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
-    """log |d tanh(x) / dx|, summed: 2 (log 2 - x - softplus(-2x)) never loses digits."""
+    """Compute log |d tanh(x) / dx|, summed, as 2 (log 2 - x - softplus(-2x)), which loses no digits."""
     return (2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))).sum()
 
 
 class Noisy(AbstractActor):
-    """Another actor whose exploration has Gaussian noise N(0, std), clipped to +-`clip`, added to it."""
+    """A policy that adds Gaussian noise N(0, std), clipped to +-`clip`, to another policy's exploration action."""
 
     inner: AbstractActor
     std: float | Float[Array, ""]

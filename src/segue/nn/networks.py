@@ -1,4 +1,4 @@
-"""The networks of a method, as a value that the method holds and that a user may replace by one of their own."""
+"""The network architectures of a method: a field of the method, which a user may replace by their own."""
 
 import abc
 from typing import Any
@@ -12,7 +12,7 @@ from segue.nn.mlp import MLP, Ensemble
 
 
 class AbstractNetworks(eqx.Module):
-    """Build the networks that policies, critics and state values are made of."""
+    """An architecture: it builds the networks of policies, critics and state values."""
 
     @abc.abstractmethod
     def policy(self, spec: Spec, outputs: int, *, key: PRNGKeyArray) -> Any:
@@ -28,7 +28,7 @@ class AbstractNetworks(eqx.Module):
 
 
 class Networks(AbstractNetworks):
-    """Multi-layer perceptrons with ReLU."""
+    """The default architecture: multi-layer perceptrons with ReLU."""
 
     width: int = eqx.field(static=True, default=256)
     """Units in a hidden layer."""
@@ -41,7 +41,7 @@ class Networks(AbstractNetworks):
     critic_norm: bool = eqx.field(static=True, default=False)
     """LayerNorm after each hidden layer of critics and of V (OPT: Adroit only; ReBRAC: everywhere)."""
     actor_head: float | None = eqx.field(static=True, default=None)
-    """Half-width of the policy head's uniform start; None: the framework's default (the papers: 1e-3 off MuJoCo)."""
+    """Half-width of the policy head's uniform initialisation; None: the default (the papers: 1e-3 off MuJoCo)."""
     critic_head: float | None = eqx.field(static=True, default=None)
     """The same for critics (the papers: 3e-3 off MuJoCo)."""
 

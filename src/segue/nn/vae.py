@@ -11,7 +11,10 @@ from segue.nn.mlp import MLP
 
 
 class VAE(eqx.Module):
-    """Encoder (s, a) -> N(mean, std), decoder (s, z) -> tanh; two hidden ReLU layers each. One sample, no batch."""
+    """A conditional VAE: encoder (s, a) -> N(mean, std), decoder (s, z) -> tanh, two hidden ReLU layers each.
+
+    It sees one sample, without a batch axis.
+    """
 
     encoder: MLP
     decoder: MLP
@@ -28,9 +31,9 @@ class VAE(eqx.Module):
     def terms(
         self, obs: Float[Array, " obs"], action: Float[Array, " act"], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Squared reconstruction error and KL to the prior, each a mean over dimensions, for one latent sample."""
+        """Compute squared reconstruction error and KL to the prior, means over dimensions, for one latent sample."""
         mean, log_std = jnp.split(self.encoder(obs, action), 2)
         log_std = jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
         z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        found = jnp.tanh(self.decoder(obs, z))
-        return jnp.square(found - action).mean(), kl_to_normal(mean[None], log_std[None])[0]
+        reconstruction = jnp.tanh(self.decoder(obs, z))
+        return jnp.square(reconstruction - action).mean(), kl_to_normal(mean[None], log_std[None])[0]

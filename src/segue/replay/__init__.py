@@ -1,4 +1,4 @@
-"""Samplers: where batches come from, out of a dataset and of the rows that were collected online."""
+"""The online replay, and the samplers that draw batches from it and from a dataset."""
 
 import lazy_loader
 

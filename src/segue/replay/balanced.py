@@ -1,4 +1,4 @@
-"""Balanced replay: rows drawn in proportion to how near the present policy's data they lie."""
+"""Balanced replay: priorities from the density ratio of online to offline data."""
 
 from typing import Literal, NamedTuple
 
@@ -16,12 +16,14 @@ from segue.replay.sampler import AbstractSampler, pick, take_rows
 
 
 class BalancedState(NamedTuple):
-    """What balanced replay remembers."""
+    """The state of `Balanced`."""
 
     density: TrainState
+    """The density network."""
     tree: Float[Array, " twice_leaves"]
+    """The sum tree over the priorities of offline rows, then of the ring's slots."""
     peak: Float[Array, ""]
-    """The largest priority so far: a new online row's first one."""
+    """The largest priority so far, with which a new online row starts."""
 
 
 class Balanced(AbstractSampler):
@@ -30,34 +32,35 @@ class Balanced(AbstractSampler):
         w(s,a) ~ d_on / d_off    by    min  -mean_off log(2/(w+1)) - mean_on log(2w/(w+1))
         p = clip( w^{1/T} / mean_off[ w^{1/T} ], 1e-3, 1e3 )
 
-    One density step per draw, on uniform batches of either side; rows are drawn from all data in proportion to p,
-    without importance weights, and the drawn rows' priorities are then rewritten. Offline rows start at 1.
+    Each draw takes one gradient step of the density network, on uniform batches of offline and of online rows. Rows are
+    drawn from all data in proportion to p, without importance weights, and the priorities of the drawn rows are then
+    rewritten. Offline rows start at priority 1.
 
-    Reported: `shift`, the bound on the Jensen-Shannon divergence of the two that w attains, from 0 (nothing tells them
-    apart) to 1; and the mean of w on either side.
+    Reported scalars: `shift`, the bound that w attains on the Jensen-Shannon divergence of the two data sets, from 0
+    (indistinguishable) to 1; the mean of w on offline and on online rows; and the share of online rows in the batch.
     """
 
     can_hold_out = False
     batch: int = eqx.field(static=True, default=256)
-    """Rows in a batch, and on either side of a density step."""
+    """Rows in a batch, and in each of the density step's two batches."""
     temperature: float = 5.0
-    """T: flattens the ratios."""
+    """T: a larger temperature brings the priorities closer together."""
     lr: float = 3e-4
     """Adam's rate for the density network."""
     online_fraction: float | None = eqx.field(static=True, default=None)
-    """None: a new online row starts at the largest priority so far (OPT). A share f: it starts at
+    """None: a new online row starts at the largest priority so far (OPT). A share f: a new online row starts at
     N f / ((1-f) 1000) for N offline rows, so that the first 1,000 are drawn with probability f (Off2OnRL: 0.5)."""
     ring_rows: int | None = eqx.field(static=True, default=None)
-    """None: offline rows stay. A number: each new row beyond it pushes out the oldest one, offline first, as in
-    OPT's buffer of 1,000,000 rows that is filled with the dataset."""
+    """None: offline rows are kept. A number: once there are so many rows, each new row replaces the oldest one, offline
+    rows first, as in OPT's buffer of 1,000,000 rows that is filled with the dataset."""
     output: Literal["softplus", "relu"] = eqx.field(static=True, default="softplus")
-    """The density network's last function. ReLU, with a last bias of 1, is Off2OnRL's; softplus cannot die."""
+    """The density network's output function. Off2OnRL has ReLU with an initial bias of 1; softplus cannot die."""
     width: int = eqx.field(static=True, default=256)
     """Units in each of the density network's two hidden layers."""
 
     def check(self, offline: int, online: int) -> None:
         if offline == 0:
-            raise SegueError("Balanced replay weighs online against offline rows: give a dataset.")
+            raise SegueError("Balanced replay compares online with offline rows: give a dataset.")
         if online == 0:
             raise SegueError("Balanced replay needs online rows: put Collect(...) before this phase.")
         if self.online_fraction is not None and not 0 < self.online_fraction < 1:
@@ -68,26 +71,27 @@ class Balanced(AbstractSampler):
         if self.output == "relu":
             density = eqx.tree_at(lambda net: net.layers[-1].bias, density, jnp.ones(1))
         size, index = len(offline.reward), jnp.arange(len(offline.reward) + ring.capacity)
-        number = (
-            ring.written - 1 - (ring.written - 1 - (index - size)) % ring.capacity
-        )  # of a slot's row, since the first
+        last = ring.written - 1
+        number = last - (last - (index - size)) % ring.capacity  # of a slot's row, counted from the first row ever
         held = (index < size) | (number >= 0)
         if self.ring_rows is not None:
             held &= jnp.where(index < size, index, size + number) >= size + ring.written - self.ring_rows
-        priority = jnp.where(index < size, 1.0, self._newcomer(size, jnp.ones(())))
+        priority = jnp.where(index < size, 1.0, self._first_priority(size, jnp.ones(())))
         tree = sumtree.build(jnp.where(held, priority, 0.0))
         return BalancedState(TrainState.new(density, target=False), tree, jnp.ones(()))
 
     def on_row_added(self, sampler_state, offline, ring):
         size, last = len(offline.reward), (ring.written - 1) % ring.capacity
-        tree = sumtree.write(sampler_state.tree, (size + last)[None], self._newcomer(size, sampler_state.peak)[None])
+        tree = sumtree.write(
+            sampler_state.tree, (size + last)[None], self._first_priority(size, sampler_state.peak)[None]
+        )
         if self.ring_rows is not None:
             oldest = size + ring.written - 1 - self.ring_rows
             slot = jnp.where(oldest < size, oldest, size + (oldest - size) % ring.capacity)
-            kept = tree[jnp.maximum(slot, 0) + len(tree) // 2]
-            there = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.written - ring.capacity))
-            gone = jnp.where(there, 0.0, kept)
-            tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], gone[None])
+            present = tree[jnp.maximum(slot, 0) + len(tree) // 2]
+            held = (oldest >= 0) & ((oldest < size) | (oldest - size >= ring.written - ring.capacity))
+            priority = jnp.where(held, 0.0, present)
+            tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], priority[None])
         return sampler_state._replace(tree=tree)
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
@@ -114,11 +118,12 @@ class Balanced(AbstractSampler):
         return BalancedState(density, tree, peak), batch, {"online_share": share, **info}
 
     def ratio(self, net: MLP, batch: Transition) -> Float[Array, " batch"]:
-        """w(s, a) >= 0, the estimate of d_on / d_off."""
+        """Compute w(s, a) >= 0, the estimate of d_on / d_off."""
         raw = jax.vmap(net)(batch.obs, batch.action)[:, 0]
         return jax.nn.softplus(raw) if self.output == "softplus" else jax.nn.relu(raw)
 
-    def _newcomer(self, offline: int, peak: Float[Array, ""]) -> Float[Array, ""]:
+    def _first_priority(self, offline: int, peak: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the priority with which a new online row starts."""
         if self.online_fraction is None:
             return peak
         return jnp.asarray(offline * self.online_fraction / ((1 - self.online_fraction) * 1000), jnp.float32)

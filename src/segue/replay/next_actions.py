@@ -1,4 +1,4 @@
-"""Batches with the action that the data took next (ReBRAC)."""
+"""Batches of transitions with the next action in the data (ReBRAC)."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from segue.core import continues
 from segue.errors import SegueError
 from segue.replay.sampler import AbstractSampler, take_rows
 
 
 class NextActionBatch(NamedTuple):
-    """A batch of transitions with the action that the data took next."""
+    """A batch of transitions with the next action in the data."""
 
     obs: Float[Array, "batch obs"]
     action: Float[Array, "batch act"]
@@ -21,13 +22,13 @@ class NextActionBatch(NamedTuple):
     terminal: Bool[Array, " batch"]
     next_action: Float[Array, "batch act"]
     followed: Bool[Array, " batch"]
-    """Whether there is one: the last row of an episode has none."""
+    """Whether there is a next action; the last row of an episode has none."""
 
 
 class WithNextAction(AbstractSampler):
-    """Uniform over offline rows, each with its next action (ReBRAC).
+    """A uniform sampler of offline rows, each with its next action (ReBRAC).
 
-    A row is followed by the next one where that begins, bit for bit, at its `next_obs`; nothing else is remembered.
+    The next row of the dataset has the next action where the episode goes on there: see `core.is_followed`.
     """
 
     batch: int = eqx.field(static=True, default=256)
@@ -40,6 +41,6 @@ class WithNextAction(AbstractSampler):
     def draw(self, sampler_state, offline, ring, *, key, clock):
         size = len(offline.reward)
         index = jax.random.randint(key, (self.batch,), 0, size)
-        here, there = take_rows(offline, index), take_rows(offline, jnp.minimum(index + 1, size - 1))
-        follows = (there.obs == here.next_obs).all(-1) & (index + 1 < size) & ~here.terminal
-        return sampler_state, NextActionBatch(*here, there.action, follows), {}
+        rows, next_rows = take_rows(offline, index), take_rows(offline, jnp.minimum(index + 1, size - 1))
+        followed = continues(rows, next_rows.obs) & (index + 1 < size)
+        return sampler_state, NextActionBatch(*rows, next_rows.action, followed), {}

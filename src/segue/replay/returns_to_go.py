@@ -1,4 +1,4 @@
-"""Batches with the return that followed each row (Cal-QL)."""
+"""Batches of transitions with their returns-to-go (Cal-QL)."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from segue.core import Linear, Transition
+from segue.core import Linear, Transition, is_followed
 from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
 from segue.replay.sampler import AbstractSampler, check_share, mixed_index, pick, take_rows
 
 
 class ReturnsBatch(NamedTuple):
-    """A batch of transitions with the return that followed each."""
+    """A batch of transitions with their returns-to-go."""
 
     obs: Float[Array, "batch obs"]
     action: Float[Array, "batch act"]
@@ -24,53 +24,54 @@ class ReturnsBatch(NamedTuple):
     return_to_go: Float[Array, " batch"]
     """G: the discounted sum of training rewards from this row to its episode's end."""
     known: Bool[Array, " batch"]
-    """Whether G is known: not while the episode goes on."""
+    """Whether G is known; it is not while the episode goes on."""
 
 
 class ReturnsState(NamedTuple):
-    """What `Returning` remembers: of every row of the dataset, then of every slot of the ring."""
+    """The state of `WithReturns`: numbers of every row of the dataset, then of every slot of the ring."""
 
     return_to_go: Float[Array, " rows"]
     known: Bool[Array, " rows"]
     tail: Float[Array, ""]
-    """The return that is assumed where a time limit has cut an episode."""
+    """The return that is assumed to follow where a time limit has cut an episode."""
 
 
 def returns_to_go(
     rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, ""]
 ) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
-    """G of every row of a table that is in the order of time, and whether the row's episode has ended in it.
+    """Compute G of every row, for rows in the order of time, and whether the row's episode ends among them.
 
-    An episode goes on in the next row where that begins, bit for bit, at this one's `next_obs`. It ends in a terminal
-    row; where it neither goes on nor is terminal, a return of `tail` is taken to follow. The last row's episode has
-    ended only if it is terminal: what comes next is not known here.
+    An episode goes on in the next row as `is_followed` says, and ends in a terminal row. Where an episode does neither,
+    a return of `tail` is assumed to follow. The last row's episode counts as ended only if the row is terminal, because
+    the next row is not known.
     """
-    follows = (rows.obs[1:] == rows.next_obs[:-1]).all(-1) & ~rows.terminal[:-1]
-    ended = jnp.concatenate([~follows, rows.terminal[-1:]])
-    follows = jnp.concatenate([follows, jnp.zeros(1, bool)])
-    rest = jnp.where(follows | rows.terminal, 0.0, discount * tail)
+    followed = is_followed(rows)
+    ended = jnp.concatenate([~followed, rows.terminal[-1:]])
+    followed = jnp.concatenate([followed, jnp.zeros(1, bool)])
+    rest = jnp.where(followed | rows.terminal, 0.0, discount * tail)
     after = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])  # G = b + a G of the next row
-    _, return_to_go = jax.lax.associative_scan(after, (discount * follows, rows.reward + rest), reverse=True)
+    _, return_to_go = jax.lax.associative_scan(after, (discount * followed, rows.reward + rest), reverse=True)
     return return_to_go, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
 
 
 class WithReturns(AbstractSampler):
-    """Rows with their returns-to-go (Cal-QL); a share of each batch is online, like `Ratio`'s, once there is a row.
+    """A sampler of rows with their returns-to-go (Cal-QL). A share of each batch is online, as with `Ratio`, once there
+    are online rows.
 
-    G is in training rewards. Where a time limit, or the record's end, has cut an episode, what would have followed is
-    not known: G then counts the dataset's worst reward for ever, or nothing if no reward is negative. So it is a lower
-    bound, and what Cal-QL's code takes for AntMaze's failures, r / (1 - gamma). An online row's G is known when its
+    G is in training rewards. Where a time limit or the end of the data cuts an episode, the rest of its return is not
+    known. G then assumes the dataset's lowest reward for ever, or 0 if no reward is negative, so that G is a lower
+    bound; Cal-QL's code does the same for AntMaze's failures, r / (1 - gamma). The G of an online row is known when its
     episode has ended.
     """
 
     online: Linear = eqx.field(default_factory=lambda: Linear(0.5, 0.5, 0))
-    """Share of online rows, a constant or a line."""
+    """Share of online rows, a constant or a ramp over env steps."""
     discount: float = 0.99
-    """Gamma: the method's own, which another value of --offline.discount does not change here."""
+    """Gamma. A change of --offline.discount does not change this one."""
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
     window: int = eqx.field(static=True, default=1_000)
-    """Online rows that are valued when an episode ends, counted back from there; earlier ones stay unknown."""
+    """Newest online rows whose G is computed when a row is added; the G of earlier rows stays unknown."""
 
     def __check_init__(self):
         at_least(1, window=self.window)
@@ -90,13 +91,13 @@ class WithReturns(AbstractSampler):
             jnp.arange(len(return_to_go) + ring.capacity) < len(return_to_go),
             tail,
         )
-        return self.valued(sampler_state, ring, ring.capacity)
+        return self.with_returns(sampler_state, ring, ring.capacity)
 
     def on_row_added(self, sampler_state, offline, ring):
-        return self.valued(sampler_state, ring, min(self.window, ring.capacity))
+        return self.with_returns(sampler_state, ring, min(self.window, ring.capacity))
 
-    def valued(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
-        """The same with the last `count` rows of the ring valued anew."""
+    def with_returns(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
+        """Return the state with G computed again for the last `count` rows of the ring."""
         slots = (ring.written - count + jnp.arange(count)) % ring.capacity
         return_to_go, ended = returns_to_go(take_rows(ring.rows, slots), self.discount, sampler_state.tail)
         index = len(sampler_state.return_to_go) - ring.capacity + slots

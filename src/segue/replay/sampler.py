@@ -1,6 +1,7 @@
-"""Where batches come from. A source rides through the loop like a learner: what it remembers is its `carry`.
+"""Samplers draw batches. The training loop carries a sampler's state along as it does a learner.
 
-The dataset `offline` is an argument shared by all seeds, the online ring is the run's; a source only looks at them.
+The dataset `offline` is an argument that all seeds share, and the online ring belongs to the run; a sampler only reads
+them.
 """
 
 import abc
@@ -17,56 +18,59 @@ from segue.replay.ring import Ring
 
 
 class AbstractSampler(eqx.Module):
-    """Its fields are settings. One seed is seen at a time; the engine adds the seed axis."""
+    """A sampler, whose fields are its settings. Its methods see one seed; the engine adds the seed axis."""
 
     batch: eqx.AbstractVar[int]
+    """Rows in a batch."""
     can_hold_out: ClassVar[bool] = True
-    """Whether online rows beyond the ring's count are not drawn, though they are there."""
+    """True if `draw` only samples the first `ring.written` rows, so that newer rows can be held out."""
 
     def __check_init__(self):
         at_least(1, batch=self.batch)
 
     @property
     def reads_dataset(self) -> bool:
-        """Whether it wants offline rows at all."""
+        """Whether the sampler draws from the dataset."""
         return True
 
     def check(self, offline: int, online: int) -> None:
-        """Refuse, given the numbers of rows, what could never be drawn."""
+        """Raise SegueError where batches cannot be drawn from `offline` dataset rows and `online` ring rows."""
         if offline + online == 0:
             raise SegueError(f"{type(self).__name__} has no rows to draw: give a dataset or collect online first.")
 
     def init(self, spec: Spec, offline: Transition, ring: Ring, *, key: PRNGKeyArray) -> Any:
-        """What the source remembers when a phase begins."""
+        """Return the sampler's state at the beginning of a phase."""
         return ()
 
     def on_row_added(self, sampler_state: Any, offline: Transition, ring: Ring) -> Any:
-        """Told once per online row, just after `ring` received it."""
+        """Return the sampler's state after one row was added to `ring`."""
         return sampler_state
 
     @abc.abstractmethod
     def draw(
         self, sampler_state: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
-        """A batch, in whatever shape the method takes, the next carry, and scalars to report."""
+        """Draw a batch; return the next state, the batch in the form that the method takes, and scalars to report."""
 
 
 def take_rows(table: Transition, index: Int[Array, " batch"]) -> Transition:
+    """Return the rows at `index`."""
     return jax.tree.map(lambda column: column[index], table)
 
 
 def pick(offline: Transition, ring: Ring, index: Int[Array, " batch"]) -> Transition:
-    """Rows of the union: indices below the dataset's size are offline rows, the others slots of the ring."""
+    """Return rows of the union: an index below the dataset's size is an offline row, any other a slot of the ring."""
     size = len(offline.reward)
     if size == 0:
         return take_rows(ring.rows, index)
-    ours, theirs = take_rows(offline, jnp.minimum(index, size - 1)), take_rows(ring.rows, jnp.maximum(index - size, 0))
+    from_dataset = take_rows(offline, jnp.minimum(index, size - 1))
+    from_ring = take_rows(ring.rows, jnp.maximum(index - size, 0))
     choose = lambda a, b: jnp.where((index < size).reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return jax.tree.map(choose, ours, theirs)
+    return jax.tree.map(choose, from_dataset, from_ring)
 
 
 class Uniform(AbstractSampler):
-    """Every row of the union of offline and online data is equally likely."""
+    """A uniform sampler over the union of offline and online rows."""
 
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
@@ -76,15 +80,15 @@ class Uniform(AbstractSampler):
         return sampler_state, pick(offline, ring, jax.random.randint(key, (self.batch,), 0, rows)), {}
 
 
-def check_share(line: Linear) -> None:
-    """Refuse an online share that is none."""
-    ends = (float(line.start), float(line.end))
+def check_share(online: Linear) -> None:
+    """Raise SegueError for an online share outside [0, 1]."""
+    ends = (float(online.start), float(online.end))
     if not all(0 <= share <= 1 for share in ends):
         raise SegueError(f"The online share of a batch must lie in [0, 1], not go from {ends[0]} to {ends[1]}.")
 
 
 def mixed_index(share: Any, batch: int, size: int, ring: Ring, key: PRNGKeyArray) -> Int[Array, " batch"]:
-    """Rows of the union, the first `share` of them online (rounded to rows); all are, where `size` is 0."""
+    """Draw indices into the union, the first `share` of them online (rounded to rows); all of them if `size` is 0."""
     key_off, key_on = jax.random.split(key)
     online = size + jax.random.randint(key_on, (batch,), 0, ring.size)
     if size == 0:
@@ -94,13 +98,13 @@ def mixed_index(share: Any, batch: int, size: int, ring: Ring, key: PRNGKeyArray
 
 
 class Ratio(AbstractSampler):
-    """A fixed share of each batch is online (rounded to rows), the rest offline; each part is uniform.
+    """A sampler with a given share of online rows in each batch (rounded to rows). Each part is uniform.
 
-    A half is the symmetric sampling of RLPD (arXiv 2302.02948); 1 is online-only.
+    A share of 0.5 is the symmetric sampling of RLPD (arXiv 2302.02948); a share of 1 is online-only.
     """
 
     online: Linear = eqx.field(default_factory=lambda: Linear(0.5, 0.5, 0))
-    """Share of online rows, a constant or a line."""
+    """Share of online rows, a constant or a ramp over env steps."""
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
 
@@ -122,7 +126,7 @@ class Ratio(AbstractSampler):
 
 
 class Paired(AbstractSampler):
-    """Two batches: one uniform over offline rows, one uniform over online rows (OPT's online pre-training)."""
+    """A sampler of two batches: one uniform over offline rows, one over online rows (OPT's online pre-training)."""
 
     batch: int = eqx.field(static=True, default=256)
     """Rows in each of the two batches."""
@@ -130,7 +134,7 @@ class Paired(AbstractSampler):
     def check(self, offline: int, online: int) -> None:
         if offline == 0 or online == 0:
             raise SegueError(
-                "Online pre-training needs both data: give a dataset, and put Collect(...) before this phase."
+                "Online pre-training needs offline and online rows: give a dataset, and put Collect(...) before it."
             )
 
     def draw(self, sampler_state, offline, ring, *, key, clock):

@@ -1,7 +1,8 @@
 """Exact proportional sampling from millions of priorities, inside `jit`: a sum tree in one array.
 
-Node 1 is the root, node i has the children 2i and 2i+1, the leaves are the last half. Drawing walks down, writing
-rewrites the path up; both touch log2(n) nodes per row, so the array is updated in place when it is donated.
+Node 1 is the root, node i has the children 2i and 2i+1, and the last half of the array are the leaves. `draw` walks
+down the tree and `write` updates the path up. Both touch log2(n) nodes per row, so the array is updated in place when
+it is donated.
 """
 
 import jax
@@ -12,7 +13,7 @@ Tree = Float[Array, " twice_leaves"]
 
 
 def build(leaves: Float[Array, " n"]) -> Tree:
-    """A tree over n priorities >= 0 (padded with zeros to a power of two)."""
+    """Build a tree over n priorities >= 0 (padded with zeros to a power of two)."""
     size = 1 << max(len(leaves) - 1, 1).bit_length()
     level = jnp.zeros(size, jnp.float32).at[: len(leaves)].set(leaves)
     levels = [level]
@@ -23,11 +24,12 @@ def build(leaves: Float[Array, " n"]) -> Tree:
 
 
 def depth(tree: Tree) -> int:
+    """Return the number of levels below the root."""
     return (len(tree) // 2).bit_length() - 1
 
 
 def write(tree: Tree, index: Int[Array, " batch"], priority: Float[Array, " batch"]) -> Tree:
-    """Set priorities. Where an index stands twice, its priorities must agree."""
+    """Set the priorities at `index`. Where an index occurs twice, its priorities must be equal."""
     node = index + len(tree) // 2
     tree = tree.at[node].set(priority)
     for _ in range(depth(tree)):
@@ -37,10 +39,10 @@ def write(tree: Tree, index: Int[Array, " batch"], priority: Float[Array, " batc
 
 
 def draw(tree: Tree, count: int, key: PRNGKeyArray) -> Int[Array, " count"]:
-    """`count` independent leaves, each with probability priority / total.
+    """Draw `count` independent leaves, each with probability priority / total.
 
-    Every level tosses a coin of its own: one uniform number for the whole walk has 2^23 values, too few for fair
-    shares among a million rows. A child of weight zero is never entered, so a row of priority zero is never drawn.
+    Every level has its own random number: one uniform number for all levels has 2^23 values, too few for exact
+    probabilities of a million rows. A child of weight zero is never entered, so a row of priority zero is never drawn.
     """
 
     def down(node: Int[Array, " count"], coin: Float[Array, " count"]) -> tuple[Int[Array, " count"], None]:

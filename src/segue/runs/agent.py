@@ -53,7 +53,7 @@ from segue.training.pipeline import Drive
 
 
 class _Body:
-    """What hooks and commits ask of `Worlds`, of a world that cannot be made to go back."""
+    """What hooks and commits ask of `LockstepEnvs`, of a world that cannot be made to go back."""
 
     def __init__(self, spec: Spec):
         self.spec = spec

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from segue.envs.lockstep import World
+from segue.envs.lockstep import EnvHolder
 from segue.errors import SegueError
 from segue.runs.hooks import NullHook, passed
 from segue.runs.journal import Journal
@@ -72,7 +72,7 @@ class Commit(NullHook):
         stop: Stop,
         every: int,
         *,
-        world: World | None = None,
+        world: EnvHolder | None = None,
         seal: str = "",
         settle: Callable[[], None] = lambda: None,
         since: Stored = Stored(),

@@ -132,10 +132,10 @@ class Log(NullHook):
                 f"{' and every other seed has halted' if phase_state.run.seeds > 1 else ''}; try a lower learning rate "
                 "and look at max_abs_q in metrics.jsonl."
             )
-        learner = engine.keep(ruined, self.sound[0], phase_state.learner)
+        learner = engine.select_seeds(ruined, self.sound[0], phase_state.learner)
         broken = ruined & ~np.asarray(
             finite_seeds(phase_state.sampler_state)
         )  # a carry that is sound knows the rows since then
-        sampler_state = engine.keep(broken, self.sound[1], phase_state.sampler_state)
+        sampler_state = engine.select_seeds(broken, self.sound[1], phase_state.sampler_state)
         phase_state = phase_state._replace(learner=learner, sampler_state=sampler_state)
         return phase_state.halt_seeds(tuple(map(bool, halted))) if halted.any() else phase_state

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from segue.envs.lockstep import World
+from segue.envs.lockstep import EnvHolder
 from segue.runs.journal import Journal
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
@@ -51,7 +51,7 @@ class Episodes(NullHook):
     before.
     """
 
-    def __init__(self, journal: Journal, worlds: World):
+    def __init__(self, journal: Journal, worlds: EnvHolder):
         self.journal, self.worlds = journal, worlds
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:

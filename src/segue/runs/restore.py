@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segue.core import Transition
-from segue.envs.lockstep import World
+from segue.envs.lockstep import EnvHolder
 from segue.errors import DataError, SegueError
 from segue.replay.ring import Ring
 from segue.runs.hooks import NullHook
@@ -178,8 +178,8 @@ def _ring(found: Found, where: str, run: RunState) -> Ring:
     return Ring(jax.tree.map(jnp.asarray, columns), jnp.asarray(found.manifest["rows"], jnp.int32))
 
 
-def worlds(found: Found, folder: Path, worlds: World) -> tuple[dict[str, np.ndarray], list[int]]:
-    """What `Worlds.restore` takes."""
+def worlds(found: Found, folder: Path, worlds: EnvHolder) -> tuple[dict[str, np.ndarray], list[int]]:
+    """What `LockstepEnvs.restore` takes."""
     where, episodes = f"{folder / 'commits' / f'{found.number:06}'}/worlds.safetensors", found.manifest["episodes"]
     seeds, spec = len(worlds.envs), worlds.spec
     state = disk.arrays(found.worlds, where)
@@ -242,7 +242,7 @@ class AbstractOrigin(abc.ABC):
     resumed: tuple[PhaseState, bool] | None
 
     @abc.abstractmethod
-    def bring_back(self, world: World | None) -> list[str]:
+    def bring_back(self, world: EnvHolder | None) -> list[str]:
         """Take the world to where it was. Returns why the result may differ from that of a run without a stop."""
 
     @abc.abstractmethod
@@ -260,7 +260,7 @@ class Beginning(AbstractOrigin):
     def __init__(self, run: RunState, phases: Mapping[str, AbstractPhase]):
         self.run, self.phases, self.resumed = run, phases, None
 
-    def bring_back(self, world: World | None) -> list[str]:
+    def bring_back(self, world: EnvHolder | None) -> list[str]:
         return []
 
     def recall(self, hooks: Mapping[str, NullHook]) -> None:
@@ -299,7 +299,7 @@ class Midway(AbstractOrigin):
         self.phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         self.resumed = phase_state, found.manifest["ticked"]
 
-    def bring_back(self, world: World | None) -> list[str]:
+    def bring_back(self, world: EnvHolder | None) -> list[str]:
         if world is None or world.restore(*worlds(self.found, self.folder, world)):
             return list(self.changes)
         return [*self.changes, "an env did not come back to where it was"]

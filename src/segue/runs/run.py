@@ -24,7 +24,7 @@ from segue.core import Spec
 from segue.data.dataset import Dataset
 from segue.data.device import nothing
 from segue.envs.faults import Watchdog
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, Stopped
@@ -200,7 +200,7 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
     worlds = None
     if any(phase.acts for phase in opened.phases.values()):
         tell = lambda text: print(f"segue: {text}", file=sys.stderr, flush=True)
-        worlds = hold(Worlds(task.make, spec, numbers, tell=tell, **rule))
+        worlds = hold(LockstepEnvs(task.make, spec, numbers, tell=tell, **rule))
     watching, commit = watch(job, opened, worlds, stop, console, stack, evaluator)
     origin = opened.origin
     try:

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any, NamedTuple
 
-from segue.envs.lockstep import World
+from segue.envs.lockstep import EnvHolder
 from segue.envs.rollouts import Evaluation, Evaluator
 from segue.results import stats
 from segue.runs import checkpoints, hooks
@@ -28,7 +28,7 @@ class Watchers(NamedTuple):
 def watch(
     job: Job,
     opened: OpenRun,
-    world: World | None,
+    world: EnvHolder | None,
     stop: Stop,
     console: Console,
     stack: contextlib.ExitStack,

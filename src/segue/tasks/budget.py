@@ -1,4 +1,4 @@
-"""How long everything lasts: the paper's protocol and smaller ones."""
+"""Budgets: the lengths of phases and evaluations, in the paper's protocol and in smaller ones."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from segue.core import Linear
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long everything lasts. `PAPER` is OPT's protocol; `QUICK` is for a first look.
+    """The lengths of phases and evaluations. `PAPER` is OPT's protocol; `QUICK` is for a first look.
 
-    `QUICK` has its own kappa, which is not the paper's: 5,000 updates do not make a Q_on that can be trusted alone, as
-    the paper trusts one of 50,000 on random data. It was chosen after looking: the best of three settings on
-    halfcheetah-random, one seed, so scores of this preset there are not evidence for OPT.
+    The kappa of `QUICK` is not the paper's. The paper uses a Q_on of 50,000 updates alone on random data, for which the
+    5,000 updates of `QUICK` are too few. This kappa is the best of three settings on halfcheetah-random, one seed, so
+    scores of this preset there are not evidence for OPT.
     """
 
     rows: int = 1_000_000
@@ -19,38 +19,39 @@ class Budget:
     offline: int = 1_000_000
     """Gradient steps on the dataset."""
     prior: int = 100_000
-    """Gradient steps on SPOT's VAE before them."""
+    """Gradient steps on SPOT's VAE before the offline phase."""
     collect: int = 25_000
     """Env steps with the frozen policy."""
     pretrain: int = 50_000
     """Gradient steps on Q_on before fine-tuning."""
     online: int = 300_000
-    """Env steps in all, collection included."""
+    """Env steps in total, collection included."""
     updates_per_step: int | None = None
-    """None: the task's."""
+    """Gradient steps for each env step; None: the task's number."""
     kappa: Linear | None = None
-    """OPT's weight on Q_on; None: the task's, its end moved in proportion to the env steps."""
+    """OPT's weight on Q_on; None: the task's ramp, stretched in proportion to `online`."""
     evaluate_updates: int = 50_000
-    """Gradient steps from one evaluation to the next while the world sleeps."""
+    """Gradient steps from one evaluation to the next in phases without env steps."""
     evaluate_steps: int = 5_000
     """Env steps from one evaluation to the next."""
     episodes: int = 10
     """Episodes of an evaluation."""
     evaluate_early: int = 0
-    """Env steps, from the first one of each phase that acts, over which evaluations come every 1,000 as well."""
+    """Env steps at the start of each phase that acts during which evaluations also happen every 1,000 env steps."""
     presample: int | None = None
-    """PORL's first stage, in env steps; None: the task's."""
+    """Env steps of PORL's first stage; None: the task's number."""
     warmup: int = 5_000
     """Env steps before the first update of WSRL, RLPD and SAC from scratch."""
     critics: int | None = None
-    """Members of the ensembles of PORL and its siblings; None: the method's."""
+    """Critics in the ensembles of PORL, WSRL, RLPD and JSRL; None: the method's number."""
     critic_depth: int | None = None
-    """Their hidden layers; None: the method's."""
+    """Hidden layers of these critics; None: the method's number."""
     batch: int | None = None
-    """Rows in their batches; None: the method's."""
+    """Rows in a batch of these methods; None: the method's number."""
 
 
 PAPER = Budget()
+"""OPT's protocol."""
 
 
 QUICK = Budget(
@@ -67,6 +68,9 @@ QUICK = Budget(
     episodes=5,
     presample=5_000,
 )
+"""A budget for a first look."""
+
+
 SMALL = Budget(
     rows=300_000,
     offline=50_000,
@@ -82,7 +86,8 @@ SMALL = Budget(
     critic_depth=2,
     batch=256,
 )
-"""For a CPU: fewer updates per env step, members and rows than any paper's. Not a paper's."""
+"""A budget for CPUs, not a paper's: fewer updates per env step, critics and rows than in any paper."""
 
 
 PRESETS = {"paper": PAPER, "quick": QUICK, "small": SMALL}
+"""Budgets by the name of --preset."""

@@ -1,4 +1,4 @@
-"""Recipes of datasets: how a task's rows are made here where the originals cannot be had."""
+"""Dataset recipes: they make a task's rows where the original dataset is not available."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue.core import Transition
+from segue.core import Transition, is_followed
 from segue.data import device
 from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, RandomActions
 from segue.data.collecting import collect
 from segue.data.dataset import Dataset, check_against, validate
 from segue.data.loading import load
 from segue.envs import d4rl
-from segue.envs.lockstep import EVALUATE, Worlds, episode_seed
+from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
 from segue.envs.make import make_env, read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator
@@ -32,7 +32,6 @@ from segue.training.phases import Online, Train
 from segue.training.pipeline import pipeline
 
 ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
-    # trajectories, rows, mean return, its standard deviation: D4RL's files
     "halfcheetah-random": (None, 1_000_000, -289.0, 80.0),
     "halfcheetah-medium": (1000, 1_000_000, 4770.0, 356.0),
     "halfcheetah-medium-replay": (202, 202_000, 3093.0, 1681.0),
@@ -48,35 +47,36 @@ ORIGINALS: dict[str, tuple[int | None, int, float, float]] = {
     "walker2d-medium-replay": (1093, 302_000, 683.0, 896.0),
     "walker2d-expert": (None, 999_214, 4921.0, 136.0),
 }
+"""D4RL's files: episodes (None: not known), rows, mean return, standard deviation of returns."""
 
 
 NOISE = 0.1
-"""Standard deviation of the noise on a hand's expert (ours; D4RL does not say)."""
+"""Standard deviation of the noise on the actions of a hand's expert (our choice; D4RL gives none)."""
 
 
 CLONE_STEPS = 20_000
-"""Gradient steps of the clone (ours)."""
+"""Gradient steps of the clone (our choice)."""
 
 
 MAX_SAC_STEPS = 3_000_000
-"""Env steps after which SAC has not reached its score."""
+"""Env steps after which SAC gives up on its target score."""
 
 
 def beside_original(data: Dataset, name: str) -> str:
-    """One line: this set's episodes, rows and returns beside those of D4RL's."""
+    """Compare the dataset's episodes, rows and returns with those of D4RL's file, in one line."""
     returns = data.returns()
     ours = f"{len(returns):,} episodes, {len(data):,} rows, return {returns.mean():,.1f} +- {returns.std():,.1f}"
     if name not in ORIGINALS:
         return f"made here: {ours}"
     episodes, rows, mean, std = ORIGINALS[name]
     count = f"{episodes:,} episodes" if episodes else "episodes not known"
-    said = f", return {mean:,.1f} +- {std:,.1f}" if mean == mean else ""
-    return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows{said}"
+    returned = f", return {mean:,.1f} +- {std:,.1f}" if mean == mean else ""
+    return f"made here: {ours}; D4RL's original: {count}, {rows:,} rows{returned}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Random(AbstractDatasetRecipe):
-    """Uniformly random actions."""
+    """Rows of uniformly random actions."""
 
     any_size: ClassVar[bool] = False
 
@@ -89,15 +89,15 @@ class Random(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class AtLevel(AbstractDatasetRecipe):
-    """Rows of the user's policies; or of SAC that was trained from scratch up to each score, equal shares.
+    """Rows of the user's policies, or of SAC policies that are trained from scratch up to each score, in equal shares.
 
-    Of the kind "medium-replay" SAC's rows are all that it saw until then.
+    For the kind "medium-replay" the rows are SAC's replay up to the score.
     """
 
     kind: str
-    """D4RL's word for it, which the set's name ends with."""
+    """D4RL's name of the kind, which ends the dataset's name."""
     scores: tuple[float, ...]
-    """Mean returns at which SAC stops."""
+    """Mean returns at which the training of SAC stops."""
     seed: int = 0
 
     takes_policies: ClassVar[bool] = True
@@ -109,7 +109,7 @@ class AtLevel(AbstractDatasetRecipe):
         }.get(self.kind, "a policy: yours, or SAC trained here from scratch up to a score (hours)")
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        """Make the rows. Raises SegueError where SAC does not reach a score."""
+        """Make the dataset. Raises SegueError where SAC does not reach a score."""
         spec = read_spec(task.make)
         if policies:
             actors = [actor for file in policies for actor in importers.read(file, spec)]
@@ -124,11 +124,11 @@ class AtLevel(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class AntNavigated(AbstractDatasetRecipe):
-    """Rows of the user's walking ant, which a navigator leads through a maze."""
+    """Rows of the user's walking ant, which a navigator steers through a maze."""
 
     maze: str
     kind: str = ""
-    """Where its episodes start and end: "play", "diverse", or as in evaluation."""
+    """Where episodes start and end: "play", "diverse", or as in evaluation ("")."""
 
     takes_policies: ClassVar[bool] = True
 
@@ -161,7 +161,7 @@ class PointNavigated(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class FetchScripted(AbstractDatasetRecipe):
-    """Rows of a controller for Fetch's arm."""
+    """Rows of a scripted controller for Fetch's arm."""
 
     kind: str
     """One of `d4rl.FETCH`."""
@@ -175,7 +175,7 @@ class FetchScripted(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class HandExpert(AbstractDatasetRecipe):
-    """Rows of the user's expert on a hand of Adroit, with noise."""
+    """Rows of the user's expert with an Adroit hand, with noise."""
 
     takes_policies: ClassVar[bool] = True
 
@@ -194,7 +194,7 @@ class HandExpert(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class Human(AbstractDatasetRecipe):
-    """A person's demonstrations with a hand of Adroit."""
+    """Human demonstrations with an Adroit hand."""
 
     hand: str
 
@@ -207,7 +207,7 @@ class Human(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class FirstSuccess(AbstractDatasetRecipe):
-    """A person's demonstrations up to each episode's first success, which alone is rewarded."""
+    """Human demonstrations up to the first success of each episode, which alone has a reward."""
 
     hand: str
 
@@ -220,7 +220,7 @@ class FirstSuccess(AbstractDatasetRecipe):
 
 @dataclasses.dataclass(frozen=True)
 class Cloned(AbstractDatasetRecipe):
-    """A person's demonstrations with a hand of Adroit, repeated, and as many rows of their clone."""
+    """Human demonstrations with an Adroit hand, repeated, and as many rows of a policy cloned from them."""
 
     hand: str
 
@@ -233,7 +233,7 @@ class Cloned(AbstractDatasetRecipe):
         rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress)
         half = rows - rows // 2
         repeated = _joined([human] * -(-half // len(human)))
-        stops = np.flatnonzero(repeated.ends) + 1  # whole demonstrations, as near to a half as they come
+        stops = np.flatnonzero(repeated.ends) + 1  # complete demonstrations, as near to a half as possible
         kept = int(stops[np.abs(stops - half).argmin()])
         cut = lambda column: None if column is None else column[:kept]
         shown = dataclasses.replace(
@@ -249,23 +249,32 @@ def train_sac(
     task: Task, score: float, *, seed: int = 0, limit: int = MAX_SAC_STEPS, every: int = 5_000, width: int = 256,
     progress: Progress | None = None,
 ) -> tuple[AbstractActor, Dataset]:  # fmt: skip
-    """SAC from scratch until ten episodes return `score` on average: its policy, and all rows it has seen.
+    """Train SAC from scratch until ten episodes return `score` on average; return its policy and its replay.
+
+    Args:
+        task: the environment.
+        score: the target of the mean return.
+        seed: the seed of training and evaluation.
+        limit: env steps after which training gives up.
+        every: env steps from one evaluation to the next.
+        width: units in a hidden layer.
+        progress: called every 1,000 env steps.
 
     Raises:
-        SegueError: where it has not after `limit` env steps.
+        SegueError: where SAC does not reach `score` in `limit` env steps.
     """
     spec, id_ = read_spec(task.make), task.env_id
     phase = Online(SAC(networks=Networks(width=width)), limit)
     run = start.start(spec, None, {"online": phase}, seed=seed)
     phase_state = phase.begin(run)
-    worlds = Worlds(task.make, spec, [seed])
+    envs = LockstepEnvs(task.make, spec, [seed])
     evaluator = Evaluator(task.make, spec, [seed], 10)
     best = -np.inf
     try:
-        with stoppable() as stop:  # an interrupt waits for the end of a step: the arrays of a dispatch are no one's
+        with stoppable() as stop:  # an interrupt waits for the end of a step: donated arrays are invalid within it
             for step in range(1, limit + 1):
-                action = phase.act(phase_state, worlds.obs, worlds.episode_steps)
-                phase_state = phase.observe(phase.learn(phase_state, 0), worlds.step(action))
+                action = phase.act(phase_state, envs.obs, envs.episode_steps)
+                phase_state = phase.observe(phase.learn(phase_state, 0), envs.step(action))
                 if stop.asked is not None:
                     jax.block_until_ready(phase_state.learner)
                     stop.now()
@@ -280,51 +289,50 @@ def train_sac(
             else:
                 raise SegueError(f"SAC reached {best:,.0f} on {id_} in {limit:,} env steps, and not {score:,.0f}.")
     finally:
-        worlds.close()
+        envs.close()
         evaluator.close()
     phase_state = phase_state.flushed()
-    seen = jax.tree.map(lambda column: np.asarray(column[0, :step]), phase_state.run.online.rows)
-    follows = (seen.obs[1:] == seen.next_obs[:-1]).all(-1)
-    ends = np.append(~follows | seen.terminal[:-1], True)
-    rows = seen._replace(action=np.asarray(spec.denormalise(seen.action), np.float32))
-    cut = ends & ~seen.terminal
-    cut[-1] = False
-    data = Dataset(rows, ends, spec.low, spec.high, id_, f"{id_}-medium-replay", None, cut)
+    rows = jax.tree.map(lambda column: np.asarray(column[0, :step]), phase_state.run.online.rows)
+    ends = np.append(~is_followed(rows), True)
+    timeouts = ends & ~rows.terminal
+    timeouts[-1] = False
+    rows = rows._replace(action=np.asarray(spec.denormalise(rows.action), np.float32))
+    data = Dataset(rows, ends, spec.low, spec.high, id_, f"{id_}-medium-replay", None, timeouts)
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), trained.net), validate(data)
 
 
 def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
-    """Mean undiscounted returns of chance and of a policy: an env's own 0 and 100, as D4RL's are for its envs."""
+    """Measure the mean undiscounted returns of random actions and of a policy: the scores 0 and 100 of an env."""
     spec = read_spec(lambda: make_env(env_id))
-    found = []
-    for who in (RandomActions(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
-        world, rng, returns = make_env(env_id), np.random.default_rng(0), []
-        world.action_space.seed(0)
+    means = []
+    for behaviour in (RandomActions(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
+        env, rng, returns = make_env(env_id), np.random.default_rng(0), []
+        env.action_space.seed(0)
         for episode in range(episodes):
-            obs, _ = world.reset(seed=episode_seed(0, EVALUATE, episode))
+            obs, _ = env.reset(seed=episode_seed(0, EVALUATE, episode))
             total, over = 0.0, False
             while not over:
-                obs, reward, terminated, truncated, _ = world.step(who.act(world, obs, rng))
+                obs, reward, terminated, truncated, _ = env.step(behaviour.act(env, obs, rng))
                 total, over = total + float(reward), terminated or truncated
             returns.append(total)
-        world.close()
-        found.append(float(np.mean(returns)))
-    return found[0], found[1]
+        env.close()
+        means.append(float(np.mean(returns)))
+    return means[0], means[1]
 
 
 def _human(task: Task, hand: str) -> Dataset:
-    """The demonstrations with D4RL's reward in place of that of gymnasium-robotics' v1."""
+    """Return the demonstrations with D4RL's reward instead of that of gymnasium-robotics' v1."""
     data, reach = _demonstrations(task, hand), d4rl.REACH[hand]
     if reach is None:
         return data
-    t = data.transitions
-    away = np.array([reach(obs) for obs in np.asarray(t.next_obs)], np.float32)
-    data = dataclasses.replace(data, transitions=t._replace(reward=np.asarray(t.reward) - 0.2 * away))
+    rows = data.transitions
+    distance = np.array([reach(obs) for obs in np.asarray(rows.next_obs)], np.float32)
+    data = dataclasses.replace(data, transitions=rows._replace(reward=np.asarray(rows.reward) - 0.2 * distance))
     return dataclasses.replace(data, notes=(*data.notes, "rewards have D4RL's sign of the hand's distance"))
 
 
 def _demonstrations(task: Task, hand: str) -> Dataset:
-    """Minari's D4RL/HAND/human-v2, from disk or by download, checked against the task's env."""
+    """Load Minari's D4RL/HAND/human-v2, from disk or by download, and check it against the task's env."""
     id_ = f"D4RL/{hand}/human-v2"
     try:
         data = load(id_, clip_actions=True)
@@ -338,32 +346,32 @@ def _demonstrations(task: Task, hand: str) -> Dataset:
         except Exception as why:  # a download raises anything
             raise SegueError(f"{id_} is not on this disk ({missing}) and cannot be downloaded ({why}).") from None
         data = load(id_, clip_actions=True)
-    world = task.make()
+    env = task.make()
     try:
-        return check_against(dataclasses.replace(data, env_id=task.env_id), world, clip_actions=True)
+        return check_against(dataclasses.replace(data, env_id=task.env_id), env, clip_actions=True)
     finally:
-        world.close()
+        env.close()
 
 
 def _binary(human: Dataset, hand: str) -> Dataset:
-    """Each demonstration up to its first success, which is rewarded with 1 and terminal. One without stays whole."""
-    t = human.transitions
-    there = d4rl.SUCCESS[hand](np.asarray(t.next_obs))
-    upto = lambda start, stop: start + int(there[start:stop].argmax()) + 1 if there[start:stop].any() else stop
-    kept = np.concatenate([np.arange(start, upto(start, stop)) for start, stop in human.episodes()])
-    rows = t._replace(reward=there.astype(np.float32), terminal=there)
+    """Cut each demonstration after its first success, which gets reward 1 and is terminal; one without stays uncut."""
+    success = d4rl.SUCCESS[hand](np.asarray(human.transitions.next_obs))
+    end = lambda start, stop: start + int(success[start:stop].argmax()) + 1 if success[start:stop].any() else stop
+    kept = np.concatenate([np.arange(start, end(start, stop)) for start, stop in human.episodes()])
+    rows = human.transitions._replace(reward=success.astype(np.float32), terminal=success)
     return validate(
         dataclasses.replace(
             human,
             transitions=jax.tree.map(lambda column: np.asarray(column)[kept], rows),
-            ends=human.ends[kept] | there[kept],
-            timeouts=None if human.timeouts is None else human.timeouts[kept] & ~there[kept],
+            ends=human.ends[kept] | success[kept],
+            timeouts=None if human.timeouts is None else human.timeouts[kept] & ~success[kept],
             notes=(*human.notes, "rewards are 1 at the first success, which ends the episode"),
         )
     )
 
 
 def _clone(human: Dataset) -> AbstractActor:
+    """Train a behaviour clone of the demonstrations."""
     spec = human.spec()
     phases = {"offline": Train(BC(), CLONE_STEPS)}
     run = start.start(spec, device.rows_for(human, spec, Reward()), phases)
@@ -373,10 +381,10 @@ def _clone(human: Dataset) -> AbstractActor:
 
 
 def _joined(parts: Sequence[Dataset]) -> Dataset:
-    """One set after another; every part's last row is an end."""
+    """Concatenate datasets, each of which ends with the end of an episode."""
     column = lambda index: np.concatenate([np.asarray(part.transitions[index]) for part in parts])
     ends = np.concatenate([part.ends for part in parts])
     rows = Transition(*map(column, range(5)))
-    cut = ends & ~rows.terminal
+    timeouts = ends & ~rows.terminal
     first = parts[0]
-    return validate(Dataset(rows, ends, first.low, first.high, first.env_id, first.name, None, cut))
+    return validate(Dataset(rows, ends, first.low, first.high, first.env_id, first.name, None, timeouts))

@@ -1,4 +1,4 @@
-"""Recipes: named phases. A recipe takes a task and a budget, and its value is the papers' figure as a dictionary."""
+"""Recipes. A recipe maps a task and a budget to the named phases of a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ Phases = dict[str, AbstractPhase]
 
 
 def online_only(batch: int = 256) -> Ratio:
+    """Return a uniform sampler of online rows."""
     return Ratio(online=Linear(1.0, 1.0, 0), batch=batch)
 
 
@@ -31,19 +32,22 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
     "symmetric": Ratio,
     "online": online_only,
 }
-"""Where fine-tuning batches come from, by name: an ablation of OPT's."""
+"""Samplers for fine-tuning, by the name of --replay: an ablation in OPT's paper."""
 
 
 def _offline(task: Task, budget: Budget) -> Phases:
+    """Return one offline phase of the task's backbone."""
     backbone = task.constants.backbones[task.backbone]
     return {"offline": Train(backbone, budget.offline, backbone.sampler(task.constants.batch(task.backbone)))}
 
 
 def _spot(task: Task, budget: Budget) -> Phases:
+    """Return SPOT's two offline phases: the VAE's and the policy's."""
     return {"prior": Train(BehaviourDensity(), budget.prior), **_offline(task, budget)}
 
 
 def _iql(task: Task, budget: Budget) -> Phases:
+    """Return IQL's offline phase, in which the policy's rate falls to 0 at the end."""
     backbone = dataclasses.replace(task.constants.backbones["iql"], decay=max(budget.offline, 1))
     return {"offline": Train(backbone, budget.offline)}
 
@@ -58,11 +62,11 @@ BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "bc": _offline,
     "bc-gaussian": _offline,
 }
-"""How each backbone is trained on a dataset, by name."""
+"""The offline phases of each backbone, by name."""
 
 
 def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
-    """The offline phases of the task's backbone alone. Where a policy is given, they learn what it is worth."""
+    """Train the task's backbone offline. Where a policy is given, only the critic is trained, for that policy."""
     phases = BACKBONES[task.backbone](task, budget)
     if task.policy is None:
         return phases
@@ -72,44 +76,44 @@ def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
     return {**phases, "offline": dataclasses.replace(last, method=PolicyEvaluation(last.method, epsilon=0.0))}
 
 
-def _begun(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
-    """The offline phases and the collection after them, and the backbone in the form it takes online."""
+def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
+    """Return the phases before fine-tuning (offline and collect), and the backbone in its online form."""
     offline, backbone = offline_only(task, budget), task.constants.backbones[task.backbone].online()
     return {**offline, "collect": Collect(budget.collect, backbone.explore_noise)}, backbone
 
 
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """Collect with the frozen policy, then go on with the offline critic (OPT's "TD3" rows; replay inferred)."""
-    begun, backbone = _begun(task, budget)
+    """Collect with the frozen policy, then continue with the offline critic (OPT's "TD3" rows; replay inferred)."""
+    before, backbone = _before(task, budget)
     return {
-        **begun,
+        **before,
         "finetune": Online(Direct(backbone), budget.online, replay or backbone.sampler(), _utd(task, budget)),
     }
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)."""
-    begun, backbone = _begun(task, budget)
+    """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune with both (Eq. 4)."""
+    before, backbone = _before(task, budget)
     learn = OPT(backbone, _kappa(task, budget))
     return {
-        **begun,
+        **before,
         "pretrain": Train(MetaCritic(backbone), budget.pretrain, Paired()),
         "finetune": Online(learn, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
 
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which is then used alone (Figure 7)."""
-    begun, backbone = _begun(task, budget)
+    """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which alone is then used (Figure 7)."""
+    before, backbone = _before(task, budget)
     return {
-        **begun,
+        **before,
         "pretrain": Train(MetaCritic(backbone, trainee="critic"), budget.pretrain, Paired()),
         "finetune": Online(Direct(backbone), budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
 
 def _policy(task: Task, budget: Budget) -> Phases:
-    """What comes before a method that wants a policy and nothing else: nothing, where one is given."""
+    """Return the phases that train a policy; none where the task has a given policy."""
     return {} if task.policy is not None else offline_only(task, budget)
 
 
@@ -130,7 +134,7 @@ def _sac(
 
 
 def porl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """PORL: the given policy acts while new critics learn online; then SAC from both."""
+    """PORL: new critics learn online while the given policy acts; SAC then continues from both."""
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
     presample = task.constants.presample if budget.presample is None else budget.presample
@@ -142,15 +146,17 @@ def porl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
 
 
 def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """PORL without its first stage: the given policy and critics that know nothing. It collapses."""
+    """PORL without its first stage: the given policy and untrained critics. This baseline collapses."""
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
     return {**_policy(task, budget), "finetune": Online(PORL(sac, keep_critic=False), budget.online, sampler, utd)}
 
 
 def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic after a warm-up with the frozen policy; offline data
-    is not kept. Where a policy is given, Cal-QL learns its critic alone."""
+    """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic, after a warm-up with the frozen policy.
+
+    Offline data is not used for fine-tuning. Where a policy is given, Cal-QL trains only a critic for that policy.
+    """
     sac, utd = _sac(task, budget, 4)
     shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
     calql = dataclasses.replace(task.constants.backbones["calql"], **(shared | {"delay": 1}))
@@ -181,7 +187,7 @@ def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
 
 
 def jsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """JSRL: the given policy leads the first steps of every episode, ever fewer; a new one learns from there."""
+    """JSRL: the given policy acts in the first steps of an episode, fewer and fewer; a new policy learns the rest."""
     sac, utd = _sac(task, budget, 16)
     learn = JSRL(sac, Linear(float(task.longest()), 0.0, budget.online // 2))
     sampler = replay or online_only(budget.batch or 512)
@@ -211,11 +217,12 @@ RECIPES: dict[str, Callable[..., Phases]] = {
 
 
 def _utd(task: Task, budget: Budget) -> int:
+    """Return the gradient steps for each env step."""
     return budget.updates_per_step or task.constants.updates_per_step
 
 
 def _kappa(task: Task, budget: Budget) -> Linear:
-    """The paper's ramps are for 300k env steps; another budget stretches them in proportion (inferred)."""
+    """Return kappa's ramp. The paper's is for 300k env steps; other budgets stretch it in proportion (inferred)."""
     if budget.kappa is not None:
         return budget.kappa
     kappa = task.constants.kappa

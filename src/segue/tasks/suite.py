@@ -1,4 +1,4 @@
-"""Task names -> environment, dataset, reward rule and the papers' constants. The one place that knows names."""
+"""The named tasks: environment, dataset, training reward and the papers' constants. No other module knows names."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from segue.nn.networks import Networks
 from segue.tasks import datasets
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
-# Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.
+# Returns of D4RL's random and expert policies (its infos.py). The envs here are other versions of D4RL's.
 _SCORES = {
     "halfcheetah": (-280.178953, 12135.0),
     "hopper": (-20.272305, 3234.3),
@@ -38,8 +38,8 @@ _ENVS = {
 }
 
 
-# OPT (arXiv 2507.08387): kappa by dataset kind, 5 updates per env step on MuJoCo. Random to "random" only: a
-# constant 1 leaves Q_off out of the policy's loss. No paper has expert sets: theirs is medium's (inferred).
+# OPT (arXiv 2507.08387): kappa by dataset kind, 5 updates per env step on MuJoCo. On "random", a constant 1 leaves
+# Q_off out of the policy's loss. No paper has expert sets: their kappa is medium's (inferred).
 _KAPPA = {
     "random": Linear(1.0, 1.0, 150_000),
     "medium": Linear(0.3, 0.9, 150_000),
@@ -49,7 +49,7 @@ _KAPPA = {
 }
 
 
-# SPOT's lambda and ReBRAC's betas by task; what no source gives has the defaults (lambda 0.1, beta 0.01 and 0.01).
+# SPOT's lambda and ReBRAC's betas by task. Tasks without a source have the defaults: lambda 0.1, betas 0.01.
 _SUPPORT = {
     "halfcheetah-medium": 0.05, "halfcheetah-medium-replay": 0.05, "hopper-medium": 0.1, "hopper-medium-replay": 0.1,
     "walker2d-medium": 0.2, "walker2d-medium-replay": 0.2, "antmaze-umaze": 0.25, "antmaze-umaze-diverse": 0.25,
@@ -70,12 +70,14 @@ _BETAS = {
 
 
 def _rebrac(name: str, **settings: Any) -> ReBRAC:
+    """Return ReBRAC with the betas of a task."""
     actor, critic = _BETAS.get(name, (0.01, 0.01))
     return ReBRAC(beta_actor=actor, beta_critic=critic, **settings)
 
 
 def _rows(env: str, kind: str) -> AbstractDatasetRecipe:
-    """D4RL's kinds: "medium" is its file's mean return, or, where it is not known, a third of the score of 100."""
+    """Return the recipe of a D4RL kind. "medium" is the mean return of D4RL's file; where that is not known, a third of
+    the return with score 100."""
     if kind == "random":
         return datasets.Random()
     medium = datasets.ORIGINALS[f"{env}-medium"][2] if f"{env}-medium" in datasets.ORIGINALS else _SCORES[env][1] / 3
@@ -85,6 +87,7 @@ def _rows(env: str, kind: str) -> AbstractDatasetRecipe:
 
 
 def _mujoco(env: str, kind: str) -> Task:
+    """Return a MuJoCo locomotion task with a dataset of one of D4RL's kinds."""
     name = f"{env}-{kind}"
     backbones = default_backbones(
         SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3)
@@ -95,8 +98,10 @@ def _mujoco(env: str, kind: str) -> Task:
 
 
 def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_000) -> Task:
-    """Sparse reward 1 at the goal: training sees r - 1, ReBRAC 100 r, Cal-QL 10 r - 5; the score is the share of
-    goals reached."""
+    """Return a maze task with a sparse reward, 1 at the goal. The score is the share of goals reached.
+
+    The training reward is r - 1; ReBRAC's is 100 r, and Cal-QL's and WSRL's 10 r - 5.
+    """
     backbones = default_backbones(
         SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
         IQL(expectile=0.9, beta=10.0),
@@ -108,21 +113,27 @@ def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_
     rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
     constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
     constants = dataclasses.replace(constants, rlpd={"subset": 1}, rlpd_networks={"depth": 3, "critic_depth": 3})
-    rule = Reward(1.0, -1.0)
-    return Task(env_id, name, rows, backbone="spot", reward=rule, score=(0.0, 1.0), constants=constants)
+    reward = Reward(1.0, -1.0)
+    return Task(env_id, name, rows, backbone="spot", reward=reward, score=(0.0, 1.0), constants=constants)
 
 
 def _fetch(kind: str) -> Task:
-    """Sparse reward as AntMaze's. No source has settings: the methods' own, and one update per env step (inferred)."""
-    rule, constants = Reward(1.0, -1.0), Constants(updates_per_step=1)
+    """Return a Fetch task with a sparse reward as AntMaze's.
+
+    No source has settings: they are the methods' own, with one update per env step (inferred).
+    """
+    reward, constants = Reward(1.0, -1.0), Constants(updates_per_step=1)
     env_id, name = f"segue/fetch-{kind}-v0", f"fetch-{kind}-scripted"
     rows = datasets.FetchScripted(kind)
-    return Task(env_id, name, rows, backbone="bc-gaussian", reward=rule, score=(0.0, 1.0), constants=constants)
+    return Task(env_id, name, rows, backbone="bc-gaussian", reward=reward, score=(0.0, 1.0), constants=constants)
 
 
 def _adroit(hand: str, kind: str) -> Task:
-    """OPT's settings; IQL's are those of CORL's fine-tuning, Cal-QL's those of its code's binary tasks (inferred for
-    these). Of the binary kind training sees -1 until success and 0 then, and the score is the share of successes."""
+    """Return an Adroit task with OPT's settings.
+
+    IQL's settings are those of CORL's fine-tuning, Cal-QL's those of its code for binary tasks (inferred for the
+    others). The training reward of a binary task is -1 until success and 0 then; its score is the share of successes.
+    """
     backbones = default_backbones(
         SPOT(support=1.0, support_end=0.5),
         IQL(expectile=0.8, beta=3.0),
@@ -145,17 +156,18 @@ def _adroit(hand: str, kind: str) -> Task:
         "expert": datasets.HandExpert(),
         "binary": datasets.FirstSuccess(hand),
     }
-    found = Task(
+    task = Task(
         f"segue/{hand}-v0", f"{hand}-{kind}", rows[kind], backbone="spot", score=_SCORES[hand], constants=constants
     )
     if kind != "binary":
-        return found
-    env_id, rule = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
+        return task
+    env_id, reward = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
     constants = dataclasses.replace(constants, rewards={"wsrl": Reward(10.0, -5.0)})  # 10 r + 5 of r - 1
-    return dataclasses.replace(found, env_id=env_id, reward=rule, score=(0.0, 1.0), constants=constants)
+    return dataclasses.replace(task, env_id=env_id, reward=reward, score=(0.0, 1.0), constants=constants)
 
 
 def _all() -> Iterator[Task]:
+    """Yield every named task."""
     for env, kind in itertools.product(_ENVS, _KAPPA):
         yield _mujoco(env, kind)
     for maze, kind in (
@@ -173,14 +185,20 @@ def _all() -> Iterator[Task]:
         yield _adroit(hand, kind)
 
 
-TASKS = {str(found.name): found for found in _all()}
+TASKS = {str(each.name): each for each in _all()}
+"""All named tasks, by name."""
 
 
 def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
-    """A task by name, or by the id of a Gymnasium env; `dataset` and other fields of `Task` replace the task's.
+    """Return a task by its name or by the id of a Gymnasium env.
 
-    With `backbone` ("td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc"), or `recipe`, a recipe's name, comes what
-    training with it sees as the reward, where it has a rule of its own.
+    Args:
+        name: a name in `TASKS`.
+        env_id: the id of a Gymnasium env, instead of a name.
+        dataset: a file, a folder or a Minari id, instead of the task's dataset.
+        changes: other fields of `Task`, instead of the task's. With `backbone` ("td3bc", "spot", "iql", "rebrac",
+            "awac", "calql", "bc") or `recipe` (a recipe's name), the task gets the training reward of that backbone or
+            recipe, where it has its own.
 
     Raises:
         SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
@@ -190,16 +208,16 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
     if name is not None:
         if name not in TASKS:
             raise SegueError(f"There is no task {name!r}; did you mean {nearest(name, list(TASKS))}?")
-        found = TASKS[name]
+        base = TASKS[name]
     else:
-        found = Task(str(env_id))
+        base = Task(str(env_id))
     if dataset is not None:
         changes["dataset"] = dataset
     if "backbone" in changes:
-        known, asked = found.constants.backbones, changes["backbone"]
-        if asked not in known:
-            raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
+        known, backbone = base.constants.backbones, changes["backbone"]
+        if backbone not in known:
+            raise SegueError(f"There is no backbone {backbone!r}; did you mean {nearest(backbone, list(known))}?")
     names = (changes.pop("recipe", None), changes.get("backbone"))
-    own = (found.constants.rewards[str(name)] for name in names if name in found.constants.rewards)
-    rule = next(own, found.reward)
-    return dataclasses.replace(found, **{"reward": rule, **changes})
+    own = (base.constants.rewards[str(name)] for name in names if name in base.constants.rewards)
+    reward = next(own, base.reward)
+    return dataclasses.replace(base, **{"reward": reward, **changes})

@@ -28,32 +28,34 @@ from segue.nn.networks import Networks
 from segue.system import disk
 
 Progress = Callable[[int, int], None]
-"""Hears of rows made, and of how many there will be."""
+"""A callback that receives the number of rows made so far and the total."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """What the papers set by domain or by task. The defaults serve an env that no paper speaks of."""
+    """Settings that the papers give by domain or by task. The defaults are for environments that no paper uses."""
 
     backbones: Mapping[str, AbstractBackbone] = dataclasses.field(default_factory=lambda: default_backbones())
     """Each backbone with the task's settings."""
     rewards: Mapping[str, Reward] = dataclasses.field(default_factory=dict)
-    """What training sees, for backbones and recipes with a rule of their own."""
+    """Training rewards of backbones and recipes that have their own."""
     batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Offline batches that are not 256."""
+    """Rows in an offline batch, for backbones where it is not 256."""
     kappa: Linear = dataclasses.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """OPT's weight on Q_on over 300k env steps."""
     updates_per_step: int = 5
+    """Gradient steps for each env step."""
     sac: SAC = dataclasses.field(default_factory=lambda: porl_sac())
-    """SAC as PORL and WSRL run it."""
+    """SAC with the settings of PORL and WSRL."""
     presample: int = 20_000
-    """PORL's first stage, in env steps."""
+    """Env steps of PORL's first stage."""
     rlpd: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What RLPD sets otherwise here, by SAC's names."""
+    """SAC's settings that RLPD changes on this task."""
     rlpd_networks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """The same by the names of `Networks`."""
+    """Settings of `Networks` that RLPD changes on this task."""
 
     def batch(self, backbone: str) -> int:
+        """Return the rows in an offline batch of a backbone, by name."""
         return self.batches.get(backbone, 256)
 
 
@@ -66,9 +68,9 @@ def default_backbones(
     networks: Networks = Networks(),
     **shared: Any,
 ) -> dict[str, AbstractBackbone]:
-    """Return all backbones by name; `networks` and `shared` settings are those of the ones that descend from TD3.
+    """Return all backbones by name. The backbones that descend from TD3 get `networks` and the `shared` settings.
 
-    IQL and AWAC have the same norms, and the framework's initial heads.
+    IQL and AWAC get `networks` too, with the framework's default initialisation of the heads.
     """
     plain = dataclasses.replace(networks, actor_head=None, critic_head=None)
     return {
@@ -84,55 +86,57 @@ def default_backbones(
 
 
 def porl_sac(width: int = 256, critic_depth: int = 4) -> SAC:
-    """Return SAC with PORL's rates and sizes, and WSRL's choices where PORL's paper is silent."""
+    """Return SAC with PORL's rates and sizes, and with WSRL's settings where PORL's paper gives none."""
     networks = Networks(width=width, critic_depth=critic_depth, actor_norm=True, critic_norm=True)
     return SAC(actor_lr=1e-4, temperature_lr=1e-4, critics=10, subset=2, entropy_backup=False, networks=networks)
 
 
 class AbstractDatasetRecipe(abc.ABC):
-    """Makes the dataset of a named task where the original cannot be had. `datasets` has the recipes."""
+    """A recipe that makes a named task's dataset where the original is not available: see `tasks.datasets`."""
 
     takes_policies: ClassVar[bool] = False
-    """Whether policy files of the user's can act in it."""
+    """Whether the recipe can use the user's policy files."""
     any_size: ClassVar[bool] = True
-    """Whether a cached set of another number of rows serves as well."""
+    """Whether a cached dataset with another number of rows may be used instead."""
 
     @abc.abstractmethod
     def source(self) -> str:
-        """Say what the rows are made from, in one line; "yours: ..." where none are made without a policy file."""
+        """Describe in one line what the rows are made from; "yours: ..." where the recipe needs a policy file."""
 
     @abc.abstractmethod
     def make(self, task: "Task", rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        """Make the rows in the task's env; see `Task.make_dataset`."""
+        """Make the dataset in the task's env: see `Task.make_dataset`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An environment, its data and how the two are scored."""
+    """An environment with its dataset and its score."""
 
     env_id: str
     """A Gymnasium id."""
     name: str | None = None
-    """A name of `TASKS`, or None for an env of the user's own."""
+    """A name in `TASKS`, or None for the user's own env."""
     dataset: str | AbstractDatasetRecipe | None = None
-    """Where the rows come from: a file, a folder or a Minari id; a recipe, which makes them here; None: nowhere."""
+    """The source of the rows: a file, a folder, a Minari id, or a recipe that makes them here; None: no dataset."""
     policy: str | None = None
-    """A file with the policy to start from (`importers`); None: one is trained on the dataset."""
+    """A file with the policy to start from (`policies.importers`); None: the policy is trained on the dataset."""
     backbone: str = "td3bc"
     """The offline algorithm, by name."""
     clip_actions: bool = False
-    """Clip actions of the dataset that lie outside the box instead of refusing them."""
+    """Clip actions of the dataset that lie outside the action box; otherwise they are an error."""
     reward: Reward = Reward()  # noqa: RUF009 (immutable)
-    """What training sees; evaluation sees the env's own rewards."""
+    """The training reward; evaluation uses the env's own rewards."""
     score: tuple[float, float] | None = None
-    """Returns that count as 0 and 100."""
+    """Returns with the normalised scores 0 and 100."""
     constants: Constants = dataclasses.field(default_factory=Constants)
+    """Settings of the methods on this task."""
 
     def make(self) -> gym.Env:
+        """Make the environment. Raises SegueError as `envs.make.make_env` does."""
         return make_env(self.env_id)
 
     def longest(self) -> int:
-        """Env steps of an episode at most; 1,000 where no env says."""
+        """Return the env's time limit in env steps; 1,000 where it has none or cannot be made."""
         try:
             env = self.make()
         except SegueError:
@@ -142,9 +146,14 @@ class Task:
         return limit or 1_000
 
     def load(self, rows: int, progress: Progress | None = None) -> Dataset:
-        """The dataset, checked against the env. Without one of the user's it is made and cached on first use.
+        """Load the dataset and check it against the env. A recipe's dataset is made and cached on first use.
 
-        `rows` is the number of rows to make; a given dataset is taken whole.
+        Args:
+            rows: the number of rows that a recipe makes; a dataset from a file has all its rows.
+            progress: called while a recipe makes rows.
+
+        Raises:
+            SegueError: where there is no dataset, or it does not fit the env.
         """
         env = self.make()
         try:
@@ -168,14 +177,15 @@ class Task:
         return load(str(path))
 
     def make_dataset(self, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
-        """Make the dataset of a named task by its recipe; neither read from the cache nor kept there.
+        """Make the dataset of a named task by its recipe, without the cache.
 
         Args:
-            rows: how many; ignored where the recipe has its own number (human sets, SAC's replay).
-            policies: the user's policy files (`importers.read`), in the order that the recipe's `source` names them.
+            rows: the number of rows; ignored where the recipe has its own number (human sets, SAC's replay).
+            policies: the user's policy files (`importers.read`), in the order of the recipe's `source`.
+            progress: called while rows are made.
 
         Raises:
-            SegueError: where the recipe needs a policy and none is given, with what to do; or takes none.
+            SegueError: where the recipe needs a policy and none is given, or takes none and one is given.
         """
         recipe = self.dataset
         assert isinstance(recipe, AbstractDatasetRecipe)
@@ -184,7 +194,7 @@ class Task:
         return recipe.make(self, rows, policies, progress)
 
     def cache_file(self, rows: int) -> Path:
-        """Where the made dataset is kept, by the task's name."""
+        """Return the path of the cached dataset. Raises SegueError for a task without a name."""
         if self.name is None:
             raise SegueError(f"A dataset that is made for {self.env_id} is kept by its task's name: give the task one.")
         made_by = versions()
@@ -192,7 +202,7 @@ class Task:
         return disk.cache_dir() / "datasets" / f"{self.name}-{rows}-{physics}.npz"
 
     def _cached(self, rows: int, any_size: bool) -> Path | None:
-        """The made dataset of that many rows; or, where any size serves, the largest there is."""
+        """Return the cached dataset with so many rows; where any size is allowed, the largest one; else None."""
         path = self.cache_file(rows)
         if path.exists():
             return path

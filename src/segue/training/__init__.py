@@ -1,4 +1,4 @@
-"""Phases of a run, the jitted programs that they dispatch, and the loop that takes them through environments."""
+"""Phases of a run, their jitted programs, and the loop that drives them with environments."""
 
 import lazy_loader
 

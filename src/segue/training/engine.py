@@ -1,6 +1,7 @@
-"""jit( loop over steps( vmap over seeds ) ). Data is an argument; what changes is donated and updated in place.
+"""The jitted programs of a run: jit( loop over steps( vmap over seeds ) ).
 
-Between dispatches a learner and a sampler's state are `Packed`.
+The dataset is an argument; what changes is donated and updated in place. Between dispatches a learner and a sampler's
+state are `Packed`.
 
 Learner, sampler state, metrics and the ring's rows have a leading seed axis. The dataset, the method, the clock and
 the ring's count have none: seeds share them, so a `cond` on the clock stays a branch.
@@ -19,18 +20,18 @@ from segue.replay.ring import Ring
 from segue.replay.sampler import AbstractSampler
 
 _INIT, _UPDATE, _ACT, _VALIDATE = range(4)
-"""Streams of a phase's key: no two uses share randomness."""
+"""Streams of a phase's key: each use of randomness has its own."""
 
 
 class Metrics(NamedTuple):
-    """Scalars since the last report: their sums (or maxima, for names `max_*`), and over how many updates."""
+    """Scalars since the last report: their sums (maxima for names `max_*`), and the number of updates."""
 
     values: dict[str, Float[Any, " seeds"]]
     count: Int[Any, " seeds"]
 
 
 class _Structure:
-    """A treedef that is compared by identity first: comparing two equal ones walks both."""
+    """A treedef that is compared by identity first, because comparing two equal treedefs walks both."""
 
     def __init__(self, treedef: Any):
         self.treedef, self.hash = treedef, hash(treedef)
@@ -44,23 +45,28 @@ class _Structure:
 
 @jax.tree_util.register_pytree_node_class
 class Packed:
-    """A pytree as one flat tuple of its leaves. Flattening a hundred leaves through Python classes costs more than an
-    env step; this costs nothing, and a dispatch every env step pays it twice."""
+    """A pytree as one flat tuple of its leaves.
+
+    A dispatch at every env step flattens its arguments twice. Flattening a hundred leaves through Python classes costs
+    more than an env step; flattening a tuple costs nothing.
+    """
 
     def __init__(self, leaves: Sequence[Any], structure: _Structure):
         self.leaves, self.structure = leaves, structure
 
     @classmethod
     def of(cls, tree: Any) -> "Packed":
+        """Pack a pytree; its leaves become arrays."""
         leaves, treedef = jax.tree.flatten(tree)
         return cls([jnp.asarray(leaf) for leaf in leaves], _Structure(treedef))
 
     def like(self, tree: Any) -> "Packed":
-        """`tree`, which must have the structure of this one."""
+        """Pack `tree`, which must have the same structure as this one."""
         return Packed(jax.tree.leaves(tree), self.structure)
 
     @property
     def tree(self) -> Any:
+        """The unpacked pytree."""
         return jax.tree.unflatten(self.structure.treedef, self.leaves)
 
     def tree_flatten(self) -> tuple[Sequence[Any], _Structure]:
@@ -71,7 +77,8 @@ class Packed:
         return cls(leaves, structure)
 
 
-def _wider(name: str, so_far: Array, new: Array) -> Array:
+def _accumulated(name: str, so_far: Array, new: Array) -> Array:
+    """Return the new sum of a scalar, or the new maximum for a name `max_*`."""
     return jnp.maximum(so_far, new) if name.startswith("max_") else so_far + new
 
 
@@ -85,12 +92,12 @@ def begin(
     ring: Ring,
     keys: Keys,
 ) -> tuple[Packed, Packed, Metrics]:
-    """A learner, a carry and an empty tally for every seed."""
+    """Build a learner, a sampler state and empty metrics for every seed."""
 
     def one(pretrained, rows, key):
-        learner_key, carry_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        learner_key, sampler_key = jax.random.split(jax.random.fold_in(key, _INIT))
         learner = method.init(spec, pretrained, key=learner_key)
-        return learner, sampler.init(spec, offline, Ring(rows, ring.written), key=carry_key)
+        return learner, sampler.init(spec, offline, Ring(rows, ring.written), key=sampler_key)
 
     learner, sampler_state = jax.vmap(one)(pretrained, ring.rows, keys)
     zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
@@ -104,7 +111,7 @@ def begin(
 
 
 def _one_update(method, sampler, learner, sampler_state, offline, ring, keys, clock):
-    """One update of every seed. The learner comes and goes bare."""
+    """Take one update of every seed. The learner has no seed axis where there is one seed: see `_without_seed_axis`."""
 
     def draw(sampler_state, rows, key):
         return sampler.draw(sampler_state, offline, Ring(rows, ring.written), key=key, clock=clock)
@@ -113,41 +120,46 @@ def _one_update(method, sampler, learner, sampler_state, offline, ring, keys, cl
         return method.update(learner, batch, key=key, clock=clock)
 
     key = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(jax.random.fold_in(k, _UPDATE), clock.update)))(keys)
-    sampler_state, batch, source_info = jax.vmap(draw)(sampler_state, ring.rows, key[:, 0])
+    sampler_state, batch, sampler_info = jax.vmap(draw)(sampler_state, ring.rows, key[:, 0])
     each = jax.vmap(update) if len(keys) > 1 else update
     learner, info = each(learner, *_without_seed_axis((batch, key[:, 1]), keys))
-    return learner, sampler_state, _with_seed_axis(info, keys) | source_info
+    return learner, sampler_state, _with_seed_axis(info, keys) | sampler_info
 
 
 def _without_seed_axis(tree, keys):
-    """Without the axis of seeds where there is one seed alone: with it, gradients of many critics take half as long
-    again on a CPU. What is updated in place, ring and carry, keeps it: XLA copies them otherwise, at every dispatch."""
+    """Remove the seed axis where there is only one seed.
+
+    With the axis, gradients of many critics take half as long again on a CPU. The ring and the sampler state keep the
+    axis: they are updated in place, and without the axis XLA copies them at every dispatch.
+    """
     return tree if len(keys) > 1 else jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), tree)
 
 
 def _with_seed_axis(tree, keys):
-    """With it again."""
+    """Put the seed axis back that `_without_seed_axis` removed."""
     return tree if len(keys) > 1 else jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), tree)
 
 
-def _remember(
+def _add_row(
     sampler: AbstractSampler, sampler_state: Packed, ring: Ring, row: Transition, offline: Transition
 ) -> tuple[Packed, Ring]:
+    """Add a row, within a jitted program: see `add_row`."""
+
     def one(sampler_state, rows, row):
-        ring = Ring(rows, so_far).add(row)
+        ring = Ring(rows, written).add(row)
         return sampler.on_row_added(sampler_state, offline, ring), ring.rows
 
-    so_far = ring.written
-    told, rows = jax.vmap(one)(sampler_state.tree, ring.rows, row)
-    return sampler_state.like(told), Ring(rows, so_far + 1)
+    written = ring.written
+    next_sampler_state, rows = jax.vmap(one)(sampler_state.tree, ring.rows, row)
+    return sampler_state.like(next_sampler_state), Ring(rows, written + 1)
 
 
 @functools.partial(jax.jit, donate_argnames=("sampler_state", "ring"))
-def remember(
+def add_row(
     algorithm: Packed, sampler_state: Packed, ring: Ring, row: Transition, *, offline: Transition
 ) -> tuple[Packed, Ring]:
-    """One online row for every seed; the sampler is told. Returns carry, ring."""
-    return _remember(algorithm.tree[1], sampler_state, ring, row, offline)
+    """Add one online row of every seed to the ring and to the sampler state. Return both."""
+    return _add_row(algorithm.tree[1], sampler_state, ring, row, offline)
 
 
 @functools.partial(jax.jit, donate_argnames=("learner", "sampler_state", "metrics", "ring"))
@@ -165,33 +177,36 @@ def learn(
     count: Int[Any, ""],
     trainable_rows: Int[Any, ""],
 ) -> tuple[Packed, Packed, Metrics, Ring]:
-    """Add `pending_row`, one online row of every seed, where there is one; then update every seed `count` times.
+    """Add `pending_row` (one online row of every seed, or None) to the ring; then update every seed `count` times.
 
-    `algorithm` is a method and a sampler, which sees the first `trainable_rows` online rows. Returns learner, sampler
-    state, metrics and ring.
+    `algorithm` is a method and a sampler; the sampler draws from the first `trainable_rows` online rows. Return
+    learner, sampler state, metrics and ring.
     """
     method, sampler = algorithm.tree
     if pending_row is not None:
-        sampler_state, ring = _remember(sampler, sampler_state, ring, pending_row, offline)
+        sampler_state, ring = _add_row(sampler, sampler_state, ring, pending_row, offline)
 
-    seen = ring._replace(written=jnp.minimum(ring.written, trainable_rows))
+    trainable = ring._replace(written=jnp.minimum(ring.written, trainable_rows))
 
     def body(index, state):
         learner, sampler_state, metrics = state
         now = clock._replace(update=clock.update + index)
-        learner, sampler_state, info = _one_update(method, sampler, learner, sampler_state, offline, seen, keys, now)
-        values = {name: _wider(name, metrics.values[name], value) for name, value in info.items()}
+        learner, sampler_state, info = _one_update(
+            method, sampler, learner, sampler_state, offline, trainable, keys, now
+        )
+        values = {name: _accumulated(name, metrics.values[name], value) for name, value in info.items()}
         return learner, sampler_state, Metrics(values, metrics.count + 1)
 
-    moved, next_carry, metrics = jax.lax.fori_loop(
+    next_learner, next_sampler_state, metrics = jax.lax.fori_loop(
         0, count, body, (_without_seed_axis(learner.tree, keys), sampler_state.tree, metrics)
     )
-    return learner.like(_with_seed_axis(moved, keys)), sampler_state.like(next_carry), metrics, ring
+    learner = learner.like(_with_seed_axis(next_learner, keys))
+    return learner, sampler_state.like(next_sampler_state), metrics, ring
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
-    """Every seed's error on the `count` online rows from `first` on: see `AbstractMethod.error`."""
+    """Measure every seed's `AbstractMethod.error` on the `count` online rows from `first` on; shape [seeds]."""
     method, _ = algorithm.tree
 
     def one(learner, rows, key):
@@ -202,10 +217,10 @@ def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int
 
 
 @jax.jit
-def keep(chosen: Bool[Any, " seeds"], kept: Packed, now: Packed) -> Packed:
-    """`kept` for the chosen seeds, `now` for the others."""
+def select_seeds(chosen: Bool[Any, " seeds"], kept: Packed, others: Packed) -> Packed:
+    """Return the leaves of `kept` for the chosen seeds, and those of `others` for all other seeds."""
     pick = lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return Packed([pick(a, b) for a, b in zip(kept.leaves, now.leaves, strict=True)], now.structure)
+    return Packed([pick(a, b) for a, b in zip(kept.leaves, others.leaves, strict=True)], others.structure)
 
 
 @jax.jit
@@ -217,7 +232,7 @@ def explore(
     keys: Keys,
     clock: Clock,
 ) -> Float[Array, "seeds act"]:
-    """What every seed does next, `ages` env steps into its episode, to learn from it."""
+    """Choose every seed's exploration action, in [-1, 1], `episode_steps` env steps into its episode."""
     method, _ = algorithm.tree
 
     def one(learner, obs, episode_step, key):

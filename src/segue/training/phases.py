@@ -1,9 +1,8 @@
-"""Phases, and the only loop.
+"""Phases of a run.
 
-A phase is an explicit state machine over a `Live` state: `begin`, then `act`, `learn` and `observe` until `done`, then
-`end`. It never sees a world or a hook: `Drive` takes phases through their steps, and `pipeline` a `Drive` through
-worlds. Two primitives, `Train` (gradient steps, the world sleeps) and `Collect` (act and remember, nothing learns), and
-one combinator, `Online` (both).
+A phase is a state machine over a `PhaseState`: `begin`; then `act`, `learn` and `observe` until `done`; then `end`. A
+phase sees neither environments nor hooks: `pipeline.Drive` calls it. `Train` takes gradient steps only, `Collect` acts
+with a frozen policy and stores rows, and `Online` does both.
 """
 
 import abc
@@ -25,115 +24,112 @@ from segue.training.state import PhaseState, RunState
 
 
 class AbstractPhase(eqx.Module):
-    """One stretch of a run."""
+    """A stage of a run."""
 
     acts: ClassVar[bool]
-    """Whether it takes env steps."""
+    """Whether the phase takes env steps."""
 
     @abc.abstractmethod
-    def begin(self, run: RunState) -> PhaseState: ...
+    def begin(self, run: RunState) -> PhaseState:
+        """Return the state before the first step. Raises SegueError where `run` lacks what the phase needs."""
 
     @abc.abstractmethod
-    def done(self, phase_state: PhaseState) -> bool: ...
+    def done(self, state: PhaseState) -> bool:
+        """Return whether the phase has taken its last step."""
 
     @abc.abstractmethod
     def length(self, run: RunState) -> int:
-        """Env steps, or updates where there are none, that the phase will take from `run` on."""
+        """Return how many env steps the phase takes from `run` on, or how many updates where it does not act."""
 
     @abc.abstractmethod
-    def release(self, phase_state: PhaseState) -> Pretrained:
-        """The waist as it is now."""
+    def release(self, state: PhaseState) -> Pretrained:
+        """Return the pre-trained parts as they are now."""
 
     @abc.abstractmethod
     def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
-        """Learner, carry and tally as the phase begins. Under `jax.eval_shape`, their shapes: nothing is computed."""
+        """Build learner, sampler state and metrics; `jax.eval_shape` of this gives their shapes without computing."""
 
     def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
-        """Shapes and dtypes of what the phase leaves behind, from those of what it is given. Computes nothing."""
+        """Return the shapes and dtypes of the parts after the phase, given those before it. Computes nothing."""
         return pretrained
 
     @property
     @abc.abstractmethod
     def algorithm(self) -> tuple[Any, AbstractSampler]:
-        """Who acts and learns, and where batches come from."""
+        """A method, which acts and learns, and a sampler, which draws its batches."""
 
-    def phase_state(self, run: RunState) -> PhaseState:
-        """The phase about to take its first step."""
-        phase_state = PhaseState(
-            run, run.phase_keys(), engine.Packed.of(self.algorithm), *self.initial_state(run), env_step=run.env_step
-        )
-        return phase_state.halt_seeds(run.halted) if any(run.halted) else phase_state
+    def new_state(self, run: RunState) -> PhaseState:
+        """Return the state before the first step; seeds that `run` has halted stay halted."""
+        algorithm = engine.Packed.of(self.algorithm)
+        state = PhaseState(run, run.phase_keys(), algorithm, *self.initial_state(run), env_step=run.env_step)
+        return state.halt_seeds(run.halted) if any(run.halted) else state
 
     @property
     def reads_dataset(self) -> bool:
-        """Whether it draws from the dataset."""
+        """Whether the phase draws rows from the dataset."""
         return False
 
-    def trainable_rows(self, phase_state: PhaseState) -> int:
-        """How many of the online rows, the oldest ones, may be drawn now."""
+    def trainable_rows(self, state: PhaseState) -> int:
+        """Return how many online rows, the oldest first, may be drawn now."""
         return np.iinfo(np.int32).max
 
     @abc.abstractmethod
-    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
-        """Updates to take now: with the next env step, or, where there are none, at most `stride`."""
+    def updates_due(self, state: PhaseState, stride: int) -> int:
+        """Return how many updates go with the next env step; at most `stride` where the phase does not act."""
 
     def act(
-        self, phase_state: PhaseState, obs: Float[np.ndarray, "seeds obs"], episode_steps: Int[np.ndarray, " seeds"]
+        self, state: PhaseState, obs: Float[np.ndarray, "seeds obs"], episode_steps: Int[np.ndarray, " seeds"]
     ) -> Float[Array, "seeds act"]:
-        """Exploring actions in [-1, 1], `ages` env steps into each seed's episode."""
-        return engine.explore(
-            phase_state.algorithm, phase_state.learner, obs, episode_steps, phase_state.keys, phase_state.clock
-        )  # pyright: ignore
+        """Choose exploration actions in [-1, 1], `episode_steps` env steps into each seed's episode."""
+        return engine.explore(state.algorithm, state.learner, obs, episode_steps, state.keys, state.clock)  # pyright: ignore
 
-    def learn(self, phase_state: PhaseState, stride: int) -> PhaseState:
-        """The updates that are due."""
-        count = self.updates_due(phase_state, stride)
+    def learn(self, state: PhaseState, stride: int) -> PhaseState:
+        """Dispatch the updates that are due; return the state after them."""
+        count = self.updates_due(state, stride)
         if count == 0:
-            return phase_state
+            return state
         learner, sampler_state, metrics, ring = engine.learn(
-            phase_state.algorithm,
-            phase_state.learner,
-            phase_state.sampler_state,
-            phase_state.metrics,
-            phase_state.run.online,
-            phase_state.pending_row,
-            offline=phase_state.run.offline,
-            keys=phase_state.keys,
-            clock=phase_state.clock,
+            state.algorithm,
+            state.learner,
+            state.sampler_state,
+            state.metrics,
+            state.run.online,
+            state.pending_row,
+            offline=state.run.offline,
+            keys=state.keys,
+            clock=state.clock,
             count=np.int32(count),
-            trainable_rows=np.int32(self.trainable_rows(phase_state)),
+            trainable_rows=np.int32(self.trainable_rows(state)),
         )
-        if (
-            phase_state.halted_seeds is not None
-        ):  # all seeds run the same program, so that the others' bits do not change
-            learner, sampler_state = phase_state.halted_seeds(learner, sampler_state)
-            still = {
-                name: jnp.where(np.array(phase_state.halted_seeds.seeds), 0.0, value)
-                for name, value in metrics.values.items()
-            }
-            metrics = metrics._replace(values=still)
-        run, update = dataclasses.replace(phase_state.run, online=ring), phase_state.update + count
-        return phase_state._replace(
+        halted = state.halted_seeds
+        if halted is not None:  # halted seeds are computed as well, so that the others' bits do not change
+            learner, sampler_state = halted.freeze(learner, sampler_state)
+            mask = np.array(halted.seeds)
+            values = {name: jnp.where(mask, 0.0, value) for name, value in metrics.values.items()}
+            metrics = metrics._replace(values=values)
+        run, update = dataclasses.replace(state.run, online=ring), state.update + count
+        return state._replace(
             run=run, learner=learner, sampler_state=sampler_state, metrics=metrics, pending_row=None, update=update
         )
 
-    def observe(self, phase_state: PhaseState, row: Transition) -> PhaseState:
-        """Take note of one env step of every seed."""
-        return phase_state.flushed()._replace(pending_row=row, env_step=phase_state.env_step + 1)
+    def observe(self, state: PhaseState, row: Transition) -> PhaseState:
+        """Return the state after one env step of every seed, with `row` [seeds, ...] pending."""
+        return state.flushed()._replace(pending_row=row, env_step=state.env_step + 1)
 
-    def end(self, phase_state: PhaseState) -> RunState:
-        phase_state = phase_state.flushed()
+    def end(self, state: PhaseState) -> RunState:
+        """Return the run's state after the phase."""
+        state = state.flushed()
         return dataclasses.replace(
-            phase_state.run,
-            pretrained=self.release(phase_state),
-            env_step=phase_state.env_step,
-            updates=phase_state.updates,
-            phases=phase_state.run.phases + 1,
+            state.run,
+            pretrained=self.release(state),
+            env_step=state.env_step,
+            updates=state.updates,
+            phases=state.run.phases + 1,
         )
 
 
 class AbstractLearning(AbstractPhase):
-    """A phase whose `algorithm` is a method that learns from a sampler."""
+    """A phase whose method learns from batches of a sampler."""
 
     @property
     def reads_dataset(self) -> bool:
@@ -148,13 +144,13 @@ class AbstractLearning(AbstractPhase):
         one = lambda pretrained, key: method.release(method.init(spec, pretrained, key=key))
         return jax.eval_shape(jax.vmap(one), pretrained, keys)
 
-    def release(self, phase_state: PhaseState) -> Pretrained:
+    def release(self, state: PhaseState) -> Pretrained:
         method, _ = self.algorithm
-        return method.release(phase_state.learner.tree)
+        return method.release(state.learner.tree)
 
 
 class Train(AbstractLearning):
-    """Gradient steps alone."""
+    """A phase of gradient steps without env steps."""
 
     acts = False
     method: AbstractMethod
@@ -169,31 +165,31 @@ class Train(AbstractLearning):
 
     def begin(self, run: RunState) -> PhaseState:
         self.sampler.check(len(run.offline.reward), min(int(run.online.written), run.online.capacity))
-        return self.phase_state(run)
+        return self.new_state(run)
 
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
         return self.method, self.sampler
 
-    def done(self, phase_state: PhaseState) -> bool:
-        return phase_state.update >= self.steps
+    def done(self, state: PhaseState) -> bool:
+        return state.update >= self.steps
 
     def length(self, run: RunState) -> int:
         return self.steps
 
-    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
-        return min(stride - phase_state.update % stride, self.steps - phase_state.update)
+    def updates_due(self, state: PhaseState, stride: int) -> int:
+        return min(stride - state.update % stride, self.steps - state.update)
 
 
 class Collected(NamedTuple):
-    """What a phase that only acts remembers: the waist, and an action of the env's size."""
+    """The learner of `Collect`: the pre-trained parts, and a zero action, whose shape is the env's."""
 
     pretrained: Pretrained
-    still: Float[Array, "*seeds act"]
+    zero_action: Float[Array, "*seeds act"]
 
 
 class Collect(AbstractPhase):
-    """Act with the frozen policy, or by random, and remember; nothing learns."""
+    """A phase that acts with the frozen policy, or at random, and stores the rows. Nothing learns."""
 
     acts = True
     until: int = eqx.field(static=True, default=25_000)
@@ -210,40 +206,42 @@ class Collect(AbstractPhase):
     def begin(self, run: RunState) -> PhaseState:
         if run.pretrained.actor is None and not self.random:
             raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
-        return self.phase_state(run)
+        return self.new_state(run)
 
     @property
     def algorithm(self) -> tuple[Any, AbstractSampler]:
         return self, Uniform()
 
     def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
-        pack, still = engine.Packed.of, jnp.zeros((run.seeds, run.spec.act))
-        return pack(Collected(run.pretrained, still)), pack(()), engine.Metrics({}, jnp.zeros(run.seeds, jnp.int32))
+        learner = Collected(run.pretrained, jnp.zeros((run.seeds, run.spec.act)))
+        metrics = engine.Metrics({}, jnp.zeros(run.seeds, jnp.int32))
+        return engine.Packed.of(learner), engine.Packed.of(()), metrics
 
-    def done(self, phase_state: PhaseState) -> bool:
-        return phase_state.env_step >= self.until
+    def done(self, state: PhaseState) -> bool:
+        return state.env_step >= self.until
 
     def length(self, run: RunState) -> int:
         return max(self.until - run.env_step, 0)
 
     def explore(self, learner: Collected, obs, *, key, clock: Clock, episode_step) -> Float[Array, " act"]:
         if self.random:
-            return jax.random.uniform(key, learner.still.shape, minval=-1.0, maxval=1.0)
+            return jax.random.uniform(key, learner.zero_action.shape, minval=-1.0, maxval=1.0)
         assert learner.pretrained.actor is not None
         return Noisy(learner.pretrained.actor.net, self.noise).explore(obs, key)
 
-    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
+    def updates_due(self, state: PhaseState, stride: int) -> int:
         return 0
 
-    def release(self, phase_state: PhaseState) -> Pretrained:
-        return phase_state.learner.tree.pretrained
+    def release(self, state: PhaseState) -> Pretrained:
+        return state.learner.tree.pretrained
 
 
 class Online(AbstractLearning):
-    """Act, learn, remember. The updates of a step run while the world takes it, on the rows of the steps before.
+    """A phase that acts, learns and stores the rows.
 
-    So a row is first drawn with the next step's updates, the last one only by a later phase; and the run's very first
-    env step, before which there may be no row at all, has no updates.
+    The updates of an env step run while the environment takes the step, so they draw from the rows of earlier steps
+    only. A row is first drawn with the updates of the next step, and the last row only by a later phase. The first env
+    step of a run has no updates, because there may be no row to draw.
     """
 
     acts = True
@@ -256,11 +254,11 @@ class Online(AbstractLearning):
     updates_per_step: int = eqx.field(static=True, default=1)
     """Gradient steps for each env step (UTD)."""
     early_stopping: int = eqx.field(static=True, default=0)
-    """0: the phase lasts until `until`. n: it may end earlier, when the critic has flushed: every n env steps its error
-    is measured on the newest n rows, which are drawn from only afterwards, and it ends when the least error of every
-    seed is 3 looks old."""
+    """0: the phase lasts until `until`. n: every n env steps the critic's error is measured on the newest n rows,
+    before they are drawn for training. The phase ends when the last 3 measurements improved no seed's lowest error."""
 
-    LOOKS: ClassVar[int] = 3
+    PATIENCE: ClassVar[int] = 3
+    """Measurements without improvement after which early stopping ends the phase."""
 
     def __check_init__(self):
         at_least(0, until=self.until, updates_per_step=self.updates_per_step, early_stopping=self.early_stopping)
@@ -268,52 +266,52 @@ class Online(AbstractLearning):
     def begin(self, run: RunState) -> PhaseState:
         if self.early_stopping and not self.sampler.can_hold_out:
             raise SegueError(
-                f"{type(self.sampler).__name__} draws rows as soon as they are there: leave `early_stopping` at 0."
+                f"{type(self.sampler).__name__} draws rows as soon as they are added: leave `early_stopping` at 0."
             )
         self.sampler.check(len(run.offline.reward), run.online.capacity)
-        return self.phase_state(run)
+        return self.new_state(run)
 
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
         return self.method, self.sampler
 
-    def done(self, phase_state: PhaseState) -> bool:
-        return phase_state.env_step >= self.until or (
-            self.early_stopping > 0 and self._stopped_improving(phase_state.validation_errors)
+    def done(self, state: PhaseState) -> bool:
+        return state.env_step >= self.until or (
+            self.early_stopping > 0 and self._stopped_improving(state.validation_errors)
         )
 
     def _stopped_improving(self, validation_errors: tuple[tuple[float, ...], ...]) -> bool:
-        """Whether no seed's last looks were better than all before them. A seed that is not finite does not count."""
-        before, last = np.array(validation_errors[: -self.LOOKS]), np.array(validation_errors[-self.LOOKS :])
+        """Return whether no seed's last errors are below all earlier ones; errors that are not finite do not count."""
+        before, last = np.array(validation_errors[: -self.PATIENCE]), np.array(validation_errors[-self.PATIENCE :])
         return len(before) > 0 and not (last.min(0) < before.min(0)).any()
 
     def length(self, run: RunState) -> int:
         return max(self.until - run.env_step, 0)
 
-    def updates_due(self, phase_state: PhaseState, stride: int) -> int:
-        return self.updates_per_step if self.trainable_rows(phase_state) > 0 and phase_state.env_step else 0
+    def updates_due(self, state: PhaseState, stride: int) -> int:
+        return self.updates_per_step if self.trainable_rows(state) > 0 and state.env_step else 0
 
-    def trainable_rows(self, phase_state: PhaseState) -> int:
+    def trainable_rows(self, state: PhaseState) -> int:
         if self.early_stopping == 0:
-            return super().trainable_rows(phase_state)
-        begun = phase_state.run.env_step
-        return begun + max(phase_state.env_step - 1 - begun, 0) // self.early_stopping * self.early_stopping
+            return super().trainable_rows(state)
+        start = state.run.env_step
+        return start + max(state.env_step - 1 - start, 0) // self.early_stopping * self.early_stopping
 
-    def learn(self, phase_state: PhaseState, stride: int) -> PhaseState:
-        phase_state, since = super().learn(phase_state, stride), phase_state.env_step - phase_state.run.env_step
-        if self.early_stopping == 0 or len(phase_state.validation_errors) == since // self.early_stopping:
-            return phase_state
-        phase_state = phase_state.flushed()
-        first = np.int32(phase_state.env_step - self.early_stopping)
-        found = engine.error(
-            phase_state.algorithm,
-            phase_state.learner,
-            phase_state.run.online,
-            phase_state.keys,
+    def learn(self, state: PhaseState, stride: int) -> PhaseState:
+        state, since = super().learn(state, stride), state.env_step - state.run.env_step
+        if self.early_stopping == 0 or len(state.validation_errors) == since // self.early_stopping:
+            return state
+        state = state.flushed()
+        first = np.int32(state.env_step - self.early_stopping)
+        errors = engine.error(
+            state.algorithm,
+            state.learner,
+            state.run.online,
+            state.keys,
             first,
             count=self.early_stopping,
         )  # pyright: ignore
-        if phase_state.halted_seeds is not None:
-            found = np.where(np.array(phase_state.halted_seeds.seeds), np.nan, found)
-        look = tuple(map(float, np.nan_to_num(found, nan=3e38)))
-        return phase_state._replace(validation_errors=(*phase_state.validation_errors, look))
+        if state.halted_seeds is not None:
+            errors = np.where(np.array(state.halted_seeds.seeds), np.nan, errors)
+        measured = tuple(map(float, np.nan_to_num(errors, nan=3e38)))
+        return state._replace(validation_errors=(*state.validation_errors, measured))

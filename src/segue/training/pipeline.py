@@ -1,4 +1,4 @@
-"""The loop: take phases through environments and tell hooks about it."""
+"""The loop that drives phases, with environments and hooks."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segue.core import Transition
-from segue.envs.lockstep import Worlds
+from segue.envs.lockstep import LockstepEnvs
 from segue.errors import SegueError
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
@@ -18,25 +18,33 @@ from segue.training.state import PhaseState, RunState
 
 @runtime_checkable
 class Hook(Protocol):
-    """Watches a run; phases never see it. `ticked` may hand back a live state with a fresh tally."""
+    """An observer of a run. Phases never see it; `name` is the phase's name."""
 
-    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        """React to the beginning of a phase."""
+        ...
 
-    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState: ...
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        """React to an env step or a stride of updates; return the state to go on with, for instance without metrics."""
+        ...
 
-    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None: ...
+    def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
+        """React to the end of a phase; `run` is what the next phase begins with."""
+        ...
 
     def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        """The world has ended the run in the middle of a step, after its updates."""
+        """React to an environment that failed for good in the middle of an env step, after the step's updates."""
 
 
 class Drive:
-    """Phases in order, one env step at a time. Whoever has the world calls `ready`, `act` and `observe` in turn.
+    """Drive the phases in order, one env step at a time.
 
-    Hooks tick after every env step, and after every `stride` updates of a phase that only learns (None: a hundred,
-    shared by the seeds), of which no more than two such lots are ever under way: a run can be stopped within seconds.
-    `resumed` is the first phase in progress, and whether it has ticked; its hooks hear of that moment again. `live` is
-    where the run is, whatever raises, and `halfway` whether that is within an env step, whose row has not come.
+    The owner of the environments calls `ready`, `act` and `observe` in turn. Hooks tick after every env step, and after
+    every `stride` updates of a phase that only learns. At most two strides are dispatched at a time, so that a run can
+    be stopped within seconds.
+
+    `phase_state` is the state of the phase in progress, also after an exception. `halfway` is True between `act` and
+    `observe`.
     """
 
     def __init__(
@@ -47,26 +55,39 @@ class Drive:
         stride: int | None = None,
         resumed: tuple[PhaseState, bool] | None = None,
     ):
-        self.run = dataclasses.replace(run, online=jax.tree.map(jnp.copy, run.online))  # it is updated in place
+        """Prepare to drive `run` through `phases`.
+
+        Args:
+            run: the state before the first phase.
+            phases: phases by name, in order.
+            hooks: observers, called in order.
+            stride: updates between two ticks of a phase that only learns; None: a hundred, divided by the seeds.
+            resumed: the state of the first phase where it is resumed in progress, and whether that state has ticked; if
+                it has, hooks receive the tick again.
+        """
+        self.run = dataclasses.replace(
+            run, online=jax.tree.map(jnp.copy, run.online)
+        )  # the phases update the ring in place
         self.left, self.hooks, self.resumed = list(phases.items()), hooks, resumed
         self.stride = stride or max(1, 100 // run.seeds)
         self.phase_state: PhaseState | None = None
         self.halfway = False
-        self.under_way: Any = None
+        self.dispatched: Any = None
 
     @property
     def name(self) -> str:
-        """Of the phase in progress."""
+        """The name of the phase in progress."""
         return self.left[0][0]
 
     @property
     def phase(self) -> AbstractPhase:
+        """The phase in progress."""
         return self.left[0][1]
 
     def ready(self) -> bool:
-        """Learn what is to be learned without acting, until a phase wants an action. False: all have ended."""
+        """Take the phases on until one acts; return False when all have ended."""
         while self.left:
-            phase_state = self._begun()
+            phase_state = self._current_state()
             if self.phase.done(phase_state):
                 self.run = self.phase.end(phase_state)
                 for hook in self.hooks:
@@ -77,18 +98,19 @@ class Drive:
                 return True
             else:
                 phase_state = self.phase_state = self.phase.learn(phase_state, self.stride)
-                before = self.under_way
-                self.under_way = jnp.asarray(phase_state.metrics.count) + 0  # a copy, there when these updates are
+                before = self.dispatched
+                self.dispatched = jnp.asarray(phase_state.metrics.count) + 0  # a copy, ready when these updates are
                 jax.block_until_ready(before)
                 self._tick(phase_state)
         return False
 
-    def _begun(self) -> PhaseState:
+    def _current_state(self) -> PhaseState:
+        """Return the state of the phase in progress, which is begun or resumed first if need be."""
         if self.phase_state is not None:
             return self.phase_state
         phase_state, ticked = self.resumed or (self.phase.begin(self.run), False)
         self.resumed, self.phase_state = None, phase_state
-        if ticked:  # the moment that a resumed run had come to
+        if ticked:
             return self._tick(phase_state)
         for hook in self.hooks:
             hook.started(self.name, self.phase, phase_state)
@@ -102,27 +124,27 @@ class Drive:
     def act(
         self, obs: Float[np.ndarray, "seeds obs"], episode_steps: Int[np.ndarray, " seeds"]
     ) -> Float[Array, "seeds act"]:
-        """Every seed's action in [-1, 1], and the updates that are due: dispatched, not awaited."""
+        """Return every seed's action in [-1, 1] and dispatch the updates that are due, without waiting for them."""
         assert self.phase_state is not None
         action = self.phase.act(self.phase_state, obs, episode_steps)
         self.learn()
         return action
 
     def learn(self) -> None:
-        """The updates that are due with the next env step."""
+        """Dispatch the updates that are due with the next env step."""
         assert self.phase_state is not None
         self.halfway = True
         self.phase_state = self.phase.learn(self.phase_state, self.stride)
 
     def observe(self, row: Transition) -> None:
-        """What came of the actions."""
+        """Record the rows [seeds, ...] that the actions led to, and tick."""
         assert self.phase_state is not None
-        self.phase_state = self.phase.observe(self.phase_state, row)  # before a hook hears of it: one may raise
+        self.phase_state = self.phase.observe(self.phase_state, row)  # stored before the hooks tick: one may raise
         self.halfway = False
         self._tick(self.phase_state)
 
     def broken(self) -> None:
-        """The world has failed for good, between `act` and `observe`."""
+        """Tell the hooks that an environment failed for good between `act` and `observe`."""
         assert self.phase_state is not None
         for hook in self.hooks:
             hook.broken(self.name, self.phase, self.phase_state)
@@ -131,19 +153,23 @@ class Drive:
 def pipeline(
     run: RunState,
     phases: Mapping[str, AbstractPhase],
-    worlds: Worlds | None = None,
+    envs: LockstepEnvs | None = None,
     hooks: Sequence[Hook] = (),
     stride: int | None = None,
     resumed: tuple[PhaseState, bool] | None = None,
 ) -> RunState:
-    """Take the phases through the worlds and return what they leave behind. The arguments are `Drive`'s."""
+    """Run the phases with the environments; return the state after the last phase. The other arguments are `Drive`'s.
+
+    Raises:
+        SegueError: where a phase acts and `envs` is None.
+    """
     drive = Drive(run, phases, hooks, stride, resumed)
     while drive.ready():
-        if worlds is None:
+        if envs is None:
             raise SegueError(f"Phase {drive.name!r} acts, so it needs an environment, and none was given.")
-        action = drive.act(worlds.obs, worlds.episode_steps)
+        action = drive.act(envs.obs, envs.episode_steps)
         try:
-            row = worlds.step(action)  # while the updates run
+            row = envs.step(action)  # while the updates run
         except Exception:
             drive.broken()
             raise

@@ -23,26 +23,30 @@ def start(
     seed: int = 0,
     policy: AbstractActor | None = None,
 ) -> RunState:
-    """A run before its first phase.
+    """Build the state of a run before its first phase.
 
     Args:
         spec: sizes and action box.
         offline: rows with actions in [-1, 1], or None for no dataset.
-        phases: the phases it will go through; the longest `until` sizes the online replay.
-        seeds: how many, numbered from `seed`. A seed draws the same random numbers whichever others run beside it; the
-            last bits of what it computes may differ.
-        policy: what every seed starts from; None: nothing is given.
+        phases: the phases of the run; the largest `until` sets the capacity of the online replay.
+        seeds: the number of seeds, which are numbered from `seed`. A seed draws the same random numbers whichever
+            others run beside it; the last bits of its results may differ.
+        seed: the first seed's number.
+        policy: the policy that every seed starts from; None: no policy is given.
+
+    Raises:
+        SegueError: where the online replay does not fit into this machine's memory.
     """
     capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
-    needs = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
-    if needs > memory():
+    size = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
+    if size > memory():
         raise SegueError(
-            f"The online replay of {seeds} x {capacity:,} rows takes {needs / 2**30:,.0f} GiB, more than this machine "
-            "has: fewer seeds, or a lower `until`."
+            f"The online replay of {seeds} x {capacity:,} rows takes {size / 2**30:,.0f} GiB, more than this machine "
+            "has: use fewer seeds, or a lower `until`."
         )
     one = Ring.new(spec, max(capacity, 1))
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
-    each = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
-    given = Pretrained(None if policy is None else jax.tree.map(each, TrainState.new(policy)))
-    return RunState(spec, empty_rows(spec) if offline is None else offline, ring, keys, given)
+    per_seed = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
+    pretrained = Pretrained(None if policy is None else jax.tree.map(per_seed, TrainState.new(policy)))
+    return RunState(spec, empty_rows(spec) if offline is None else offline, ring, keys, pretrained)

@@ -1,6 +1,7 @@
 """The state of a run, and of the phase in progress."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,12 +15,13 @@ from segue.training import engine
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """What flows from phase to phase. Leaves of `waist` and `online.rows` have a leading seed axis."""
+    """The state that one phase hands to the next. Leaves of `pretrained` and `online.rows` have a leading seed axis."""
 
     spec: Spec
     offline: Transition
-    """The dataset, one copy for all seeds; no rows where there is none. Actions in [-1, 1]."""
+    """The dataset, one copy for all seeds, with actions in [-1, 1]; it has no rows where no dataset is given."""
     online: Ring
+    """The online replay."""
     keys: Keys
     """One key per seed."""
     pretrained: Pretrained = Pretrained()  # noqa: RUF009 (immutable)
@@ -28,38 +30,42 @@ class RunState:
     updates: int = 0
     """Gradient steps taken so far, by each seed."""
     halted: tuple[bool, ...] = ()
-    """Which seeds have diverged and learn no more; empty: none."""
+    """Whether each seed has diverged and no longer learns; empty where none has."""
     phases: int = 0
-    """Phases ended so far: phase k draws its randomness from fold_in(key, k)."""
+    """Phases that have ended: phase k draws its random numbers from fold_in(key, k)."""
 
     @property
     def seeds(self) -> int:
+        """The number of seeds."""
         return len(self.keys)
 
     def phase_keys(self) -> Keys:
+        """Return the keys [seeds] of the next phase."""
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, self.phases)
 
 
 class HaltedSeeds(NamedTuple):
-    """Where the seeds that diverged stay: learner and carry as they last were finite."""
+    """The halted seeds, with the learner and the sampler state at which they stay."""
 
     seeds: tuple[bool, ...]
     learner: engine.Packed
     sampler_state: engine.Packed
 
-    def __call__(self, learner: engine.Packed, sampler_state: engine.Packed) -> tuple[engine.Packed, engine.Packed]:
-        chosen = np.array(self.seeds)
-        return engine.keep(chosen, self.learner, learner), engine.keep(chosen, self.sampler_state, sampler_state)
+    def freeze(self, learner: engine.Packed, sampler_state: engine.Packed) -> tuple[engine.Packed, engine.Packed]:
+        """Return the given states with those of halted seeds put back."""
+        select = functools.partial(engine.select_seeds, np.array(self.seeds))
+        return select(self.learner, learner), select(self.sampler_state, sampler_state)
 
 
 class PhaseState(NamedTuple):
-    """A phase in progress, whole: nothing else is remembered anywhere."""
+    """The complete state of a phase in progress: no other object has state."""
 
     run: RunState
-    """As it was when the phase began, but for the ring."""
+    """The state at which the phase began, with the present ring."""
     keys: Keys
+    """One key per seed, of this phase."""
     algorithm: engine.Packed
-    """Who acts and learns, and where batches come from: a method and a sampler."""
+    """A method, which acts and learns, and a sampler, which draws its batches."""
     learner: engine.Packed
     sampler_state: engine.Packed
     metrics: engine.Metrics
@@ -67,7 +73,7 @@ class PhaseState(NamedTuple):
     """The row of the last env step [seeds, ...], until the next dispatch writes it to the ring."""
     halted_seeds: HaltedSeeds | None = None
     validation_errors: tuple[tuple[float, ...], ...] = ()
-    """What a phase that ends by evidence has measured: every look's error of each seed."""
+    """Validation errors of a phase with early stopping: for every measurement, one number per seed."""
     update: int = 0
     """Gradient steps of this phase."""
     env_step: int = 0
@@ -75,27 +81,30 @@ class PhaseState(NamedTuple):
 
     @property
     def clock(self) -> Clock:
+        """The time of the next update."""
         return Clock(np.int32(self.update), np.int32(self.env_step), np.int32(self.run.env_step))  # pyright: ignore
 
     @property
     def updates(self) -> int:
-        """Gradient steps of the whole run."""
+        """Gradient steps of the run so far, this phase included."""
         return self.run.updates + self.update
 
     def scalars(self) -> dict[str, np.ndarray]:
-        """What the tally says, per seed."""
+        """Return each scalar's mean (maximum for `max_*`) since the last report, per seed; {} without an update."""
         values, count = jax.device_get(self.metrics)
+        if not count.any():
+            return {}
         mean = lambda name, value: value if name.startswith("max_") else value / np.maximum(count, 1)
-        found = {name: mean(name, value) for name, value in values.items()} if count.any() else {}
-        return found | (
-            {"held_out_error": np.array(self.validation_errors[-1])} if found and self.validation_errors else {}
-        )
+        scalars = {name: mean(name, value) for name, value in values.items()}
+        if scalars and self.validation_errors:
+            scalars["held_out_error"] = np.array(self.validation_errors[-1])
+        return scalars
 
     def flushed(self) -> "PhaseState":
-        """The same with every row in the ring."""
+        """Return the same state with the pending row in the ring."""
         if self.pending_row is None:
             return self
-        sampler_state, ring = engine.remember(
+        sampler_state, ring = engine.add_row(
             self.algorithm, self.sampler_state, self.run.online, self.pending_row, offline=self.run.offline
         )
         return self._replace(
@@ -103,11 +112,12 @@ class PhaseState(NamedTuple):
         )
 
     def halt_seeds(self, seeds: tuple[bool, ...]) -> "PhaseState":
-        """The same with these seeds staying as they are."""
+        """Return the same state with the marked seeds halted: their learners no longer change."""
         learner, sampler_state = jax.tree.map(jnp.copy, (self.learner, self.sampler_state))  # the originals are donated
         return self._replace(
             halted_seeds=HaltedSeeds(seeds, learner, sampler_state), run=dataclasses.replace(self.run, halted=seeds)
         )
 
     def with_metrics_reset(self) -> "PhaseState":
+        """Return the same state with empty metrics."""
         return self._replace(metrics=jax.tree.map(np.zeros_like, self.metrics))
