@@ -15,6 +15,7 @@ from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
 from segue.nn.networks import Networks
 from segue.tasks import datasets
+from segue.tasks.recipes import BACKBONES
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
 # Returns of D4RL's random and expert policies (its infos.py). Ours are other versions of these envs.
@@ -196,9 +197,9 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
     if dataset is not None:
         changes["dataset"] = dataset
     if "backbone" in changes:
-        known, asked = found.constants.backbones, changes["backbone"]
-        if asked not in known:
-            raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(known))}?")
+        asked = changes["backbone"]
+        if asked not in BACKBONES:
+            raise SegueError(f"There is no backbone {asked!r}; did you mean {nearest(asked, list(BACKBONES))}?")
     names = (changes.pop("recipe", None), changes.get("backbone"))
     own = (found.constants.rewards[str(name)] for name in names if name in found.constants.rewards)
     rule = next(own, found.reward)
