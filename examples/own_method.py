@@ -1,6 +1,10 @@
-"""A method in one file: TD3 with a cloning term that fades as env steps go by. Runs in half a minute.
+"""A method in one file: TD3 with a cloning term whose weight is learned. Runs in half a minute.
 
-    actor    min_phi   w(t) mse( pi(s), a ) - mean Q_1(s, pi(s)) / stop_gradient(mean |Q_1|)
+    actor    min_phi   f(t) w d - mean Q_1(s, pi(s)) / stop_gradient(mean |Q_1|),   d = mse( pi(s), a )
+    weight   max_w     w (d - limit):   w rises while the policy is further than `limit` from the data, and falls after
+
+The weight w is a learned part of the method's own. No other file names it: the collection passes it on, fine-tuning
+(here `Direct`; `OPT` takes the same backbone) goes on learning it, and checkpoints and commits hold it.
 
 python examples/own_method.py
 """
@@ -13,23 +17,38 @@ import jax
 import jax.numpy as jnp
 
 import segue
+from segue.core import Linear, TrainState
 from segue.data.collecting import collect_random
+from segue.methods import Direct
 from segue.methods.td3 import AbstractTD3
 from segue.nn.networks import Networks
+from segue.training import Collect, Online, Train
 
 
 class FadingBC(AbstractTD3):
-    """A backbone: it learns offline by itself, and every fine-tuner accepts it."""
+    """TD3 that stays within a distance of the data, by a cloning term that fades online."""
 
-    cloning: segue.Linear = eqx.field(default_factory=lambda: segue.Linear(0.4, 0.0, 1_000))
-    """w(t): weight of the cloning term over env steps."""
+    limit: float = 0.4
+    """Mean squared distance from the data's actions that the policy may have."""
+    weight_lr: float = 3e-3
+    """Adam's rate for log w."""
+    fade: Linear = eqx.field(default_factory=lambda: Linear(1.0, 0.0, 1_000))
+    """f(t): what is left of the cloning term over env steps."""
 
-    def policy_loss(self, pi, q, aux, batch, *, key, clock):
+    def init_parts(self, spec, actor, parts, *, key):
+        return {"cloning_weight": TrainState.new(jnp.zeros(()), target=False), **parts}  # log w = 0, unless it is given
+
+    def update_multipliers(self, parts, actor, batch, *, key):
+        excess = jnp.square(jax.vmap(actor.net.act)(batch.obs) - batch.action).mean() - self.limit
+        weight, _ = parts["cloning_weight"].apply_gradient(lambda log_w: (-jnp.exp(log_w) * excess, {}), self.weight_lr)
+        return {**parts, "cloning_weight": weight}, {"cloning_weight": jnp.exp(weight.net)}
+
+    def policy_loss(self, pi, q, parts, batch, *, key, clock):
         action = jax.vmap(pi.act)(batch.obs)
-        values = jax.vmap(q)(batch.obs, action)
-        w, bc = self.cloning(clock), jnp.square(action - batch.action).mean()
-        loss = w * bc - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, {"policy_q": values.mean(), "bc": bc, "cloning": w}
+        values, d = jax.vmap(q)(batch.obs, action), jnp.square(action - batch.action).mean()
+        w = self.fade(clock) * jnp.exp(parts["cloning_weight"].net)
+        loss = w * d - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
+        return loss, {"policy_q": values.mean(), "distance": d}
 
     def online(self):
         return self
@@ -41,9 +60,9 @@ def main() -> None:
     task = segue.task(env_id="Pendulum-v1", dataset=str(folder / "random.npz"))
     method = FadingBC(networks=Networks(width=64))
     phases = {
-        "offline": segue.Train(method, steps=2_000),
-        "collect": segue.Collect(until=200),
-        "finetune": segue.Online(segue.Direct(method.online()), until=2_000),
+        "offline": Train(method, steps=2_000),
+        "collect": Collect(until=200),
+        "finetune": Online(Direct(method.online()), until=2_000),
     }
     result = segue.run(phases, task, out=folder / "run", quiet=False)
     for e in result.evaluations.evaluations:

@@ -16,11 +16,15 @@ import segue
 from segue.cli.main import main
 from segue.core import Spec
 from segue.errors import SegueError, Stopped
+from segue.methods.direct import Direct
 from segue.methods.td3 import AbstractTD3
 from segue.nn.actors import AbstractActor, Deterministic
 from segue.nn.mlp import MLP
+from segue.nn.networks import Networks
 from segue.policies import policy_file
+from segue.replay.sampler import Uniform
 from segue.runs import commits, restore
+from segue.training.phases import Collect, Online, Train
 
 SPEC = Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
 
@@ -46,7 +50,7 @@ class Cloning(AbstractTD3):
     def new_actor(self, spec, *, key):
         return Affine(0.1 * jax.random.normal(key, (spec.act, spec.obs)), jnp.zeros(spec.act))
 
-    def policy_loss(self, pi, q, aux, batch, *, key, clock):
+    def policy_loss(self, pi, q, parts, batch, *, key, clock):
         loss = jnp.square(jax.vmap(pi.act)(batch.obs) - batch.action).mean()
         return loss, {"bc": loss}
 
@@ -54,12 +58,12 @@ class Cloning(AbstractTD3):
         return self
 
 
-METHOD = Cloning(width=8, depth=1)
-BATCH = segue.Uniform(batch=8)
+METHOD = Cloning(networks=Networks(width=8, depth=1))
+BATCH = Uniform(batch=8)
 PHASES = {
-    "offline": segue.Train(METHOD, 20, BATCH),
-    "collect": segue.Collect(8),
-    "finetune": segue.Online(segue.Direct(METHOD), 16, BATCH, 2),
+    "offline": Train(METHOD, 20, BATCH),
+    "collect": Collect(8),
+    "finetune": Online(Direct(METHOD), 16, BATCH, 2),
 }
 BUDGET = dataclasses.replace(segue.SMALL, episodes=2, evaluate_steps=4, evaluate_updates=10)
 

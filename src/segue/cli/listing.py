@@ -6,7 +6,7 @@ import re
 
 from segue.errors import SegueError, nearest
 from segue.tasks.budget import PAPER
-from segue.tasks.recipes import BACKBONES, RECIPES
+from segue.tasks.recipes import BACKBONES, RECIPES, backbone_of
 from segue.tasks.suite import TASKS
 from segue.tasks.task import AbstractDatasetRecipe, Task
 
@@ -18,7 +18,7 @@ def recipes() -> list[tuple[str, str, str]]:
         task = Task("none", backbone=name if name in BACKBONES else "td3bc")
         given = recipe(dataclasses.replace(task, policy="FILE"), PAPER)
         phases = [phase if phase in given else f"({phase})" for phase in recipe(task, PAPER)]
-        what = task.constants.backbones[name] if name in BACKBONES else recipe
+        what = backbone_of(task) if name in BACKBONES else recipe
         found.append((name, ", ".join(phases), _first(inspect.getdoc(what) or "")))
     return found
 

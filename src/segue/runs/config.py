@@ -18,6 +18,7 @@ from segue.runs import trackers
 from segue.runs.checkpoints import skip
 from segue.system import disk, untrusted
 from segue.system.machine import machine, revision, versions
+from segue.tasks import recipes  # noqa: F401 (imports every class that `rebuild` must know)
 from segue.tasks.budget import Budget
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase, Collect, Online

@@ -35,10 +35,16 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
 """Samplers for fine-tuning, by the name of --replay: an ablation in OPT's paper."""
 
 
+def train(backbone: AbstractBackbone) -> Callable[[Task, Budget], Phases]:
+    """Return the offline phase of a backbone whose settings are the same on every task."""
+    return lambda task, budget: {
+        "offline": Train(backbone, budget.offline, backbone.sampler(task.constants.batch(task.backbone)))
+    }
+
+
 def _offline(task: Task, budget: Budget) -> Phases:
     """Return one offline phase of the task's backbone."""
-    backbone = task.constants.backbones[task.backbone]
-    return {"offline": Train(backbone, budget.offline, backbone.sampler(task.constants.batch(task.backbone)))}
+    return train(task.constants.backbones[task.backbone])(task, budget)
 
 
 def _spot(task: Task, budget: Budget) -> Phases:
@@ -62,7 +68,15 @@ BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "bc": _offline,
     "bc-gaussian": _offline,
 }
-"""The offline phases of each backbone, by name."""
+"""How each backbone is trained on a dataset, by name; the backbone itself is the method of the phase "offline"."""
+
+
+def backbone_of(task: Task, budget: Budget = PAPER) -> AbstractBackbone:
+    """Return the task's backbone with its settings, in the form that it takes offline."""
+    phase = BACKBONES[task.backbone](task, budget)["offline"]
+    assert isinstance(phase, Train)
+    assert isinstance(phase.method, AbstractBackbone)
+    return phase.method
 
 
 def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
@@ -70,15 +84,13 @@ def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
     phases = BACKBONES[task.backbone](task, budget)
     if task.policy is None:
         return phases
-    last = phases["offline"]
-    assert isinstance(last, Train)
-    assert isinstance(last.method, AbstractBackbone)
-    return {**phases, "offline": dataclasses.replace(last, method=PolicyEvaluation(last.method, epsilon=0.0))}
+    valued = PolicyEvaluation(backbone_of(task, budget), epsilon=0.0)
+    return {**phases, "offline": dataclasses.replace(phases["offline"], method=valued)}
 
 
 def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
     """Return the phases before fine-tuning (offline and collect), and the backbone in its online form."""
-    offline, backbone = offline_only(task, budget), task.constants.backbones[task.backbone].online()
+    offline, backbone = offline_only(task, budget), backbone_of(task, budget).online()
     return {**offline, "collect": Collect(budget.collect, backbone.explore_noise)}, backbone
 
 

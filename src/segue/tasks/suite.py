@@ -15,6 +15,7 @@ from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
 from segue.nn.networks import Networks
 from segue.tasks import datasets
+from segue.tasks.recipes import BACKBONES
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
 # Returns of D4RL's random and expert policies (its infos.py). The envs here are other versions of D4RL's.
@@ -214,9 +215,9 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
     if dataset is not None:
         changes["dataset"] = dataset
     if "backbone" in changes:
-        known, backbone = base.constants.backbones, changes["backbone"]
-        if backbone not in known:
-            raise SegueError(f"There is no backbone {backbone!r}; did you mean {nearest(backbone, list(known))}?")
+        backbone = changes["backbone"]
+        if backbone not in BACKBONES:
+            raise SegueError(f"There is no backbone {backbone!r}; did you mean {nearest(backbone, list(BACKBONES))}?")
     names = (changes.pop("recipe", None), changes.get("backbone"))
     own = (base.constants.rewards[str(name)] for name in names if name in base.constants.rewards)
     reward = next(own, base.reward)
