@@ -102,9 +102,9 @@ def load(path: Path) -> tuple[AbstractActor, Spec]:
 
 def load_with_metadata(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
     """The same with all that the file says of itself."""
-    found, meaning = disk.described(path)
+    found, meaning = disk.read_arrays(path)
     outline, spec = build(meaning, str(path))
-    return disk.fitted(found, outline, str(path)), spec, meaning
+    return disk.unflatten(found, outline, str(path)), spec, meaning
 
 
 def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
@@ -172,4 +172,4 @@ def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]
         if part:
             place = "layers" if kind.startswith("layer") else "norms"
             found[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
-    return disk.fitted(found, outline, where), spec
+    return disk.unflatten(found, outline, where), spec

@@ -4,11 +4,11 @@ JAX is imported by what needs it alone: a sweep's driver reads and locks files w
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def sync(folder: Path) -> None:
-    """Make a folder's entries durable: without it a rename may be lost with the power."""
+def sync(path: Path) -> None:
+    """Make a file's content or a folder's entries durable: without it a rename may be lost with the power."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot sync this is no failure
+            raise
     finally:
         os.close(handle)
 
@@ -116,7 +119,7 @@ def _digest(found: dict[str, np.ndarray]) -> str:
     return sha256(*(p for name, a in named for p in (f"{name} {a.dtype} {a.shape} ".encode(), a)))
 
 
-def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the description of a file that `dump` made with one.
 
     Raises:
@@ -159,10 +162,10 @@ def restore(content: bytes, like: Any, where: str) -> Any:
     Raises:
         DataError: where a name, a shape or a dtype differs, naming it.
     """
-    return fitted(arrays(content, where), like, where)
+    return unflatten(arrays(content, where), like, where)
 
 
-def fitted(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
+def unflatten(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
     """The same for arrays by name."""
     import jax
 
@@ -233,46 +236,35 @@ def read_sealed(path: Path, expected: Any) -> bytes:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
-    """Keep every other process off a run. The lock dies with its process, however that ends.
+    """Keep every other process out of a folder while the block runs.
+
+    The operating system drops the lock when its process ends, however it ends. filelock closes the lock in a child
+    that an environment forks, so that the child cannot hold it longer than the run.
 
     Args:
-        folder: what is locked.
-        name: the lock's file in it.
-        patience: seconds to wait for another process that holds it.
+        folder: the folder to lock.
+        name: the lock's file in the folder.
+        patience: seconds to wait for another process that holds the lock.
 
     Raises:
-        Busy: where another process holds it.
+        Busy: where another process holds the lock.
+        SegueError: where the lock's file cannot be opened, or is a link.
     """
+    import filelock
+
+    # Any thread may release the lock. A file left behind, which takes flock's place where a file system has no flock,
+    # would outlive a killed process, so it is refused.
+    lock = filelock.FileLock(folder / name, patience, poll_interval=0.1, thread_local=False, fallback_to_soft=False)
     try:
-        import fcntl
-    except ImportError:  # not POSIX
-        yield
-        return
-    try:
-        file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        lock.acquire()
+    except filelock.Timeout:
+        raise Busy(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
     except OSError as error:
-        raise SegueError(f"{folder / name} cannot be opened: {error.strerror or error}.") from None
-    _held.add(file)
-    end = time.monotonic() + patience
+        raise SegueError(f"{folder / name} cannot be locked: {error.strerror or error}.") from None
     try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise Busy(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
-                time.sleep(0.1)
         yield
     finally:
-        _held.discard(file)
-        os.close(file)
-
-
-_held: set[int] = set()
-"""Locks of this process: a child that an env forks lets go of them, so that it cannot outlive the run with one."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [os.close(file) for file in _held])
+        lock.release()
 
 
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
