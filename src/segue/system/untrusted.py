@@ -22,8 +22,8 @@ def content(file: Path, most: int) -> bytes:
 
 
 def shown(text: str) -> str:
-    """One line, not too long, without what a terminal might obey."""
-    return "".join(c for c in text if c.isprintable())[:500]
+    """Return a text as one line of at most 500 characters, without characters that a terminal might obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:500]
 
 
 def plain(env_id: str) -> bool:
