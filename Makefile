@@ -80,7 +80,7 @@ faults: setup  ## kill runs and sweeps at random moments and compare; stalls of 
 	$(BIN)/python benchmarks/faults.py fuzz --count 10000
 	@echo "Sweeps of 240 trials without faults and under fire, here and on Ray: on two cores half an hour or so each"
 	$(BIN)/python benchmarks/sweep_faults.py
-	$(BIN)/python benchmarks/sweep_faults.py --engine ray --nodes 3
+	$(BIN)/python benchmarks/sweep_faults.py --executor ray --nodes 3
 	@echo "A sweep beside packing by hand; some minutes, with nothing else at work"
 	$(BIN)/python benchmarks/packing.py
 

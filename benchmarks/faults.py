@@ -20,7 +20,10 @@ from pathlib import Path
 
 SEGUE = [sys.executable, "-m", "segue.cli"]
 SMALL = ["--offline.steps", "2000", "--collect.until", "600", "--pretrain.steps", "1000", "--finetune.until", "1500"]
-SMALL += [f"--{part}.width=32" for part in ("offline", "pretrain.backbone", "finetune.backbone", "finetune.source")]
+SMALL += [
+    f"--{part}.width=32"
+    for part in ("offline.networks", "pretrain.backbone.networks", "finetune.backbone.networks", "finetune.sampler")
+]
 SMALL += ["--episodes", "2", "--evaluate-steps", "500", "--evaluate-updates", "1000", "--log-every", "300"]
 SMALL += ["--commit-every", "50", "--seeds", "2", "--quiet"]
 

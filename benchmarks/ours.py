@@ -44,7 +44,9 @@ def ensemble(job: Task, args: argparse.Namespace) -> Phases:
     porl, depth = job.constants.sac, 4 if args.deep else 2
     sac = {
         "sac": SAC(critics=porl.critics, networks=Networks(critic_depth=depth)),
-        "porl": dataclasses.replace(porl, critic_depth=depth, delay=args.utd),
+        "porl": dataclasses.replace(
+            porl, networks=dataclasses.replace(porl.networks, critic_depth=depth), delay=args.utd
+        ),
     }[args.method]
     return {"finetune": Online(sac, CAPACITY, online_only(), args.utd)}
 

@@ -36,7 +36,7 @@ evaluate-updates = 400
 log-every = 100
 commit-every = 20
 offline.steps = 400
-offline.width = 16
+offline.networks.width = 16
 [task.pendulum]
 env-id = "Pendulum-v1"
 dataset = "pendulum.npz"
@@ -46,7 +46,7 @@ from = "{{td3bc}}:offline"
 collect.until = 100
 finetune.until = 400
 finetune.updates-per-step = 1
-finetune.backbone.width = 16
+finetune.backbone.networks.width = 16
 """
 LOG = "drivers.log"
 KEPT = ("returns.jsonl", "metrics.jsonl", "episodes.jsonl", "failures.jsonl", "policy-0.safetensors")
@@ -174,7 +174,7 @@ def main() -> None:
         lasts = time.monotonic() - begun
         print(f"{args.trials // 2 * 2} trials without faults on `local`: {lasts:.0f} s", flush=True)
         words, cluster = [], None
-        if args.engine == "ray":
+        if args.executor == "ray":
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
             from ray.cluster_utils import Cluster
 
@@ -199,7 +199,7 @@ def main() -> None:
             raise SystemExit(f"these differ: {[key for key in whole if whole[key] != fired.get(key)]}")
         killed = ", ".join(f"{count} {what}" for what, count in fire.killed.items() if count)
         print(
-            f"{len(fired)} trials on `{args.engine}`, killed {killed or 'nothing'}: {seconds:.0f} s, {drivers} drivers"
+            f"{len(fired)} trials on `{args.executor}`, killed {killed or 'nothing'}: {seconds:.0f} s, {drivers} drivers"
         )
         print("each finished exactly once; SHA-256 of returns, metrics, episodes and policies as without faults")
         return None

@@ -229,7 +229,7 @@ def last(folder):
 def test_direct_with_every_replay(replay):
     folder = run("direct", replay, **{"from": f"{finished()}:offline"})
     assert (last(folder)["env_step"], last(folder)["update"]) == (16, 16)
-    source = json.loads((folder / "config.json").read_text())["settings"]["finetune"]["source"]["is"]
+    source = json.loads((folder / "config.json").read_text())["settings"]["finetune"]["sampler"]["is"]
     assert source == {"uniform": "Uniform", "balanced": "Balanced"}.get(replay, "Ratio")
 
 

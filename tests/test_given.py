@@ -53,7 +53,7 @@ def ladder(rungs=3) -> Path:
 
 def tiny(recipe, *given, env_id=RAGGED, **changes) -> list[str]:
     """A tiny run's words; `finetune__until=9` replaces a flag, or adds one."""
-    sac = {"width": 8, "depth": 1, "critic-depth": 1, "critics": 3, "subset": 2, "delay": 1}
+    sac = {"networks.width": 8, "networks.depth": 1, "networks.critic-depth": 1, "critics": 3, "subset": 2, "delay": 1}
     table = {"finetune.until": 16, "finetune.updates-per-step": 1, "finetune.sampler.batch": 8}
     backbone = "finetune" if recipe in ("rlpd", "sac") else "finetune.backbone"
     table |= {f"{backbone}.{name}": value for name, value in sac.items()}
@@ -222,7 +222,7 @@ def test_a_policy_that_means_harm_is_refused(kind, capsys):
 @functools.cache
 def with_data(recipe: str) -> Path:
     words = [recipe, "--env-id", RAGGED, "--dataset", str(dataset()), "--policy", str(policy()), *COMMON]
-    nets = {"width": 8, "depth": 1}
+    nets = {"networks.width": 8, "networks.depth": 1}
     table = {"offline.steps": 20, "offline.sampler.batch": 8, "collect.until": 8, "finetune.until": 12}
     table |= {f"offline.backbone.{name}": value for name, value in nets.items()}
     table |= {"finetune.updates-per-step": 2, "finetune.sampler.batch": 8}

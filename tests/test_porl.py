@@ -88,15 +88,15 @@ def test_recipes_of_the_papers_differ_where_they_should():
     rlpd = RECIPES["rlpd"](mine, dataclasses.replace(SMALL, warmup=0), init.sampler)
     sac = init.method.backbone
     assert rlpd["warmup"].until == 0
-    assert not rlpd["warmup"].chance
+    assert not rlpd["warmup"].random
     names = {
         field.name
         for field in dataclasses.fields(SAC)
         if getattr(sac, field.name) != getattr(rlpd["finetune"].method, field.name)
     }
-    assert names == {"actor_lr", "temperature_lr", "target_entropy", "listens", "actor_norm"}
+    assert names == {"actor_lr", "temperature_lr", "target_entropy", "policy_reduction", "networks"}
     assert (init.updates_per_step, init.until, init.sampler) == (
-        rlpd["finetune"].updates_per_step, rlpd["finetune"].until, rlpd["finetune"].source,
+        rlpd["finetune"].updates_per_step, rlpd["finetune"].until, rlpd["finetune"].sampler,
     )  # fmt: skip
 
 
@@ -108,11 +108,12 @@ def test_the_paper_s_constants():
     sac, first = porl["finetune"].method.backbone, porl["presample"]
     assert (first.until, first.method.epsilon, first.updates_per_step, first.sampler.batch) == (20_000, 0.1, 16, 512)
     assert (sac.actor_lr, sac.critic_lr, sac.temperature_lr, sac.critics, sac.subset) == (1e-4, 3e-4, 1e-4, 10, 2)
-    assert (sac.width, sac.depth, sac.critic_depth, sac.delay, sac.entropy_backup) == (256, 2, 4, 16, False)
-    assert not any(phase.reads for phase in porl.values())
+    assert (sac.delay, sac.entropy_backup) == (16, False)
+    assert sac.networks == Networks(width=256, depth=2, critic_depth=4, actor_norm=True, critic_norm=True)
+    assert not any(phase.reads_dataset for phase in porl.values())
     adroit = RECIPES["porl"](task("pen-human", policy="p.npz"))
     sac = adroit["finetune"].method.backbone
-    assert (adroit["presample"].until, sac.width, sac.depth, sac.critic_depth) == (5_000, 512, 2, 3)
+    assert (adroit["presample"].until, sac.networks.width, sac.networks.critic_depth) == (5_000, 512, 3)
     assert list(RECIPES["porl"](task("pen-human"))) == ["prior", "offline", "presample", "finetune"]
 
 
@@ -451,7 +452,7 @@ def test_a_policy_without_a_density_gets_one_around_what_it_does(output):
 
 def test_policy_init_uses_nothing_but_the_policy():
     """Whatever an offline phase left: critics, a temperature, moments."""
-    given = pretrained(0, dataclasses.replace(TINY, critics=2, width=16))
+    given = pretrained(0, dataclasses.replace(TINY, critics=2, networks=dataclasses.replace(TINY.networks, width=16)))
     alone = Pretrained(TrainState.new(given.actor.net))
     for build in (lambda: PORL(TINY, keep_critic=False), lambda: PolicyEvaluation(TINY)):
         a, b = (build().init(SPEC, start, key=KEY) for start in (given, alone))
@@ -480,11 +481,11 @@ def test_the_temperature_begins_lower_for_a_policy_that_had_no_spread():
 
 def test_rlpd_and_jsrl_by_domain():
     sac = lambda name, **budget: RECIPES["rlpd"](task(name), Budget(**budget))["finetune"].method
-    assert (sac("hopper-medium").entropy_backup, sac("hopper-medium").critic_depth) == (True, 2)
-    assert sac("hopper-medium", critic_depth=4).critic_depth == 4
+    assert (sac("hopper-medium").entropy_backup, sac("hopper-medium").networks.critic_depth) == (True, 2)
+    assert sac("hopper-medium", critic_depth=4).networks.critic_depth == 4
     maze, hand = sac("antmaze-umaze"), sac("pen-human")
-    assert (maze.subset, maze.depth, maze.critic_depth, maze.entropy_backup) == (1, 3, 3, False)
-    assert (hand.subset, hand.depth, hand.critic_depth, hand.width) == (2, 3, 3, 256)
+    assert (maze.subset, maze.networks.depth, maze.networks.critic_depth, maze.entropy_backup) == (1, 3, 3, False)
+    assert (hand.subset, hand.networks) == (2, Networks(256, 3, 3, critic_norm=True))
     assert RECIPES["jsrl"](task(env_id="Pendulum-v1", policy="p"))["finetune"].method.horizon.start == 200
     assert RECIPES["jsrl"](task(env_id="arm", policy="p"))["finetune"].method.horizon.start == 1_000
 

@@ -177,7 +177,7 @@ def test_the_configuration_holds_every_setting_and_version():
     for name, phase in opt(task(env_id="helpers:Ragged-v0")).items():
         check(phase, kept["settings"][name])
     assert kept["settings"]["finetune"]["method"]["kappa"] == {"is": "Linear", "start": 0.1, "end": 0.9, "until": 16}
-    assert kept["settings"]["offline"]["method"]["width"] == 8
+    assert kept["settings"]["offline"]["method"]["networks"]["width"] == 8
     assert kept["versions"]["gymnasium"] == gym.__version__
     assert kept["versions"]["jax"] == jax.__version__
     assert {"mujoco", "numpy", "python", "segue"} <= kept["versions"].keys()

@@ -630,7 +630,7 @@ evaluate-updates = 100
 log-every = 20
 commit-every = 10
 offline.steps = 200
-offline.width = 8
+offline.networks.width = 8
 [task.pendulum]
 env-id = "Pendulum-v1"
 dataset = "rows.npz"
@@ -640,7 +640,7 @@ from = "{td3bc}:offline"
 collect.until = 40
 finetune.until = 600
 finetune.updates-per-step = 1
-finetune.backbone.width = 8
+finetune.backbone.networks.width = 8
 finetune.sampler.batch = 16
 """
 

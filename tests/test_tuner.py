@@ -329,7 +329,7 @@ def test_in_the_background_a_learner_is_copied_when_it_stands_still(task, monkey
     """A copy that waits for updates holds up every other dispatch meanwhile, `act`'s too."""
     copy, still = jnp.copy, []
     monkeypatch.setattr(jnp, "copy", lambda leaf: still.append(leaf.is_ready()) or copy(leaf))
-    slow = Online(PORL(dataclasses.replace(TINY, width=128)), 100, ONLINE, 20)
+    slow = Online(PORL(dataclasses.replace(TINY, networks=Networks(width=128))), 100, ONLINE, 20)
     with tuner(task, new("arm"), {"finetune": slow}, background=True) as mine:
         Arm().phase_state(mine, 10)
     assert len(still) > 100
