@@ -143,4 +143,3 @@ def _minari_id(target: Path) -> str:
 
 def _box_json(low: Any, high: Any) -> str:
     return json.dumps({"type": "Box", "dtype": "float32", "shape": [len(low)], "low": list(low), "high": list(high)})
-

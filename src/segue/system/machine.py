@@ -1,4 +1,4 @@
-"""What numbers depend on besides the code: this machine, its cores, and the versions of what is installed."""
+"""What a run's numbers depend on besides its settings: this machine, its cores, and the versions of packages."""
 
 import os
 import platform
@@ -18,11 +18,14 @@ def memory() -> int:
 
 
 JAX_FLAGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
-"""Settings of JAX that change bits."""
+"""The settings of JAX that change the bits of a result."""
 
 
 def machine() -> dict[str, Any]:
-    """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
+    """Describe this machine as far as a run's numbers depend on it.
+
+    XLA on a CPU gives other bits for another number of cores.
+    """
     return {
         "system": platform.platform(),
         "cores": len(jax.devices()) if jax.default_backend() != "cpu" else cores(),
@@ -35,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def _instructions() -> str | None:
-    """The processor's instruction sets, as far as they decide what XLA compiles; None where nothing tells."""
+    """Return the processor's instruction sets that decide what XLA compiles; None where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -45,7 +48,7 @@ def _instructions() -> str | None:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -72,7 +75,7 @@ def revision() -> str | None:
 
 
 def compile_cache() -> None:
-    """Keep compiled programs between processes."""
+    """Let JAX keep compiled programs on disk, so that later processes can use them."""
     folder = disk.cache_dir() / "jax"
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's signals, turned into a request to stop at the next step."""
+"""Turns Ctrl-C and a scheduler's signals into a request to stop at the next step."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ class Stop:
     """Whether the run was asked to stop, by Ctrl-C, SIGTERM or SIGUSR1. The second signal ends the process at once."""
 
     SECONDS_TO_END = 8
-    """Seconds from the request to the end, wherever the run then is."""
+    """Seconds after which a run that was asked to stop ends, even if it has not reached its next tick."""
 
     def __init__(self):
         self.asked: int | None = None
