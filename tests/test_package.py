@@ -1,6 +1,8 @@
 """What a package says of itself: its version from one place, its types. scripts/check_wheel.py installs it."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -40,3 +42,20 @@ def test_what_is_recorded_is_the_version_of_the_code_that_runs(monkeypatch, caps
 
 def test_type_checkers_are_told_that_there_are_types():
     assert (Path(segue.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_revision_is_of_the_repository_that_tracks_segue(monkeypatch, tmp_path):
+    installed = tmp_path / "venv" / "machine.py"
+    installed.parent.mkdir()
+    installed.touch()
+    (tmp_path / ".gitignore").write_text("venv\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "A user's own project"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(machine, "__file__", str(installed))
+    assert machine.revision() is None
+    for words in (["add", "-f", "venv"], ["commit", "-q", "-m", "Segue itself"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert machine.revision() == head[:12]

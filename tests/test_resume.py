@@ -763,14 +763,14 @@ def test_the_second_signal_ends_at_once(monkeypatch):
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(signal, "alarm", lambda seconds: None)
     stop.now()
-    stop.hear(signal.SIGTERM, None)
+    stop.on_signal(signal.SIGTERM, None)
     with pytest.raises(Stopped):
         stop.now()
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(Killed(code)))
     with pytest.raises(Killed, match="143"):
-        stop.hear(signal.SIGTERM, None)
+        stop.on_signal(signal.SIGTERM, None)
     with pytest.raises(Stopped):  # its patience is over: wherever the run is
-        stop.hear(signal.SIGALRM, None)
+        stop.on_signal(signal.SIGALRM, None)
 
 
 # --- seeds that diverge -------------------------------------------------------------------------------------
@@ -905,7 +905,7 @@ def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
         monkeypatch.setattr(policy_file, "save", save)
         phase_state = PhaseState(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
         best.heard("x", phase_state, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
-        return disk.described(folder / "best-0.safetensors")[1]["return"]
+        return disk.read_arrays(folder / "best-0.safetensors")[1]["return"]
 
     assert heard(10.0) == 10
     assert heard(12.0, room=False) == 10
@@ -921,8 +921,8 @@ def test_the_best_policy_is_kept_beside_the_last():
     folder = whole()
     for seed in (0, 1):
         means = [np.mean(entry["returns"][seed]) for entry in lines(folder / "returns.jsonl")]
-        assert disk.described(folder / f"best-{seed}.safetensors")[1]["return"] == pytest.approx(max(means))
-        best, last = (disk.described(folder / f"{name}-{seed}.safetensors")[0] for name in ("best", "policy"))
+        assert disk.read_arrays(folder / f"best-{seed}.safetensors")[1]["return"] == pytest.approx(max(means))
+        best, last = (disk.read_arrays(folder / f"{name}-{seed}.safetensors")[0] for name in ("best", "policy"))
         same = all((best[key] == last[key]).all() for key in last)
         assert same == (np.argmax(means) == len(means) - 1)
 

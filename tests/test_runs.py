@@ -395,7 +395,7 @@ def test_a_policy_comes_back(kind):
 
 def described(path, **changes):
     """The same file with another description, sealed anew."""
-    found, about = disk.described(path)
+    found, about = disk.read_arrays(path)
     del about["arrays"]
     path.write_bytes(disk.dump(found, about | changes))
 
@@ -446,7 +446,7 @@ def test_a_policy_s_description_is_not_trusted(changes):
 )
 def test_a_policy_s_description_may_be_no_description(text):
     path = saved()
-    safetensors.numpy.save_file(disk.described(path)[0], path, {"segue": text})
+    safetensors.numpy.save_file(disk.read_arrays(path)[0], path, {"segue": text})
     with pytest.raises(DataError) as caught:
         policy_file.load(path)
     one_sentence(caught.value, path.name)
@@ -465,15 +465,15 @@ def test_every_flipped_bit_of_a_policy_is_found():
 
 
 def test_weights_that_are_damaged_or_not_finite_are_refused():
-    resealed = lambda w, arrays: w.write_bytes(disk.dump(arrays, {k: v for k, v in disk.described(w)[1].items()
+    resealed = lambda w, arrays: w.write_bytes(disk.dump(arrays, {k: v for k, v in disk.read_arrays(w)[1].items()
                                                                    if k != "arrays"}))  # fmt: skip
     for harm, word in (
         (lambda w: w.unlink(), "does not exist"),
         (lambda w: w.write_bytes(b"\xff" * 64), "damaged"),
         (lambda w: os.truncate(w, w.stat().st_size - 4), "damaged"),
-        (lambda w: safetensors.numpy.save_file(disk.described(w)[0], w), "does not say"),
-        (lambda w: resealed(w, disk.described(w)[0] | {"x": np.ones(1)}), "unknown"),
-        (lambda w: resealed(w, {k: v * np.nan for k, v in disk.described(w)[0].items()}), "finite"),
+        (lambda w: safetensors.numpy.save_file(disk.read_arrays(w)[0], w), "does not say"),
+        (lambda w: resealed(w, disk.read_arrays(w)[0] | {"x": np.ones(1)}), "unknown"),
+        (lambda w: resealed(w, {k: v * np.nan for k, v in disk.read_arrays(w)[0].items()}), "finite"),
     ):
         path = saved()
         harm(path)

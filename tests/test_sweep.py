@@ -542,7 +542,7 @@ def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, e
         assert logs[0].parent.is_dir()
         raise error("no lock here")
 
-    monkeypatch.setattr(worker, "speak", logs.append)
+    monkeypatch.setattr(worker, "log_to", logs.append)
     monkeypatch.setattr(worker, "pin", lambda *_: "core 0")
     monkeypatch.setattr(storage.Directory, "here", refuse)
     assert worker.run(ordered(out)) == code

@@ -1,9 +1,9 @@
-"""A policy that `segue policy export` wrote, run by NumPy alone: this file needs no JAX, and no other file of Segue.
+"""Runs a policy that `segue policy export` wrote, by NumPy alone: this file needs no JAX and no other file of Segue.
 
-    from segue.predict import load      # where it was copied to a robot: from predict import load
+    from segue.predict import load      # where this file was copied to a robot: from predict import load
     action = load("policy.npz")(obs)    # obs [obs] or [batch, obs]; action [act] or [batch, act], in the env's units
 
-An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_policy`, that says what they are:
+An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_policy`, that describes the arrays:
 
     x = obs
     x = clip((x - obs_mean) / obs_std, -obs_clip, obs_clip)                 where "standardised"
@@ -12,9 +12,11 @@ An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_po
     x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
     action = low + (x + 1) / 2 * (high - low)
 
-norm_i is (x - mean(x)) / sqrt(var(x) + layer_norm) * norm_i.weight + norm_i.bias. Everything is sealed by SHA-256.
-Nothing that is read is executed, and there are no pickles.
+norm_i is (x - mean(x)) / sqrt(var(x) + layer_norm) * norm_i.weight + norm_i.bias. A SHA-256 covers the description and
+all arrays. Nothing that is read is executed, and there are no pickles. The file needs Python 3.8 or newer.
 """
+
+from __future__ import annotations  # Python 3.8 and 3.9 cannot evaluate the annotations below
 
 import hashlib
 import io
@@ -28,15 +30,16 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+EXPORT_FORMAT = 1
+"""The version of the file format."""
 
 
 NAME = "segue_policy"
-"""Under which the description stands: a text among an .npz's arrays, an entry of a .safetensors' metadata."""
+"""The name of the description: a text among an .npz's arrays, an entry of a .safetensors' metadata."""
 
 
-MOST = 1 << 30
-"""Bytes beyond which a file is not even opened."""
+LARGEST_FILE = 1 << 30
+"""Size in bytes beyond which a file is not opened."""
 
 
 ACTIVATIONS = {
@@ -47,22 +50,23 @@ ACTIVATIONS = {
 
 
 class Policy:
-    """What a policy does when it performs: no noise, the same action for the same observation.
+    """A deterministic policy: the same observation always gives the same action.
 
-    `obs` and `act` are sizes, `low` and `high` the action's box [act] in the env's units, `about` what the file says
-    of itself, `arrays` what it holds.
+    `obs` and `act` are the sizes of observations and actions. `low` and `high` [act] are the action box in the env's
+    units. `about` is the file's description, and `arrays` are its arrays by name.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any], where: str = "This policy"):
-        """Raises ValueError where arrays and description do not make a policy."""
+        """Check the arrays against their description. Raises ValueError where they do not make a policy."""
         shapes = expected(about, where)
         if set(arrays) != set(shapes):
-            odd = sorted(set(arrays) ^ set(shapes))[0]
-            raise ValueError(f"{where} {'lacks' if odd in shapes else 'has an unknown'} array {odd!r}: it is damaged.")
+            name = sorted(set(arrays) ^ set(shapes))[0]
+            problem = "lacks" if name in shapes else "has an unknown"
+            raise ValueError(f"{where} {problem} array {name!r}: it is damaged.")
         for name, shape in shapes.items():
             if arrays[name].shape != shape or arrays[name].dtype != np.float32:
-                have = f"{arrays[name].dtype} {arrays[name].shape}"
-                raise ValueError(f"{where} has {name} of {have}, where float32 {shape} belongs: it is damaged.")
+                kind = f"{arrays[name].dtype} {arrays[name].shape}"
+                raise ValueError(f"{where} has {name} of {kind}, where float32 {shape} belongs: it is damaged.")
         if about.get("sha256") != digest(arrays, about):
             raise ValueError(f"{where} does not match its own SHA-256: it is damaged.")
         if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -74,7 +78,7 @@ class Policy:
         self.obs, self.act = about["layers"][0], about["layers"][-1]
 
     def __call__(self, obs: Any) -> np.ndarray:
-        """The action, float32 in the env's units, to an observation [obs] or to a batch of them [batch, obs].
+        """Return the action, float32 [act] or [batch, act] in the env's units, for observations [obs] or [batch, obs].
 
         Raises:
             ValueError: for another shape, and for numbers that are not finite.
@@ -117,18 +121,18 @@ def load(path: Any) -> Policy:
     where, size = os.fspath(path), os.path.getsize(path)
     kinds = {".npz": _npz, ".safetensors": _safetensors}
     kind = os.path.splitext(where)[1]
-    if kind not in kinds or size > MOST:
-        raise ValueError(f"{where} is no exported policy: .npz or .safetensors, of at most {MOST >> 20} MiB.")
+    if kind not in kinds or size > LARGEST_FILE:
+        raise ValueError(f"{where} is no exported policy: .npz or .safetensors, of at most {LARGEST_FILE >> 20} MiB.")
     try:
         with open(where, "rb") as file:
             arrays, text = kinds[kind](file.read(), where)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, *_ODD) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, *_MALFORMED) as error:
         raise ValueError(f"{where} was not written by `segue policy export`, or is damaged ({error!r}).") from None
     return Policy(arrays, _json(text, where), where)
 
 
 def exported(path: Any) -> bool:
-    """Whether a file says that `segue policy export` wrote it; `load` finds out whether it is whole."""
+    """Return whether a file claims that `segue policy export` wrote it. `load` verifies the claim."""
     try:
         with open(path, "rb") as file:
             if os.fspath(path).endswith(".npz"):
@@ -140,7 +144,7 @@ def exported(path: Any) -> bool:
 
 
 def digest(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> str:
-    """SHA-256 of a description, but for its own, and of all arrays in the order of their names."""
+    """Hash a description, without its `sha256`, and all arrays in the order of their names (SHA-256)."""
     rest = {key: value for key, value in about.items() if key != "sha256"}
     total = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(arrays):
@@ -149,13 +153,19 @@ def digest(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> str:
 
 
 def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
-    """The arrays' shapes by name, of a description that is not trusted. Raises ValueError where it is none."""
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"{where} is not an exported policy of format {FORMAT}: a newer Segue may have written it.")
+    """Return the shapes of the arrays, by name, that an untrusted description implies.
+
+    Raises:
+        ValueError: where the description is not that of a policy.
+    """
+    if not isinstance(about, dict) or about.get("format") != EXPORT_FORMAT:
+        raise ValueError(
+            f"{where} is not an exported policy of format {EXPORT_FORMAT}: a newer Segue may have written it."
+        )
     sizes = about.get("layers")
     if not isinstance(sizes, list) or not all(type(n) is int and 0 < n <= 65536 for n in sizes):
         raise ValueError(f"{where} has no sizes of layers.")
-    sound = {
+    checks = {
         "layers": 2 <= len(sizes) <= 64,
         "activation": about.get("activation") in list(ACTIVATIONS),
         "output": about.get("output") in ["tanh", "clip"],
@@ -165,8 +175,8 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
         "about": isinstance(about.get("about"), dict),
     }
-    for name, fine in sound.items():
-        if not fine:
+    for name, passed in checks.items():
+        if not passed:
             raise ValueError(f"{where} has a description with an impossible {name!r}.")
     shapes: dict[str, tuple[int, ...]] = {"low": (sizes[-1],), "high": (sizes[-1],)}
     for i in range(len(sizes) - 1):
@@ -178,8 +188,8 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-_ODD = (KeyError, TypeError, AttributeError, NotImplementedError)
-"""What a header that is another's, or of other types than it should be, ends in."""
+_MALFORMED = (KeyError, TypeError, AttributeError, NotImplementedError)
+"""The errors that a header with other keys or types than expected leads to."""
 
 
 def _json(text: Any, where: str) -> Any:
@@ -199,18 +209,20 @@ def _npz(content: bytes, where: str) -> tuple[dict[str, np.ndarray], str]:
         if sum(info.file_size for info in archive.infolist()) > len(content):
             raise ValueError(f"{where} unpacks to more than it holds: it is damaged, or a trap.")
         for info in archive.infolist():
-            found = npy(archive.read(info), f"{where}: {info.filename}")
-            if found is not None:
-                arrays[os.path.splitext(info.filename)[0]] = found
+            array = npy(archive.read(info), f"{where}: {info.filename}")
+            if array is not None:
+                arrays[os.path.splitext(info.filename)[0]] = array
     text = arrays.pop(NAME)
     return arrays, str(text.item()) if text.ndim == 0 else ""
 
 
 def npy(content: bytes, where: str) -> np.ndarray | None:
-    """An array from the bytes of a .npy file; None where it holds neither numbers nor text: objects stay what they are.
+    """Read an array from the bytes of a .npy file; None where the file holds neither numbers nor text.
+
+    Objects are not unpickled.
 
     Raises:
-        ValueError: where the header is none, or promises what does not follow.
+        ValueError: where there is no valid header, or the content does not match the header.
     """
     stream = io.BytesIO(content)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -237,8 +249,8 @@ def _safetensors(content: bytes, where: str) -> tuple[dict[str, np.ndarray], Any
     arrays = {}
     for name, entry in header.items():
         shape, (first, last) = entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in [*shape, first, last])
-        if entry["dtype"] != "F32" or not whole or last - first != 4 * math.prod(shape) or begin + last > len(content):
+        valid = entry["dtype"] == "F32" and all(type(n) is int and n >= 0 for n in [*shape, first, last])
+        if not valid or last - first != 4 * math.prod(shape) or begin + last > len(content):
             raise ValueError(f"{where} has {name} of another length than it declares: it is damaged.")
         arrays[name] = np.frombuffer(content[begin + first : begin + last], "<f4").reshape(shape)
     return arrays, text

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from segue import __version__
+from segue.system import packages
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 
@@ -85,12 +85,7 @@ def doctor() -> bool:
 
 
 def _version(name: str) -> str | None:
-    if name == "segue":  # what runs; an editable installation is described as it was when it was installed
-        return __version__
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return packages.versions([name]).get(name)
 
 
 def _needs() -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from segue.errors import DataError
+from segue.system import untrusted
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 """HDF5's numbers of the filters read here, all built into h5py. Deflate packs 1032 to 1 at best."""
@@ -33,7 +34,7 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as wrong:
-        reason = " ".join(str(wrong).split())[:200]
+        reason = untrusted.shown(str(wrong))[:200]
         raise DataError(f"{path} cannot be read as HDF5 ({reason}): it is damaged, or not what it claims.") from wrong
 
 

@@ -1,6 +1,5 @@
 """How a dataset is to be read, and the checks that every format shares."""
 
-import os
 import re
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import numpy as np
 from segue.core import Transition
 from segue.data.dataset import Dataset, blocks, box, locate, suspects
 from segue.errors import DataError
-from segue.system import untrusted
+from segue.system import machine, untrusted
 
 Both = Literal["refuse", "terminal", "timeout"]
 """What a row marked both terminal and cut by time is taken for."""
@@ -145,12 +144,8 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
 
 
 def check_affordable(rows: int, obs: int, act: int, where: str) -> None:
-    """Refuse what this machine could never hold."""
-    need = rows * (4 * (2 * obs + act + 1) + 3)
-    try:
-        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
+    """Refuse a dataset that this machine's memory could never hold."""
+    need, have = rows * (4 * (2 * obs + act + 1) + 3), machine.memory()
     if need > have:
         raise DataError(
             f"{where}: its {rows} rows need {need / 1e9:.1f} GB and this machine has {have / 1e9:.1f} GB of memory: "

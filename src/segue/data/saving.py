@@ -1,6 +1,5 @@
 """Write a dataset, as .npz or as a Minari folder, wholly or not at all."""
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -11,9 +10,9 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from segue import __version__
 from segue.data.dataset import Dataset
 from segue.errors import SegueError
+from segue.system import disk, packages
 
 Format = Literal["npz", "minari"]
 
@@ -46,7 +45,7 @@ def save(
             if target.exists():
                 os.replace(target, temporary / "old")
         os.replace(part, target)
-        _sync(target.parent)
+        disk.sync(target.parent)
     finally:
         if format == "minari" and (temporary / "old").exists() and not target.exists():
             os.replace(temporary / "old", target)
@@ -54,14 +53,8 @@ def save(
 
 
 def versions() -> dict[str, str]:
-    """What made the data: physics differs between versions of MuJoCo."""
-    out = {"segue": __version__}
-    for package in ("gymnasium", "gymnasium-robotics", "mujoco", "numpy"):
-        try:
-            out[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return out
+    """Return the versions of the packages that made the data: physics differs between versions of MuJoCo."""
+    return packages.versions(("segue", "gymnasium", "gymnasium-robotics", "mujoco", "numpy"))
 
 
 def vacant(path: str | os.PathLike[str], format: Format = "npz", overwrite: bool = False) -> None:
@@ -136,8 +129,8 @@ def _write_minari(data: Dataset, folder: Path, target: Path, spec: Any) -> None:
             about["env_spec"] = None
     (inside / "metadata.json").write_text(json.dumps({k: v for k, v in about.items() if v is not None}))
     for written in inside.iterdir():
-        _sync(written)
-    _sync(inside)
+        disk.sync(written)
+    disk.sync(inside)
 
 
 def _minari_id(target: Path) -> str:
@@ -150,17 +143,3 @@ def _minari_id(target: Path) -> str:
 
 def _box_json(low: Any, high: Any) -> str:
     return json.dumps({"type": "Box", "dtype": "float32", "shape": [len(low)], "low": list(low), "high": list(high)})
-
-
-def _sync(path: Path) -> None:
-    """Onto the disk. A folder cannot be opened for this everywhere (Windows)."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -1,9 +1,9 @@
-"""Other libraries' policies, read into frozen actors.
+"""Reads other libraries' policies into frozen actors.
 
 | file | what is read |
 |---|---|
 | `policy-0.safetensors` of a run | all of it |
-| what `segue policy export` wrote, but ONNX | all of it: what it performs, without a spread |
+| a file of `segue policy export`, except ONNX | all of it: the deterministic policy, without a spread |
 | Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
 | `.pt`, `.pth` | a PyTorch state dict, its tensors alone |
 | `.safetensors`, `.npz` | arrays by name |
@@ -17,7 +17,7 @@ description, `NAME.json` beside the file:
      "log_std": "log_std",              optional: an array, or a layer that shares all but the last one
      "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0}      optional: names of arrays, or lists of numbers
 
-Weights are [out, in], as PyTorch has them, where `"transposed": true` does not say that they are [in, out].
+Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
 """
 
 import itertools
@@ -42,16 +42,16 @@ Arrays = dict[str, np.ndarray]
 
 
 def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
-    """The policies of a file: one, or a ladder of snapshots where its arrays have a leading axis of them.
+    """Read the policies of a file: one, or a ladder of snapshots where the arrays have a leading axis of snapshots.
 
     `FILE:3` is one snapshot of a ladder, `FILE:2-5` are four.
 
     Args:
-        path: see the table above.
-        spec: of the env that it is to act in; a policy for other sizes is refused.
+        path: a file of a kind in the table above.
+        spec: the spec of the environment in which the policy is to act; a policy for other sizes is refused.
 
     Raises:
-        DataError: where the file is damaged, hostile, of an unknown kind, or for another env.
+        DataError: where the file is damaged, hostile, of an unknown kind, or for another environment.
     """
     try:
         return _read(path, spec)
@@ -60,15 +60,15 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
 
 
 def outline(path: str | Path) -> dict[str, Any]:
-    """What a file of another library holds, as far as it can be told without an env.
+    """Describe a policy file of another library, as far as that is possible without an environment.
 
     Returns:
-        `arrays`, shapes by name; and, where its layers are known by name or by a description, `layers` (sizes),
-        `activation`, `squash`, `assumed` (those of the two that neither file nor description says), `spread` (what
-        log_std is), `standardised`, `snapshots`.
+        `arrays`, shapes by name; and, where the layers are known by name or by a description, `layers` (sizes),
+        `activation`, `squash`, `assumed` (which of these two neither the file nor the description states), `spread`
+        (what log_std is), `standardised`, `snapshots`. Where the layers are not known, `why`.
 
     Raises:
-        DataError: as `read` in an env of the policy's own sizes.
+        DataError: as `read` in an environment of the policy's own sizes.
     """
     try:
         return _outline(Path(path))
@@ -80,34 +80,34 @@ def _outline(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"There is no policy file {file}.")
     found, about = _arrays(file)
-    described = _described(file)
-    told: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
-    about = {**about, **described}
-    said = set(about)
+    description = _description(file)
+    shapes: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
+    about = {**about, **description}
+    stated = set(about)
     try:
-        layers, spread = _layers(found, about, "log_std" in described, str(file))
+        layers, spread = _layers(found, about, "log_std" in description, str(file))
     except DataError as error:
-        return {**told, "why": str(error)}
+        return {**shapes, "why": str(error)}
     weights = [weight for weight, _ in layers]
     act = weights[-1].shape[-2]
     _actors(layers, spread, found, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
     return {
-        **told,
+        **shapes,
         "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
         "activation": about.get("activation", "relu"),
         "squash": about.get("squash", "tanh"),
-        "assumed": [key for key in ("activation", "squash") if key not in said],
+        "assumed": [key for key in ("activation", "squash") if key not in stated],
         "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
         "standardised": any(name in found or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
-        "snapshots": _rungs(layers),
+        "snapshots": _snapshots(layers),
     }
 
 
 def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     name, snapshots = str(path), None
-    if (asked := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
-        name, first = asked[1], int(asked[2])
-        snapshots = range(first, int(asked[3] or first) + 1)
+    if (parts := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
+        name, first = parts[1], int(parts[2])
+        snapshots = range(first, int(parts[3] or first) + 1)
     file = Path(name)
     if not file.is_file():
         raise DataError(f"There is no policy file {file}.")
@@ -123,17 +123,17 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
             raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
         return [actor]
     found, about = _arrays(file)
-    described = _described(file)
-    about = {**about, **described}
-    layers, spread = _layers(found, about, "log_std" in described, name)
-    rungs = _rungs(layers)
-    if snapshots is not None and (rungs is None or max(snapshots, default=rungs) >= rungs):
-        raise DataError(f"{file} has {rungs or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
+    description = _description(file)
+    about = {**about, **description}
+    layers, spread = _layers(found, about, "log_std" in description, name)
+    count = _snapshots(layers)
+    if snapshots is not None and (count is None or max(snapshots, default=count) >= count):
+        raise DataError(f"{file} has {count or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
     return _actors(layers, spread, found, about, spec, name, snapshots)
 
 
-def _rungs(layers: list[list[Any]]) -> int | None:
-    """How many snapshots a ladder has; None for a policy alone."""
+def _snapshots(layers: list[list[Any]]) -> int | None:
+    """Count the snapshots of a ladder; None for a single policy."""
     return len(layers[0][0]) if layers[0][0].ndim == 3 else None
 
 
@@ -146,28 +146,28 @@ def _actors(
     name: str,
     snapshots: range | None = None,
 ) -> list[AbstractActor]:
-    """The actor, or those of a ladder: of these snapshots, or of all."""
-    rungs = _rungs(layers)
-    if rungs == 0:
+    """Build the actor, or the actors of a ladder: of these snapshots, or of all."""
+    count = _snapshots(layers)
+    if count == 0:
         raise DataError(f"{name} is a ladder of no snapshots.")
-    if rungs is None:
+    if count is None:
         return [_actor(layers, spread, found, about, spec, name)]
-    rung = lambda part, k: [value if value is None else value[k] for value in part]
+    snapshot = lambda part, k: [value if value is None else value[k] for value in part]
     return [
         _actor(
-            [rung(layer, k) for layer in layers],
-            rung(spread, k),
-            {key: value[k] if value.ndim == 2 and len(value) == rungs else value for key, value in found.items()},
+            [snapshot(layer, k) for layer in layers],
+            snapshot(spread, k),
+            {key: value[k] if value.ndim == 2 and len(value) == count else value for key, value in found.items()},
             about,
             spec,
             f"{name}:{k}",
         )
-        for k in snapshots or range(rungs)
+        for k in snapshots or range(count)
     ]
 
 
 def sealed(file: Path) -> bool:
-    """Whether a file says that it is one of Segue's own, as a run keeps them; `policies.load` finds out if it is."""
+    """Return whether a file claims to be a policy file of a run. `policy_file.load` verifies the claim."""
     if file.suffix != ".safetensors":
         return False
     with file.open("rb") as content:
@@ -176,10 +176,10 @@ def sealed(file: Path) -> bool:
 
 
 def _arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a file and what it says of itself."""
+    """Read the arrays of a file, and what the file states about its network."""
     where, kind = str(file), file.suffix
-    if file.stat().st_size > torch_files.MOST:
-        raise DataError(f"{file} is larger than {torch_files.MOST >> 20} MiB: it is no policy.")
+    if file.stat().st_size > torch_files.LARGEST_UNPACKED:
+        raise DataError(f"{file} is larger than {torch_files.LARGEST_UNPACKED >> 20} MiB: it is no policy.")
     if kind == ".safetensors":
         return disk.arrays(file.read_bytes(), where), {}
     if kind in (".pt", ".pth"):
@@ -197,14 +197,14 @@ def _sb3(archive: zipfile.ZipFile, where: str) -> tuple[Arrays, dict[str, Any]]:
     if "policy.pth" not in archive.namelist():
         raise DataError(f"{where} holds no policy.pth: is it a model saved by Stable-Baselines3?")
     about: dict[str, Any] = {}
-    if "data" in archive.namelist():  # JSON in which some values are pickles in base64, which stay what they are
+    if "data" in archive.namelist():  # JSON in which some values are pickles in base64, which are not unpickled
         try:
             settings = untrusted.parse(torch_files.member(archive, "data", where))
-            said = settings.get("policy_kwargs", {}).get("activation_fn", "")
+            activation = settings.get("policy_kwargs", {}).get("activation_fn", "")
         except (ValueError, RecursionError, AttributeError):
             raise DataError(f"{where} has settings that cannot be read as JSON: it is damaged.") from None
         known = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu"}
-        if said and (name := re.search(r"(\w+)'?>?$", str(said))):
+        if activation and (name := re.search(r"(\w+)'?>?$", str(activation))):
             if name[1] not in known:
                 raise DataError(f"{where} has the activation {name[1]}, and Segue knows {', '.join(known)}.")
             about["activation"] = known[name[1]]
@@ -220,28 +220,30 @@ def _npz(archive: zipfile.ZipFile, where: str) -> Arrays:
             array = predict.npy(torch_files.member(archive, name, where), f"{where}: {name}")
         except ValueError as error:
             raise DataError(str(error)) from None
-        if array is not None and array.dtype.kind != "U":  # text says nothing to a network
+        if array is not None and array.dtype.kind != "U":  # a network has no use for text
             found[name.removesuffix(".npy")] = array
     return found
 
 
-def _described(file: Path) -> dict[str, Any]:
+def _description(file: Path) -> dict[str, Any]:
+    """Read the description beside a file; empty where there is none."""
     beside = file.with_suffix(".json")
     if not beside.is_file():
         return {}
     try:
-        said = untrusted.parse(untrusted.content(beside, 1 << 20))
+        description = untrusted.parse(untrusted.content(beside, 1 << 20))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{beside} cannot be read as JSON: {error}.") from None
     known = {"layers", "activation", "squash", "log_std", "obs_mean", "obs_std", "obs_clip", "transposed"}
-    odd = said.keys() - known if isinstance(said, dict) else "no object"
-    if odd:
-        raise DataError(f"{beside} is no description of a policy: it may have {', '.join(sorted(known))}, not {odd}.")
-    return said
+    unknown = description.keys() - known if isinstance(description, dict) else "no object"
+    if unknown:
+        keys = ", ".join(sorted(known))
+        raise DataError(f"{beside} is no description of a policy: it may have {keys}, not {unknown}.")
+    return description
 
 
 _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
-    # (pattern of the hidden layers' weights, the last layer, what it then is)
+    # (pattern of the hidden layers' weights, name of the last layer, what the layout implies)
     (r"actor\.latent_pi\.(\d+)\.weight", "actor.mu", {"log_std": "actor.log_std", "activation": "relu"}),
     (r"actor\.mu\.(\d+)\.weight", "", {"activation": "relu"}),
     (r"mlp_extractor\.policy_net\.(\d+)\.weight", "action_net", {"activation": "tanh", "squash": "clip"}),
@@ -249,20 +251,21 @@ _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
     (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
     (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
 ]
-"""Stable-Baselines3's SAC; its TD3 and DDPG; its PPO and A2C; its ARS; rlkit's; plain tables (TRPO's, DAPG's)."""
+"""The layouts of Stable-Baselines3's SAC, TD3 and DDPG, PPO and A2C, and ARS; of rlkit; of plain tables (TRPO, DAPG).
+"""
 
 
 def _layers(found: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:
-    """[weight [out, in], bias] from first to last, and log_std as such a layer, as an array, or as nothing.
+    """Find the layers, each [weight [out, in], bias], and log_std: such a layer, one array, or nothing.
 
-    `about` learns what the layout implies.
+    Settings that the layout implies are added to `about`.
     """
     prefix = "policy." if any(name.startswith("policy.fc") for name in found) else ""
     names = list(map(str, about.get("layers", ())))
     for pattern, last, implied in () if names else _LAYOUTS:
-        hits = sorted((int(hit[1]), name) for name in found if (hit := re.fullmatch(pattern, name)))
-        if hits or (last and f"{prefix}{last}.weight" in found):
-            names = [name.removesuffix(".weight") for _, name in hits] + ([f"{prefix}{last}"] if last else [])
+        hidden = sorted((int(match[1]), name) for name in found if (match := re.fullmatch(pattern, name)))
+        if hidden or (last and f"{prefix}{last}.weight" in found):
+            names = [name.removesuffix(".weight") for _, name in hidden] + ([f"{prefix}{last}"] if last else [])
             about |= {key: value for key, value in implied.items() if key not in about}
             break
     if not names:
@@ -308,15 +311,15 @@ def _actor(
         raise DataError(
             f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
         )
-    if "out_scale" in found:  # DAPG's: outputs are scaled after the last layer
+    if "out_scale" in found:  # DAPG scales outputs after the last layer
         scale, shift = f64(found["out_scale"]), f64(found["out_shift"])
         pairs[-1] = (pairs[-1][0] * scale, pairs[-1][1] * scale + shift)
     unit = np.ones(spec.act)
-    if squash == "clip":  # the env's units: into [-1, 1], where everything here lives
+    if squash == "clip":  # outputs are in the env's units, and Segue's actors act in [-1, 1]
         low, high = f64(spec.low), f64(spec.high)
         unit = 2 / (high - low)
         pairs[-1] = (pairs[-1][0] * unit, (pairs[-1][1] - low) * unit - 1)
-    if len(spread) == 2:  # a layer beside the last one
+    if len(spread) == 2:  # log_std is a layer beside the last one
         (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
         if squash != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
             raise DataError(f"{where} has a layer for log_std that is not like its last one, or actions without tanh.")
@@ -341,24 +344,24 @@ def _actor(
 
 
 def _fit(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether each layer takes what the one before gives, and each bias is of its layer."""
-    through = all(w.shape[1] == len(after) for (w, _), (after, _) in itertools.pairwise(pairs))
-    return through and all(b.shape == (w.shape[1],) for w, b in pairs)
+    """Return whether each layer has as many inputs as the layer before has outputs, and each bias fits its layer."""
+    chained = all(w.shape[1] == len(after) for (w, _), (after, _) in itertools.pairwise(pairs))
+    return chained and all(b.shape == (w.shape[1],) for w, b in pairs)
 
 
 def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """A layer as [in, out] and [out], in float64."""
+    """Convert a layer to weights [in, out] and a bias [out], in float64."""
     return np.asarray(weight, np.float64).T, np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
 
 
 def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
-    def describe_error(key: str) -> Any:
+    def statistic(key: str) -> Any:
         value = about.get(key)
         if isinstance(value, str) and value not in found:
             raise DataError(f"{where} has no {value!r} for {key}.")
         return found[value] if isinstance(value, str) else value
 
-    mean, std = describe_error("obs_mean"), describe_error("obs_std")
+    mean, std = statistic("obs_mean"), statistic("obs_std")
     limit = about.get("obs_clip", np.inf)
     if "obs_rms.mean" in found and mean is None:  # VecNormalize's
         mean, std = found["obs_rms.mean"], np.sqrt(np.asarray(found["obs_rms.var"], float) + 1e-8)
@@ -373,8 +376,8 @@ def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) ->
         mean, std, limit = np.asarray(mean, np.float32), np.asarray(std, np.float32), float(limit)
     except (TypeError, ValueError):
         raise DataError(f"{where} has observation statistics that are no numbers.") from None
-    whole = mean.shape == std.shape == (spec.obs,) and np.isfinite(mean).all() and np.isfinite(std).all()
-    if not whole or not (std > 0).all() or not limit > 0:
+    complete = mean.shape == std.shape == (spec.obs,) and np.isfinite(mean).all() and np.isfinite(std).all()
+    if not complete or not (std > 0).all() or not limit > 0:
         raise DataError(f"{where} has no mean and positive std of {spec.obs} observations.")
     limit = min(limit, float(np.finfo(np.float32).max))
     return Statistics(jnp.asarray(mean), jnp.asarray(std), jnp.asarray(limit, jnp.float32))

@@ -1,4 +1,4 @@
-"""Policies as files: one safetensors file, whose header says what the arrays mean and seals them by SHA-256."""
+"""Policy files: a safetensors file whose header describes the arrays and has their SHA-256."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
 from segue.system import disk
 
 LAYER_NORM = 1e-5
-"""What Equinox's LayerNorm adds to a variance."""
+"""The number that Equinox's LayerNorm adds to a variance."""
 
 
 KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
 
 
 def lacks(actor: AbstractActor) -> str | None:
-    """Say what keeps an actor from being a policy file; None: nothing does.
+    """Say what keeps an actor from being written to a policy file; None where nothing does.
 
-    A file is data and brings no code, so that only an actor of Segue's own can be built again from one.
+    A file is data and brings no code, so only Segue's own actor classes can be built again from one.
     """
     name, mlp = type(actor).__name__, getattr(actor, "mlp", None)
     if type(actor) not in KINDS.values():
@@ -36,7 +36,7 @@ def lacks(actor: AbstractActor) -> str | None:
 
 
 def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
-    """What `build` makes an actor of this shape from. Raises SegueError for one that no file can describe."""
+    """Describe an actor's structure for `build`. Raises SegueError for an actor that no file can describe."""
     if (why := lacks(actor)) is not None:
         raise SegueError(f"This actor cannot be written to a file: {why}.")
     kind = next(kind for kind, cls in KINDS.items() if type(actor) is cls)
@@ -56,67 +56,71 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
 
 
 def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
-    """The outline of an actor (leaves are shapes) from its description, which is not trusted, and its spec."""
+    """Build an actor's structure (leaves are shapes) and its spec from an untrusted description.
+
+    Raises:
+        DataError: where the description is not that of a policy.
+    """
     try:
         sizes = tuple(int(size) for size in meaning["layers"])
         low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
         norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
-        own = bool(meaning["own_spread"])
+        own_spread = bool(meaning["own_spread"])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
         raise DataError(f"{where} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
     if activation not in ACTIVATIONS or output not in ("tanh", "clip"):
         raise DataError(f"{where} describes a policy of {activation} and {output}, which Segue cannot build.")
-    halves = kind == "tanh-gaussian" and not own
-    act = sizes[-1] // 2 if halves else sizes[-1]
+    has_spread_outputs = kind == "tanh-gaussian" and not own_spread
+    act = sizes[-1] // 2 if has_spread_outputs else sizes[-1]
     if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
         raise DataError(f"{where} has no action box of {act} sides that are low < high.")
-    if halves and sizes[-1] != 2 * act:
+    if has_spread_outputs and sizes[-1] != 2 * act:
         raise DataError(f"{where} describes a tanh-gaussian policy with {sizes[-1]} outputs: mean and log_std differ.")
 
     def outline() -> AbstractActor:
-        wide = jnp.zeros(sizes[0])
-        statistics = Statistics(wide, wide, jnp.zeros(())) if standardised else None
+        zeros = jnp.zeros(sizes[0])
+        statistics = Statistics(zeros, zeros, jnp.zeros(())) if standardised else None
         mlp = MLP(sizes, layer_norm=norm, activation=activation, statistics=statistics, key=jax.random.key(0))
         return {
             "deterministic": lambda: Deterministic(mlp, output),
             "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
-            "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(act) if own else None, output),
+            "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(act) if own_spread else None, output),
         }[kind]()
 
     return jax.eval_shape(outline), Spec(sizes[0], act, low, high)
 
 
 def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
-    """Write one seed's actor to `path`, whole or not at all."""
+    """Write one seed's actor to a file, completely or not at all."""
     disk.write_bytes(path.with_suffix(".safetensors"), disk.dump(actor, {**about, **describe(actor, spec)}))
 
 
 def load(path: Path) -> tuple[AbstractActor, Spec]:
-    """Read an actor back. Raises `DataError` where the file is missing, damaged or not a policy."""
+    """Read an actor and its spec. Raises `DataError` where the file is missing, damaged or not a policy."""
     actor, spec, _ = load_with_metadata(path.with_suffix(".safetensors"))
     return actor, spec
 
 
 def load_with_metadata(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]:
-    """The same with all that the file says of itself."""
-    found, meaning = disk.described(path)
+    """Read an actor, its spec, and the file's description. Raises as `load`."""
+    arrays, meaning = disk.read_arrays(path)
     outline, spec = build(meaning, str(path))
-    return disk.fitted(found, outline, str(path)), spec, meaning
+    return disk.unflatten(arrays, outline, str(path)), spec, meaning
 
 
 def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
-    """What an actor does when it performs (`act`), in the env's units, as NumPy alone computes it.
+    """Convert an actor into a policy that NumPy alone runs: its deterministic action (`act`), in the env's units.
 
     Raises:
-        DataError: where it cannot be that of a sound policy: a standard deviation of 0, a box without width.
+        DataError: where the actor is not valid, as with a standard deviation of 0 or an action box without width.
     """
     meaning, found = describe(actor, spec), disk.flatten(actor)
     sizes = [*meaning["layers"][:-1], spec.act]
     arrays = {"low": np.asarray(spec.low), "high": np.asarray(spec.high)}
-    for i in range(len(sizes) - 1):  # the last one without a tanh-Gaussian's half for log_std
+    for i in range(len(sizes) - 1):  # of a tanh-Gaussian's last layer only the half for the mean
         arrays[f"layer{i}.weight"] = found[f"mlp.layers.{i}.weight"].T[: sizes[i + 1]]
         arrays[f"layer{i}.bias"] = found[f"mlp.layers.{i}.bias"][: sizes[i + 1]]
     for i in range(len(sizes) - 2 if meaning["layer_norm"] else 0):
@@ -124,8 +128,8 @@ def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
     if meaning["standardised"]:
         arrays |= {f"obs_{part}": found[f"mlp.statistics.{part}"] for part in ("mean", "std")}
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    said = {
-        "format": predict.FORMAT,
+    description = {
+        "format": predict.EXPORT_FORMAT,
         "layers": sizes,
         "activation": meaning["activation"],
         "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
@@ -136,13 +140,13 @@ def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
         "about": about,
     }
     try:
-        return predict.Policy(arrays, {**said, "sha256": predict.digest(arrays, said)})
+        return predict.Policy(arrays, {**description, "sha256": predict.digest(arrays, description)})
     except ValueError as error:
         raise DataError(str(error)) from None
 
 
 def load_plain(path: Path) -> predict.Policy:
-    """Read what `segue policy export` wrote. Raises `DataError` where it is damaged."""
+    """Read a policy that `segue policy export` wrote. Raises `DataError` where the file is damaged."""
     try:
         return predict.load(path)
     except ValueError as error:
@@ -150,26 +154,27 @@ def load_plain(path: Path) -> predict.Policy:
 
 
 def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]:
-    """The actor that performs as an exported policy does, and its spec. It has no spread to explore by.
+    """Convert an exported policy into an actor and its spec. The actor is deterministic and does not explore.
 
     Raises:
-        DataError: where it has a LayerNorm or a limit that no actor here has.
+        DataError: where the policy has a LayerNorm or an action limit that no actor of Segue has.
     """
-    said, arrays = policy.about, policy.arrays
-    if said["layer_norm"] not in (None, LAYER_NORM) or (said["output"] == "clip" and said["limit"] not in (EDGE, 1.0)):
+    about, arrays = policy.about, policy.arrays
+    clips = about["output"] == "clip"
+    if about["layer_norm"] not in (None, LAYER_NORM) or (clips and about["limit"] not in (EDGE, 1.0)):
         raise DataError(f"{where} has a LayerNorm or a limit of actions that Segue cannot build.")
     spec = Spec(policy.obs, policy.act, tuple(map(float, policy.low)), tuple(map(float, policy.high)))
-    edge = said["output"] == "clip" and said["limit"] == EDGE
+    edge = clips and about["limit"] == EDGE
     kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
-    meaning = {**said, **kind, "layer_norm": bool(said["layer_norm"]), "low": spec.low, "high": spec.high}
+    meaning = {**about, **kind, "layer_norm": bool(about["layer_norm"]), "low": spec.low, "high": spec.high}
     outline, _ = build(meaning, where)
     found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.MIN_LOG_STD, np.float32)} if edge else {}
-    if said["standardised"]:
+    if about["standardised"]:
         found |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
-        found["mlp.statistics.limit"] = np.asarray(said["obs_clip"], np.float32)
+        found["mlp.statistics.limit"] = np.asarray(about["obs_clip"], np.float32)
     for name, array in arrays.items():
         kind, part = name.partition(".")[::2]
         if part:
             place = "layers" if kind.startswith("layer") else "norms"
             found[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
-    return disk.fitted(found, outline, where), spec
+    return disk.unflatten(found, outline, where), spec

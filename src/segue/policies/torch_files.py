@@ -1,7 +1,7 @@
-"""PyTorch's files, read for their tensors and nothing else, without PyTorch.
+"""Reads the tensors of PyTorch's files, and nothing else, without PyTorch.
 
-`torch.save` writes a zip archive: a pickle that says which tensors there are, and their bytes beside it. The pickle is
-run by an unpickler that knows five names, none of which does anything but describe a tensor; any other name is refused.
+`torch.save` writes a zip archive: a pickle that lists the tensors, and their bytes beside it. A restricted unpickler
+knows only names that describe a tensor, and refuses any other name.
 """
 
 import io
@@ -24,8 +24,8 @@ _TYPES = {
 }  # fmt: skip
 
 
-MOST = 1 << 30
-"""Bytes that a file of weights may unpack to."""
+LARGEST_UNPACKED = 1 << 30
+"""The largest size in bytes to which a file of weights may unpack."""
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> np.ndarray:
@@ -66,10 +66,10 @@ class _Tensors(pickle.Unpickler):
 
 
 def read(content: bytes, where: str) -> dict[str, np.ndarray]:
-    """The tensors of a `.pt` or `.pth` file that holds a state dict, by name; nested dictionaries are joined by dots.
+    """Read the tensors of a state dict in a `.pt` or `.pth` file, by name; names of nested dictionaries have dots.
 
     Raises:
-        DataError: where it is no such file, is damaged, or names anything but tensors.
+        DataError: where the file is no such file, is damaged, or names anything but tensors.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -92,9 +92,9 @@ def read(content: bytes, where: str) -> dict[str, np.ndarray]:
 
 
 def member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
-    """A member of a zip archive, if it is no larger than it may be."""
+    """Read a member of a zip archive. Raises DataError where the member is larger than it may be."""
     info = archive.getinfo(name)
-    if info.file_size > min(MOST, 1100 * max(info.compress_size, 1)):
+    if info.file_size > min(LARGEST_UNPACKED, 1100 * max(info.compress_size, 1)):
         raise DataError(f"{where} declares {info.file_size} bytes for {name}: it is damaged, or a trap.")
     with archive.open(info) as stream:
         content = stream.read(info.file_size + 1)
@@ -124,4 +124,4 @@ ERRORS = (
     RuntimeError,
     NotImplementedError,
 )
-"""What reading a damaged archive may raise."""
+"""The errors that a damaged archive may raise."""

@@ -79,7 +79,7 @@ class Best:
         self.owed: dict[int, Callable[[Path], None]] = {}
         for seed, path in files.items():
             try:
-                value = disk.described(path)[1].get("return")
+                value = disk.read_arrays(path)[1].get("return")
                 if not isinstance(value, int | float) or not np.isfinite(value):
                     raise DataError(f"{path} does not say what its policy returned: it is damaged.")
                 self.returns[int(seed)] = float(value)

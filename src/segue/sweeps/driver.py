@@ -6,9 +6,8 @@ import json
 import shlex
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from segue.sweeps import executors, storage
 from segue.sweeps.plan import Sweep, Trial
 from segue.sweeps.progress import Progress
 from segue.sweeps.status import Board
-from segue.system import disk, untrusted
+from segue.system import disk, signals, untrusted
 
 LOOK = 0.1
 """Seconds between looks at what the workers do."""
@@ -93,7 +92,7 @@ def sweep(
         raise SegueError(f"There is no executor {executor!r}: there are {', '.join(executors.EXECUTORS)}.")
     trials, place = plan.trials(), storage.at(out)
     with contextlib.ExitStack() as opened:
-        opened.enter_context(_stoppable())
+        opened.enter_context(signals.handled(signals.STOP_SIGNALS, _stop))  # workers commit when the driver ends
         opened.enter_context(place.locked())
         _settle(place, plan, trials)
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
@@ -184,19 +183,5 @@ def _check_flags(trials: Sequence[Trial]) -> None:
             raise SegueError(f"Arm {arm} on task {task}: {why}")
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C, and a scheduler's SIGTERM or SIGUSR1, end the sweep, and with it the workers, after their commits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def hear(number: int, frame: Any) -> None:
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped(number)

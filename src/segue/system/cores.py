@@ -1,4 +1,4 @@
-"""The cores and GPUs that a worker may use, claimed so that no two workers share one."""
+"""Claims the cores and GPUs that a worker may use, so that no two workers share one."""
 
 import math
 import os
@@ -9,54 +9,51 @@ import time
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of all cores in so many of the clock, which Linux lets a container have."""
+"""The file in which Linux states a container's limit: microseconds of core time, and the period in microseconds."""
 
 
 def machine() -> dict[str, list[str]]:
-    """The names of this process's cores and GPUs."""
+    """Return the names of the cores and GPUs that this process may use."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    trainable_rows = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
-        if trainable_rows is None
-        else trainable_rows.split(",")
-    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))) if visible is None else visible.split(",")
     return {"cores": list(map(str, sorted(cores))), "gpus": [name for name in map(str, gpus) if name]}
 
 
 def allowed() -> float:
-    """How many cores' time a container's limit leaves this process; infinite where there is no limit."""
+    """Return how many cores' time a container's limit allows this process; infinite where there is no limit."""
     try:
-        most, period = QUOTA.read_text().split()
-        return int(most) / int(period)
+        quota, period = QUOTA.read_text().split()
+        return int(quota) / int(period)
     except (OSError, ValueError):  # ValueError: "max", no limit
         return math.inf
 
 
 class Claims:
-    """Cores and GPUs of this machine that no other worker has, whichever sweep it belongs to.
+    """The cores and GPUs that a worker has for itself, among all workers of this machine and all sweeps.
 
-    A claim is a socket's name in Linux's abstract space: no file, and gone with the process, however that ends.
-    Elsewhere nothing is claimed.
+    A claim is the name of a socket in Linux's abstract namespace. Such a name is no file, all users of the machine
+    share the names, and a name is free again when its process ends, however it ends. On other systems nothing is
+    claimed.
     """
 
     def __init__(self):
         self.held: list[socket.socket] = []
-        if hasattr(os, "register_at_fork"):  # what an env forks may outlive the worker
+        if hasattr(os, "register_at_fork"):  # a child that an environment forks may outlive the worker
             os.register_at_fork(after_in_child=self.close)
 
     def take(self, kind: str, count: int) -> list[str]:
-        """Wait until `count` of a kind are free, and take them."""
+        """Wait until `count` cores or GPUs are free, claim them and return their names."""
         while sys.platform == "linux":
-            names, mine = [], []
+            names, sockets = [], []
             for name in machine()[kind]:
                 if len(names) < count and (claim := self._claim(f"segue-{kind}-{name}")) is not None:
                     names.append(name)
-                    mine.append(claim)
+                    sockets.append(claim)
             if len(names) == count:
-                self.held += mine
+                self.held += sockets
                 return names
-            for claim in mine:
+            for claim in sockets:
                 claim.close()
             time.sleep(random.uniform(0.1, 0.3))
         return machine()[kind][:count]
@@ -72,17 +69,21 @@ class Claims:
         return claim
 
     def close(self) -> None:
+        """Give all claims back."""
         for claim in self.held:
             claim.close()
 
 
 def pin(claims: Claims, cores: int, gpus: int) -> str:
-    """Take cores and GPUs and keep to them, before NumPy and JAX are imported, which count them; says which."""
-    mine, cards = claims.take("cores", cores), claims.take("gpus", gpus) if gpus else []
+    """Claim cores and GPUs, restrict this process to them, and return their names in words.
+
+    NumPy and JAX count cores when they are imported, so this has to happen first.
+    """
+    core_names, gpu_names = claims.take("cores", cores), claims.take("gpus", gpus) if gpus else []
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, map(int, mine))
-    if cards:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
+        os.sched_setaffinity(0, map(int, core_names))
+    if gpu_names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_names)
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
-    return f"core {', '.join(mine)}{f', GPU {chr(44).join(cards)}' if cards else ''}"
+    return f"core {', '.join(core_names)}{f', GPU {chr(44).join(gpu_names)}' if gpu_names else ''}"

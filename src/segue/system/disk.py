@@ -1,14 +1,14 @@
-"""Arrays and JSON on disk: atomic to write, checked to read, and nothing in them is ever executed.
+"""Arrays and JSON on disk: written atomically, checked when read, and never executed.
 
-JAX is imported by what needs it alone: a sweep's driver reads and locks files without it.
+Only the functions that need JAX import it: a sweep's driver reads and locks files without JAX.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,22 @@ from segue.errors import Busy, DataError, SegueError
 from segue.system import untrusted
 
 FORMAT = 1
+"""The version of the format of Segue's JSON files and safetensors headers."""
 
 
 LARGEST_JSON, LARGEST_POLICY = 64 << 20, 1 << 30
-"""Bytes beyond which such a file is not even opened."""
+"""Sizes in bytes beyond which a JSON file or a policy is not opened."""
 
 
 def cache_dir() -> Path:
-    """Where datasets and compiled programs are kept: $SEGUE_CACHE, else the user's cache folder."""
+    """Return the folder for datasets and compiled programs: $SEGUE_CACHE, else the user's cache folder."""
     return Path(os.environ.get("SEGUE_CACHE") or platformdirs.user_cache_dir("segue"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed; whatever lies there, a link too, is not written to
+    part.unlink(missing_ok=True)  # a killed process may have left a file, and somebody a link; neither is written to
     try:
         with part.open("xb") as file:
             file.write(content)
@@ -47,30 +48,39 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def sync(folder: Path) -> None:
-    """Make a folder's entries durable: without it a rename may be lost with the power."""
+def sync(path: Path) -> None:
+    """Make a file's content or a folder's entries durable: without it a rename may be lost with the power."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot sync this is no failure
+            raise
     finally:
         os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file completely or not at all."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Raises `DataError` where the file is missing or is no JSON object of this format."""
+    """Read a JSON file that Segue wrote.
+
+    Raises:
+        DataError: where the file is missing, a link, or not a JSON object of this format.
+        SegueError: where the file cannot be read.
+    """
     try:
         if path.is_symlink():
             raise DataError(f"{path} is a link: was the directory written by Segue?")
         value = untrusted.parse(untrusted.content(path, LARGEST_JSON))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
-    except OSError as error:  # the file may be well: nothing may be concluded of it
+    except OSError as error:  # no `DataError`, because the file itself may be undamaged
         raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from None
@@ -80,7 +90,7 @@ def read_json(path: Path) -> Any:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by the path that leads to them."""
+    """Return a tree's leaves as arrays, by the path to each leaf ("mlp.layers.0.weight")."""
     import jax
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -88,39 +98,43 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def dump(tree: Any, about: dict[str, Any] | None = None) -> bytes:
-    """A safetensors file's bytes; `about` goes into its header, sealed together with the arrays (`described`)."""
-    found = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
+    """Return a tree as the bytes of a safetensors file.
+
+    `about` is metadata for the header; one SHA-256 covers the metadata and the arrays. `read_arrays` reads both.
+    """
+    leaves = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     if about is None:
-        return safetensors.numpy.save(found)
-    meaning = signed({"format": FORMAT, **about, "arrays": _digest(found)})
-    return safetensors.numpy.save(found, {"segue": json.dumps(meaning)})
+        return safetensors.numpy.save(leaves)
+    metadata = signed({"format": FORMAT, **about, "arrays": _digest(leaves)})
+    return safetensors.numpy.save(leaves, {"segue": json.dumps(metadata)})
 
 
 def sha256(*parts: Any) -> str:
-    """Hash bytes and arrays, one after another. Of an array only its elements count, in C order."""
+    """Hash bytes and arrays, one after another. An array counts by its elements in C order alone."""
     digest = hashlib.sha256()
     for part in parts:
-        bare = part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-        digest.update(bare)
+        content = part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        digest.update(content)
     return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """Hash what JSON can say, whatever the order of its keys."""
+    """Hash a JSON value; the order of its keys does not count."""
     return sha256(json.dumps(value, sort_keys=True).encode())
 
 
-def _digest(found: dict[str, np.ndarray]) -> str:
+def _digest(arrays_by_name: dict[str, np.ndarray]) -> str:
     """Hash arrays with their names, shapes and dtypes."""
-    named = sorted(found.items())
+    named = sorted(arrays_by_name.items())
     return sha256(*(p for name, a in named for p in (f"{name} {a.dtype} {a.shape} ".encode(), a)))
 
 
-def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the description of a file that `dump` made with one.
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read the arrays and the metadata of a file that `dump` made with metadata.
 
     Raises:
-        DataError: where the file is missing, damaged, or not of that kind; SegueError where it cannot be read.
+        DataError: where the file is missing, damaged or of another kind.
+        SegueError: where the file cannot be read.
     """
     try:
         if not path.is_file():
@@ -146,7 +160,7 @@ def described(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
-    """A safetensors file's arrays by name."""
+    """Parse the bytes of a safetensors file into arrays by name. Raises `DataError`, which names `where`."""
     try:
         return safetensors.numpy.load(content)
     except Exception as error:  # the reader's own exceptions are of several kinds
@@ -154,23 +168,23 @@ def arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
 
 
 def restore(content: bytes, like: Any, where: str) -> Any:
-    """Arrays back into the structure of `like`, whose leaves tell shapes and dtypes.
+    """Parse the bytes of a safetensors file into a tree of the structure, shapes and dtypes of `like`.
 
     Raises:
-        DataError: where a name, a shape or a dtype differs, naming it.
+        DataError: where a name, a shape or a dtype differs; the error names it.
     """
-    return fitted(arrays(content, where), like, where)
+    return unflatten(arrays(content, where), like, where)
 
 
-def fitted(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
-    """The same for arrays by name."""
+def unflatten(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
+    """Put arrays by name into a tree of the structure, shapes and dtypes of `like`. Raises as `restore`."""
     import jax
 
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    if odd := sorted(set(names) ^ found.keys()):
-        side = "lacks" if odd[0] in names else "has an unknown"
-        raise DataError(f"{where} {side} array {odd[0]!r}; was it made by other settings?")
+    if unmatched := sorted(set(names) ^ found.keys()):
+        problem = "lacks" if unmatched[0] in names else "has an unknown"
+        raise DataError(f"{where} {problem} array {unmatched[0]!r}; was it made by other settings?")
     for name, (_, leaf) in zip(names, paths, strict=True):
         ours, theirs = (leaf.shape, leaf.dtype), (found[name].shape, found[name].dtype)
         if ours != theirs:
@@ -181,41 +195,46 @@ def fitted(found: dict[str, np.ndarray], like: Any, where: str) -> Any:
 
 
 def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """A folder of files with a manifest of their sizes and SHA-256, put in place whole."""
+    """Write a folder of files, with a manifest of their sizes and SHA-256, completely or not at all."""
     listed = {name: seal(content) for name, content in files.items()}
     part = folder.with_name(f".{folder.name}.part")
     if folder.parent.is_symlink() or part.is_symlink():
         raise DataError(f"{folder.parent} leads elsewhere: is {folder.parent.parent} a directory that Segue made?")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # a killed process may have left it
     part.mkdir(parents=True)
     for name, content in files.items():
         write_bytes(part / name, content)
     write_json(part / "manifest.json", signed({"format": FORMAT, **manifest, "files": listed}))
-    if folder.exists():  # of a resumed run, which does the same again
+    if folder.exists():  # a resumed run writes the same folder again
         remove(folder)
     part.replace(folder)
     sync(folder.parent)
 
 
 def remove(folder: Path) -> None:
-    """Remove a checked folder, manifest first: whatever stops this, the rest does not look whole."""
+    """Remove a checked folder, its manifest first: where this is interrupted, the rest does not look complete."""
     (folder / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def signed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the SHA-256 of its own content."""
+    """Return a manifest with the SHA-256 of its own content added."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return {**rest, "sha256": sha256_json(rest)}
 
 
 def seal(content: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Return a file's entry in a manifest: its size and SHA-256."""
     return {"size": len(content), "sha256": sha256(content)}
 
 
 def read_sealed(path: Path, expected: Any) -> bytes:
-    """A file that is as its seal says. Raises `DataError` where it is not, before more than its size is read."""
+    """Read a file that a manifest lists, and check its size, before it is read, and its SHA-256.
+
+    Raises:
+        DataError: where the file is missing or differs from its entry.
+        SegueError: where the file cannot be read.
+    """
     if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
         raise DataError(f"{path} has no size and SHA-256 in its manifest.json, which is damaged.")
     try:
@@ -233,50 +252,43 @@ def read_sealed(path: Path, expected: Any) -> bytes:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
-    """Keep every other process off a run. The lock dies with its process, however that ends.
+    """Keep every other process out of a folder while the block runs.
+
+    The operating system drops the lock when its process ends, however it ends. filelock closes the lock in a child
+    that an environment forks, so that the child cannot hold it longer than the run.
 
     Args:
-        folder: what is locked.
-        name: the lock's file in it.
-        patience: seconds to wait for another process that holds it.
+        folder: the folder to lock.
+        name: the lock's file in the folder.
+        patience: seconds to wait for another process that holds the lock.
 
     Raises:
-        Busy: where another process holds it.
+        Busy: where another process holds the lock.
+        SegueError: where the lock's file cannot be opened, or is a link.
     """
+    import filelock
+
+    # Any thread may release the lock. A file left behind, which takes flock's place where a file system has no flock,
+    # would outlive a killed process, so it is refused.
+    lock = filelock.FileLock(folder / name, patience, poll_interval=0.1, thread_local=False, fallback_to_soft=False)
     try:
-        import fcntl
-    except ImportError:  # not POSIX
-        yield
-        return
-    try:
-        file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        lock.acquire()
+    except filelock.Timeout:
+        raise Busy(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
     except OSError as error:
-        raise SegueError(f"{folder / name} cannot be opened: {error.strerror or error}.") from None
-    _held.add(file)
-    end = time.monotonic() + patience
+        raise SegueError(f"{folder / name} cannot be locked: {error.strerror or error}.") from None
     try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise Busy(f"Another process is at work in {folder}: wait for it, or stop it first.") from None
-                time.sleep(0.1)
         yield
     finally:
-        _held.discard(file)
-        os.close(file)
-
-
-_held: set[int] = set()
-"""Locks of this process: a child that an env forks lets go of them, so that it cannot outlive the run with one."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [os.close(file) for file in _held])
+        lock.release()
 
 
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The files of such a folder, verified, and its manifest."""
+    """Read and verify the files of a folder that `write_checked` wrote. Returns contents by name, and the manifest.
+
+    Raises:
+        DataError: where the manifest or a file is missing or damaged.
+    """
     manifest = read_json(folder / "manifest.json")
     if manifest != signed(manifest):
         raise DataError(f"{folder / 'manifest.json'} does not match its own SHA-256: it is damaged.")
@@ -290,7 +302,7 @@ def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def new_folder(path: Path) -> Path:
-    """Make a folder for a run. Raises `SegueError` where something is already there."""
+    """Make an empty folder for a run. Raises `SegueError` where the folder has content or cannot be made."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SegueError(f"{path} already exists and is not empty: choose another --out, nothing is overwritten.")
     try:

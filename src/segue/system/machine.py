@@ -1,6 +1,5 @@
-"""What numbers depend on besides the code: this machine, its cores, and the versions of what is installed."""
+"""What a run's numbers depend on besides its settings: this machine, its cores, and the versions of packages."""
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -8,25 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
-from segue import __version__
-from segue.system import disk
+from segue.system import disk, packages
 
 
 def memory() -> int:
-    """Bytes of this machine's memory; where nothing tells, 64 GiB."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not POSIX
-        return 64 * 2**30
+    """Return the size of this machine's memory in bytes."""
+    return psutil.virtual_memory().total
 
 
 JAX_FLAGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
-"""Settings of JAX that change bits."""
+"""The settings of JAX that change the bits of a result."""
 
 
 def machine() -> dict[str, Any]:
-    """What numbers depend on besides versions: XLA on a CPU gives other bits for another count of cores."""
+    """Describe this machine as far as a run's numbers depend on it.
+
+    XLA on a CPU gives other bits for another number of cores.
+    """
     return {
         "system": platform.platform(),
         "cores": len(jax.devices()) if jax.default_backend() != "cpu" else cores(),
@@ -39,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def _instructions() -> str | None:
-    """The processor's instruction sets, as far as they decide what XLA compiles; None where nothing tells."""
+    """Return the processor's instruction sets that decide what XLA compiles; None where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,39 +48,34 @@ def _instructions() -> str | None:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-    found = {"python": platform.python_version(), "segue": __version__}
-    for name in ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions, by package, on which a run's numbers depend."""
+    names = ("segue", "jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium", "mujoco")
+    return {"python": platform.python_version(), **packages.versions(names)}
 
 
 def revision() -> str | None:
-    """Git's word for the code that runs, if it runs from a checkout."""
+    """Return Git's description of the commit that runs; None where Segue does not run from a checkout of its own.
+
+    A package that is installed inside another repository, in an ignored virtual environment, has no revision: Git
+    would describe that repository.
+    """
+    file = Path(__file__)
+    options: Any = {"cwd": file.parent, "capture_output": True, "text": True, "timeout": 5, "check": True}
     try:
-        asked = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        subprocess.run(["git", "ls-files", "--error-unmatch", file.name], **options)
+        described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], **options)
     except (OSError, subprocess.SubprocessError):
         return None
-    return asked.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def compile_cache() -> None:
-    """Keep compiled programs between processes."""
+    """Let JAX keep compiled programs on disk, so that later processes can use them."""
     folder = disk.cache_dir() / "jax"
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,6 +1,7 @@
-"""What version 0.1 called things: its names and flags still work for one version, with one line that says the new one.
+"""Old names of version 0.1, for Python and for flags. They work for one more version, with a line that gives the new
+name.
 
-A flag is translated before it is parsed, so that the rest of Segue knows the new words alone.
+Flags are translated before they are parsed, so that the rest of Segue knows only the new names.
 """
 
 import importlib
@@ -41,17 +42,17 @@ _FLAGS = (
 
 def new_flag(flag: str) -> str | None:
     """Return what a flag of version 0.1 is called now; None where it has kept its name."""
-    return next((found.expand(new) for old, new in _FLAGS if (found := re.fullmatch(old, flag))), None)
+    return next((match.expand(new) for old, new in _FLAGS if (match := re.fullmatch(old, flag))), None)
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """Return a command's words with the new names of old flags; say each of them once, on standard error."""
-    translated, said = [], set()
+    """Return a command's words with new names for old flags. Each old flag is reported once, on standard error."""
+    translated, reported = [], set()
     for word in words:
         flag, equals, value = word.partition("=")
         new = new_flag(flag) if flag.startswith("--") else None
-        if new is not None and flag not in said:
-            said.add(flag)
+        if new is not None and flag not in reported:
+            reported.add(flag)
             print(f"segue: {flag} is now called {new}; the old name goes with the next version.", file=sys.stderr)
         translated.append(word if new is None else f"{new}{equals}{value}")
     return translated

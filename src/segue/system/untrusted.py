@@ -1,4 +1,4 @@
-"""Files and JSON from anybody. Imports nothing heavy."""
+"""Reads files, JSON and text that are not trusted. Imports nothing heavy."""
 
 import json
 import re
@@ -10,45 +10,54 @@ from typing import Any
 from segue.errors import DataError
 
 
-def content(file: Path, most: int) -> bytes:
-    """What an ordinary file holds. Raises OSError, and DataError for a pipe, a device or one of over `most` bytes."""
-    about = file.stat()
-    if not stat.S_ISREG(about.st_mode):
+def content(file: Path, limit: int) -> bytes:
+    """Read an ordinary file of at most `limit` bytes.
+
+    Raises:
+        OSError: where the file cannot be read.
+        DataError: for a pipe or a device, and for a larger file.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{file} is not a file: was the directory written by Segue?")
-    if about.st_size > most:
-        raise DataError(f"{file} has {about.st_size:,} bytes: it is not of Segue's making.")
+    if status.st_size > limit:
+        raise DataError(f"{file} has {status.st_size:,} bytes: it is not of Segue's making.")
     with file.open("rb") as opened:
-        return opened.read(most)
+        return opened.read(limit)
 
 
 def shown(text: str) -> str:
-    """One line, not too long, without what a terminal might obey."""
-    return "".join(c for c in text if c.isprintable())[:500]
+    """Return a text as one line of at most 500 characters, without characters that a terminal might obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:500]
 
 
 def plain(env_id: str) -> bool:
-    """Whether an env's id names no module to import: a file is not to run code."""
+    """Return whether an environment's id names no module to import: a file must not be able to run code."""
     return re.fullmatch(r"[\w/.-]+", env_id) is not None
 
 
 def trusting(env_id: str) -> str:
-    """The flag by which a user trusts an env that a file names, as a shell takes it for two words, whatever it says."""
+    """Return the flag by which a user trusts an environment that a file names, quoted for a shell."""
     return f"--env-id {shlex.quote(shown(env_id))}"
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON in which no key stands twice and no whole number is astronomical. Raises ValueError, or RecursionError for
-    what is nested too deep."""
+    """Parse JSON, and refuse duplicate keys and whole numbers of more than 40 digits.
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    Raises:
+        ValueError: where the text is not such JSON.
+        RecursionError: where it is nested too deeply.
+    """
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
             raise ValueError("a key stands twice")
-        return found
+        return table
 
-    def whole(digits: str) -> int:
+    def bounded_int(digits: str) -> int:
         if len(digits) > 40:
             raise ValueError(f"a number has {len(digits)} digits")
         return int(digits)
 
-    return json.loads(text, object_pairs_hook=once, parse_int=whole)
+    return json.loads(text, object_pairs_hook=unique_keys, parse_int=bounded_int)
