@@ -102,9 +102,9 @@ def test_an_extra_that_is_missing_says_how_to_have_it(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("mujoco", "onnx", "jax") else real(name))
     monkeypatch.setattr(doctor, "_needs", lambda: {"": ["jax", "numpy"], "onnx": ["onnx"], "report": ["scipy"]})
     found = {(each.part, each.state): each for each in doctor.examine()}
-    assert "pip install 'segue[mujoco]'" in found["physics", "missing"].said
-    assert "pip install 'segue[onnx]'" in found["onnx", "missing"].said
-    assert found["report", "ok"].said.startswith("scipy ")
+    assert "pip install 'segue[mujoco]'" in found["physics", "missing"].text
+    assert "pip install 'segue[onnx]'" in found["onnx", "missing"].text
+    assert found["report", "ok"].text.startswith("scipy ")
     assert found["packages", "broken"].needed
 
 

@@ -23,7 +23,7 @@ from segue.runs.config import check_unfinished
 from segue.sweeps import driver as driver_module
 from segue.sweeps import executors, progress, storage
 from segue.sweeps import status as status_module
-from segue.sweeps.driver import AWAY, _check_flags, _judge, sweep
+from segue.sweeps.driver import AWAY, _check_flags, _record_end, sweep
 from segue.sweeps.plan import Sweep
 from segue.sweeps.status import BEGINS, Board, length
 from segue.system import cores as cores_module
@@ -345,9 +345,9 @@ def test_a_store_that_stays_away_ends_the_trial():
 
     place, left = Away(new()), progress.Progress(Sweep({"alone": {}}, ["t"]).trials(), set())
     assert left.next()
-    assert not _judge(left, place, "t/alone/0", 0, 3, AWAY - 1)
+    assert not _record_end(left, place, "t/alone/0", 0, 3, AWAY - 1)
     assert left.running
-    assert _judge(left, place, "t/alone/0", 0, 3, AWAY)
+    assert _record_end(left, place, "t/alone/0", 0, 3, AWAY)
     assert not left.running
     assert left.failed == {"t/alone/0": f"{place.where} does not answer (no[2J route)"}
 

@@ -1,4 +1,4 @@
-"""What a shell completes, as a script made once: on Tab nothing of Segue is started."""
+"""Makes a script for a shell's completion. The script is made once, so that Tab does not start Segue."""
 
 import argparse
 import dataclasses
@@ -14,14 +14,15 @@ from segue.tasks.recipes import BACKBONES, RECIPES
 from segue.tasks.suite import TASKS, task
 
 FOLDERS = {"run", "runs", "from"}
+"""The names of arguments that complete to a folder."""
 
 
 FILES = {"source", "file", "dataset", "policy", "out"}
-"""What completes to a path, by the name of the argument."""
+"""The names of arguments that complete to a file."""
 
 
 def script(shell: str, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]) -> str:
-    """Make the script for "bash", "zsh" or "fish" that completes `run` and the commands of these parsers."""
+    """Make the completion script for "bash", "zsh" or "fish", of `run` and the commands of these parsers."""
     root = argparse.ArgumentParser("segue")
     commands = root.add_subparsers(parser_class=lambda prog, made: made)  # pyright: ignore
     commands.add_parser("run", made=_run(), help="train")
@@ -48,7 +49,11 @@ def _run() -> argparse.ArgumentParser:
 
 
 def _flags(field: Any, value: Any, prefix: str) -> Iterator[tuple[list[str], Any, bool]]:
-    """The flags of a setting and of those below it, as tyro names them: words, choices, whether a value follows."""
+    """List the flags of a setting and of the settings below it, as tyro names them.
+
+    Yields:
+        the flag's words, the choices of its value, and whether a value follows.
+    """
     name = prefix + field.name.strip("_").replace("_", "-")
     if dataclasses.is_dataclass(value):
         below = prefix if field.name == "method" else f"{name}."
@@ -62,14 +67,14 @@ def _flags(field: Any, value: Any, prefix: str) -> Iterator[tuple[list[str], Any
 
 
 def _choices(kind: Any) -> list[str]:
-    """The words of a Literal, wherever it is in a type."""
+    """Return the words of all Literals in a type."""
     if get_origin(kind) is Literal:
         return list(map(str, get_args(kind)))
     return [word for inner in get_args(kind) for word in _choices(inner)]
 
 
 def _fill(parser: argparse.ArgumentParser) -> None:
-    """Say of every argument what completes it."""
+    """Set, for every argument, what completes it."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():

@@ -1,4 +1,4 @@
-"""`segue data`: a dataset collected, made by a task's recipe, scored, or inspected."""
+"""`segue data`: collects a dataset, makes a task's by its recipe, measures reference returns, or inspects a dataset."""
 
 import argparse
 import contextlib
@@ -56,11 +56,11 @@ def _inspect(asked: argparse.Namespace) -> None:
     from segue.tasks.suite import task
 
     if asked.task is None and asked.env_id is None:
-        found, score = data.load(asked.dataset, clip_actions=asked.clip_actions), None
+        dataset, score = data.load(asked.dataset, clip_actions=asked.clip_actions), None
     else:
         job = task(asked.task, env_id=asked.env_id, dataset=asked.dataset, clip_actions=asked.clip_actions)
-        found, score = job.load(rows=0), job.score
-    print(data.render(data.inspect(found, score)))
+        dataset, score = job.load(rows=0), job.score
+    print(data.render(data.inspect(dataset, score)))
 
 
 def _score(asked: argparse.Namespace) -> None:
@@ -133,7 +133,7 @@ def _collect(asked: argparse.Namespace) -> None:
 
 
 def _behaviours(asked: argparse.Namespace) -> list[Any]:
-    """Return the policies that `segue data collect --policy` names, each as what acts in turn."""
+    """Return the policies that `segue data collect --policy` names, as behaviours that act in turn."""
     from segue.data.behaviours import Policy
     from segue.envs.make import make_env, read_spec
     from segue.policies import importers
@@ -146,7 +146,7 @@ def _behaviours(asked: argparse.Namespace) -> list[Any]:
 
 
 def _at_level(asked: argparse.Namespace, console: Any) -> Any:
-    """Return the rows of `segue data collect --level`: of SAC, trained until its mean return is that of the level."""
+    """Make the dataset of `segue data collect --level`, by SAC that is trained until it reaches the level's return."""
     from segue.system import machine
     from segue.tasks import datasets
     from segue.tasks.suite import TASKS

@@ -1,7 +1,7 @@
-"""What works on this machine, one line for each part, fit for a bug report: no names of users or hosts, paths from ~.
+"""Checks what works on this machine, one line for each part, fit for a bug report: without names of users or hosts.
 
-Whatever may crash or hang (XLA, MuJoCo, OpenGL) is tried in a process of its own (`python -m segue.cli.doctor PROBE`),
-all of them at once, each with a time limit.
+Probes of libraries that may crash or hang (XLA, MuJoCo, OpenGL) run in processes of their own, all at once, each with a
+time limit (`python -m segue.cli.doctor PROBE`).
 """
 
 import contextlib
@@ -27,27 +27,27 @@ OK, MISSING, BROKEN = "ok", "missing", "broken"
 
 
 LIMIT = 60.0
-"""Seconds that a probe may take; a few are enough where nothing hangs and the machine is not busy."""
+"""Seconds that a probe may take. A few are enough, unless something hangs or the machine is busy."""
 
 
 READ = 2.0
-"""Seconds that reading what a probe said may take, whatever the one before it took."""
+"""Seconds that reading a probe's output may take, even if earlier probes took all the time."""
 
 
 class Finding(NamedTuple):
-    """One line. Where a part that is `needed` is broken, no run can work."""
+    """The state of one part, one line. Where a part that is `needed` is not ok, no run can work."""
 
     state: str
     part: str
-    said: str
+    text: str
     needed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.state:8} {self.part:12} {plain(self.said)}"
+        return f"{self.state:8} {self.part:12} {plain(self.text)}"
 
 
 def plain(text: str) -> str:
-    """One line without the home folder's place, or a user's or host's name in a path."""
+    """Return a text as one line, with ~ for the home folder, and without a user's or host's name in a path."""
     text = re.sub(rf"(?<!\w){re.escape(str(Path.home()))}(?=/|\s|$)", "~", " ".join(text.split()))
     for what, ask in (("USER", getpass.getuser), ("HOST", socket.gethostname)):
         with contextlib.suppress(Exception):  # nobody has a name here
@@ -56,7 +56,7 @@ def plain(text: str) -> str:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, as it comes. Raises nothing."""
+    """Yield every finding as soon as it is known. Raises nothing."""
     end = time.monotonic() + LIMIT
     probes = {name: _begin(name) for name in PROBES}
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}")
@@ -66,7 +66,7 @@ def examine() -> Iterator[Finding]:
         if name in os.environ:
             yield Finding(OK, "environment", f"{name}={os.environ[name]}")
     for name, process in probes.items():
-        yield from _heard(name, process, end)
+        yield from _result(name, process, end)
     for extra, names in needs.items():
         have = {name: _version(name) for name in names}
         if None in have.values():
@@ -78,9 +78,9 @@ def examine() -> Iterator[Finding]:
 def doctor() -> bool:
     """Print every finding. Returns whether a run could work."""
     works = True
-    for found in examine():
-        print(found, flush=True)
-        works &= not (found.needed and found.state != OK)
+    for finding in examine():
+        print(finding, flush=True)
+        works &= not (finding.needed and finding.state != OK)
     return works
 
 
@@ -89,16 +89,16 @@ def _version(name: str) -> str | None:
 
 
 def _needs() -> dict[str, list[str]]:
-    """What Segue needs, "", and what each extra brings, as the package itself says."""
-    found: dict[str, list[str]] = {}
+    """Return the packages that Segue needs, under "", and those of each extra, from the package's own metadata."""
+    needs: dict[str, list[str]] = {}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for line in importlib.metadata.requires("segue") or []:
             extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
             name = re.match(r"[\w.-]+", line)
             if name and name[0] != "segue" and not (extra and extra[1] in ("dev", "all")):
-                found.setdefault(extra[1] if extra else "", []).append(name[0])
-        found[""] = ["segue", *found.get("", []), "jaxlib"]
-    return found
+                needs.setdefault(extra[1] if extra else "", []).append(name[0])
+        needs[""] = ["segue", *needs.get("", []), "jaxlib"]
+    return needs
 
 
 def _packages(names: Iterable[str]) -> Iterator[Finding]:
@@ -111,7 +111,7 @@ def _packages(names: Iterable[str]) -> Iterator[Finding]:
 
 
 def _begin(name: str) -> subprocess.Popen | None:
-    """A probe's process; None where what it tries is not installed."""
+    """Start a probe's process; None where the package that it tries is not installed."""
     package = PROBES[name].package
     if package and _version(package) is None:
         return None
@@ -119,23 +119,23 @@ def _begin(name: str) -> subprocess.Popen | None:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
 
 
-def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[Finding]:
-    """What a probe found by the time `end`; where it came to no good end, that."""
+def _result(name: str, process: subprocess.Popen | None, end: float) -> Iterator[Finding]:
+    """Yield what a probe found by the time `end`, and whether it failed."""
     probe, why = PROBES[name], None
     if process is None:
         yield Finding(MISSING, name, f"pip install 'segue[{probe.extra}]' brings it")
         return
     try:
-        said, erred = process.communicate(timeout=max(READ, end - time.monotonic()))
+        output, errors = process.communicate(timeout=max(READ, end - time.monotonic()))
         if process.returncode:
-            last = (erred.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+            last = (errors.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
             why = f"killed by signal {-process.returncode}" if process.returncode < 0 else last[:300]
     except subprocess.TimeoutExpired:
         process.kill()
-        said = _rest(process)
+        output = _rest(process)
         why = f"no end within {LIMIT:.0f} seconds: it hangs, or the machine is very busy"
-    for line in said.splitlines():
-        with contextlib.suppress(ValueError):  # what a library prints
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError):  # lines that a library prints
             part, text = line.split("\t")
             yield Finding(OK, part, text)
     if why:
@@ -143,11 +143,11 @@ def _heard(name: str, process: subprocess.Popen | None, end: float) -> Iterator[
 
 
 def _rest(process: subprocess.Popen) -> str:
-    """What a killed process said, unless a child of its own still holds the pipe."""
+    """Return a killed process's output so far, even if a child of its own still holds the pipe."""
     with process:
         try:
             return process.communicate(timeout=READ)[0]
-        except subprocess.TimeoutExpired as late:  # bytes, even where the pipe is a text's
+        except subprocess.TimeoutExpired as late:  # its output is bytes, even if the pipe is in text mode
             return (late.stdout or b"").decode(errors="replace")
 
 
@@ -222,7 +222,7 @@ def _rendering() -> Iterator[tuple[str, str]]:
 
 
 class Probe(NamedTuple):
-    """What is tried in a process of its own: it gives parts and what to say of them, or fails."""
+    """A check that runs in a process of its own. It yields parts and texts about them, or fails."""
 
     tried: Callable[[], Iterator[tuple[str, str]]]
     advice: str

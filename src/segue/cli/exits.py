@@ -1,4 +1,4 @@
-"""How a command ends: one sentence on standard error, and an exit code."""
+"""Ends a command with one sentence on standard error, and an exit code."""
 
 import contextlib
 import sys
@@ -26,6 +26,6 @@ def in_one_sentence() -> Iterator[None]:
 
 
 def stopped(by: KeyboardInterrupt, goes_on: str = "") -> SystemExit:
-    """Say that a command was stopped, and how it goes on. Returns the exit to raise."""
+    """Print that a command was stopped, and how to continue it. Returns the exit to raise."""
     print(f"segue: stopped{goes_on}.", file=sys.stderr)
     return SystemExit(128 + getattr(by, "number", 2))

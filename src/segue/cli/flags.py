@@ -1,4 +1,4 @@
-"""The flags of `segue run`, typed: options, and every hyper-parameter of every phase of a recipe."""
+"""The typed flags of `segue run`: options, and every hyper-parameter of every phase of a recipe."""
 
 import argparse
 import dataclasses
@@ -18,16 +18,17 @@ from segue.tasks.task import Task
 from segue.training.phases import Online, Train
 
 CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
-"""Options that `runs.run` takes by the same name: how closely a run is watched, and what it does about faults."""
+"""Options that `runs.run` takes by the same name: how often it logs and commits, and what it does about faults."""
 
 
 def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
-    """Parse the words after `segue run` into options, phases and task; None where they ask for help alone.
+    """Parse the words after `segue run` into options, phases and task; None where they only ask for help.
 
-    A first look finds recipe, task and preset, on which the flags and their defaults depend.
+    A first pass finds recipe, task and preset, on which the flags and their defaults depend.
 
     Raises:
-        SegueError: for names and numbers that cannot be; SystemExit for flags that there are not, which it has said.
+        SegueError: for unknown names and impossible numbers.
+        SystemExit: for unknown flags; the parser has then printed the error.
     """
     argv = renamed.translate(argv)
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
@@ -79,13 +80,13 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
-    whole = run_settings(recipe, preset, phases)
-    parsed = tyro.cli(whole, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
+    settings = run_settings(recipe, preset, phases)
+    parsed = tyro.cli(settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
     return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
 
 def run_settings(recipe: str, preset: str, phases: Any) -> type:
-    """Make the dataclass of all that `segue run RECIPE` has flags for: the run's options, then the phases by name."""
+    """Make the dataclass of all flags of `segue run RECIPE`: the run's options, then the phases by name."""
     lengths = PRESETS[preset]
 
     @dataclasses.dataclass
@@ -118,19 +119,19 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         out: str | None = None
         """The run's directory, new or empty; None: runs/RECIPE-TASK-SEED."""
         from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-        """RUN:PHASE: go on from the checkpoint that an earlier run kept at that phase's end."""
+        """RUN:PHASE: start from the checkpoint that an earlier run kept at that phase's end."""
         log_every: int = 1_000
         """Updates (or env steps, in phases that act) between lines of metrics.jsonl."""
         commit_every: int = 10_000
         """Updates (or env steps) between commits, from which segue resume goes on."""
         env_limit: float = 60.0
-        """Seconds after which an env that does not answer is made anew."""
+        """Seconds after which an env that does not answer is rebuilt."""
         env_restarts: int = 100
-        """How often an env that fails is made anew before the run stops."""
+        """How often an env that fails is rebuilt before the run stops."""
         rollback: bool = False
-        """A seed that diverges goes on from where it last was finite, three times, before it is halted."""
+        """Return a seed that diverges to its last finite state, up to three times, before it is halted."""
         halt_on_explosion: bool = False
-        """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount); it is said in any case."""
+        """Halt a seed whose critic is above any reachable return, max |r| / (1 - discount). Otherwise only warn."""
         track: tuple[Literal[(*trackers.TRACKERS, "none")], ...] = trackers.DEFAULT  # pyright: ignore
         """Where live curves are drawn: one or more, or none; wandb and mlflow are extras."""
         quiet: bool = False
@@ -144,8 +145,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         evaluate_steps: int = lengths.evaluate_steps
         """Env steps between evaluations in phases that act."""
         evaluate_early: int = lengths.evaluate_early
-        """Env steps, from the first one of each phase that acts, over which evaluations come every 1,000 env steps as
-        well: a dip right after the switch shows; 0: none."""
+        """Env steps at the start of each phase that acts, during which the policy is also evaluated every 1,000 env
+        steps, to show a dip right after the switch; 0: none."""
 
     for phase in (Train, Online):  # a method's fields stand directly under the phase's name
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")

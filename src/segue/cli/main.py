@@ -1,6 +1,6 @@
-"""The command line's entry point: a table of commands, of which one is found and called.
+"""The command line's entry point: finds a command in a table and calls it.
 
-Nothing heavy is imported before it is known what to do: a command's module imports what it needs inside its functions.
+Commands import heavy packages inside their functions, so that the command line starts fast.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Find the command and call it.
+    """Find a command and call it.
 
     Exits with 0, 1 (something to mend), 2 (wrong flags), 3 (trials of a sweep failed) or 128 + a signal's number.
     """
@@ -80,11 +80,11 @@ def parsers() -> dict[str, Callable[[], argparse.ArgumentParser]]:
 
 
 class Command(NamedTuple):
-    """What a word after `segue` calls, with the words after it, and the parser of these words."""
+    """A command: the function that is called with the words after the command's name, and the parser of these words."""
 
     call: Callable[[list[str]], None]
     parser: Callable[[], argparse.ArgumentParser] | None
-    """None: of `run` alone, whose flags depend on the recipe (`flags.run_settings`)."""
+    """None for `run` alone, whose flags depend on the recipe (`flags.run_settings`)."""
 
 
 COMMANDS = {
@@ -100,7 +100,7 @@ COMMANDS = {
     "doctor": Command(show.doctor, show.doctor_parser),
     "completion": Command(_completion, _completion_parser),
 }
-"""Every command, in the order in which they are listed."""
+"""All commands, in the order in which they are listed."""
 
 
 if __name__ == "__main__":

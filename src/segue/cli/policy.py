@@ -1,4 +1,4 @@
-"""`segue policy`: a policy exported, described in words, or filmed."""
+"""`segue policy`: exports a policy, describes it in words, or films it."""
 
 import argparse
 

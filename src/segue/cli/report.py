@@ -1,4 +1,4 @@
-"""`segue report`: tables and learning curves of runs that are there."""
+"""`segue report`: makes tables and learning curves of runs."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def report(words: list[str]) -> None:
-    """Print a table of what runs came to, and write a page or a file."""
+    """Print a table of runs' results, and write a page or a file."""
     asked = parser().parse_args(words)
     from segue.report import report as pages
 

@@ -1,4 +1,4 @@
-"""`segue run`, `segue resume` and `segue evaluate`: one run, begun, gone on with, and its policies evaluated again."""
+"""`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from segue.cli import exits
 
 
 def run(words: list[str]) -> None:
-    """Train by a recipe, with the flags that it has."""
+    """Train by a recipe."""
     from segue.cli import flags
 
     asked = flags.parsed(words)
@@ -56,7 +56,7 @@ def resume_parser() -> argparse.ArgumentParser:
 
 
 def resume(words: list[str]) -> None:
-    """Go on with a run from its newest commit."""
+    """Continue a run from its newest commit."""
     asked = resume_parser().parse_args(words)
     from segue.runs import run as runs
     from segue.system import machine
@@ -96,7 +96,7 @@ def evaluate(words: list[str]) -> None:
 
 @contextlib.contextmanager
 def _resumable(folder: str, env_id: str | None) -> Iterator[None]:
-    """Say how the run in `folder` goes on, where the block is stopped after that run has begun."""
+    """Print the command that continues the run in `folder`, where the block is stopped after the run has begun."""
     from segue.system import untrusted
 
     try:

@@ -1,4 +1,4 @@
-"""`segue recipes`, `segue tasks` and `segue doctor`: what there is, and what works on this machine."""
+"""`segue recipes`, `segue tasks` and `segue doctor`: lists recipes and tasks, and checks this machine."""
 
 import argparse
 
@@ -43,7 +43,7 @@ def doctor_parser() -> argparse.ArgumentParser:
 
 
 def doctor(words: list[str]) -> None:
-    """Print what works here. Exits with 1 where no run could work."""
+    """Print what works on this machine. Exits with 1 where no run could work."""
     doctor_parser().parse_args(words)
     from segue.cli import doctor as checks
 

@@ -1,4 +1,4 @@
-"""`segue sweep`: recipes by tasks by seeds by settings."""
+"""`segue sweep`: runs recipes by tasks by seeds by settings."""
 
 import argparse
 

@@ -1,9 +1,9 @@
-"""A process that runs one trial of a sweep, on cores of its own, and does not outlive the sweep's driver.
+"""A worker is a process that runs one trial of a sweep, on cores of its own, and does not outlive the sweep's driver.
 
-    python -m segue.cli.worker             what to do is one line of JSON on standard input, whose end means: stop
-    python -m segue.cli.worker --check     commands of `segue run` as one JSON list; what is wrong with each comes back
+    python -m segue.cli.worker             reads its order, one line of JSON, from standard input, whose end means: stop
+    python -m segue.cli.worker --check     reads commands of `segue run`, one JSON list, and prints each one's error
 
-The exit code is that of `segue run` or `segue resume`, or 75 for what may be tried again as it is.
+The exit code is that of `segue run` or `segue resume`, or 75 where the trial may be tried again as it is.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from segue.sweeps.executors import LOST
 from segue.system.cores import Claims, pin
 
 LOCK_SECONDS = 60.0
-"""Seconds to wait for another process that is still at work on the trial, such as one that has lost its driver."""
+"""Seconds to wait for another process that still holds the trial, such as a worker that has lost its driver."""
 
 
 def stop_at_eof() -> None:
@@ -40,10 +40,10 @@ def stop_at_eof() -> None:
 
 
 def run(order: dict[str, Any]) -> int:
-    """Run or go on with one trial, unless it is done. Returns an exit code."""
+    """Run or resume one trial, unless it is done. Returns an exit code."""
     from segue.errors import Busy, SegueError
 
-    claims = Claims()  # which end with this function, or with the process
+    claims = Claims()  # released when this function or the process ends
     trial = order["trial"]
     try:
         if (shared := Path(order["place"])).is_dir():  # at a URL the log comes with the trial
@@ -62,7 +62,7 @@ def run(order: dict[str, Any]) -> int:
             log_to(Path(f"{trial['folder']}.log"))
             where = f"{socket.gethostname()}, process {os.getpid()}, {about}"
             print(f"segue: {where}: segue {shlex.join(words)}", flush=True)
-            sys.argv = ["segue", *words]  # which config.json keeps
+            sys.argv = ["segue", *words]  # config.json keeps these words
             try:
                 main.main(words)
             except SystemExit as ended:
@@ -74,10 +74,10 @@ def run(order: dict[str, Any]) -> int:
 
 
 def prepare(folder: Path, command: Sequence[str]) -> list[str]:
-    """The words that run a trial, or go on with it.
+    """Return the words that run a trial, or resume it.
 
     Raises:
-        Busy: where a process that is no worker is at work on it for long.
+        Busy: where a process that is not a worker holds the trial for long.
     """
     from segue.system import disk
 
@@ -93,7 +93,7 @@ def prepare(folder: Path, command: Sequence[str]) -> list[str]:
 
 
 def log_to(log: Path) -> None:
-    """From here on, whatever this process and its children say goes to the log."""
+    """Append all further output of this process and its children to a log."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -102,39 +102,40 @@ def log_to(log: Path) -> None:
 
 
 def check(commands: list[list[str]]) -> list[str | None]:
-    """What is wrong with the flags of each `segue run`, in one sentence."""
+    """Check the flags of each `segue run`. Returns one sentence for each that is wrong, and None for the others."""
     from segue.cli import flags
     from segue.errors import SegueError
     from segue.runs import checkpoints
 
-    found: list[str | None] = []
+    errors: list[str | None] = []
     for words in commands:
-        said = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
                 asked = flags.parsed(words)
             assert asked is not None  # help is no flag of a sweep
             options, phases, _ = asked
             if options["from_"] is not None:
                 checkpoints.skip(phases, options["from_"])
-            found.append(None)
+            errors.append(None)
         except SegueError as error:
-            found.append(str(error))
+            errors.append(str(error))
         except SystemExit:
-            found.append(sentence(said.getvalue()))
-    return found
+            errors.append(sentence(output.getvalue()))
+    return errors
 
 
 def sentence(panel: str) -> str:
-    """What the parser says of wrong flags: the lines between the title of its panel and the next rule."""
+    """Return the parser's message about wrong flags: the lines between the title of its panel and the next rule."""
     lines = [line.strip("│╭╮╰╯─- ") for line in panel.splitlines()[1:]]
-    said = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
+    message = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
     if "Perhaps you meant:" in lines:
-        said.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
-    return f"{' '.join(said).rstrip('.')}."
+        message.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
+    return f"{' '.join(message).rstrip('.')}."
 
 
 def main(argv: Sequence[str]) -> None:
+    """Carry out the order on standard input, or check commands. Exits with the trial's exit code."""
     if list(argv) == ["--check"]:
         print(json.dumps(check(json.load(sys.stdin))))
         return

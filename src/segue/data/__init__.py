@@ -1,4 +1,4 @@
-"""Logged data: reading, checking, making and describing it."""
+"""Reads, checks, makes and describes logged data."""
 
 from segue.data.collecting import collect as collect
 from segue.data.collecting import collect_random as collect_random

@@ -1,4 +1,5 @@
-"""Who acts when data is collected: chance, a policy, a navigator that walks a policy through a maze, or a script."""
+"""Behaviours act when data is collected: random actions, a policy, a navigator that leads a policy through a maze, or a
+script."""
 
 import abc
 from collections import deque
@@ -18,30 +19,33 @@ Cell = tuple[int, int]
 
 
 class AbstractBehaviour(abc.ABC):
-    """Acts in an env's own units."""
+    """A behaviour: acts in an environment, in the environment's own units."""
 
     def begin(self, env: gym.Env, rng: np.random.Generator) -> dict[str, Any] | None:
-        """Options for the reset of the next episode."""
+        """Return the options for the reset of the next episode."""
         return None
 
     def over(self, obs: np.ndarray) -> bool:
-        """Whether it has done what it set out to do: the episode is cut here, and is not terminal."""
+        """Return whether the behaviour has reached its aim. The episode is then cut, and is not terminal."""
         return False
 
     @abc.abstractmethod
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The next action."""
+        """Return the next action."""
 
 
 class RandomActions(AbstractBehaviour):
-    """`env.action_space.sample()`: D4RL's "random"."""
+    """Uniformly random actions, `env.action_space.sample()`: D4RL's "random"."""
 
     def act(self, env: gym.Env, obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return env.action_space.sample()
 
 
 class Policy(AbstractBehaviour):
-    """An actor, as it samples or at its mode, with Gaussian noise of standard deviation `noise` in [-1, 1]'s units."""
+    """An actor that samples, or acts deterministically, with Gaussian noise of standard deviation `noise`.
+
+    The noise is in units of the box [-1, 1].
+    """
 
     def __init__(self, actor: AbstractActor, spec: Spec, *, deterministic: bool = False, noise: float = 0.0):
         self.spec, self.noise = spec, noise
@@ -57,7 +61,7 @@ class Policy(AbstractBehaviour):
 
 
 def towards(free: Iterable[Cell], here: Cell, goal: Cell) -> Cell:
-    """The next cell on a shortest way from `here` to `goal` (breadth first), or `goal` where there is none."""
+    """Return the next cell on a shortest way from `here` to `goal` (breadth first), or `goal` where there is none."""
     cells, after, waiting = set(free), {goal: goal}, deque([goal])
     while waiting and here not in after:
         row, column = cell = waiting.popleft()
@@ -71,10 +75,11 @@ def towards(free: Iterable[Cell], here: Cell, goal: Cell) -> Cell:
 class AntNavigator(AbstractBehaviour):
     """D4RL's AntMaze generator: breadth-first waypoints for an ant that walks in a given direction.
 
-    The actor sees the ant's 27 numbers and ten times the unit vector to the waypoint, [29]; Gaussian noise of 0.2 is
-    added. The rewarded goal is one point in all of a set, in the middle of where evaluation draws it (ours), because
-    observations do not show it. Of the kinds "play" and "diverse" the ant walks from anywhere to one of a few cells, or
-    to any cell, and its episode is cut when it is there; only what passes the rewarded goal is rewarded.
+    The actor observes the ant's 27 numbers and ten times the unit vector to the waypoint, [29]. Gaussian noise of 0.2
+    is added to its actions. Observations do not show the rewarded goal, so the goal is one point for a whole dataset,
+    in the middle of the area from which evaluation draws goals (ours). In datasets of the kinds "play" and "diverse"
+    the ant walks from any cell to one of a few cells, or to any cell, and the episode is cut when the ant arrives; only
+    the rewarded goal gives reward.
     """
 
     SPEC = Spec(29, 8, (-1.0,) * 8, (1.0,) * 8)
@@ -99,6 +104,7 @@ class AntNavigator(AbstractBehaviour):
         return bool(np.linalg.norm(obs[:2] - self.target) <= AntMaze.RADIUS)
 
     def cell(self, xy: np.ndarray) -> Cell:
+        """Return the free cell at a place, or the nearest one."""
         row, column = cell_of(self.maze, "S")
         near = np.round(xy / 4.0).astype(int)
         here = (row + int(near[1]), column + int(near[0]))
@@ -117,7 +123,7 @@ class AntNavigator(AbstractBehaviour):
 
 
 class PointNavigator(AbstractBehaviour):
-    """Breadth-first waypoints for PointMaze's ball under a proportional-derivative controller, with noise."""
+    """A proportional-derivative controller, with noise, that takes PointMaze's ball along breadth-first waypoints."""
 
     def __init__(self, noise: float = 0.5):
         self.noise = noise
@@ -134,7 +140,8 @@ class PointNavigator(AbstractBehaviour):
 
 
 Plan = Callable[[np.ndarray, np.ndarray, np.ndarray, float], tuple[np.ndarray, float]]
-"""(gripper, block, goal [3]; width between the fingers), in metres -> where to [3], and 1 to open or -1 to close."""
+"""A plan for Fetch: maps (gripper, block, goal [3]; width between the fingers), in metres, to a target place [3], and 1
+to open the fingers or -1 to close them."""
 
 
 def _reach(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
@@ -142,7 +149,7 @@ def _reach(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) 
 
 
 def _push(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
-    """Over the block to behind it, down, and along the line from it to the goal."""
+    """Move over the block to behind it, then down, then along the line from the block to the goal."""
     way = (goal - block)[:2]
     ahead = way / max(float(np.linalg.norm(way)), 1e-6)
     off, up, low = (hand - block)[:2], hand[2] - block[2], block[2] - 0.005
@@ -158,7 +165,7 @@ def _push(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -
 
 
 def _pick(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -> tuple[np.ndarray, float]:
-    """Above the block, down over it with open fingers, close, and to the goal with it."""
+    """Move above the block, then down over it with open fingers; close them, and carry the block to the goal."""
     if np.linalg.norm((hand - block)[:2]) > 0.02:
         return block + np.array([0.0, 0.0, 0.08]), 1.0
     if hand[2] - block[2] > 0.01:
@@ -167,11 +174,12 @@ def _pick(hand: np.ndarray, block: np.ndarray, goal: np.ndarray, width: float) -
 
 
 class FetchScript(AbstractBehaviour):
-    """Fetch's gripper under a proportional controller towards what a plan aims at, with Gaussian noise (ours).
+    """A proportional controller that moves Fetch's gripper to the target of a plan, with Gaussian noise (ours).
 
-    It is made to be cloned: it remembers nothing, and before the noise its actions keep to +-0.8, because at the box's
-    border a squashed clone's density is infinite. `task` is one of `domains.FETCH`; observations are those of
-    `make_env`, [16] or [31]: block's (reach: gripper's) place, goal, and the rest.
+    The script is made to be cloned. It has no memory, and its actions before the noise stay within +-0.8, because the
+    density of a squashed clone is infinite at the border of the box. `task` is "reach", "push" or "pick-and-place".
+    Observations are those of `make_env`, [16] or [31]: the place of the block (for "reach": of the gripper), the goal,
+    and the rest.
     """
 
     PLANS: ClassVar[dict[str, Plan]] = {"reach": _reach, "push": _push, "pick-and-place": _pick}
@@ -188,7 +196,7 @@ class FetchScript(AbstractBehaviour):
 
 
 def navigator(env: gym.Env, actor: AbstractActor | None, kind: str = "") -> AbstractBehaviour | None:
-    """The navigator of a maze of ours, or None where the env is no maze (or an ant has no actor)."""
+    """Return the navigator of one of Segue's mazes; None where the env is not one, or an ant has no actor."""
     inner = env.unwrapped
     if isinstance(inner, AntMaze):
         return AntNavigator(actor, inner.maze, kind) if actor is not None else None

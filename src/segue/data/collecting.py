@@ -1,4 +1,4 @@
-"""Data that a user's own machine makes: D4RL's "random" protocol, and the two formats a dataset is written in."""
+"""Collects datasets in environments: by random actions, as D4RL's "random" sets, or by other behaviours."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from segue.errors import SegueError
 def collect_random(
     env: str | Callable[[], gym.Env], steps: int, seed: int, path: Any = None, **options: Any
 ) -> Dataset:
-    """`collect` with uniformly random actions: D4RL's `*-random` sets."""
+    """Collect a dataset by uniformly random actions, as D4RL's `*-random` sets. Arguments are those of `collect`."""
     return collect(env, steps, seed, path, **options)
 
 
@@ -35,67 +35,68 @@ def collect(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """`steps` steps of whoever acts, saved under `path` if one is given.
+    """Collect `steps` env steps, and save them under `path` if one is given.
 
-    The env's own time limit holds; a termination and a cut stay apart. The episode that the last step interrupts is
-    marked as an end that is neither. The same seed gives the same data.
+    The environment's own time limit holds, and terminations are kept apart from cuts. The episode that the last step
+    interrupts ends with the record. The same seed gives the same data.
 
-    **Arguments:** `env`, an id or a function that makes one; `behaviours`, who act in turn, each for an equal share of
-    the steps and from one episode's start to the next one's (none: chance); `name`, what the set is called after the
-    env; `progress(done, steps)`, called about a hundred times.
+    **Arguments:** `env`, an id or a function that makes an environment; `behaviours`, which act in turn, each for an
+    equal share of the steps, changing only between episodes (none: random actions); `name`, the part of the dataset's
+    name after the env's id; `progress(done, steps)`, called about a hundred times.
 
-    **Raises:** `SegueError` for an env that cannot be made or has other spaces than boxes, or for an existing `path`.
+    **Raises:** `SegueError` for an environment that cannot be made or has other spaces than boxes, and for an existing
+    `path`.
     """
     if steps < 1:
         raise SegueError(f"Cannot collect {steps} steps: ask for at least one.")
     if path is not None:
         check_vacant(Path(path), format, overwrite)
-    world = make_env(env) if isinstance(env, str) else env()
+    made = make_env(env) if isinstance(env, str) else env()
     try:
-        spec_of(world)
-        data = _roll(world, steps, seed, behaviours or (RandomActions(),), name, progress)
-        spec = world.spec
+        spec_of(made)
+        data = _roll(made, steps, seed, behaviours or (RandomActions(),), name, progress)
+        spec = made.spec
     finally:
-        world.close()
+        made.close()
     if path is not None:
         save(data, path, format=format, overwrite=overwrite, spec=spec)
     return data
 
 
 def _roll(
-    world: gym.Env,
+    env: gym.Env,
     steps: int,
     seed: int,
     behaviours: Sequence[AbstractBehaviour],
     name: str,
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
-    space, seen = world.action_space, world.observation_space
+    space, obs_space = env.action_space, env.observation_space
     assert isinstance(space, gym.spaces.Box)
-    assert isinstance(seen, gym.spaces.Box)
-    obs, nxt = np.empty((steps, *seen.shape), np.float32), np.empty((steps, *seen.shape), np.float32)
+    assert isinstance(obs_space, gym.spaces.Box)
+    obs, nxt = (np.empty((steps, *obs_space.shape), np.float32) for _ in range(2))
     action, reward = np.empty((steps, *space.shape), np.float32), np.empty(steps, np.float32)
     terminal, timeout = np.zeros(steps, bool), np.zeros(steps, bool)
     space.seed(seed)
     rng, actor = np.random.default_rng(seed), behaviours[0]
-    now, _ = world.reset(seed=seed, options=actor.begin(world, rng))
+    now, _ = env.reset(seed=seed, options=actor.begin(env, rng))
     every = max(1, steps // 100)
     for i in range(steps):
-        a = actor.act(world, now, rng)
+        a = actor.act(env, now, rng)
         obs[i], action[i] = now, a
-        now, reward[i], terminated, truncated, _ = world.step(a)
+        now, reward[i], terminated, truncated, _ = env.step(a)
         truncated = truncated or actor.over(now)
         nxt[i], terminal[i], timeout[i] = now, terminated, truncated and not terminated
         if (terminated or truncated) and i + 1 < steps:
             actor = behaviours[(i + 1) * len(behaviours) // steps]
-            now, _ = world.reset(options=actor.begin(world, rng))
+            now, _ = env.reset(options=actor.begin(env, rng))
         if progress is not None and ((i + 1) % every == 0 or i + 1 == steps):
             progress(i + 1, steps)
     ends = terminal | timeout
     ends[-1] = True
-    id_ = world.spec.id if world.spec else None
+    id_ = env.spec.id if env.spec else None
     low, high = (tuple(np.asarray(side, np.float64).tolist()) for side in (space.low, space.high))
-    called = f"{id_ or type(world.unwrapped).__name__}-{name}"
+    full_name = f"{id_ or type(env.unwrapped).__name__}-{name}"
     return validate(
-        Dataset(Transition(obs, action, reward, nxt, terminal), ends, low, high, id_, called, None, timeout)
+        Dataset(Transition(obs, action, reward, nxt, terminal), ends, low, high, id_, full_name, None, timeout)
     )

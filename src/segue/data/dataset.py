@@ -1,8 +1,8 @@
-"""What every file becomes: a `Dataset`, and the laws it must obey before anything learns from it.
+"""The `Dataset`, and the checks that it must pass before a method learns from it.
 
-Two errors ruin offline reinforcement learning without a sign: bootstrapping where the task ended (or not bootstrapping
-where only the clock ran out), and a transition whose successor belongs to another episode. The laws here look for both,
-name the first offending episode and step, and cost a fraction of a second per million rows.
+Two errors ruin offline reinforcement learning silently: bootstrapping where the task ended (or not bootstrapping at a
+time limit), and a transition whose successor belongs to another episode. The checks look for both, name the first
+offending episode and step, and take a fraction of a second per million rows.
 """
 
 import math
@@ -16,7 +16,7 @@ from segue.core import Spec, Transition
 from segue.errors import DataError
 
 BLOCK = 1 << 16
-"""Rows looked at at once: a check must not need a second dataset's worth of memory."""
+"""Rows that are checked at once, so that a check needs little memory beside the dataset."""
 
 
 TOLERANCE = 1e-5
@@ -27,32 +27,34 @@ TOLERANCE = 1e-5
 class Dataset:
     """Logged experience, episode after episode, as numpy arrays.
 
-    `transitions.terminal` says that the task ended there; `ends` that the episode did, whatever the reason.
+    `transitions.terminal` marks rows where the task ended. `ends` marks the last row of each episode, whatever the
+    reason.
     """
 
     transitions: Transition
     """obs [N, o], action [N, a] in the env's units, reward [N], next_obs [N, o], all float32; terminal [N], bool."""
     ends: np.ndarray
-    """bool [N]: the last row of its episode: terminal, cut by a time limit, or the end of the record."""
+    """bool [N]: whether a row is the last of its episode: terminal, cut by a time limit, or the end of the record."""
     low: tuple[float, ...] | None = None
     """The lower side of the action box [a], in the env's units; None when unknown."""
     high: tuple[float, ...] | None = None
-    """The upper side."""
+    """The upper side of the action box [a], in the env's units; None when unknown."""
     env_id: str | None = None
-    """The Gymnasium id of the env it came from, if the source tells."""
+    """The Gymnasium id of the environment that made the data, if the file names one."""
     name: str = "data"
-    """What to call it in messages and reports."""
+    """The dataset's name in messages and reports."""
     path: str | None = None
-    """The file or folder it was read from."""
+    """The file or folder from which the dataset was read."""
     timeouts: np.ndarray | None = field(default=None, repr=False)
-    """bool [N]: the ends that were time limits. None where the source cannot tell them from the end of a record."""
+    """bool [N]: the ends that were time limits. None where the file does not distinguish them from the end of a record.
+    """
     dropped: int = 0
-    """Rows left out because nobody knows what came after them (cut by time, and no next observation stored)."""
+    """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
     notes: tuple[str, ...] = ()
-    """What was done to the source on the way in, one sentence each."""
+    """Remarks on the file, and on what was changed when it was read, one sentence each."""
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         return len(self.transitions.reward)
 
     def __repr__(self) -> str:
@@ -60,21 +62,21 @@ class Dataset:
         return f"Dataset({self.name!r}, {len(self)} rows, {self.ends.sum()} episodes, obs {obs}, action {act})"
 
     def episodes(self) -> list[tuple[int, int]]:
-        """(start, stop) of each episode, `stop` excluded."""
+        """Return the (start, stop) rows of each episode, `stop` excluded."""
         stops = (np.flatnonzero(self.ends) + 1).tolist()
         return list(zip([0, *stops[:-1]], stops, strict=True))
 
     def lengths(self) -> np.ndarray:
-        """Rows of each episode, int [E]."""
+        """Return the number of rows of each episode, int [E]."""
         return np.diff(np.flatnonzero(self.ends), prepend=-1)
 
     def returns(self) -> np.ndarray:
-        """Undiscounted sum of rewards of each episode, float64 [E]. A dropped row's reward is missing from it."""
+        """Return the undiscounted sum of rewards of each episode, float64 [E], without the rewards of dropped rows."""
         starts = np.flatnonzero(np.concatenate(([True], self.ends[:-1]))[: len(self)])
         return np.add.reduceat(self.transitions.reward, starts, dtype=np.float64)
 
     def spec(self) -> Spec:
-        """The sizes and the action box. Raises `DataError` where the box is unknown: see `check_against`."""
+        """Return the sizes and the action box. Raises `DataError` where the box is unknown: see `check_against`."""
         if self.low is None or self.high is None:
             raise DataError(
                 f"{self.name}: the file does not say between which limits its actions lie: pass low and high, "
@@ -84,7 +86,7 @@ class Dataset:
 
 
 def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
-    """Refuse what would teach a lie; the first offending episode and step is named.
+    """Check a dataset, and refuse one that would teach something false.
 
     Checked: shapes and dtypes; an empty dataset; NaN and infinity; actions outside the box; a successor that is not the
     next row's observation inside an episode; a successor taken from the next episode where a time limit cut; the rows
@@ -92,7 +94,10 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
 
     **Arguments:** `clip_actions` moves actions into the box instead of refusing them.
 
-    **Returns:** the dataset; only `clip_actions`, or rounding at the edge of the box, replaces its actions by a copy.
+    **Returns:** the dataset. Its actions are replaced by a copy only where they were clipped, or rounded at the edge of
+    the box.
+
+    **Raises:** `DataError`, which names the first offending episode and step.
     """
     _shapes(data)
     t = data.transitions
@@ -104,12 +109,12 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
 
 
 def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> Dataset:
-    """The dataset with the action box of `world`, a `Spec` or a Gymnasium env, refused where the two disagree.
+    """Check a dataset against `world`, a `Spec` or a Gymnasium env, and return it with the action box of `world`.
 
-    Notes say where terminal episodes end at the env's time limit, more of them than are cut there, and where
+    Notes are added where more terminal episodes end at the environment's time limit than are cut there, and where
     observations are too large for networks.
 
-    **Raises:** `DataError` with both shapes, or both boxes, in one sentence; or for actions outside the env's box.
+    **Raises:** `DataError` where the shapes, the boxes or the ids differ, and for actions outside the box.
     """
     theirs, id_, limit = _spec_of(world)
     t = data.transitions
@@ -147,9 +152,12 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
 
 
 def _unscaled(obs: Any) -> tuple[str, ...]:
-    """A note where observations saturate a network's first layer: Segue does not normalise them. 100 is inferred."""
-    some = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
-    size = np.sqrt(np.square(some).mean(axis=0))
+    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
+
+    The threshold of 100 is inferred.
+    """
+    sample = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
+    size = np.sqrt(np.square(sample).mean(axis=0))
     if not (size > 100).any():
         return ()
     columns = np.flatnonzero(size > 100)
@@ -161,12 +169,13 @@ def _unscaled(obs: Any) -> tuple[str, ...]:
 
 
 def suspects(data: Dataset) -> tuple[str, ...]:
-    """A note where terminal episodes pile up at the longest length of all: is that a time limit?
+    """Return a note where many terminal episodes have the longest length of all, which may be a time limit.
 
-    The ends of a task are spread over lengths; a limit that is marked terminal gathers at one, and nothing is longer.
-    It must gather three episodes and a tenth of the terminal ones, and more than any other length above half of it: a
-    few meet by chance, and episodes of few steps have few lengths (numbers inferred). Nothing is said where as many
-    episodes are cut there as end: such a file tells the two apart.
+    The ends of a task are spread over many lengths. Episodes that a time limit cut all have one length, and no episode
+    is longer. The note requires three episodes of that length, a tenth of the terminal ones, and more than at any other
+    length above half of it, because a few episodes have the same length by chance, and short episodes have few lengths
+    (numbers inferred). There is no note where as many episodes are cut at that length as end, because such a file
+    distinguishes the two.
     """
     lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
     longest = int(lengths.max())
@@ -181,8 +190,11 @@ def suspects(data: Dataset) -> tuple[str, ...]:
 
 
 def _terminal_after(data: Dataset, steps: int) -> tuple[int, int]:
-    """(terminal episodes of exactly so many steps, terminal episodes); the first is 0 where there are fewer than three,
-    or no more than are cut there. Dropped rows make the cut ones a step shorter."""
+    """Count the terminal episodes of exactly so many steps, and all terminal episodes.
+
+    The first count is 0 where it is below three, or not above the number of episodes cut there. Dropped rows make cut
+    episodes one step shorter.
+    """
     lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
     count, terminal = int(np.count_nonzero(ended & (lengths == steps))), int(np.count_nonzero(ended))
     if count < 3 or count <= np.count_nonzero(~ended & (lengths >= steps - bool(data.dropped))):
@@ -191,7 +203,11 @@ def _terminal_after(data: Dataset, steps: int) -> tuple[int, int]:
 
 
 def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The action box as two tuples of `act` finite floats; numbers are repeated. Raises `DataError`."""
+    """Return an action box as two tuples of `act` finite floats; a single number holds for all dimensions.
+
+    Raises:
+        DataError: where the box does not have two sides of that size, finite and low below high.
+    """
     try:
         sides = [np.broadcast_to(np.asarray(side, np.float64), (act,)) for side in (low, high)]
     except (ValueError, TypeError) as wrong:
@@ -207,7 +223,7 @@ def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], t
 
 
 def locate(row: int, ends: np.ndarray | None) -> str:
-    """A row in words: 'episode 3, step 17', both counted from zero."""
+    """Describe a row in words, as 'episode 3, step 17', both counted from zero."""
     if ends is None:
         return f"row {row}"
     before = np.flatnonzero(ends[:row])
@@ -216,7 +232,7 @@ def locate(row: int, ends: np.ndarray | None) -> str:
 
 
 def room(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """An empty array that begins on a 64-byte border, so that JAX on a CPU can use it without a copy."""
+    """Allocate an array that begins on a 64-byte boundary, so that JAX on a CPU can use it without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     begin = -raw.ctypes.data % 64
@@ -224,12 +240,12 @@ def room(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Slices of `BLOCK` rows."""
+    """Divide rows into slices of `BLOCK` rows."""
     return (slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK))
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """bool [N]: where two [N, k] arrays differ anywhere in the row. NaN differs from itself."""
+    """Compare two [N, k] arrays: bool [N], whether they differ anywhere in the row. NaN differs from itself."""
     out = np.empty(len(a), bool)
     for rows in blocks(len(a)):
         np.any(a[rows] != b[rows], axis=1, out=out[rows])
@@ -285,7 +301,7 @@ def _finite(data: Dataset, name: str, column: np.ndarray) -> None:
 
 
 def _successors(data: Dataset) -> None:
-    """Inside an episode the successor is the next row's observation; at a cut it never is."""
+    """Check successors: inside an episode next_obs is the next row's observation; at a cut it never is."""
     obs, nxt = np.asarray(data.transitions.obs), np.asarray(data.transitions.next_obs)
     moved = differ(nxt[:-1], obs[1:])
     broken = moved & ~data.ends[:-1]
@@ -294,23 +310,23 @@ def _successors(data: Dataset) -> None:
             f"{data.name}: next_obs at {locate(int(broken.argmax()), data.ends)} is not the following row's obs, "
             "though the episode goes on: mark that row as an end, or repair next_obs."
         )
-    alone = (
-        np.concatenate(([True], data.ends[:-2])) & data.ends[:-1]
-    )  # shuffled rows may meet their successor by chance
+    # Rows that are episodes of their own are not checked: shuffled rows may follow their predecessor by chance.
+    alone = np.concatenate(([True], data.ends[:-2])) & data.ends[:-1]
     crosses = np.flatnonzero(~moved & data.ends[:-1] & ~alone & ~np.asarray(data.transitions.terminal)[:-1])
-    crosses = crosses[differ(nxt[crosses], obs[crosses])]  # where nothing moved, nothing can be said
+    crosses = crosses[differ(nxt[crosses], obs[crosses])]  # where obs did not change, no error can be proved
     if len(crosses):
         raise DataError(
             f"{data.name}: next_obs at {locate(int(crosses[0]), data.ends)}, where a time limit cut, is the first "
-            "observation of the next episode: store the true last observation or leave next_obs out; if the world went "
+            "observation of the next episode: store the true last observation or leave next_obs out; if the env went "
             "on without a reset, do not mark the row as an end."
         )
 
 
 def _auto_reset(data: Dataset) -> None:
-    """A vector env's next-step auto-reset writes one more row per episode: action ignored, reward 0.
+    """Refuse the extra row per episode that a vector env's next-step auto-reset writes: action ignored, reward 0.
 
-    Only later episodes then begin with a reward of exactly 0, where hardly any other reward is 0 (shares inferred).
+    Such data shows rewards of exactly 0 at the first steps of later episodes, and hardly anywhere else (shares
+    inferred).
     """
     reward = np.asarray(data.transitions.reward)
     first = np.flatnonzero(data.ends[:-1]) + 1
@@ -359,7 +375,7 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
 
 
 def _spec_of(world: Any) -> tuple[Spec, str | None, int | None]:
-    """The spec, and of a registered env the id and the time limit."""
+    """Return the spec and, for a registered env, the id and the time limit."""
     if isinstance(world, Spec):
         return world, None, None
     from segue.envs.make import spec_of

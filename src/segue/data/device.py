@@ -1,4 +1,4 @@
-"""A dataset as methods see it: on the device, with actions in [-1, 1] and the task's reward rule applied."""
+"""Puts a dataset on the device as methods see it: actions in [-1, 1], and the task's reward rule applied."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from segue.system import disk
 
 
 def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
-    """The dataset on the device, as methods see it: actions in [-1, 1], the task's reward rule applied once.
+    """Put a dataset on the device: actions in [-1, 1], the task's reward rule applied once.
 
-    Columns that were read from a file are used where they lie (on a CPU); those that somebody may still write to are
+    On a CPU, columns that were read from a file are used without a copy. Columns that a caller may still write to are
     copied.
     """
     put = lambda column: jnp.array(column) if column.flags.writeable else jax.device_put(column)
     rows = data.transitions
-    action, worth = spec.normalise(rows.action), reward(rows.reward)
+    action, rewards = spec.normalise(rows.action), reward(rows.reward)
     return Transition(
         obs=put(rows.obs),
         action=put(np.asarray(action, np.float32)),
-        reward=put(np.asarray(worth, np.float32)),
+        reward=put(np.asarray(rewards, np.float32)),
         next_obs=put(rows.next_obs),
         terminal=put(rows.terminal),
     )
 
 
 def nothing(spec: Spec, env_id: str) -> Dataset:
-    """The dataset of a run that reads none."""
+    """Return the empty dataset of a run that reads none."""
     rows = jax.tree.map(np.asarray, empty_rows(spec))
     return Dataset(rows, np.zeros(0, bool), spec.low, spec.high, env_id, "none")
 

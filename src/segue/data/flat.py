@@ -1,4 +1,4 @@
-"""Flat tables, one row per step: D4RL's layout from HDF5 or plain arrays."""
+"""Reads flat tables with one row per step: D4RL's layout, from HDF5, .npz or plain arrays."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,11 +15,11 @@ from segue.data.options import (
     ENDS,
     Options,
     action_box,
+    add_suspects,
     check_affordable,
     cut_at_horizon,
     drop_rows,
     plain_env_id,
-    remarked,
     settle_ends,
 )
 from segue.errors import DataError
@@ -27,10 +27,12 @@ from segue.errors import DataError
 
 @runtime_checkable
 class _Table(Protocol):
+    """The columns of a flat table, whatever the format."""
+
     where: str
     """The file, for messages."""
     owned: bool
-    """Whether what `read` returns may be overwritten."""
+    """Whether the arrays that `read` returns may be overwritten."""
 
     def names(self) -> list[str]: ...
 
@@ -42,6 +44,7 @@ class _Table(Protocol):
 
 
 def read_flat(table: _Table, options: Options) -> Dataset:
+    """Read and check a flat table. Raises `DataError`."""
     where = options.name or table.where
     act, rows, stored = _layout(table, where)
     terminal, timeout = _flag(table, "terminals", rows, where), _flag(table, "timeouts", rows, where)
@@ -87,26 +90,30 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         nxt[last] = obs[last]  # irrelevant where terminal; dropped below where not
         lost = ends & ~terminal
 
-    said = table.metadata()
-    low, high = action_box(options, said.get("low"), said.get("high"), act, where)
+    metadata = table.metadata()
+    low, high = action_box(options, metadata.get("low"), metadata.get("high"), act, where)
     action, reward = table.read("actions", f32), table.read("rewards", f32).reshape(-1)
     data = Dataset(
         Transition(obs, action, reward, nxt, terminal),
         ends,
         low,
         high,
-        options.env_id or plain_env_id(said.get("env_id")),
+        options.env_id or plain_env_id(metadata.get("env_id")),
         where,
         table.where if table.owned else None,
         timeout,
         notes=notes,
     )
     data = drop_rows(validate(data, clip_actions=options.clip_actions), lost, table.owned)
-    return remarked(replace(data, name=options.name or str(said.get("name") or Path(table.where).stem)))
+    return add_suspects(replace(data, name=options.name or str(metadata.get("name") or Path(table.where).stem)))
 
 
 def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
-    """(width of the action, rows, are next observations stored): every column's shape, before any is read."""
+    """Check every column's shape before any column is read.
+
+    Returns:
+        the action's size, the number of rows, and whether next observations are stored.
+    """
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     needed = ("observations", "actions", "rewards", "terminals")
     for name in (*needed, "next_observations", "timeouts", *ENDS):
@@ -153,7 +160,7 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
 
 
 def _flag(table: _Table, name: str, rows: int, where: str) -> np.ndarray | None:
-    """A column of yes and no, bool [N], whatever numbers it is stored in; always a copy."""
+    """Read a column of 0 and 1, in any number type, as a copy, bool [N]; None where there is no such column."""
     found = table.shape(name)
     if found is None:
         return None
@@ -167,6 +174,8 @@ def _flag(table: _Table, name: str, rows: int, where: str) -> np.ndarray | None:
 
 
 class ArrayTable:
+    """A flat table of a caller's own arrays."""
+
     owned = False
 
     def __init__(self, columns: Mapping[str, np.ndarray], name: str):
@@ -180,7 +189,9 @@ class ArrayTable:
         return None if found is None else (found.shape, found.dtype)
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # numbers too large for float32 become infinite: refused later
             return np.ascontiguousarray(self.columns[name], dtype)
 
     def metadata(self) -> dict[str, Any]:
@@ -188,6 +199,8 @@ class ArrayTable:
 
 
 class Hdf5Table:
+    """A flat table in an HDF5 file."""
+
     owned = True
 
     def __init__(self, file: h5py.File, path: str):

@@ -1,4 +1,4 @@
-"""Reading strangers' HDF5 files: what could reach outside the file, run code or fill the memory is refused unread.
+"""Reads untrusted HDF5 files, and refuses content that could reach outside the file, run code or fill the memory.
 
 An HDF5 file may point to other files (external links, external storage, virtual datasets), hold objects that are
 pickles in disguise, load filter plug-ins, or declare a petabyte in a kilobyte. A column of numbers needs none of it.
@@ -16,20 +16,20 @@ from segue.errors import DataError
 from segue.system import untrusted
 
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
-"""HDF5's numbers of the filters read here, all built into h5py. Deflate packs 1032 to 1 at best."""
+"""The filters that are read here, by HDF5's numbers; all are built into h5py. Deflate packs 1032 to 1 at best."""
 
 
 RATIO = 2000
-"""Bytes of memory allowed per compressed byte in the file."""
+"""The largest allowed number of bytes in memory per compressed byte in the file."""
 
 
 PIECE = 1 << 24
-"""Bytes that one piece of a column may have whatever the column's own size."""
+"""Bytes that one piece of a column may have, whatever the size of the column."""
 
 
 @contextmanager
 def open_hdf5(path: str) -> Iterator[h5py.File]:
-    """An HDF5 file to read; damage found anywhere inside the block becomes a `DataError`."""
+    """Open an HDF5 file to read. Damage that is found anywhere inside the block becomes a `DataError`."""
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
@@ -39,7 +39,7 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
 
 
 def child(parent: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Dataset | None:
-    """What hangs under `name` by a hard link; None if nothing does. Any other link is refused."""
+    """Return the group or dataset at `name`; None where there is none. Raises `DataError` for a link elsewhere."""
     if name not in parent.keys():  # noqa: SIM118  (`in` would follow the link)
         return None
     if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
@@ -50,7 +50,7 @@ def child(parent: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Datase
 
 
 def column(parent: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
-    """A column of numbers [N] or [N, k], checked and not yet read; None if it is absent. Raises `DataError`."""
+    """Return a checked column of numbers [N] or [N, k], not yet read; None where there is none. Raises `DataError`."""
     found = child(parent, name, where)
     if found is None:
         return None
@@ -90,6 +90,6 @@ def column(parent: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
 
 
 def read(source: h5py.Dataset, out: np.ndarray) -> None:
-    """Fill `out` [shape of the column], converting on the way, without a second copy."""
+    """Read a column into `out` [shape of the column], converted to its dtype, without a second copy."""
     if out.size:
         source.read_direct(out)

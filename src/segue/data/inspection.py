@@ -1,4 +1,4 @@
-"""A dataset at a glance: what is in it, how good it is, and whether its borders and its actions look right."""
+"""Summarises a dataset: its content, its returns, and whether its episode borders and actions look right."""
 
 import textwrap
 from typing import Any
@@ -9,7 +9,9 @@ from segue.data.dataset import Dataset, blocks
 
 
 def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str, Any]:
-    """Plain numbers, ready for JSON. Where rows were `dropped`, returns and lengths lack each cut episode's last step.
+    """Summarise a dataset in plain numbers, ready for JSON.
+
+    Where rows were `dropped`, returns and lengths lack each cut episode's last step.
 
     **Arguments:** `score`: the reference returns (random, expert) of D4RL: 100 (G - random) / (expert - random).
     """
@@ -46,7 +48,7 @@ def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str
 
 
 def render(found: dict[str, Any]) -> str:
-    """`inspect`'s answer as text, at most 110 columns wide."""
+    """Format a summary of `inspect` as text, at most 110 columns wide."""
     ends = found["ends"]
     if ends["time_limit"] is None:
         by = f"{ends['termination']} by termination, {ends['not_terminal']} by a time limit or the end of a record"
@@ -92,7 +94,7 @@ def _range(column: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def _ranges(low: Any, high: Any) -> str:
-    """Per dimension, alike neighbours folded: '[-1, 1] x6'; at most a few lines' worth."""
+    """Format ranges by dimension; equal neighbours are folded, as in '[-1, 1] x6'."""
     folded: list[list[Any]] = []
     for a, b in zip(low, high, strict=True):
         text = f"[{a:.3g}, {b:.3g}]"

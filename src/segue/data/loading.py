@@ -1,7 +1,7 @@
-"""From files and arrays to a `Dataset`: Minari folders, D4RL's HDF5 layout, `.npz`, plain arrays.
+"""Reads a `Dataset` from Minari folders, D4RL's HDF5 layout, `.npz` or plain arrays.
 
-Nothing a file says is executed: no pickle, and of a Minari set's env description only the `id` is kept, as a string.
-Columns are read one by one, straight to float32 and into place, so that loading needs hardly more memory than the rows.
+Nothing in a file is executed: there are no pickles, and of a Minari set's env description only the `id` is kept, as a
+string. Columns are read one by one, directly as float32, so that loading needs hardly more memory than the rows.
 """
 
 import os
@@ -40,7 +40,7 @@ def load(
     - `source`: a Minari id (`D4RL/door/human-v2`, looked up in MINARI_DATASETS_PATH or ~/.minari/datasets), a Minari
       folder, a D4RL HDF5 file, or an `.npz` with D4RL's names (`observations, actions, rewards, terminals`; optionally
       `next_observations`, and `timeouts` or `episode_ends`).
-    - `name`, `env_id`: what to call it, and the env it came from, where the file does not say.
+    - `name`, `env_id`: the dataset's name, and the id of the env that made it, where the file does not say.
     - `low`, `high`: the action box in the env's units, a number or one per dimension; overrides the file's.
     - `clip_actions`: move actions into the box instead of refusing those outside.
     - `max_episode_steps`: where a flat file marks neither time limits nor next observations, an episode is cut after
@@ -48,14 +48,14 @@ def load(
     - `both`: a row marked terminal *and* cut by time. Refused by default, as one of the two is usually `done` written
       twice; in a Minari set it is taken for terminal while such rows are the exception (Gymnasium allows both).
 
-    A row whose successor nobody stored (cut by time, no next observation) is dropped and counted in `Dataset.dropped`.
+    A row whose successor is not stored (cut by time, no next observation) is dropped and counted in `Dataset.dropped`.
 
-    **Raises:** `DataError`, one sentence with the episode and the step.
+    **Raises:** `DataError`, which names the episode and the step.
     """
     path = _find(source)
     data = _read(path, Options(name, env_id, low, high, clip_actions, max_episode_steps, both))
     for column in data.transitions:
-        column.flags.writeable = False  # nobody else has these arrays: whoever uses them need not copy
+        column.flags.writeable = False  # no caller has these arrays, so they can be used without a copy
     return data
 
 
@@ -93,7 +93,7 @@ def from_arrays(
     max_episode_steps: int | None = None,
     both: Both | None = None,
 ) -> Dataset:
-    """A dataset from your own arrays, row after row in time: [N, o], [N, a], [N], [N], [N, o], [N], [N].
+    """Make a dataset from your own arrays, with rows in time order: [N, o], [N, a], [N], [N], [N, o], [N], [N].
 
     `terminals` are true ends of the task; `timeouts` are cuts by a time limit; `episode_ends` mark every last row. Give
     `next_observations`, one of the two marks, or `max_episode_steps`: without any, episode borders cannot be known.
@@ -113,7 +113,7 @@ def from_arrays(
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
-    """The file, or the folder that holds main_data.hdf5."""
+    """Find a dataset's file, or the folder of its main_data.hdf5. Raises `DataError` where there is none."""
     text, path = os.fspath(source), Path(source).expanduser()
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
     if not path.exists() and MINARI_ID.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Minari folders: one group per episode with T + 1 observations."""
+"""Reads Minari folders, which have one group per episode with T + 1 observations."""
 
 import re
 from pathlib import Path
@@ -10,41 +10,50 @@ import numpy as np
 from segue.core import Transition
 from segue.data import hdf5
 from segue.data.dataset import Dataset, room, validate
-from segue.data.options import Options, action_box, check_affordable, parse_json, plain_env_id, remarked, settle_ends
+from segue.data.options import (
+    Options,
+    action_box,
+    add_suspects,
+    check_affordable,
+    parse_json,
+    plain_env_id,
+    settle_ends,
+)
 from segue.errors import DataError
 
 
 def read_minari(folder: Path, options: Options) -> Dataset:
-    said = _minari_metadata(folder)
-    name = options.name or str(said.get("dataset_id") or folder.name)
+    """Read and check a Minari folder. Raises `DataError`."""
+    metadata = _minari_metadata(folder)
+    name = options.name or str(metadata.get("dataset_id") or folder.name)
     file = folder / "main_data.hdf5"
     if not file.is_file():
-        kind = said.get("data_format", "hdf5")
+        kind = metadata.get("data_format", "hdf5")
         raise DataError(
             f"{folder} holds no main_data.hdf5 (its format is {kind!r}): only Minari's hdf5 format is read."
         )
     with hdf5.open_hdf5(str(file)) as root:
-        if not said:
-            said = {k: v for k in ("action_space", "env_spec") if isinstance(v := root.attrs.get(k), str)}
-        data = _episodes(root, name, str(file), options, said)
-    return remarked(validate(data, clip_actions=options.clip_actions))
+        if not metadata:
+            metadata = {k: v for k in ("action_space", "env_spec") if isinstance(v := root.attrs.get(k), str)}
+        data = _episodes(root, name, str(file), options, metadata)
+    return add_suspects(validate(data, clip_actions=options.clip_actions))
 
 
-def _episodes(root: h5py.File, name: str, path: str, options: Options, said: dict[str, Any]) -> Dataset:
+def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata: dict[str, Any]) -> Dataset:
     numbers = sorted(int(key[8:]) for key in map(str, root.keys()) if re.fullmatch(r"episode_\d{1,9}", key, re.ASCII))
     if not numbers:
         raise DataError(f"{name} holds no episodes: there is nothing to learn from.")
     lengths, sizes = [], None
     for number in numbers:
-        steps, mine = _episode_shape(root, number, name)
-        if sizes is not None and mine != sizes:
-            raise DataError(f"{name}: episode {number} has sizes (obs, action) {mine}, the ones before {sizes}.")
+        steps, own_sizes = _episode_shape(root, number, name)
+        if sizes is not None and own_sizes != sizes:
+            raise DataError(f"{name}: episode {number} has sizes (obs, action) {own_sizes}, the ones before {sizes}.")
         lengths.append(steps)
-        sizes = mine
+        sizes = own_sizes
     assert sizes is not None
     rows, (obs_size, act) = sum(lengths), sizes
     check_affordable(rows, obs_size, act, name)
-    low, high = action_box(options, *_minari_box(said, act, name), act, name)
+    low, high = action_box(options, *_minari_box(metadata, act, name), act, name)
 
     obs, nxt = room((rows, obs_size)), room((rows, obs_size))
     action, reward = room((rows, act)), room((rows,))
@@ -53,9 +62,9 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, said: dic
     for number, steps in zip(numbers, lengths, strict=True):
         here, last = slice(start, start + steps), start + steps - 1
         group = _group(root, number, name)
-        seen = np.empty((steps + 1, obs_size), np.float32)
-        hdf5.read(group["observations"], seen)  # pyright: ignore[reportArgumentType]
-        obs[here], nxt[here] = seen[:-1], seen[1:]
+        observations = np.empty((steps + 1, obs_size), np.float32)
+        hdf5.read(group["observations"], observations)  # pyright: ignore[reportArgumentType]
+        obs[here], nxt[here] = observations[:-1], observations[1:]
         hdf5.read(group["actions"], action[here])  # pyright: ignore[reportArgumentType]
         hdf5.read(group["rewards"], reward[here])  # pyright: ignore[reportArgumentType]
         for key, flags in (("terminations", terminal), ("truncations", timeout)):
@@ -73,7 +82,7 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, said: dic
     if both is None:  # Gymnasium allows both on one row: the task ended on its very last step
         both = "terminal" if 2 * np.count_nonzero(terminal & timeout) <= np.count_nonzero(timeout) else "refuse"
     terminal, timeout = settle_ends(terminal, timeout, ends, both, name)
-    spec = parse_json(said["env_spec"], name) if isinstance(said.get("env_spec"), str) else {}
+    spec = parse_json(metadata["env_spec"], name) if isinstance(metadata.get("env_spec"), str) else {}
     return Dataset(
         Transition(obs, action, reward, nxt, terminal),
         ends,
@@ -94,7 +103,7 @@ def _group(root: h5py.File, number: int, name: str) -> h5py.Group:
 
 
 def _episode_shape(root: h5py.File, number: int, name: str) -> tuple[int, tuple[int, int]]:
-    """(steps, (obs size, action size)) of one episode, all its columns checked and none read."""
+    """Check all columns of an episode without reading them. Returns the steps and the (obs size, action size)."""
     group, where = _group(root, number, name), f"{name}, episode {number}"
     for key in ("observations", "actions"):
         if isinstance(hdf5.child(group, key, where), h5py.Group):
@@ -140,10 +149,10 @@ def _minari_metadata(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not UTF-8 text: it is damaged.") from wrong
 
 
-def _minari_box(said: dict[str, Any], act: int, name: str) -> tuple[Any, Any]:
-    if not isinstance(said.get("action_space"), str):
+def _minari_box(metadata: dict[str, Any], act: int, name: str) -> tuple[Any, Any]:
+    if not isinstance(metadata.get("action_space"), str):
         return None, None
-    space = parse_json(said["action_space"], name)
+    space = parse_json(metadata["action_space"], name)
     if space.get("type") != "Box":
         raise DataError(f"{name} has actions of type {space.get('type')}: only continuous (Box) actions are supported.")
     if space.get("shape") != [act]:

@@ -1,4 +1,4 @@
-"""The columns of an .npz archive, read without unpickling anything."""
+"""Reads the columns of an .npz archive without unpickling anything."""
 
 import math
 import struct
@@ -17,7 +17,7 @@ from segue.errors import DataError
 
 
 class _Npz:
-    """The columns of an `.npz`, each one's header checked against what the archive declares before it is unpacked."""
+    """The columns of an `.npz`. Each column's header is checked against the archive's entry before it is unpacked."""
 
     owned = True
 

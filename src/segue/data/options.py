@@ -1,4 +1,4 @@
-"""How a dataset is to be read, and the checks that every format shares."""
+"""The options for reading a dataset, and the checks that all formats share."""
 
 import re
 from dataclasses import replace
@@ -12,14 +12,15 @@ from segue.errors import DataError
 from segue.system import machine, untrusted
 
 Both = Literal["refuse", "terminal", "timeout"]
-"""What a row marked both terminal and cut by time is taken for."""
+"""What to do with a row that is marked both terminal and cut by time."""
 
 
 ROOM = 192 << 20
-"""Bytes that any file's columns may have in all; beyond, twenty times the file's own size is the most."""
+"""Bytes that the columns of any file may have in all. Above this, the limit is twenty times the file's size."""
 
 
 ENV_ID = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
+"""A Gymnasium id that names no module to import."""
 
 
 ENDS = ("episode_ends", "episode_terminals")
@@ -27,6 +28,8 @@ ENDS = ("episode_ends", "episode_terminals")
 
 
 class Options:
+    """The checked arguments of `load` and `from_arrays`."""
+
     def __init__(self, name, env_id, low, high, clip_actions, max_episode_steps, both):
         if (low is None) != (high is None):
             raise DataError("Pass low and high together: an action box has two sides.")
@@ -45,7 +48,7 @@ class Options:
 def settle_ends(
     terminal: np.ndarray, timeout: np.ndarray, marks: np.ndarray | None, both: Both, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows marked both terminal and cut by time, settled or refused."""
+    """Return `terminal` and `timeout` without rows that have both marks, as `both` says. Raises `DataError`."""
     twice = terminal & timeout
     if not twice.any():
         return terminal, timeout
@@ -61,7 +64,7 @@ def settle_ends(
 
 
 def cut_at_horizon(terminal: np.ndarray, steps: int) -> np.ndarray:
-    """bool [N]: the rows at which an episode that goes on is cut after `steps` steps."""
+    """Mark the rows at which an episode that does not end is cut after `steps` steps, bool [N]."""
     stops = np.flatnonzero(terminal) + 1
     starts = np.zeros(len(terminal), np.int64)
     starts[stops[stops < len(terminal)]] = stops[stops < len(terminal)]
@@ -70,7 +73,11 @@ def cut_at_horizon(terminal: np.ndarray, steps: int) -> np.ndarray:
 
 
 def drop_rows(data: Dataset, lost: np.ndarray, owned: bool) -> Dataset:
-    """Without the rows whose successor nobody knows; the row before becomes its episode's last."""
+    """Leave out the rows whose successor is unknown. The row before becomes the last of its episode.
+
+    Raises:
+        DataError: where no row is left.
+    """
     count = int(np.count_nonzero(lost))
     if not count:
         return data
@@ -101,7 +108,7 @@ def drop_rows(data: Dataset, lost: np.ndarray, owned: bool) -> Dataset:
 
 
 def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """`column[keep]`, moved together inside the same memory."""
+    """Return `column[keep]`, made in place."""
     to = 0
     for rows in blocks(len(column)):
         part = column[rows][keep[rows]]
@@ -110,12 +117,13 @@ def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return column[:to]
 
 
-def remarked(data: Dataset) -> Dataset:
+def add_suspects(data: Dataset) -> Dataset:
+    """Add the notes of `suspects` to a dataset."""
     return replace(data, notes=(*data.notes, *suspects(data)))
 
 
 def action_box(options: Options, low: Any, high: Any, act: int, where: str) -> tuple[Any, Any]:
-    """The caller's box, else the file's; (None, None) where the file's is absent or unbounded."""
+    """Return the caller's action box, else the file's; (None, None) where the file's is missing or unbounded."""
     if options.low is not None:
         return box(options.low, options.high, act, where)
     if low is None or high is None:
@@ -128,19 +136,20 @@ def action_box(options: Options, low: Any, high: Any, act: int, where: str) -> t
     return box(low, high, act, where)
 
 
-def plain_env_id(said: object) -> str | None:
-    """A plain id or nothing: `module:id` would import the module."""
-    return said if isinstance(said, str) and len(said) < 200 and ENV_ID.fullmatch(said) else None
+def plain_env_id(env_id: object) -> str | None:
+    """Return an id that names no module; None for any other, because `module:id` would import the module."""
+    return env_id if isinstance(env_id, str) and len(env_id) < 200 and ENV_ID.fullmatch(env_id) else None
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
+    """Parse a file's description, a JSON object. Raises `DataError`."""
     try:
-        found = untrusted.parse(text)
+        description = untrusted.parse(text)
     except (ValueError, RecursionError) as wrong:
         raise DataError(f"{where}: its description is not valid JSON ({wrong}): it is damaged.") from wrong
-    if not isinstance(found, dict):
+    if not isinstance(description, dict):
         raise DataError(f"{where}: its description is not a JSON object: it is damaged.")
-    return found
+    return description
 
 
 def check_affordable(rows: int, obs: int, act: int, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Write a dataset, as .npz or as a Minari folder, wholly or not at all."""
+"""Writes datasets as .npz or as Minari folders, completely or not at all."""
 
 import json
 import os
@@ -25,17 +25,18 @@ def save(
     overwrite: bool = False,
     spec: Any = None,
 ) -> None:
-    """Write a dataset, wholly or not at all.
+    """Write a dataset, completely or not at all.
 
     `npz`: D4RL's names, `next_observations`, and a JSON string `metadata` (action box, env id, versions). `minari`: a
     folder that Minari loads under the id that `path` has below MINARI_DATASETS_PATH; `spec` is the env's registration.
+
+    **Raises:** `SegueError` where `path` exists and `overwrite` is not set, and for an unknown format.
     """
     target = Path(path)
     check_vacant(target, format, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(
-        tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-    )  # the same disk, so a move is atomic
+    # On the same file system a move is atomic.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         part = temporary / "part"
         if format == "npz":
@@ -58,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def vacant(path: str | os.PathLike[str], format: Format = "npz", overwrite: bool = False) -> None:
-    """Refuse a place where a dataset cannot be saved."""
+    """Refuse a path at which a dataset cannot be saved. Raises `SegueError`."""
     check_vacant(Path(path), format, overwrite)
 
 
@@ -90,7 +91,10 @@ def _write_npz(data: Dataset, file: Path) -> None:
 
 
 def _cuts(data: Dataset) -> np.ndarray:
-    """Every end that is not terminal, so that no reader runs across it; the last row of all only if a limit cut it."""
+    """Mark every end that is not terminal, so that no reader joins two episodes, bool [N].
+
+    The last row of all is marked only if a time limit cut it.
+    """
     cuts = data.ends & ~np.asarray(data.transitions.terminal)
     if data.timeouts is not None:
         cuts[-1] = data.timeouts[-1]

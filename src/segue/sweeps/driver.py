@@ -19,15 +19,15 @@ from segue.sweeps.status import Board
 from segue.system import disk, signals, untrusted
 
 LOOK = 0.1
-"""Seconds between looks at what the workers do."""
+"""Seconds between checks of the workers."""
 
 
 SHOWN = 10.0
-"""Seconds after a worker's end in which the directory it shares with the driver may not show it yet (NFS caches)."""
+"""Seconds that a shared directory may take to show a finished trial after its worker's end (NFS caches)."""
 
 
 AWAY = 600.0
-"""Seconds after a worker's end in which a store that does not answer is asked again."""
+"""Seconds after a worker's end during which a store that does not answer is asked again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SweepResult:
 
     out: str
     finished: tuple[str, ...]
-    """Folders of trials."""
+    """Folders of the trials that have finished."""
     failed: dict[str, str]
-    """Why, by folder."""
+    """The reason, by folder, why a trial failed."""
     skipped: dict[str, str]
-    """The same for trials that were not begun, because another one failed."""
+    """The reason, by folder, why a trial was not begun: a trial that it needs failed or was skipped."""
 
     def __str__(self) -> str:
         lines = [f"failed   {folder}: {why}" for folder, why in self.failed.items()]
@@ -54,8 +54,13 @@ class SweepResult:
 
 
 def preview(plan: Sweep, executor: str = "local") -> str:
-    """The trials and their commands, a line each, once it is known that their flags are right and, where they are to
-    run here, that this machine has what they ask for."""
+    """Check a sweep and list its trials' commands, one line each.
+
+    The flags are checked, and, where the trials are to run here, that this machine has enough cores and GPUs.
+
+    Raises:
+        SegueError: where a check fails.
+    """
     trials = plan.trials()
     _check_flags(trials)
     if executor == "local":  # a cluster is not asked, for that would start one
@@ -72,19 +77,19 @@ def sweep(
     workers: int | None = None,
     quiet: bool = True,
 ) -> SweepResult:
-    """Run every trial that is not done. After any end, the same call goes on.
+    """Run every trial of a sweep that is not done. The same call continues a sweep that was stopped.
 
     Args:
         plan: `Sweep(...)` or `Sweep.read(file)`.
-        out: the sweep's directory, or a URL that fsspec knows. Trials that are there stay; they must be of the same
-            commands.
+        out: the sweep's directory, or a URL that fsspec knows. Finished trials stay; their commands must be the same.
         executor: "local", or "ray": trials are tasks of a cluster, which sees `out` under the same name.
-        address: of Ray's cluster, or "auto"; None: what RAY_ADDRESS names, else a new one on this machine.
-        workers: trials at a time; None: as many as have cores.
-        quiet: no status display.
+        address: the address of Ray's cluster, or "auto"; None: the cluster that RAY_ADDRESS names, else a new one on
+            this machine.
+        workers: the number of trials at a time; None: as many as there are cores for.
+        quiet: whether to show no status display.
 
     Raises:
-        SegueError: where the plan is wrong, or `out` holds trials of other commands; nothing has begun then. A trial
+        SegueError: where the plan is wrong, or `out` holds trials of other commands. No trial has begun then. A trial
             that fails does not raise.
     """
     at_least(1, workers=1 if workers is None else workers)
@@ -94,67 +99,69 @@ def sweep(
     with contextlib.ExitStack() as opened:
         opened.enter_context(signals.handled(signals.STOP_SIGNALS, _stop))  # workers commit when the driver ends
         opened.enter_context(place.locked())
-        _settle(place, plan, trials)
+        _write_plan(place, plan, trials)
         hold = lambda thing: opened.enter_context(contextlib.closing(thing))
-        left = Progress(trials, storage.finished(place, [trial.folder for trial in trials]))
-        if left.waiting:
+        progress = Progress(trials, storage.finished(place, [trial.folder for trial in trials]))
+        if progress.waiting:
             board = hold(Board(place, quiet))
             pool = hold(executors.EXECUTORS[executor](workers, plan.cores, plan.gpus, address))
             ended: dict[str, tuple[int, float]] = {}
-            while left.waiting or left.running:
-                while len(left.running) < pool.slots and (trial := left.next()):
+            while progress.waiting or progress.running:
+                while len(progress.running) < pool.slots and (trial := progress.next()):
                     order = {"trial": {**trial.entry(), "needs": trial.needs}, "place": place.where}
                     pool.start(trial.folder, {**order, "cores": plan.cores, "gpus": plan.gpus})
                 ended |= {folder: (code, time.monotonic()) for folder, code in pool.ended()}
                 for folder, (code, at) in list(ended.items()):
-                    if _judge(left, place, folder, code, plan.retries, time.monotonic() - at):
+                    if _record_end(progress, place, folder, code, plan.retries, time.monotonic() - at):
                         del ended[folder]
-                board.show(left, pool.slots)
+                board.show(progress, pool.slots)
                 time.sleep(LOOK)
-            board.show(left, pool.slots)
-    return SweepResult(place.where, tuple(left.done), left.failed, left.skipped)
+            board.show(progress, pool.slots)
+    return SweepResult(place.where, tuple(progress.done), progress.failed, progress.skipped)
 
 
-def _judge(left: Progress, place: storage.Place, folder: str, code: int, retries: int, since: float) -> bool:
-    """What a worker's exit code means: 1 and 2 are for the user to mend, all others but 0 an accident.
+def _record_end(progress: Progress, place: storage.Place, folder: str, code: int, retries: int, since: float) -> bool:
+    """Record how a trial ended, from its worker's exit code and its files.
 
-    Returns whether that is known; it is not where the store does not answer, and `since` seconds may be too few.
+    Codes 1 and 2 are errors that the user has to mend. Every other code but 0 is an accident, after which the trial is
+    tried again. Returns whether the outcome is known: `since` seconds after the worker's end, the store may not answer
+    or not show the trial yet.
     """
     try:
         finished = storage.finished(place, [folder])
     except OSError as error:
         if since >= AWAY:
-            left.end(folder, f"{place.where} does not answer ({untrusted.shown(str(error))})")
+            progress.end(folder, f"{place.where} does not answer ({untrusted.shown(str(error))})")
         return since >= AWAY
     if finished:  # even if it was killed thereafter
-        left.end(folder)
+        progress.end(folder)
     elif code == 0 and since < SHOWN:
         return False
     elif code == 0:
-        left.end(folder, f"it ended well, and {place.where} does not show it: do all nodes see the same directory?")
+        progress.end(folder, f"it ended well, and {place.where} does not show it: do all nodes see the same directory?")
     elif code in (1, 2):
-        left.end(folder, last_words(place, folder))
-    elif left.tries.get(folder, 0) < retries:
-        left.again(folder)
+        progress.end(folder, last_line(place, folder))
+    elif progress.tries.get(folder, 0) < retries:
+        progress.again(folder)
     else:
         number = -code if code < 0 else code - 128
         known = number in set(signal.Signals)
         how = f"was ended by {signal.Signals(number).name}" if known else f"ended with code {code}"
-        left.end(folder, f"it {how}, as {retries} times before: {last_words(place, folder)}")
+        progress.end(folder, f"it {how}, as {retries} times before: {last_line(place, folder)}")
     return True
 
 
-def last_words(place: storage.Place, folder: str) -> str:
-    """The last line of a trial's log."""
+def last_line(place: storage.Place, folder: str) -> str:
+    """Return the last line of a trial's log."""
     lines = place.tail(f"{folder}.log").decode(errors="replace").split("\n")
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return untrusted.shown(said).removeprefix("segue: ")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return untrusted.shown(last).removeprefix("segue: ")
 
 
-def _settle(place: storage.Place, plan: Sweep, trials: Sequence[Trial]) -> None:
-    """Write sweep.json, once everything that can be refused has been. A plan that is the same passes unread."""
-    said = {"format": disk.FORMAT, "cores": plan.cores, "trials": [trial.entry() for trial in trials]}
-    text = (json.dumps(said, indent=1) + "\n").encode()
+def _write_plan(place: storage.Place, plan: Sweep, trials: Sequence[Trial]) -> None:
+    """Check the plan against the sweep's directory and write sweep.json. A plan that has not changed is not checked."""
+    content = {"format": disk.FORMAT, "cores": plan.cores, "trials": [trial.entry() for trial in trials]}
+    text = (json.dumps(content, indent=1) + "\n").encode()
     if place.read(["sweep.json"]).get("sweep.json") == text:
         return
     _check_flags(trials)
@@ -171,12 +178,15 @@ def _settle(place: storage.Place, plan: Sweep, trials: Sequence[Trial]) -> None:
 
 
 def _check_flags(trials: Sequence[Trial]) -> None:
-    """Let the parser of `segue run` look at every arm on every task, in a process of its own, for it imports JAX."""
+    """Check the flags of every arm on every task with the parser of `segue run`.
+
+    The parser imports JAX, so the check runs in a process of its own.
+    """
     first = {(trial.task, trial.arm): trial for trial in reversed(trials)}
-    asked = json.dumps([trial.command[1:] for trial in first.values()])
-    done = executors.worker("--check", stdout=subprocess.PIPE)
-    answer = done.communicate(asked.encode())[0]
-    if done.returncode:
+    commands = json.dumps([trial.command[1:] for trial in first.values()])
+    checker = executors.worker("--check", stdout=subprocess.PIPE)
+    answer = checker.communicate(commands.encode())[0]
+    if checker.returncode:
         raise SegueError("The flags could not be checked: what went wrong stands above.")
     for (task, arm), why in zip(first, json.loads(answer), strict=True):
         if why:

@@ -1,7 +1,7 @@
-"""What runs a sweep's workers: processes of this machine, or tasks of a Ray cluster that start such processes.
+"""Runs a sweep's workers as processes of this machine, or as tasks of a Ray cluster that start such processes.
 
-A worker is told what to do by one line on its standard input, whose end tells it that nobody wants the result any
-more: whatever becomes of a driver, its workers commit and stop.
+A worker reads its order from one line on its standard input. When that input ends, the worker commits and stops, so no
+worker outlives its driver.
 """
 
 import contextlib
@@ -18,34 +18,36 @@ from typing import Any, Protocol
 from segue.errors import SegueError
 
 SECONDS_TO_STOP = 15.0
-"""Seconds that workers have to commit and stop, which takes them 8 at most."""
+"""Seconds that workers have to commit and stop; a worker takes at most 8."""
 
 
 def worker(*words: str, stdout: int) -> subprocess.Popen[bytes]:
-    """Start a worker, which imports from where its starter does. It is not in the terminal's group: Ctrl-C reaches the
-    driver alone, so that a worker hears of it once."""
+    """Start a worker with this process's import path.
+
+    The worker is not in the terminal's process group: Ctrl-C reaches only the driver, so a worker is stopped once.
+    """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-m", "segue.cli.worker", *words]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, env=env, start_new_session=True)
 
 
 def begin(order: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """A worker that does what it is ordered."""
+    """Start a worker and give it its order."""
     process = worker(stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     try:
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
-    except BrokenPipeError:  # it is gone already, and its exit code says why
+    except BrokenPipeError:  # the worker has ended already, and its exit code says why
         pass
     return process
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Let workers commit and stop, and wait for it; those that do not are killed."""
+    """Let workers commit and stop, and wait for them. Workers that do not stop in time are killed."""
     for process in processes:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is gone, and has not read what it should do
+        with contextlib.suppress(BrokenPipeError):  # the worker ended before it read its order
             process.stdin.close()
     limit = time.monotonic() + SECONDS_TO_STOP
     for process in processes:
@@ -57,24 +59,26 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 class Executor(Protocol):
-    """Where workers run."""
+    """A place where workers run."""
 
     slots: int
-    """How many may run at a time."""
+    """How many workers may run at a time."""
 
-    def start(self, folder: str, order: dict[str, Any]) -> None: ...
+    def start(self, folder: str, order: dict[str, Any]) -> None:
+        """Start a worker for the trial in `folder`."""
+        ...
 
     def ended(self) -> list[tuple[str, int]]:
-        """Folders and exit codes of the workers that have ended since the last time."""
+        """Return folders and exit codes of the workers that have ended since the last call."""
         ...
 
     def close(self) -> None:
-        """Let all commit and stop."""
+        """Let all workers commit and stop."""
         ...
 
 
 class Local:
-    """Processes of this machine."""
+    """An executor whose workers are processes of this machine."""
 
     def __init__(self, workers: int | None, cores: int, gpus: int, address: str | None):
         if address is not None:
@@ -85,8 +89,8 @@ class Local:
         for what, needed in (("cores", cores), ("gpus", gpus)):
             if needed > len(has[what]):
                 raise SegueError(f"{what} = {needed} is more than the {len(has[what])} that this machine has.")
-        most = max(1, int(min(len(has["cores"]), allowed())) // cores)
-        self.slots = workers or (min(most, len(has["gpus"]) // gpus) if gpus else most)
+        by_cores = max(1, int(min(len(has["cores"]), allowed())) // cores)
+        self.slots = workers or (min(by_cores, len(has["gpus"]) // gpus) if gpus else by_cores)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, folder: str, order: dict[str, Any]) -> None:
@@ -94,17 +98,20 @@ class Local:
 
     def ended(self) -> list[tuple[str, int]]:
         codes = {folder: process.poll() for folder, process in self.processes.items()}
-        found = [(folder, code) for folder, code in codes.items() if code is not None]
-        for folder, _ in found:
+        over = [(folder, code) for folder, code in codes.items() if code is not None]
+        for folder, _ in over:
             end([self.processes.pop(folder)])
-        return found
+        return over
 
     def close(self) -> None:
         end(list(self.processes.values()))
 
 
 class Ray:
-    """Tasks of a Ray cluster. Ray itself begins a task again whose node was lost; the trial goes on where it was."""
+    """An executor whose workers are tasks of a Ray cluster.
+
+    Ray itself starts a task again whose node was lost; the trial then resumes from its newest commit.
+    """
 
     def __init__(self, workers: int | None, cores: int, gpus: int, address: str | None):
         try:
@@ -132,15 +139,15 @@ class Ray:
 
     @property
     def slots(self) -> int:
-        """How many trials the nodes have room for, looked up every ten seconds: nodes join and leave."""
+        """How many trials the nodes have room for. Nodes join and leave, so this is looked up every ten seconds."""
         if self.workers:
             return self.workers
         if time.monotonic() - self.counted > 10:
             self.counted = time.monotonic()
             with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError, RuntimeError):  # it stays as it was
                 has = self.ray.cluster_resources()
-                most = int(has.get("CPU", 0)) // self.cores
-                self.room = max(1, min(most, int(has.get("GPU", 0)) // self.gpus) if self.gpus else most)
+                by_cores = int(has.get("CPU", 0)) // self.cores
+                self.room = max(1, min(by_cores, int(has.get("GPU", 0)) // self.gpus) if self.gpus else by_cores)
         return self.room
 
     def start(self, folder: str, order: dict[str, Any]) -> None:
@@ -156,8 +163,8 @@ class Ray:
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            why = [line for line in str(error).splitlines() if line.strip()]  # a traceback, the reason last
-            print(f"segue: {why[-1] if why else type(error).__name__}", file=sys.stderr, flush=True)
+            lines = [line for line in str(error).splitlines() if line.strip()]  # a traceback, the reason last
+            print(f"segue: {lines[-1] if lines else type(error).__name__}", file=sys.stderr, flush=True)
             return LOST
 
     def close(self) -> None:
@@ -170,7 +177,7 @@ class Ray:
 
 
 def _on_a_node(order: dict[str, Any]) -> int:
-    """A Ray task: its worker's exit code. Cancelled, it lets the worker commit."""
+    """Run a worker in a Ray task, and return its exit code. A task that is cancelled lets its worker commit."""
     process = begin(order)
     try:
         while process.poll() is None:
@@ -181,7 +188,7 @@ def _on_a_node(order: dict[str, Any]) -> int:
 
 
 LOST = 75
-"""The exit code of what did not come to its end and may be tried again (EX_TEMPFAIL)."""
+"""The exit code of a worker that did not finish and may be tried again as it is (EX_TEMPFAIL)."""
 
 
 EXECUTORS: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}

@@ -1,12 +1,12 @@
-"""Sweeps: recipes by tasks by seeds by settings, each trial a run directory, and the directories the only truth.
+"""The plan of a sweep: recipes by tasks by seeds by settings. Each trial is a run directory.
 
 DIR/sweep.json             the trials, and the command of each, to be run in DIR
-DIR/TASK/ARM/SEEDS/        a trial: made by one `segue run`, gone on with by `segue resume`
-DIR/TASK/ARM/SEEDS.log     what it said
+DIR/TASK/ARM/SEEDS/        a trial: made by one `segue run`, continued by `segue resume`
+DIR/TASK/ARM/SEEDS.log     the trial's output
 
-A trial is done when its status.json says so, and nothing else remembers anything: a sweep that was killed is started
-again by the same command. `driver.py` starts workers (`cli/worker.py`) through an executor
-(`executors.py`), looks at what they leave and imports no JAX.
+A trial is done when its status.json says so. No other state is kept, so the same command starts a sweep again that was
+killed. `driver.py` starts workers (`cli/worker.py`) through an executor (`executors.py`), reads the files that they
+write, and imports no JAX.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from segue.errors import DataError, SegueError, at_least
 from segue.system import untrusted
 
 LARGEST_FILE, MOST_TRIALS = 1 << 20, 100_000
-"""Bytes of a sweep's file and trials of a sweep, beyond which there must be a mistake."""
+"""The largest size of a sweep's file in bytes, and the largest number of trials; more must be a mistake."""
 
 
 OWN = ("recipe", "seed", "seeds", "out", "quiet", "help")
-"""Flags of `segue run` that are the sweep's own business."""
+"""Flags of `segue run` that the sweep sets itself."""
 
 
 PATHS = ("dataset", "policy", "from")
@@ -43,7 +43,7 @@ class Trial:
     task: str
     arm: str
     seed: int
-    """The first of its seeds."""
+    """The first of the trial's seeds."""
     seeds: int
     command: tuple[str, ...]
     """Words after `segue`, to be run in the sweep's directory."""
@@ -51,7 +51,7 @@ class Trial:
     """Folders of the trials that must have finished before."""
 
     def entry(self) -> dict[str, Any]:
-        """What sweep.json says of it."""
+        """Return the trial's entry in sweep.json."""
         words = {key: getattr(self, key) for key in ("folder", "task", "arm", "seed", "seeds")}
         return {**words, "command": list(self.command)}
 
@@ -63,39 +63,40 @@ class Arm(NamedTuple):
     recipe: str
     flags: dict[str, Any]
     chosen: dict[str, str]
-    """The point in the grid: value by axis, as the arm's name has it."""
+    """The point in the grid: values by axis, as in the arm's name."""
 
-    def others(self) -> list[str]:
-        """What stands in braces in its flags' values."""
-        return [said for value in self.flags.values() for text in _texts(value) for said in BRACES.findall(text)]
+    def references(self) -> list[str]:
+        """Return the names in braces in the values of the arm's flags."""
+        return [name for value in self.flags.values() for text in _texts(value) for name in BRACES.findall(text)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What to run. Flags are those of `segue run` without dashes: True is a bare flag, a list several words.
+    """A sweep's plan. Flags are those of `segue run` without dashes: True is a bare flag, a list is several words.
 
-    In a flag's value, {ARM} is the directory of that arm's trial of the same task and seeds, which is waited for. In
-    a grid, every combination of values is an arm of its own, named ARM,flag=value.
+    In a flag's value, {ARM} stands for the directory of that arm's trial of the same task and seeds; that trial runs
+    first. In a grid, every combination of values is an arm of its own, named ARM,flag=value.
     """
 
     arms: Mapping[str, Mapping[str, Any]]
-    """Flags by arm; `recipe` (default: the arm's name) and `grid`, values by flag, are an arm's as well."""
+    """Flags by arm. An arm may also have a `recipe` (default: the arm's name) and a `grid` of values by flag."""
     tasks: Sequence[str] | Mapping[str, Mapping[str, Any]]
-    """Names of tasks, or flags by a name of your own choice; without `task` and `env-id` the name is the task's."""
+    """Names of tasks, or flags by a name of your own choice. Flags without `task` and `env-id` mean the task of that
+    name."""
     seeds: int = 1
     seed: int = 0
     """The first seed's number."""
     together: int | None = None
-    """Seeds that one trial trains side by side; None: all. A trial is named by its seeds: say how many where some may
-    be added later."""
+    """The number of seeds that one trial trains side by side; None: all. Trials are named by their seeds, so set this
+    where seeds may be added later."""
     cores: int = 1
     """Cores that each trial has for itself, on Linux. XLA on a CPU gives other bits for another number."""
     gpus: int = 0
-    """GPUs that each trial has for itself; 0: it runs on the CPU."""
+    """GPUs that each trial has for itself; 0: trials run on the CPU."""
     retries: int = 3
     """How often a trial that was killed is tried again."""
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Flags of every trial; those of a task, of an arm and of a grid go before."""
+    """Flags of every trial. Flags of a task, of an arm and of a grid override them."""
     grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Values by flag, for every arm."""
     beside: Path = dataclasses.field(default_factory=Path)
@@ -103,41 +104,43 @@ class Sweep:
 
     @classmethod
     def read(cls, path: str | Path, env_ids: Sequence[str] = ()) -> "Sweep":
-        """A sweep from a TOML file, whose relative paths begin where the file lies.
+        """Read a sweep from a TOML file. Relative paths are relative to the file's folder.
 
         Args:
-            path: the file. Its [flags] and [grid] are the fields of the same name, its [arm.NAME] the arms and its
-                [task.NAME] flags of a task; without `tasks` these are the tasks.
-            env_ids: envs that the file may name although they name a module to import: a file is not to run code.
+            path: the file. Its [flags] and [grid] are the fields of the same name, its [arm.NAME] are the arms, and
+                its [task.NAME] are flags of a task; without `tasks` these are the tasks.
+            env_ids: environments that the file may name although they name a module to import. Without this list a
+                file could run code.
 
         Raises:
-            SegueError, DataError: for a file that is not such a one, in one sentence that names the place.
+            SegueError, DataError: where the file is not a valid sweep; the error names the place.
         """
         path = Path(path)
         try:
             if path.stat().st_size > LARGEST_FILE:
                 raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is no sweep.")
-            found = tomllib.loads(path.read_text("utf-8"))
+            content = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:
             raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} cannot be read as TOML: {error}.") from None
         try:
-            plan = cls._of(found, path.resolve().parent)
+            plan = cls._parse(content, path.resolve().parent)
             for trial in plan.trials():
                 for flag, env_id in itertools.pairwise(trial.command):
                     if flag == "--env-id" and env_id not in env_ids and not untrusted.plain(env_id):
-                        said, trusting = untrusted.shown(env_id), untrusted.trusting(env_id)
-                        raise DataError(f"{said} names a module to import: if you trust it, pass {trusting}.")
+                        shown, flag = untrusted.shown(env_id), untrusted.trusting(env_id)
+                        raise DataError(f"{shown} names a module to import: if you trust it, pass {flag}.")
         except SegueError as error:
             raise DataError(f"{path}: {error}") from None
         return plan
 
     @classmethod
-    def _of(cls, found: dict[str, Any], beside: Path) -> "Sweep":
+    def _parse(cls, content: dict[str, Any], beside: Path) -> "Sweep":
+        """Make a sweep from a TOML file's content. Raises `DataError` where a key or a table is wrong."""
         numbers, tables = ("seeds", "seed", "together", "cores", "gpus", "retries"), ("flags", "grid", "arm", "task")
         known = (*numbers, "tasks", *tables)
-        for name, value in found.items():
+        for name, value in content.items():
             if name in ("tasks", "arms") and isinstance(value, Mapping):
                 table = untrusted.shown(min(value, default="NAME"))
                 raise DataError(f"[{name}.{table}] is no table of a sweep: did you mean [{name[:-1]}.{table}]?")
@@ -148,48 +151,47 @@ class Sweep:
             if name in tables:
                 _table(f"[{name}]", value)
         for name in ("arm", "task"):
-            for inner, table in found.get(name, {}).items():
+            for inner, table in content.get(name, {}).items():
                 _table(f"[{name}.{inner}]", table)
-        own = found.get("task", {})
-        names = found.get("tasks", list(own))
+        own = content.get("task", {})
+        names = content.get("tasks", list(own))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"tasks is a list of names, not {names!r}.")
         if len(set(names)) < len(names):
             raise DataError("a name stands twice in tasks.")
         if unused := own.keys() - set(names):
             raise DataError(f"[task.{min(unused)}] is of a task that is not in tasks = {names}.")
-        simple = {name: found[name] for name in (*numbers, "flags", "grid") if name in found}
-        return cls(found.get("arm", {}), {name: own.get(name, {}) for name in names}, beside=beside, **simple)
+        simple = {name: content[name] for name in (*numbers, "flags", "grid") if name in content}
+        return cls(content.get("arm", {}), {name: own.get(name, {}) for name in names}, beside=beside, **simple)
 
     def trials(self) -> list[Trial]:
-        """Every trial, task by task, an arm after those whose results it takes.
+        """List every trial, task by task.
 
         Raises:
-            SegueError, DataError: where an arm, a flag's name or value, or a reference cannot be.
+            SegueError, DataError: where an arm, a flag's name or value, or a reference is not valid.
         """
         self._check()
         tasks, arms = self._tasks(), self._arms()
         common = self._located("[flags]", _flags("[flags]", self.flags, without=("task",)))
-        meant = {name: {said: _meant(said, name, arms) for said in arm.others()} for name, arm in arms.items()}
+        needed = {name: {ref: _resolve(ref, name, arms) for ref in arm.references()} for name, arm in arms.items()}
         try:
-            graphlib.TopologicalSorter({name: others.values() for name, others in meant.items()}).prepare()
+            graphlib.TopologicalSorter({name: others.values() for name, others in needed.items()}).prepare()
         except graphlib.CycleError as error:
             raise SegueError(f"These arms wait for each other: {', '.join(dict.fromkeys(error.args[1]))}.") from None
         together = self.together or self.seeds
         blocks = [(first, min(together, self.seeds - first)) for first in range(0, self.seeds, together)]
         if (count := len(tasks) * len(arms) * len(blocks)) > MOST_TRIALS:
             raise SegueError(f"These are {count:,} trials, and a sweep has at most {MOST_TRIALS:,}.")
-        found = []
+        trials = []
         for (task, about), (first, seeds), (name, arm) in itertools.product(tasks.items(), blocks, arms.items()):
             seed = self.seed + first
             span = f"{seed}-{seed + seeds - 1}" if seeds > 1 else str(seed)
-            there = {said: f"{task}/{other}/{span}" for said, other in meant[name].items()}
-            words = _command({**common, **about, **arm.flags}, there)
+            folders = {ref: f"{task}/{other}/{span}" for ref, other in needed[name].items()}
+            words = _command({**common, **about, **arm.flags}, folders)
             folder = f"{task}/{name}/{span}"
-            ours = ("--seeds", str(seeds), "--seed", str(seed), "--out", folder)
-            command = ("run", arm.recipe, *words, *ours)
-            found.append(Trial(folder, task, name, seed, seeds, command, tuple(dict.fromkeys(there.values()))))
-        return found
+            command = ("run", arm.recipe, *words, "--seeds", str(seeds), "--seed", str(seed), "--out", folder)
+            trials.append(Trial(folder, task, name, seed, seeds, command, tuple(dict.fromkeys(folders.values()))))
+        return trials
 
     def _check(self) -> None:
         at_least(1, seeds=self.seeds, cores=self.cores, together=1 if self.together is None else self.together)
@@ -202,7 +204,7 @@ class Sweep:
             raise SegueError("There is no task to run on: `tasks` names them.")
 
     def _tasks(self) -> dict[str, dict[str, Any]]:
-        """Flags by task."""
+        """Return the flags by task."""
         tables = self.tasks if isinstance(self.tasks, Mapping) else {name: {} for name in self.tasks}
         found = {}
         for name, table in tables.items():
@@ -212,7 +214,7 @@ class Sweep:
         return found
 
     def _arms(self) -> dict[str, Arm]:
-        """Arms by name, one for each point of a grid."""
+        """Return the arms by name, one for each point of a grid."""
         shared, found = _axes("[grid]", self.grid), {}
         for name, table in _table("[arm]", self.arms).items():
             where = f"[arm.{_plain('arm', name)}]"
@@ -235,9 +237,9 @@ class Sweep:
         return found
 
     def _located(self, where: str, flags: dict[str, Any], arms: bool = False) -> dict[str, Any]:
-        """Flags with paths that begin at `beside` made absolute, because a trial runs in the sweep's directory.
+        """Make relative paths in flags absolute, because a trial runs in the sweep's directory.
 
-        `arms`: whether a value may refer to an arm's trial, {ARM}.
+        `arms` says whether a value may refer to an arm's trial, {ARM}.
         """
         found = dict(flags)
         for name, value in flags.items():
@@ -249,9 +251,9 @@ class Sweep:
                 continue
             head, colon, last = value.rpartition(":")
             places = {value: "", head: colon + last} if name != "dataset" else {value: ""}
-            there = next((path for path in places if path and (self.beside / path).exists()), None)
-            if there is not None:
-                found[name] = f"{(self.beside / there).resolve()}{places[there]}"
+            existing = next((path for path in places if path and (self.beside / path).exists()), None)
+            if existing is not None:
+                found[name] = f"{(self.beside / existing).resolve()}{places[existing]}"
             elif name != "dataset" or Path(value).suffix in (".npz", ".h5", ".hdf5"):
                 raise SegueError(f"{where} {name}: {value} is not in {self.beside.resolve()}.")
         return found
@@ -267,14 +269,18 @@ def _table(where: str, value: Any) -> Mapping[str, Any]:
 
 
 def _plain(kind: str, name: str) -> str:
-    """A name that a directory can have."""
+    """Return a name that can be a directory's. Raises `DataError` for any other."""
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
         raise DataError(f"{name!r} cannot name {kind} and directory: letters, digits, and . _ + - after the first.")
     return name
 
 
 def _flags(where: str, table: Any, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Values by flag; tables within the table are flags with dots. Raises `DataError` for what is no flag."""
+    """Return values by flag; tables inside the table become flags with dots.
+
+    Raises:
+        DataError: where a name or a value is not that of a flag.
+    """
     found = {}
     for name, value in _table(where, table).items():
         if isinstance(value, Mapping):
@@ -296,7 +302,7 @@ def _flags(where: str, table: Any, without: Sequence[str] = ()) -> dict[str, Any
 
 
 def _axes(where: str, table: Any) -> dict[str, list[Any]]:
-    """Values by axis of a grid."""
+    """Return a grid's values by axis. Raises `DataError` where an axis or a value is wrong."""
     flat = {}
     for name, values in _table(where, table).items():
         inner = _axes(f"{where} {name}", values) if isinstance(values, Mapping) else {"": values}
@@ -310,31 +316,36 @@ def _axes(where: str, table: Any) -> dict[str, list[Any]]:
 
 
 def _texts(value: Any) -> list[str]:
-    """A flag's value as words, as its arm's name has them."""
+    """Return a flag's value as words, as in its arm's name."""
     parts = value if isinstance(value, list) else [value]
     return [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
 
 
-def _command(flags: Mapping[str, Any], there: Mapping[str, str]) -> list[str]:
-    """The words of `segue run`; `there` is the directory of each arm that a value refers to."""
+def _command(flags: Mapping[str, Any], folders: Mapping[str, str]) -> list[str]:
+    """Return the flags as words of `segue run`. `folders` are the directories of the arms that values refer to."""
     words = []
     for flag, value in flags.items():
         group, dot, name = flag.rpartition(".")
         words.append(f"--{group}{dot}no-{name}" if value is False else f"--{flag}")
         if not isinstance(value, bool):
-            words += [BRACES.sub(lambda found: there[found[1]], text) for text in _texts(value)]
+            words += [BRACES.sub(lambda match: folders[match[1]], text) for text in _texts(value)]
     return words
 
 
-def _meant(said: str, name: str, arms: Mapping[str, Arm]) -> str:
-    """The arm that arm `name` means by {said}: of that name, or of that table at the same point of the grid."""
-    if said in arms:
-        return said
+def _resolve(reference: str, name: str, arms: Mapping[str, Arm]) -> str:
+    """Return the arm to which arm `name` refers: of that name, or of that table at the same point of the grid.
+
+    Raises:
+        SegueError: where there is no such arm, or more than one.
+    """
+    if reference in arms:
+        return reference
     at = arms[name].chosen
-    family = [other for other, arm in arms.items() if arm.table == said]
+    family = [other for other, arm in arms.items() if arm.table == reference]
     fits = [other for other in family if all(at.get(axis, v) == v for axis, v in arms[other].chosen.items())]
     if len(fits) == 1:
         return fits[0]
     if not family:
-        raise SegueError(f"[arm.{name}] refers to {{{said}}}, and there is no such arm.")
-    raise SegueError(f"[arm.{name}] refers to {{{said}}}, which may be any of {', '.join(fits or family)}: name one.")
+        raise SegueError(f"[arm.{name}] refers to {{{reference}}}, and there is no such arm.")
+    which = ", ".join(fits or family)
+    raise SegueError(f"[arm.{name}] refers to {{{reference}}}, which may be any of {which}: name one.")

@@ -1,4 +1,4 @@
-"""Which trials of a sweep are done, running, waiting, failed or skipped."""
+"""Records which trials of a sweep are done, running, waiting, failed or skipped."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from segue.sweeps.plan import Trial
 
 
 class Progress:
-    """What a sweep has done and what it has not. Every trial is in one of the five."""
+    """The state of a sweep. Every trial is done, waiting, running, failed or skipped."""
 
     def __init__(self, trials: Sequence[Trial], done: set[str]):
         self.total = len(trials)
@@ -18,7 +18,7 @@ class Progress:
         self.tries: dict[str, int] = {}
 
     def next(self) -> Trial | None:
-        """The first trial whose needs are met, from now on running."""
+        """Move the first trial whose needs are met to the running ones, and return it; None where there is none."""
         for folder, trial in self.waiting.items():
             if all(need in self.done for need in trial.needs):
                 self.running[folder] = self.waiting.pop(folder)
@@ -26,21 +26,21 @@ class Progress:
         return None
 
     def end(self, folder: str, why: str | None = None) -> None:
-        """A trial has finished, or failed; those that need it fall."""
+        """Record that a trial has finished or, with a reason, failed. Trials that need a failed one are skipped."""
         del self.running[folder]
         if why is None:
             self.done[folder] = None
             return
         self.failed[folder] = why
         lost = {folder}
-        while falls := [each for each, trial in self.waiting.items() if lost.intersection(trial.needs)]:
-            for each in falls:
+        while dependent := [each for each, trial in self.waiting.items() if lost.intersection(trial.needs)]:
+            for each in dependent:
                 need = next(need for need in self.waiting.pop(each).needs if need in lost)
                 self.skipped[each] = f"it needs {need}, which {'failed' if need in self.failed else 'was skipped'}"
                 lost.add(each)
 
     def again(self, folder: str) -> int:
-        """A trial was killed and goes back to the others, first in line; returns how often by now."""
+        """Put a trial that was killed back, first in line. Returns how often this trial was put back so far."""
         self.waiting = {folder: self.running.pop(folder), **self.waiting}
         self.tries[folder] = self.tries.get(folder, 0) + 1
         return self.tries[folder]

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a table that lives on a terminal, lines elsewhere."""
+"""The status display of a sweep: a live table on a terminal, lines elsewhere."""
 
 import sys
 import time
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 LINE_EVERY, LOOK_EVERY = 30.0, 2.0
-"""Seconds between lines where there is no terminal, and between looks at the trials' files."""
+"""Seconds between lines where there is no terminal, and between reads of the trials' files."""
 
 
-MOST = 20
-"""Trials that the table shows."""
+ROWS_SHOWN = 20
+"""The number of trials that the table shows."""
 
 
 BEGINS = "begins"
-"""Where a trial is that has not said anything yet."""
+"""The status of a trial that has not logged anything yet."""
 
 
 class Board:
-    """The owner of the screen while a sweep runs. It knows what the trials' own files say."""
+    """The status display, which owns the screen while a sweep runs. It reads the trials' own files."""
 
     def __init__(self, place: storage.Place, quiet: bool):
         self.place, self.quiet = place, quiet
@@ -40,72 +40,73 @@ class Board:
         self.lengths: dict[str, float] = {}
         self.first: dict[str, float] = {}
         self.before: set[str] | None = None
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         if self.live:
             self.live.start()
 
-    def show(self, left: "Progress", slots: int) -> None:
-        """Say where the sweep stands, if it is time to."""
+    def show(self, progress: "Progress", slots: int) -> None:
+        """Show the sweep's progress, if it is time to."""
         now = time.monotonic()
-        for folder, why in {**left.failed, **left.skipped}.items():
-            if folder not in self.told and not self.quiet:
-                word = "failed" if folder in left.failed else "skipped"
+        for folder, why in {**progress.failed, **progress.skipped}.items():
+            if folder not in self.reported and not self.quiet:
+                word = "failed" if folder in progress.failed else "skipped"
                 self.terminal.print(Text(f"{word} {folder}: {why}", "red"), soft_wrap=True)
-            self.told.add(folder)
-        ended = left.total - len(left.waiting) - len(left.running)
+            self.reported.add(folder)
+        ended = progress.total - len(progress.waiting) - len(progress.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):
             return
-        pending_row, self.looked, self.ended = ended != self.ended, now, ended
-        at = {folder: self._progress(folder) for folder in left.running}
-        counts = self._counts(left, at, slots)
+        changed, self.looked, self.ended = ended != self.ended, now, ended
+        at = {folder: self._progress(folder) for folder in progress.running}
+        counts = self._counts(progress, at, slots)
         if self.live:
             self.live.update(self._table(at, counts), refresh=True)
-        elif now - self.lined > LINE_EVERY or pending_row:
+        elif now - self.lined > LINE_EVERY or changed:
             self.lined = now
             print(f"segue: {counts}", file=sys.stderr, flush=True)
 
-    def _counts(self, left: "Progress", at: dict[str, tuple[str, float]], slots: int) -> str:
-        words = [f"{len(left.done)} of {left.total} done", f"{len(left.running)} running"]
-        words += [f"{len(left.waiting)} waiting", f"{len(left.failed)} failed"]
-        words += [f"{len(left.skipped)} skipped"] if left.skipped else []
+    def _counts(self, progress: "Progress", at: dict[str, tuple[str, float]], slots: int) -> str:
+        """Count the trials in words, and estimate the time left."""
+        words = [f"{len(progress.done)} of {progress.total} done", f"{len(progress.running)} running"]
+        words += [f"{len(progress.waiting)} waiting", f"{len(progress.failed)} failed"]
+        words += [f"{len(progress.skipped)} skipped"] if progress.skipped else []
         if self.before is None:
-            self.before = left.done.keys() - set()
+            self.before = progress.done.keys() - set()
         for folder, (where, share) in at.items():
-            if where != BEGINS:  # one that starts from a checkpoint may begin far on
+            if where != BEGINS:  # a trial that starts from a checkpoint has a large share done at once
                 self.first.setdefault(folder, share)
-        worked = sum(1 - self.first.get(folder, 0.0) for folder in left.done.keys() - self.before)
+        worked = sum(1 - self.first.get(folder, 0.0) for folder in progress.done.keys() - self.before)
         worked += sum(share - self.first.get(folder, share) for folder, (_, share) in at.items())
-        todo = len(left.waiting) + sum(1 - share for _, share in at.values())
+        todo = len(progress.waiting) + sum(1 - share for _, share in at.values())
         if worked > 0.02 and todo:
             words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")
         return ", ".join(words)
 
     def _table(self, at: dict[str, tuple[str, float]], counts: str) -> Group:
-        """What runs; what failed stands above it, once."""
+        """Make the table of running trials. Failed trials are printed above it, once each."""
         table = Table("trial", "where it is", "done", box=None, pad_edge=False)
         table.columns[-1].justify = "right"
-        for folder, (where, share) in list(at.items())[:MOST]:
+        for folder, (where, share) in list(at.items())[:ROWS_SHOWN]:
             table.add_row(Text(folder), Text(where), Text(f"{share:.0%}"))
         return Group(*([table] if at else []), Text(counts, "bold"))
 
     def _progress(self, folder: str) -> tuple[str, float]:
-        """Where a trial is, and the share of its updates and env steps that it has done."""
+        """Return where a trial is, in words, and the share of its updates and env steps that are done."""
         lines = self.place.tail(f"{folder}/times.jsonl").splitlines()
         for line in reversed(lines):
-            said = storage.parse(line)
-            if isinstance(said, dict) and isinstance(said.get("phase"), str):
+            entry = storage.parse(line)
+            if isinstance(entry, dict) and isinstance(entry.get("phase"), str):
                 break
         else:
             return BEGINS, 0.0
         try:
-            done = float(said["updates"]) + float(said["env_step"])
-            where = f"{said['phase']}, update {int(said['updates']):,}, env step {int(said['env_step']):,}"
+            done = float(entry["updates"]) + float(entry["env_step"])
+            where = f"{entry['phase']}, update {int(entry['updates']):,}, env step {int(entry['env_step']):,}"
             return where, min(done / self._length(folder), 1.0)
         except (KeyError, TypeError, ValueError, OverflowError):
             return "?", 0.0
 
     def _length(self, folder: str) -> float:
-        """Updates and env steps of a whole trial, as far as its settings tell."""
+        """Return the updates and env steps of a complete trial; infinite where its settings cannot be read."""
         if folder not in self.lengths:
             name = f"{folder}/config.json"
             try:
@@ -116,13 +117,16 @@ class Board:
         return self.lengths[folder]
 
     def close(self) -> None:
+        """Give the screen back."""
         if self.live:
             self.live.stop()
 
 
 def length(settings: dict[str, Any]) -> float:
-    """Updates and env steps of phases, as config.json has them: those that only learn have `steps`, those that act end
-    at env step `until`."""
+    """Add up the updates and env steps of phases, from the settings in config.json.
+
+    Phases that only learn have `steps`. Phases that act end at env step `until`.
+    """
     total, env_step = 0.0, 0.0
     for phase in settings.values():
         until = float(phase.get("until", env_step))

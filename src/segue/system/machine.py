@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def _instructions() -> str | None:
-    """Return the processor's instruction sets that decide what XLA compiles; None where the system lists none."""
+    """Return the processor's instruction sets that decide what XLA compiles; None where they are not listed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
