@@ -274,7 +274,7 @@ def test_a_seed_that_diverged_counts_alone_as_it_does_beside_others(run, tmp_pat
 def test_failures_are_marked_in_every_table(several):
     halted(several / "hopper-random/b", 1)
     found, _ = gather.gather([several])
-    over = aggregates.shared(found)
+    over = aggregates.shared_scores(found)
     assert dict(over.failed) == {"a": 0, "b": 1}
     assert str(tables.matrix(found)[0].rows[1][1]).endswith("(1 failed)")
     for table in (aggregates.table(over), aggregates.improvement(over), *tables.task_tables(found[:2])[1:]):
@@ -291,8 +291,8 @@ def test_failures_are_marked_in_every_table(several):
 def test_what_has_not_ended_is_no_method_over_tasks(several, run):
     run("grid/x", curve(1)[:2], task="hopper-random", recipe="a", seed=7, status="running")
     run("grid/y", curve(1)[:2], task="ant-random", recipe="a", seed=7, status="failed")
-    found = aggregates.shared(gather.gather([several])[0])
-    assert (list(found.scores), found.left, len(found.tasks), found.unfinished) == (["a", "b"], [], 2, 2)
+    found = aggregates.shared_scores(gather.gather([several])[0])
+    assert (list(found.scores), found.omitted, len(found.tasks), found.unfinished) == (["a", "b"], [], 2, 2)
     assert aggregates.table(found).caption == "Over 2 tasks (2 unfinished left out)"
     assert "2 rows" in made(several).text
 
@@ -319,7 +319,7 @@ def several(run, tmp_path):
 
 
 def test_aggregates_by_hand(several):
-    found = aggregates.shared(gather.gather([several])[0])
+    found = aggregates.shared_scores(gather.gather([several])[0])
     assert found.tasks == ["hopper-random", "walker2d-random"]
     cells = {row[0]: [cell.value for cell in row[1:]] for row in aggregates.table(found).rows}
     assert cells == {"a": ["55.0", "55.0", "55.0", "45.0"], "b": ["52.5", "60.0", "60.0", "40.0"]}
@@ -336,7 +336,7 @@ def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path
     for task in ("hopper-random", "walker2d-random"):
         run(f"{task}/a", curve(0, 10), task=task, recipe="a")
         run(f"{task}/b", curve(40, 60), task=task, recipe="b")
-    found = aggregates.shared(gather.gather([tmp_path])[0])
+    found = aggregates.shared_scores(gather.gather([tmp_path])[0])
     assert [[cell and str(cell) for cell in row[1:]] for row in aggregates.improvement(found).rows] == [
         [None, "0.00"], ["1.00", None]
     ]  # fmt: skip
@@ -350,14 +350,14 @@ def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path
 def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run):
     run("grid/odd", curve(1), task="ant-random", recipe="c")
     run("grid/even", curve(1), task="ant-random", recipe="a")
-    found = aggregates.shared(gather.gather([several])[0])
-    assert (list(found.scores), found.left, len(found.tasks)) == (["a", "b"], ["c"], 2)
-    assert aggregates.shared(gather.gather([several / "hopper-random"])[0]) is None, "one task"
+    found = aggregates.shared_scores(gather.gather([several])[0])
+    assert (list(found.scores), found.omitted, len(found.tasks)) == (["a", "b"], ["c"], 2)
+    assert aggregates.shared_scores(gather.gather([several / "hopper-random"])[0]) is None, "one task"
 
 
 def test_the_settings_that_differ_by_hand(several, run, tmp_path):
     offline = lambda **fields: {"offline": {"is": "Train", "method": {"is": "X", "lr": 0.1, **fields}}}
-    run("more/a", curve(1), settings=offline(rho=None, trust_region={"is": "Leash", "start": 1}))
+    run("more/a", curve(1), settings=offline(rho=None, trust_region={"is": "TrustRegion", "start": 1}))
     run("more/b", curve(1), recipe="b", settings=offline(rho=2))
     run("more/c", curve(1), recipe="c", settings={})
     found = provenance.comparison(gather.gather([tmp_path / "more"])[0])
@@ -365,12 +365,12 @@ def test_the_settings_that_differ_by_hand(several, run, tmp_path):
         "recipe": ["opt", "b", "c"],
         "offline": ["Train", "Train", None],
         "offline.rho": ["none", "2", None],
-        "offline.leash": ["Leash", None, None],
+        "offline.trust_region": ["TrustRegion", None, None],
     }
     assert {row[0]: row[1:] for row in found.lacking[0].rows} == {
         "offline.method": ["X", "X", None],
         "offline.lr": ["0.1", "0.1", None],
-        "offline.trust-region.start": ["1", None, None],
+        "offline.trust_region.start": ["1", None, None],
     }
     common = {row[0]: row[1] for row in found.common.rows}
     assert common["preset"] == "quick"
@@ -436,7 +436,7 @@ def test_lines_can_be_told_apart_without_colour(run, tmp_path):
     for n in range(21):
         run(f"r/{n}", curve(n), recipe=f"m{n:02}")
     found, _ = gather.gather([tmp_path / "r"])
-    known = curves.looks(found)
+    known = curves.line_styles(found)
     assert len(set(known.values())) == 21
     ours = list(known.values())
     assert all(one.style != other.style for one, other in itertools.pairwise(ours))
@@ -520,7 +520,7 @@ def test_a_run_that_cannot_be_is_left_out_and_the_others_are_reported(run, file,
 def test_many_rows_are_a_summary_on_a_terminal(run, tmp_path, monkeypatch, capsys):
     for name in "abc":
         run(f"r/{name}", curve(1), recipe=name)
-    monkeypatch.setattr(tables, "LONG", 2)
+    monkeypatch.setattr(tables, "MAX_ROWS", 2)
     main(["report", str(tmp_path / "r")])
     said = capsys.readouterr()
     assert "Last score of each method" in said.out
@@ -545,7 +545,7 @@ def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
 def test_tidy_csv_by_hand(run):
     found, _ = gather.gather([run("a", curve(10, 20))])
     rows = list(csv.DictReader(io.StringIO(writers.tidy(found))))
-    assert list(rows[0]) == list(writers.HEAD)
+    assert list(rows[0]) == list(writers.CSV_HEAD)
     final = next(row for row in rows if row["metric"] == "final")
     half = stats.estimate(np.array([40.0, 50.0])).half
     assert [final[k] for k in ("task", "method", "mean", "seeds")] == ["walker2d-random", "opt", "45", "2"]

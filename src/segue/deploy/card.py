@@ -1,4 +1,4 @@
-"""The card that lies beside an exported policy: what it is and how it was made."""
+"""Write the card that lies beside an exported policy: what the policy is and how it was made."""
 
 import time
 from collections.abc import Mapping
@@ -6,58 +6,55 @@ from pathlib import Path
 from typing import Any
 
 from segue import predict
-from segue.deploy.find import STEM, SUFFIX, Found, as_plain, as_word
+from segue.deploy.find import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
 from segue.results import records, stats
 from segue.system import machine
 
 ABOUT = ("env_id", "task", "phase", "env_step", "updates", "return")
-"""What a sealed policy may say of itself."""
+"""Metadata of a policy file that are shown."""
 
 
-# --- words --------------------------------------------------------------------------------------------------
-
-
-def facts(found: Found) -> dict[str, Any]:
-    """The card's short facts, as they go into the exported file itself. What is not known is absent."""
-    said, known = found.said, found.record.config if found.record else {}
-    told = {
-        "env_id": known.get("env_id", said.get("env_id")),
-        "task": known.get("task", said.get("task")),
-        "recipe": known.get("recipe"),
-        "backbone": known.get("backbone"),
-        "phase": said.get("phase"),
-        "env_step": said.get("env_step"),
-        "updates": said.get("updates"),
-        "return": found.score,
-        "episodes": found.evaluation.returns.shape[1] if found.evaluation else None,
-        "seed": found.seed if found.record else None,
-        "source": found.path.name,
-        "source_sha256": said.get("sha256"),
+def facts(stored: StoredPolicy) -> dict[str, Any]:
+    """Return the metadata that go into the exported file itself. What is not known is absent."""
+    metadata, config = stored.metadata, stored.record.config if stored.record else {}
+    values = {
+        "env_id": config.get("env_id", metadata.get("env_id")),
+        "task": config.get("task", metadata.get("task")),
+        "recipe": config.get("recipe"),
+        "backbone": config.get("backbone"),
+        "phase": metadata.get("phase"),
+        "env_step": metadata.get("env_step"),
+        "updates": metadata.get("updates"),
+        "return": stored.score,
+        "episodes": stored.evaluation.returns.shape[1] if stored.evaluation else None,
+        "seed": stored.seed if stored.record else None,
+        "source": stored.path.name,
+        "source_sha256": metadata.get("sha256"),
         "segue": machine.versions().get("segue"),
     }
-    return {name: as_plain(value) for name, value in told.items() if value is not None}
+    return {name: as_plain(value) for name, value in values.items() if value is not None}
 
 
-def card(found: Found, policy: predict.Policy, out: Path) -> str:
-    """A model card in Markdown: how to use the file, what it is, where it comes from, and how good it was found."""
+def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
+    """Return a model card in Markdown: how to use the file `out`, what it holds, its origin and its evaluations."""
     parts = [
-        f"# {out.name}: a policy for {as_word(facts(found).get('env_id'))}",
-        f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from {found}.",
+        f"# {out.name}: a policy for {as_word(facts(stored).get('env_id'))}",
+        f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from {stored}.",
         "## How to use it",
         _use(out),
         _space(policy),
         "## What it is",
         "\n".join(f"- {line}" for line in network(policy)),
         "## Where it comes from",
-        *(_origin(found.record.config) if found.record else _unknown(found)),
+        *(_origin(stored.record.config) if stored.record else _unknown(stored)),
     ]
-    if found.record:
-        parts += ["## How good it was found", *_scores(found, found.record)]
+    if stored.record:
+        parts += ["## How good it was found", *_scores(stored, stored.record)]
     return "\n\n".join(parts) + "\n"
 
 
 def _use(out: Path) -> str:
-    if out.suffix == SUFFIX["onnx"]:
+    if out.suffix == SUFFIXES["onnx"]:
         lines = "import onnxruntime\n"
         lines += f'action = onnxruntime.InferenceSession("{out.name}").run(["action"], {{"obs": obs}})[0]'
         shapes = "`obs` is float32 [batch, obs], `action` float32 [batch, act]"
@@ -81,16 +78,16 @@ def _space(policy: predict.Policy) -> str:
 
 
 def network(policy: predict.Policy) -> list[str]:
-    """What a network is, in lines."""
-    said, shown = policy.about, " - ".join(map(str, policy.about["layers"]))
+    """Describe a network in lines of text."""
+    about, layers = policy.about, " - ".join(map(str, policy.about["layers"]))
     total = sum(array.size for name, array in policy.arrays.items() if name.startswith(("layer", "norm")))
-    norm = f", LayerNorm ({said['layer_norm']:g}) before each" if said["layer_norm"] else ""
-    sees = f"(obs - mean) / std, clipped to ±{said['obs_clip']:g}" if said["standardised"] else "raw observations"
-    ends = "tanh" if said["output"] == "tanh" else f"a clip to ±{said['limit']:g}"
+    norm = f", LayerNorm ({about['layer_norm']:g}) before each" if about["layer_norm"] else ""
+    inputs = f"(obs - mean) / std, clipped to ±{about['obs_clip']:g}" if about["standardised"] else "raw observations"
+    squash = "tanh" if about["output"] == "tanh" else f"a clip to ±{about['limit']:g}"
     return [
-        f"layers {shown}, {said['activation']}{norm}; {total:,} parameters",
-        f"the network sees {sees}",
-        f"its output goes through {ends}, then from [-1, 1] to the action's box; deterministic",
+        f"layers {layers}, {about['activation']}{norm}; {total:,} parameters",
+        f"the network sees {inputs}",
+        f"its output goes through {squash}, then from [-1, 1] to the action's box; deterministic",
     ]
 
 
@@ -99,9 +96,9 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
     steps = []
     for name in config["phases"]:
         phase = _part(settings, name)
-        whose = [as_word(part["is"]) for part in (phase, _part(phase, "method")) if "is" in part]
-        lasts = [f"{key} {as_word(phase[key])}" for key in ("steps", "until") if key in phase]
-        steps.append(f"  - {as_word(name)}: {', '.join([*whose, *lasts]) or 'not known'}")
+        classes = [as_word(part["is"]) for part in (phase, _part(phase, "method")) if "is" in part]
+        lengths = [f"{key} {as_word(phase[key])}" for key in ("steps", "until") if key in phase]
+        steps.append(f"  - {as_word(name)}: {', '.join([*classes, *lengths]) or 'not known'}")
     task = as_word(config["task"]) if config.get("task") else "none by name"
     lines = [
         f"- env {as_word(config['env_id'])}, task {task}",
@@ -117,39 +114,39 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
 
 
 def _part(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A dictionary in a file that is not trusted to have it."""
+    """Return a dictionary of a file that is not trusted to have one; an empty one otherwise."""
     return value if isinstance(value := config.get(key), dict) else {}
 
 
-def _unknown(found: Found) -> list[str]:
-    known = [f"{key} {as_word(found.said[key])}" for key in ABOUT if found.said.get(key) is not None]
+def _unknown(stored: StoredPolicy) -> list[str]:
+    known = [f"{key} {as_word(stored.metadata[key])}" for key in ABOUT if stored.metadata.get(key) is not None]
     return [
-        f"A file alone was exported. It says of itself: {', '.join(known) or 'nothing'}.",
+        f"A file alone was exported. Its metadata: {', '.join(known) or 'nothing'}.",
         "**Not known here**: the dataset, the method and its settings, the versions it was trained with, how many "
-        "seeds there were, and the evaluation behind its return. Exporting from the run's directory says them.",
+        "seeds there were, and the evaluation behind its return. Export from the run's directory to have them here.",
     ]
 
 
-def _scores(found: Found, record: records.RunRecord) -> list[str]:
+def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
     notes = [f"Note: {as_plain(note)}" for note in record.notes]
     if not record.evaluations:
         return ["The run was never evaluated: `segue evaluate` measures its policies.", *notes]
-    whole, mine = records.summarise(record), found.evaluation
+    summary, evaluation = records.summarise(record), stored.evaluation
     parts = []
-    if mine:
-        row = mine.returns[found.seed]
-        normal = f" (normalised score {means(mine)[found.seed]:.1f})" if record.reference else ""
+    if evaluation:
+        row = evaluation.returns[stored.seed]
+        normal = f" (normalised score {means(evaluation)[stored.seed]:.1f})" if record.reference else ""
         parts.append(
-            f"This policy, seed {found.seed}: mean return {row.mean():,.1f}{normal}, standard deviation "
-            f"{row.std():,.1f} over the {len(row)} episodes of the evaluation in phase {as_word(mine.phase)} at "
-            f"{mine.updates:,} updates and {mine.env_step:,} env steps. All {len(mine.returns)} seeds there: {unit} "
-            f"{stats.estimate(means(mine))}."
+            f"This policy, seed {stored.seed}: mean return {row.mean():,.1f}{normal}, standard deviation "
+            f"{row.std():,.1f} over the {len(row)} episodes of the evaluation in phase {as_word(evaluation.phase)} "
+            f"at {evaluation.updates:,} updates and {evaluation.env_step:,} env steps. All {len(evaluation.returns)} "
+            f"seeds there: {unit} {stats.estimate(means(evaluation))}."
         )
     else:
         parts.append("The run holds no evaluation of this very policy: `segue evaluate` measures it.")
-    if found.path.name.startswith(STEM["best"]):
+    if stored.path.name.startswith(STEMS["best"]):
         parts.append(
             "It is the **best of all evaluations, chosen on the episodes that score it**: its return is optimistic."
         )
@@ -158,7 +155,7 @@ def _scores(found: Found, record: records.RunRecord) -> list[str]:
             f"If it was chosen among the {record.config['seeds']} seeds by its return, as export does where no seed is "
             "named, its return is optimistic for that too; what a new seed would give is the mean over seeds."
         )
-    rows = [("offline", whole.offline), ("final", whole.final), ("best", whole.best)]
+    rows = [("offline", summary.offline), ("final", summary.final), ("best", summary.best)]
     table = [f"| {name} | {value} |" for name, value in rows if value]
     small = "± is the half width of a 95 % Student-t interval over seeds" if record.config["seeds"] > 1 else "one seed"
     parts.append(f"The run, {unit} ({small}):\n\n| evaluation | {unit} |\n|---|---|\n" + "\n".join(table))

@@ -1,7 +1,8 @@
-"""Policies out: a run's policy as it performs, as ONNX, .npz or .safetensors, with a card that says where it is from.
+"""Export the deterministic policy of a run as ONNX, .npz or .safetensors, with a card that states its origin.
 
-What is exported sees raw observations and gives actions in the env's units: observation statistics, the tanh or the
-clip, and the action's box are part of it. `policies.plain` says it in arrays; `predict.py` runs those by NumPy alone.
+An exported policy takes raw observations and returns actions in the env's units: observation statistics, the tanh or
+the clip, and the action's box are part of the file. `policy_file.plain` turns an actor into arrays; `predict.py` needs
+NumPy alone to act with these arrays.
 """
 
 import io
@@ -14,31 +15,31 @@ import safetensors.numpy
 
 from segue import predict
 from segue.deploy.card import card, facts
-from segue.deploy.find import SUFFIX, Found
+from segue.deploy.find import SUFFIXES, StoredPolicy
 from segue.deploy.onnx import onnx_bytes
 from segue.errors import SegueError
 from segue.policies import policy_file
 from segue.system import disk
 
 
-def export(found: Found, out: str | Path, kind: str) -> Path:
-    """Write a policy to `out` as `onnx`, `npz` or `safetensors`, and its card to `out`.md. Returns the card's path.
+def export(stored: StoredPolicy, out: str | Path, kind: str) -> Path:
+    """Write a policy to `out` as `onnx`, `npz` or `safetensors`, and its card to `out`.md. Return the card's path.
 
     Raises:
-        SegueError: where `out` exists or has another suffix, or ONNX's package is missing.
+        SegueError: if `out` exists or has another suffix, or ONNX's package is missing.
     """
     out = Path(out)
-    vacant(out, SUFFIX[kind])
+    vacant(out, SUFFIXES[kind])
     card_path = vacant(out.with_name(f"{out.name}.md"), ".md")
-    policy = policy_file.plain(found.actor, found.spec, **facts(found))
+    policy = policy_file.plain(stored.actor, stored.spec, **facts(stored))
     content = {"onnx": onnx_bytes, "npz": npz_bytes, "safetensors": safetensors_bytes}[kind](policy)
     disk.write_bytes(out, content)
-    disk.write_bytes(card_path, card(found, policy, out).encode())
+    disk.write_bytes(card_path, card(stored, policy, out).encode())
     return card_path
 
 
 def vacant(path: Path, suffix: str) -> Path:
-    """The path, if a file of this kind may be written there. Raises SegueError."""
+    """Return the path, if a file with this suffix can be written there. Raises SegueError otherwise."""
     if path.suffix != suffix:
         raise SegueError(f"--out {path} must end in {suffix}.")
     if path.exists() or path.is_symlink():
@@ -52,7 +53,7 @@ def vacant(path: Path, suffix: str) -> Path:
 
 
 def npz_bytes(policy: predict.Policy) -> bytes:
-    """Arrays, and the description as a text among them."""
+    """Return an .npz file: the policy's arrays, and its description as one more array that holds a text."""
     stream = io.BytesIO()
     arrays: dict[str, Any] = {**policy.arrays, predict.NAME: np.asarray(json.dumps(policy.about))}
     np.savez(stream, **arrays)
@@ -60,5 +61,5 @@ def npz_bytes(policy: predict.Policy) -> bytes:
 
 
 def safetensors_bytes(policy: predict.Policy) -> bytes:
-    """Arrays, and the description in the header."""
+    """Return a .safetensors file: the policy's arrays, and its description in the header."""
     return safetensors.numpy.save(policy.arrays, {predict.NAME: json.dumps(policy.about)})

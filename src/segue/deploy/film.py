@@ -1,4 +1,4 @@
-"""A policy's episodes as a film: the env draws itself, ffmpeg packs the pictures into an MP4."""
+"""Film a policy's episodes: the env renders the pictures, and ffmpeg packs them into an MP4."""
 
 import contextlib
 import ctypes
@@ -24,26 +24,26 @@ from segue.policies import importers, policy_file
 from segue.runs import config
 from segue.system import disk
 
-STARTS = 1_000
-"""Numbers the episodes' starts: those of `segue evaluate` for policy 0."""
+START_SEED = 1_000
+"""Seed of the episodes' first states: the one of `segue evaluate` for policy 0."""
 
 
 def film(
     path: str | Path, out: str | Path, episodes: int = 1, env_id: str | None = None
 ) -> tuple[str, list[tuple[float, int]]]:
-    """Film a policy that performs, and write the MP4 `out`.
+    """Film the deterministic policy of a run or of a file, and write the MP4 `out`.
 
     Args:
-        path: a run, whose best policy acts, or a file that `foreign.read` knows.
+        path: a run, whose best policy acts, or a file that `importers.read` knows.
         out: a new file, .mp4.
-        episodes: how many, one after another; the starts are those of `segue evaluate`'s policy 0.
-        env_id: None: the one that the run, or a policy of Segue's own, names.
+        episodes: the number of episodes, one after another; they start as those of `segue evaluate` for policy 0.
+        env_id: the environment. None: the one that the run, or a policy file of Segue's own, names.
 
     Returns:
-        Who acted where; each episode's return and length.
+        Which policy acted in which environment; each episode's return and length in env steps.
 
     Raises:
-        SegueError: where the env draws nothing, fails, or a package is missing; nothing is written then.
+        SegueError: if the env renders nothing or fails, or a package is missing. Nothing is written then.
     """
     path, out = Path(path), export.vacant(Path(out), ".mp4")
     try:
@@ -51,29 +51,25 @@ def film(
     except ImportError:
         raise SegueError("A film needs ffmpeg's package: pip install 'segue[film]'.") from None
     if path.is_dir():
-        found = find.find(path)
-        file, who, told, where = (
-            found.path,
-            str(found),
-            found.record.config if found.record else {},
-            path / "config.json",
-        )
+        stored = find.find(path)
+        file, name, source = stored.path, str(stored), path / "config.json"
+        metadata = stored.record.config if stored.record else {}
     else:
-        file, who, where, told = path, str(path), path, _says(path)
-    if env_id is None and "env_id" not in told:
+        file, name, source, metadata = path, str(path), path, _metadata(path)
+    if env_id is None and "env_id" not in metadata:
         raise SegueError(f"{path} does not say which env it is for: pass --env-id.")
-    env_id = config.plain_env(told, where) if env_id is None else env_id
+    env_id = config.plain_env(metadata, source) if env_id is None else env_id
     offscreen()
     try:
         env = make_env(env_id, render_mode="rgb_array")
-    except SegueError as error:  # importing MuJoCo fails where it cannot draw as it is told
-        raise SegueError(f"{error} ({_how()})") from error
+    except SegueError as error:  # importing MuJoCo fails where it cannot draw in the way that MUJOCO_GL names
+        raise SegueError(f"{error} ({_mujoco_gl()})") from error
     try:
-        _follow(env)
+        _follow_robot(env)
         spec = spec_of(env)
-        perform = policy_file.plain(importers.read(file, spec)[0], spec)
+        policy = policy_file.plain(importers.read(file, spec)[0], spec)
         results: list[tuple[float, int]] = []
-        pictures = _pictures(env, spec, perform, episodes, results)
+        pictures = _pictures(env, spec, policy, episodes, results)
         first = next(pictures)
         with tempfile.TemporaryDirectory() as folder:
             reel = Path(folder) / "film.mp4"
@@ -81,20 +77,20 @@ def film(
             _pack(imageio_ffmpeg.get_ffmpeg_exe(), itertools.chain([first], pictures), first.shape, fps, reel)
             disk.write_bytes(out, reel.read_bytes())
     finally:
-        with contextlib.suppress(Exception):  # nothing depends on it any more
+        with contextlib.suppress(Exception):  # the film does not depend on the env any more
             env.close()
-    return f"{who} in {env_id}", results
+    return f"{name} in {env_id}", results
 
 
-def _says(path: Path) -> Mapping[str, Any]:
-    """What a policy of Segue's, sealed or exported, says of itself; of other files nothing."""
+def _metadata(path: Path) -> Mapping[str, Any]:
+    """Return the metadata of a policy file of Segue's, exported or not; of other files none."""
     if predict.exported(path):
         return policy_file.load_plain(path).about["about"]
     return policy_file.load_with_metadata(path)[2] if path.is_file() and importers.sealed(path) else {}
 
 
 def offscreen() -> None:
-    """Let MuJoCo draw without a screen, by what this machine has, where nobody has said how."""
+    """Set MUJOCO_GL, if it is not set, to a library of this machine that renders without a screen."""
     if "MUJOCO_GL" in os.environ or not sys.platform.startswith("linux"):
         return
     for name, library in (("egl", "libEGL.so.1"), ("osmesa", "libOSMesa.so.8"), ("osmesa", "libOSMesa.so")):
@@ -104,9 +100,11 @@ def offscreen() -> None:
             return
 
 
-def _follow(env: Any) -> None:
-    """Let MuJoCo's camera "track", where the model has one, follow the robot: Gymnasium 1.4's own stands still, so
-    that what walks leaves the picture."""
+def _follow_robot(env: Any) -> None:
+    """Let MuJoCo's camera "track" follow the robot, if the model has that camera.
+
+    The camera of Gymnasium 1.4 stands still, so that a walking robot leaves the picture.
+    """
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is not None and renderer.camera_id == -1:
         import mujoco
@@ -116,23 +114,23 @@ def _follow(env: Any) -> None:
         renderer.camera_id = find(renderer.model, kind, "track")  # -1 where there is none
 
 
-def _how() -> str:
+def _mujoco_gl() -> str:
     return f"MUJOCO_GL is {os.environ.get('MUJOCO_GL', 'not set')}; egl, osmesa or glfw may work"
 
 
-def _pictures(env: Any, spec: Any, perform: Any, episodes: int, results: list[tuple[float, int]]) -> Iterator[Any]:
-    """Every picture of some episodes, whose returns and lengths go to `results`."""
+def _pictures(env: Any, spec: Any, policy: Any, episodes: int, results: list[tuple[float, int]]) -> Iterator[Any]:
+    """Yield every picture of some episodes, and append each episode's return and length to `results`."""
     for episode in range(episodes):
         try:
-            obs = check_observation(env.reset(seed=episode_seed(STARTS, EVALUATE, episode))[0], spec)
+            obs = check_observation(env.reset(seed=episode_seed(START_SEED, EVALUATE, episode))[0], spec)
             total, length, over = 0.0, 0, False
         except Exception as error:
             raise SegueError(f"The env could not be reset: {_line(describe_error(error))}.") from error
         yield _picture(env)
         while not over:
             try:
-                seen, reward, terminated, truncated, _ = env.step(perform(obs))
-                obs = check_observation(seen, spec, reward)
+                next_obs, reward, terminated, truncated, _ = env.step(policy(obs))
+                obs = check_observation(next_obs, spec, reward)
             except Exception as error:
                 raise SegueError(
                     f"The env failed at step {length} of episode {episode}: {_line(describe_error(error))}."
@@ -147,12 +145,14 @@ def _pictures(env: Any, spec: Any, perform: Any, episodes: int, results: list[tu
 
 
 def _picture(env: Any) -> np.ndarray:
-    """What the env shows, uint8 [height, width, 3], with even sides, as the film's format has them."""
+    """Return the env's picture, uint8 [height, width, 3]. Both sides are even, as the film's format requires."""
     try:
-        shown = env.render()
+        rendered = env.render()
     except Exception as error:
-        raise SegueError(f"The env cannot draw itself here ({_line(describe_error(error))}; {_how()}).") from error
-    picture = np.asarray(shown)
+        raise SegueError(
+            f"The env cannot draw itself here ({_line(describe_error(error))}; {_mujoco_gl()})."
+        ) from error
+    picture = np.asarray(rendered)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape) < 2:
         raise SegueError("The env shows no picture: it has no render mode 'rgb_array'.")
     return np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
@@ -163,7 +163,7 @@ def _line(text: str) -> str:
 
 
 def _pack(ffmpeg: str, pictures: Iterable[np.ndarray], shape: tuple[int, ...], fps: float, reel: Path) -> None:
-    """Pictures of one shape to an MP4 that every player knows (H.264, yuv420p)."""
+    """Pack pictures of one shape into an MP4 that every player supports (H.264, yuv420p)."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[1]}x{shape[0]}", "-r", f"{fps}", "-i", "-"]
     command = [ffmpeg, "-loglevel", "error", *raw, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(reel)]
     with tempfile.TemporaryFile() as log:
@@ -176,7 +176,7 @@ def _pack(ffmpeg: str, pictures: Iterable[np.ndarray], shape: tuple[int, ...], f
                     process.stdin.write(picture.data)
                 process.stdin.close()
             except BrokenPipeError:
-                pass  # it ended by itself, and says why
+                pass  # ffmpeg ended by itself; its log says why
             except BaseException:
                 process.kill()
                 raise

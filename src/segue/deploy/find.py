@@ -1,4 +1,4 @@
-"""Find the policy that a run, a checkpoint or a file holds."""
+"""Find the policy that a run or a file holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,58 +14,64 @@ from segue.nn.actors import AbstractActor
 from segue.policies import policy_file
 from segue.results import read, records
 
-SUFFIX = {"onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
+SUFFIXES = {"onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
+"""Format of an exported policy -> the suffix of its file."""
 
 
-STEM = {"best": "best", "last": "policy"}
-"""How a run names its best policies so far, and its last ones."""
+STEMS = {"best": "best", "last": "policy"}
+"""Which policy of a run -> how the name of its file begins."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sealed policy file, and the run that it was taken from, if it was."""
+class StoredPolicy:
+    """A policy file of Segue's own, and the run that wrote the file, if it is known."""
 
     path: Path
     actor: AbstractActor
     spec: Spec
-    said: Mapping[str, Any]
-    """What the file says of itself."""
+    metadata: Mapping[str, Any]
+    """What the file says about the policy; it is not trusted."""
     record: records.RunRecord | None = None
     seed: int = 0
-    """Its row among the run's seeds."""
+    """The policy's row among the seeds of the run."""
 
     @property
     def evaluation(self) -> records.Evaluation | None:
-        """The run's evaluation that was made of this policy, if one was."""
-        at = lambda e: (e.phase, e.updates, e.env_step) == tuple(map(self.said.get, ("phase", "updates", "env_step")))
-        of = [e for e in (self.record.evaluations if self.record else ()) if at(e) and self.seed < len(e.returns)]
-        said = self.said.get("return")
-        mine = [e for e in of if said is None or np.isclose(e.returns[self.seed].mean(), said)]
-        return mine[-1] if mine else None
+        """Return the run's evaluation of this very policy; None where there is none."""
+        place = tuple(map(self.metadata.get, ("phase", "updates", "env_step")))
+        stated = self.metadata.get("return")
+        matches = [
+            e
+            for e in (self.record.evaluations if self.record else ())
+            if (e.phase, e.updates, e.env_step) == place and self.seed < len(e.returns)
+            if stated is None or np.isclose(e.returns[self.seed].mean(), stated)
+        ]
+        return matches[-1] if matches else None
 
     @property
     def score(self) -> float | None:
-        """The mean return of that evaluation; for a file alone, what it says."""
+        """Return the mean return of the policy's evaluation; without a run, the return that the file states."""
         if self.evaluation:
             return float(self.evaluation.returns[self.seed].mean())
-        said = self.said.get("return")
-        return float(said) if isinstance(said, int | float) and np.isfinite(said) else None
+        stated = self.metadata.get("return")
+        return float(stated) if isinstance(stated, int | float) and np.isfinite(stated) else None
 
     def __str__(self) -> str:
-        place = f"phase {as_word(self.said.get('phase'))}, env step {as_word(self.said.get('env_step'))}"
+        place = f"phase {as_word(self.metadata.get('phase'))}, env step {as_word(self.metadata.get('env_step'))}"
         return f"{self.path} ({place}, {'return not known' if self.score is None else f'return {self.score:,.1f}'})"
 
 
-def find(path: str | Path, which: str | None = None, seed: int | None = None) -> Found:
-    """The policy of a sealed file, or one of a run's.
+def find(path: str | Path, which: str | None = None, seed: int | None = None) -> StoredPolicy:
+    """Find the policy of a file, or one of the policies of a run.
 
     Args:
         path: a `policy-S.safetensors` or `best-S.safetensors`, or a run's directory.
-        which: of a run, `best` or `last`; None: the best, or the last where nothing was evaluated.
-        seed: of a run, the S of the file; None: the one with the highest return.
+        which: `best` or `last`, for a run only. None: the best, or the last where nothing was evaluated.
+        seed: the S of the file, for a run only. None: the seed with the highest return.
 
     Raises:
-        SegueError: where there is no such policy; DataError: where a file is damaged.
+        SegueError: if there is no such policy.
+        DataError: if a file is damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -73,9 +79,9 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
             raise SegueError(f"--which and --seed choose from a run's directory, and {path} is none.")
         if path.suffix != ".safetensors" or predict.exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
-        return Found(path, *policy_file.load_with_metadata(path))
+        return StoredPolicy(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
-    stem = STEM[which or ("best" if record.evaluations else "last")]
+    stem = STEMS[which or ("best" if record.evaluations else "last")]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
     numbers = {int(number): file for file in files if (number := file.stem.rpartition("-")[2]).isdecimal()}
     if seed is not None and seed not in numbers:
@@ -87,17 +93,19 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
     if not numbers:
         raise SegueError(f"{path} holds no {stem}-S.safetensors yet: its first phase has not ended.")
     chosen = numbers if seed is None else {seed: numbers[seed]}
-    every = [Found(file, *policy_file.load_with_metadata(file), record, number) for number, file in chosen.items()]
-    return max(every, key=lambda found: -np.inf if found.score is None else found.score)
+    stored = [
+        StoredPolicy(file, *policy_file.load_with_metadata(file), record, number) for number, file in chosen.items()
+    ]
+    return max(stored, key=lambda policy: -np.inf if policy.score is None else policy.score)
 
 
 def as_plain(value: Any) -> Any:
-    """A number, or a text of one line: files from others may say anything."""
+    """Return a number as it is, anything else as a text of one line: files from others may hold anything."""
     return value if isinstance(value, int | float) else " ".join(str(value).split())[:200]
 
 
 def as_word(value: Any) -> str:
-    """The same for a card, where it must not be taken for Markdown."""
+    """Return a value as text for a card, quoted so that Markdown cannot interpret it."""
     if value is None:
         return "not known"
     value = as_plain(value)

@@ -10,44 +10,48 @@ from segue.system import machine
 
 
 def onnx_bytes(policy: predict.Policy) -> bytes:
-    """A graph from "obs" [batch, obs] to "action" [batch, act], both float32: what `predict.Policy` computes.
+    """Return an ONNX graph from "obs" [batch, obs] to "action" [batch, act], both float32.
 
-    Opset 17 (LayerNormalization) and IR version 8, which runtimes read since 2022.
+    The graph computes what `predict.Policy` computes. It needs opset 17 (for LayerNormalization) and IR version 8,
+    which runtimes read since 2022.
+
+    Raises:
+        SegueError: if ONNX's package is missing.
     """
     try:
         import onnx
         from onnx import helper, numpy_helper
     except ImportError:
         raise SegueError("ONNX needs its package: pip install 'segue[onnx]'.") from None
-    said, last = policy.about, len(policy.about["layers"]) - 2
-    constants, nodes, at = dict(policy.arrays), [], "obs"
+    about, last = policy.about, len(policy.about["layers"]) - 2
+    constants, nodes, output = dict(policy.arrays), [], "obs"
 
-    def then(kind: str, *more: str, **attributes: Any) -> None:
-        nonlocal at
-        nodes.append(helper.make_node(kind, [at, *more], [f"x{len(nodes)}"], **attributes))
-        at = f"x{len(nodes) - 1}"
+    def append(kind: str, *more: str, **attributes: Any) -> None:
+        nonlocal output
+        nodes.append(helper.make_node(kind, [output, *more], [f"x{len(nodes)}"], **attributes))
+        output = f"x{len(nodes) - 1}"
 
     def clip(limit: float) -> None:
         name = f"limit{len(nodes)}"
         constants.update({f"-{name}": np.asarray(-limit, np.float32), name: np.asarray(limit, np.float32)})
-        then("Clip", f"-{name}", name)
+        append("Clip", f"-{name}", name)
 
-    if said["standardised"]:
-        then("Sub", "obs_mean")
-        then("Div", "obs_std")
-        clip(said["obs_clip"])
+    if about["standardised"]:
+        append("Sub", "obs_mean")
+        append("Div", "obs_std")
+        clip(about["obs_clip"])
     for i in range(last + 1):
-        then("Gemm", f"layer{i}.weight", f"layer{i}.bias", transB=1)
+        append("Gemm", f"layer{i}.weight", f"layer{i}.bias", transB=1)
         if i < last:
-            if said["layer_norm"]:
-                then("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=said["layer_norm"])
-            then({"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[said["activation"]])
-    then("Tanh") if said["output"] == "tanh" else clip(said["limit"])
+            if about["layer_norm"]:
+                append("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=about["layer_norm"])
+            append({"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]])
+    append("Tanh") if about["output"] == "tanh" else clip(about["limit"])
     constants |= {"one": np.asarray(1, np.float32), "half_width": np.float32(0.5) * (policy.high - policy.low)}
     if not ((policy.low == -1).all() and (policy.high == 1).all()):
-        then("Add", "one")
-        then("Mul", "half_width")
-        then("Add", "low")
+        append("Add", "one")
+        append("Mul", "half_width")
+        append("Add", "low")
     nodes[-1].output[0] = "action"
     used = {name for node in nodes for name in node.input}
     ends = [
@@ -62,7 +66,7 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
         producer_name="segue",
         producer_version=machine.versions().get("segue", ""),
     )
-    told = {**said["about"], "low": policy.low.tolist(), "high": policy.high.tolist()}
-    helper.set_model_props(model, {key: str(value) for key, value in told.items()})
+    metadata = {**about["about"], "low": policy.low.tolist(), "high": policy.high.tolist()}
+    helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

@@ -1,7 +1,7 @@
-"""Methods over several tasks: interquartile means and the like, performance profiles, probabilities of improvement.
+"""Compare methods over several tasks: interquartile mean, performance profiles, probability of improvement.
 
-After Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (2021); the statistics are
-`stats.py`'s.
+After Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (2021). The statistics
+themselves are in `results/stats.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,44 +21,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
-    """Last scores of methods on the tasks that all of them have: method -> one array a task, its seeds."""
+class SharedScores:
+    """Last scores of methods on the tasks that all of these methods have."""
 
     tasks: Sequence[str]
     scores: Mapping[str, Sequence[np.ndarray]]
-    left: Sequence[str]
-    """Methods that have too few of the tasks to be here."""
+    """Method -> one array [seeds] for each task."""
+    omitted: Sequence[str]
+    """Methods that were run on fewer than half of the tasks."""
     failed: Mapping[str, int]
-    """Method -> its seeds that diverged; they are here with their last finite scores."""
+    """Method -> the number of its seeds that diverged. They count with their last finite scores."""
     unfinished: int
-    """Rows that are not here because they have not come to their end."""
+    """The number of rows that are left out because their runs have not ended."""
 
     @property
     def marked(self) -> dict[str, str]:
-        """Method -> its name with its failures."""
+        """Return method -> its name with the number of its failed seeds."""
         return {label: label + (f" ({n} failed)" if (n := self.failed[label]) else "") for label in self.scores}
 
 
-def shared(records: Sequence[RunRecord]) -> Shared | None:
-    """None where there are fewer than two tasks with normalised scores that the methods share.
+def shared_scores(records: Sequence[RunRecord]) -> SharedScores | None:
+    """Collect the scores of methods on the tasks that they share; None where they share fewer than two tasks.
 
-    A run that has not come to its end is left out. A method that has fewer than half of these tasks is left out, so
-    that it does not take the tasks from the others.
+    Only tasks with normalised scores count. A run that has not ended is left out. A method that was run on fewer than
+    half of the tasks is left out, so that the other methods keep theirs.
     """
     groups = [group for group in by_task(records) if group[0].reference and any(record.ended for record in group)]
-    found: dict[str, dict[int, RunRecord]] = {}
+    ended: dict[str, dict[int, RunRecord]] = {}
     for number, group in enumerate(groups):
         for label, record in zip(labels(group), group, strict=True):
             if record.ended:
-                found.setdefault(label, {})[number] = record
-    taken = {label: tasks for label, tasks in found.items() if 2 * len(tasks) >= len(groups)}
+                ended.setdefault(label, {})[number] = record
+    taken = {label: tasks for label, tasks in ended.items() if 2 * len(tasks) >= len(groups)}
     common = [n for n in range(len(groups)) if all(n in tasks for tasks in taken.values())]
     if len(common) < 2 or not taken:
         return None
-    return Shared(
+    return SharedScores(
         tasks=[groups[n][0].task for n in common],
         scores={label: [tasks[n].scores[-1] for n in common] for label, tasks in taken.items()},
-        left=[label for label in found if label not in taken],
+        omitted=[label for label in ended if label not in taken],
         failed={label: sum(len(tasks[n].failed) for n in common) for label, tasks in taken.items()},
         unfinished=sum(not record.ended for record in records if record.reference),
     )
@@ -70,38 +71,41 @@ MEASURES = {
     "median": (stats.median, (-np.inf, np.inf)),
     "optimality gap": (stats.optimality_gap, (0.0, np.inf)),
 }
-"""Name -> the statistic, and where it can lie."""
+"""Name -> the statistic, and the range of its values."""
 
 
-def measured(found: Shared) -> dict[str, dict[str, stats.Interval]]:
-    """Method -> measure -> its value and interval."""
+def intervals(shared: SharedScores) -> dict[str, dict[str, stats.Interval]]:
+    """Return method -> measure -> its value and interval."""
     return {
         label: {name: stats.interval(measure, scores, within=within) for name, (measure, within) in MEASURES.items()}
-        for label, scores in found.scores.items()
+        for label, scores in shared.scores.items()
     }
 
 
-def table(found: Shared) -> Table:
-    """IQM, mean, median and optimality gap of each method."""
-    rows = [[found.marked[label], *map(_cell, values.values())] for label, values in measured(found).items()]
-    left = f" ({found.unfinished} unfinished left out)" if found.unfinished else ""
-    return Table(f"Over {len(found.tasks)} tasks{left}", ["method", *MEASURES], rows)
+def table(shared: SharedScores) -> Table:
+    """Return the IQM, mean, median and optimality gap of each method."""
+    rows = [[shared.marked[label], *map(_cell, values.values())] for label, values in intervals(shared).items()]
+    note = f" ({shared.unfinished} unfinished left out)" if shared.unfinished else ""
+    return Table(f"Over {len(shared.tasks)} tasks{note}", ["method", *MEASURES], rows)
 
 
-def improvement(found: Shared) -> Table | None:
-    """The probability that a run of one method (row) scores above one of another (column) on the same task."""
-    names = list(found.scores)
+def improvement(shared: SharedScores) -> Table | None:
+    """Return the probability that a run of one method (row) scores above one of another (column) on the same task.
+
+    None where there is a single method.
+    """
+    names = list(shared.scores)
     if len(names) < 2:
         return None
     cells: dict[tuple[str, str], Cell] = {}
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            pair = (found.scores[a], found.scores[b])
-            one = stats.interval(stats.probability_of_improvement, *pair, within=(0, 1))
-            there = None if one.low is None else 1 - one.high
-            back = stats.Interval(1 - one.value, there, None if one.low is None else 1 - one.low)
-            cells[a, b], cells[b, a] = _cell(one, ".2f"), _cell(back, ".2f")
-    rows = [[found.marked[a], *(cells.get((a, b)) for b in names)] for a in names]
+            pair = (shared.scores[a], shared.scores[b])
+            better = stats.interval(stats.probability_of_improvement, *pair, within=(0, 1))
+            low = None if better.low is None else 1 - better.high
+            worse = stats.Interval(1 - better.value, low, None if better.low is None else 1 - better.low)
+            cells[a, b], cells[b, a] = _cell(better, ".2f"), _cell(worse, ".2f")
+    rows = [[shared.marked[a], *(cells.get((a, b)) for b in names)] for a in names]
     return Table(
         "Probability of improvement: that a run of the row is above one of the column", ["method", *names], rows
     )
@@ -109,33 +113,34 @@ def improvement(found: Shared) -> Table | None:
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
-    """The share of runs above each score tau, and its interval: method -> [taus]."""
+    """Performance profiles: the share of runs above each score tau, and its interval, [taus]."""
 
     taus: np.ndarray
     shares: Mapping[str, stats.Interval]
 
 
-def profiles(found: Shared) -> Profiles:
-    every = np.concatenate([task for tasks in found.scores.values() for task in tasks])
-    taus = np.linspace(min(0.0, float(every.min())), max(100.0, float(every.max())), 81)
+def profiles(shared: SharedScores) -> Profiles:
+    """Return performance profiles at 81 scores, which cover 0 to 100 and every score of a seed."""
+    scores = np.concatenate([task for tasks in shared.scores.values() for task in tasks])
+    taus = np.linspace(min(0.0, float(scores.min())), max(100.0, float(scores.max())), 81)
     measure = partial(stats.performance_profile, taus=taus)
-    shares = {label: stats.interval(measure, scores, within=(0, 1)) for label, scores in found.scores.items()}
+    shares = {label: stats.interval(measure, scores, within=(0, 1)) for label, scores in shared.scores.items()}
     return Profiles(taus, shares)
 
 
-def paint(axis: "Axes", found: Profiles, known: Mapping[str, LineStyle]) -> None:
+def paint(axis: "Axes", profiles: Profiles, styles: Mapping[str, LineStyle]) -> None:
     """Draw performance profiles; bands are pointwise."""
-    for label, share in found.shares.items():
-        colour, style = known[label]
-        axis.step(found.taus, share.value, where="mid", color=colour, linestyle=style, linewidth=2)
+    for label, share in profiles.shares.items():
+        colour, style = styles[label]
+        axis.step(profiles.taus, share.value, where="mid", color=colour, linestyle=style, linewidth=2)
         if share.low is not None and share.high is not None:
-            axis.fill_between(found.taus, share.low, share.high, step="mid", color=colour, alpha=0.12, linewidth=0)
+            axis.fill_between(profiles.taus, share.low, share.high, step="mid", color=colour, alpha=0.12, linewidth=0)
     frame(axis, 0.0, 1.02)
-    axis.set_xlim(found.taus[0], found.taus[-1])
+    axis.set_xlim(profiles.taus[0], profiles.taus[-1])
     axis.set_xlabel("normalised score")
     axis.set_ylabel("share of runs above it")
 
 
-def _cell(found: stats.Interval, spec: str = ".1f") -> Cell:
-    spread = "" if found.low is None else f"[{found.low:{spec}}, {found.high:{spec}}]"
-    return Cell(f"{found.value:{spec}}", spread)
+def _cell(interval: stats.Interval, spec: str = ".1f") -> Cell:
+    spread = "" if interval.low is None else f"[{interval.low:{spec}}, {interval.high:{spec}}]"
+    return Cell(f"{interval.value:{spec}}", spread)

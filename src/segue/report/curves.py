@@ -1,4 +1,4 @@
-"""Learning curves drawn by matplotlib: offline left of the switch, online right."""
+"""Draw learning curves with matplotlib: offline on the left of the switch, online on the right."""
 
 import contextlib
 import io
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's palette, distinct to colour-blind readers, its orange and sky blue darkened: all are 3:1 on white;
-# grey stays free for what others published. 7 colours and 3 styles share no divisor: there are 21 looks.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. Orange and sky blue are darkened, so that every
+# colour has a contrast of 3:1 on white. Grey is reserved for published scores. 7 colours and 3 styles have no common
+# divisor, so there are 21 different line styles.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#2693FF", "#8C5B2A", "#000000")
 
 
@@ -29,37 +30,41 @@ _STYLES = ("-", "-.", ":")
 _GREY = "0.4"
 
 
-FAINT = 40
-"""Lines of single seeds that a panel shows at most: more would be a blot, and the band says as much."""
+MAX_FAINT = 40
+"""The most seeds whose own lines a panel shows. More lines would hide each other; the band shows the spread."""
 
 
 class NoPicture(SegueError):
-    """matplotlib is an extra."""
+    """Raised where matplotlib, an optional dependency, is not installed."""
 
 
 class LineStyle(NamedTuple):
-    """A line's colour and style."""
+    """The colour and the dash style of a line."""
 
     colour: str
     style: str
 
 
-def looks(records: Sequence[RunRecord]) -> dict[str, LineStyle]:
-    """How each method is drawn, by its label, in all panels."""
+def line_styles(records: Sequence[RunRecord]) -> dict[str, LineStyle]:
+    """Return the line style of each method, by its label. It is the same in all panels."""
     names = dict.fromkeys(label for group in by_task(records) for label in labels(group))
     return {name: LineStyle(_COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]) for n, name in enumerate(names)}
 
 
 PANELS = {"offline": (offline_curve, 1), "online": (online_curve, 2)}
-"""Name -> the curve, and the share of the width."""
+"""Name of a panel -> the curve that it shows, and its relative width."""
 
 
 @contextlib.contextmanager
 def canvas() -> Iterator[Callable[..., "Figure"]]:
-    """matplotlib's Figure, no name in which is taken for mathematics. Raises NoPicture without matplotlib."""
+    """Yield matplotlib's Figure class, set up so that no text is read as mathematics.
+
+    Raises:
+        NoPicture: if matplotlib is not installed.
+    """
     try:
         import matplotlib
-        from matplotlib.figure import Figure  # no pyplot: nothing global is touched, no window can open
+        from matplotlib.figure import Figure  # pyplot would change global state and could open a window
     except ImportError as error:
         raise NoPicture("The picture needs matplotlib: pip install 'segue[report]'.") from error
     with matplotlib.rc_context({"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "segue"}):
@@ -67,7 +72,7 @@ def canvas() -> Iterator[Callable[..., "Figure"]]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a picture in the format of its suffix. Raises SegueError where that cannot be."""
+    """Write a picture in the format that the suffix of `path` names. Raises SegueError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
@@ -76,9 +81,14 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def svg(paint: Callable[["Axes"], object], *, right: float = 0.97) -> str:
-    """One panel as SVG, with the reader's own font; `right` is where the axes end, as a share of the width."""
-    with canvas() as new:
-        figure = new(figsize=(4.8, 3.1))
+    """Return one panel as SVG, in the reader's own font.
+
+    Args:
+        paint: draws on the axes.
+        right: the right end of the axes, as a share of the width.
+    """
+    with canvas() as figure_class:
+        figure = figure_class(figsize=(4.8, 3.1))
         figure.subplots_adjust(left=0.13, right=right, bottom=0.16, top=0.95)
         paint(figure.add_subplot())
         out = io.StringIO()
@@ -89,22 +99,27 @@ def svg(paint: Callable[["Axes"], object], *, right: float = 0.97) -> str:
 def draw(records: Sequence[RunRecord], path: str | Path) -> Path:
     """Draw learning curves and return the file's path: a row per task, offline left of the switch, online right.
 
-    A line is the mean over seeds; the band is its 95 % interval (`stats`); faint lines are
-    the seeds. Two seeds get no band: Student's t then spans 12.7 standard errors and would hide everything else;
-    the table has it. Dashed grey lines are published final scores. The suffix of `path` chooses the format.
+    A line is the mean over seeds; the band is its 95 % interval (`stats`); faint lines are the seeds. Two seeds get no
+    band: Student's t then spans 12.7 standard errors, and the band would hide everything else. The table has that
+    interval. Dashed grey lines are published final scores. The suffix of `path` chooses the format.
+
+    Raises:
+        NoPicture: if matplotlib is not installed.
+        SegueError: if the file cannot be written.
     """
-    groups, known = by_task(records), looks(records)
+    groups, styles = by_task(records), line_styles(records)
     columns = {
         name: width for name, (curve, width) in PANELS.items() if any(len(curve(record).x) for record in records)
     }
-    with canvas() as new:
+    with canvas() as figure_class:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        figure = new(figsize=(10.5, 0.3 + 4.1 * len(groups)), dpi=150, layout=ConstrainedLayoutEngine(hspace=0.05))
+        layout = ConstrainedLayoutEngine(hspace=0.05)
+        figure = figure_class(figsize=(10.5, 0.3 + 4.1 * len(groups)), dpi=150, layout=layout)
         ratios = list(columns.values())
         grid = figure.subplots(len(groups), len(ratios), squeeze=False, sharey="row", width_ratios=ratios)
         for row, group in zip(grid, groups, strict=True):
-            _draw_task(dict(zip(columns, row, strict=True)), group, known)
+            _draw_task(dict(zip(columns, row, strict=True)), group, styles)
         caption = "thick: mean over seeds; faint: seeds; band: 95 % Student-t interval over seeds, from 3 seeds on"
         if "online" in columns and any(map(comparable, groups)):
             caption += f"\npublished: {source().split(',')[0]}; versions, data and budgets differ"
@@ -113,14 +128,14 @@ def draw(records: Sequence[RunRecord], path: str | Path) -> Path:
     return out
 
 
-def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], known: Mapping[str, LineStyle]) -> None:
-    """One task in a row of its own, with heading and legend: `axes` has `offline`, `online` or both."""
+def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> None:
+    """Draw the row of one task, with heading and legend. `axes` has `offline`, `online` or both."""
     for name in [n for n in axes if not any(len(PANELS[n][0](record).x) for record in group)]:
         axes[name].set_visible(False)
     axes = {name: axis for name, axis in axes.items() if axis.get_visible()}
     handles: dict[str, Any] = {}
     for name, axis in axes.items():
-        for label, line in panel(axis, name, group, known, limits(group, list(axes))).items():
+        for label, line in panel(axis, name, group, styles, limits(group, list(axes))).items():
             handles.setdefault(label, line)
     if "online" in axes and comparable(group):
         note = {"xycoords": "axes fraction", "fontsize": 8.5, "color": _GREY, "style": "italic"}
@@ -128,28 +143,32 @@ def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], known: Ma
     first = next(iter(axes.values()))
     first.tick_params(labelleft=True)
     first.set_ylabel("normalised score" if group[0].reference else "return (sum of rewards)")
-    deep = -(-len(handles) // 4)
-    first.set_title(plain(_heading(group)), loc="left", fontsize=12, fontweight="bold", pad=10 + 15 * deep)
+    legend_rows = -(-len(handles) // 4)
+    first.set_title(plain(_heading(group)), loc="left", fontsize=12, fontweight="bold", pad=10 + 15 * legend_rows)
     names = [plain(f"{label}, {counted_seeds(record)}") for label, record in zip(labels(group), group, strict=True)]
     entries = {name: handles[label] for name, label in zip(names, labels(group), strict=True) if label in handles}
     legend = first.legend(
         list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4,
         frameon=False, fontsize=9, borderaxespad=0.2, handlelength=3.4, columnspacing=1.4,
     )  # fmt: skip
-    legend.set_in_layout(False)  # it may reach over both panels; the title's padding keeps its room
+    legend.set_in_layout(False)  # the legend may be wider than the panel; the title's padding reserves its height
 
 
 def counted_seeds(record: RunRecord) -> str:
+    """Return the number of seeds, and of failed seeds, as text."""
     seeds = record.scores.shape[1]
     return f"{seeds} seed{'s' * (seeds > 1)}{failures(record)}"
 
 
 def limits(group: Sequence[RunRecord], names: Sequence[str]) -> tuple[float, float]:
-    """The lowest and the highest score that these panels of a task show. Bands may be cut, scores may not."""
+    """Return the lowest and the highest value of the score axis of a task's panels.
+
+    Every score lies between them; an interval may be cut off.
+    """
     curves = [curve for record in group for name in names if len((curve := PANELS[name][0](record)).x)]
-    solid = [*(curve.scores.min() for curve in curves), *(curve.scores.max() for curve in curves)]
-    solid += comparable(group).values() if "online" in names else []
-    low, high = float(min(solid)), float(max(solid))
+    scores = [*(curve.scores.min() for curve in curves), *(curve.scores.max() for curve in curves)]
+    scores += comparable(group).values() if "online" in names else []
+    low, high = float(min(scores)), float(max(scores))
     room = (high - low) or max(abs(high), 1.0)
     below, above = [low], [high]
     for curve in curves:
@@ -160,24 +179,24 @@ def limits(group: Sequence[RunRecord], names: Sequence[str]) -> tuple[float, flo
 
 
 def _band(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The 95 % interval of [points, seeds], from 3 seeds on."""
+    """Return the 95 % interval of scores [points, seeds]; None for fewer than 3 seeds."""
     half = half_width(scores) if scores.shape[1] > 2 else None
     return None if half is None else (scores.mean(axis=1) - half, scores.mean(axis=1) + half)
 
 
 def panel(
-    axis: "Axes", name: str, group: Sequence[RunRecord], known: Mapping[str, LineStyle], ends: tuple[float, float]
+    axis: "Axes", name: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle], ends: tuple[float, float]
 ) -> dict[str, Any]:
-    """Draw one task's curves of one kind, `offline` or `online`; the thick line of each method by its label."""
+    """Draw one task's curves of one kind, `offline` or `online`; return each method's thick line by its label."""
     curve, _ = PANELS[name]
-    faint = sum(record.scores.shape[1] for record in group) <= FAINT
+    faint = sum(record.scores.shape[1] for record in group) <= MAX_FAINT
     handles: dict[str, Any] = {}
     longest = 1
     for record, label in zip(group, labels(group), strict=True):
-        x, scores = (found := curve(record)).x, found.scores
+        x, scores = (points := curve(record)).x, points.scores
         if not len(x):
             continue
-        colour, style = known[label]
+        colour, style = styles[label]
         longest = max(longest, int(x.max()))
         if (band := _band(scores)) is not None:
             axis.fill_between(x, *band, color=colour, alpha=0.16, linewidth=0)
@@ -195,12 +214,12 @@ def panel(
     axis.set_xlabel("online env steps (collection included)")
     axis.axvline(0, color="0.15", linewidth=2, clip_on=False)
     _mark(axis, 0, "goes online", "0.15")
-    left: dict[int, list[str]] = {}
+    ended: dict[int, list[str]] = {}
     for record in group:
         for phase, step in borders(record).items():
-            if phase not in left.setdefault(step, []):
-                left[step].append(phase)
-    for step, phases in left.items():
+            if phase not in ended.setdefault(step, []):
+                ended[step].append(phase)
+    for step, phases in ended.items():
         axis.axvline(step, color="0.6", linewidth=0.9, linestyle=(0, (1, 2)))
         _mark(axis, step, plain(f"end of {', '.join(phases)}"), "0.45")
     _landmarks(axis, comparable(group), *ends)
@@ -213,6 +232,7 @@ def _heading(group: Sequence[RunRecord]) -> str:
 
 
 def frame(axis: "Axes", bottom: float, top: float) -> None:
+    """Set the range of the score axis, the grid and the ticks of a panel."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_ylim(bottom, top)
@@ -225,7 +245,7 @@ def frame(axis: "Axes", bottom: float, top: float) -> None:
 
 
 def _mark(axis: "Axes", x: float, text: str, colour: str) -> None:
-    """A small upright label to the right of a vertical line, at the top of the panel."""
+    """Write a small vertical label to the right of a vertical line, at the top of the panel."""
     axis.annotate(
         text, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points",
         rotation=90, ha="left", va="top", fontsize=7.5, color=colour,
@@ -234,7 +254,7 @@ def _mark(axis: "Axes", x: float, text: str, colour: str) -> None:
 
 
 def _landmarks(axis: "Axes", scores: Mapping[str, float], bottom: float, top: float) -> None:
-    """Published final scores: dashed lines named in the right margin, names moved apart if they overlap."""
+    """Draw published final scores as dashed lines, with names in the right margin that do not overlap."""
     if not scores:
         return
     named = sorted(scores.items(), key=lambda item: item[1])
@@ -249,7 +269,7 @@ def _landmarks(axis: "Axes", scores: Mapping[str, float], bottom: float, top: fl
 
 
 def _apart(wanted: Sequence[float], gap: float, top: float) -> list[float]:
-    """Ascending places at least `gap` apart and below `top`, near those wanted (ascending)."""
+    """Return ascending places near those wanted (ascending), at least `gap` apart and not above `top`."""
     places: list[float] = []
     for value in wanted:
         places.append(max(value, places[-1] + gap) if places else value)

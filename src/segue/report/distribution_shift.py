@@ -1,8 +1,9 @@
-"""Distribution shift made visible, for one run: where online data lies beside offline data, and what critics say.
+"""Show the distribution shift of one run: how online data differ from offline data, and how far critics are off.
 
-Three panels. How well a learned density ratio tells the two apart, over env steps (balanced replay's own network).
-Offline and online rows (s, a) in the plane of their two main components. What each critic says of the evaluations'
-first steps, against the discounted returns that followed: the paper's argument (its Figure 6) on one's own run.
+There are three panels. The first shows over env steps how well a learned density ratio (the network of balanced
+replay) tells online from offline rows. The second shows offline and online rows (s, a) in the plane of their two
+principal components. The third shows each critic's value at the first steps of evaluations, less the discounted return
+that followed (after OPT, arXiv 2507.08387, Figure 6).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,49 +23,58 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-ROWS = 2_000
-"""Rows of either side in the plane."""
+PLANE_ROWS = 2_000
+"""The most offline rows, and the most online rows, in the plane."""
 
 
 def divergence(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Env steps [n], and the share of divergence [n, seeds] that the density ratio attains: 0 to 1."""
+    """Return env steps [n], and the share of divergence [n, seeds] that the density ratio attains, from 0 to 1.
+
+    Raises:
+        DataError: if the journal holds something else.
+    """
     logged, _ = lines(path / "metrics.jsonl")
-    found = [(where, line) for where, line in logged if "shift" in line.get("metrics", {})]
-    rows = [_numbers(line["metrics"]["shift"], where) for where, line in found]
-    return _steps(found), np.array(rows, float)
+    shifts = [(where, line) for where, line in logged if "shift" in line.get("metrics", {})]
+    rows = [_numbers(line["metrics"]["shift"], where) for where, line in shifts]
+    return _steps(shifts), np.array(rows, float)
 
 
-def _steps(found: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
-    for where, line in found:
+def _steps(journal: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
+    for where, line in journal:
         if not is_count(line.get("env_step")):
             raise DataError(f"{where} needs a whole number in `env_step`.")
-    return np.array([line["env_step"] for _, line in found], float)
+    return np.array([line["env_step"] for _, line in journal], float)
 
 
 def _numbers(row: Sequence[float | None], where: str) -> np.ndarray:
-    """None is NaN; what could not be drawn is refused."""
-    found = np.array([np.nan if value is None else float(value) for value in row])
-    if (np.abs(found) > HIGHEST).any():
+    """Return numbers as an array, None as NaN. Raises DataError for numbers too large to be drawn."""
+    numbers = np.array([np.nan if value is None else float(value) for value in row])
+    if (np.abs(numbers) > HIGHEST).any():
         raise DataError(f"{where} holds a number beyond {HIGHEST:g}, which cannot be drawn: was it edited?")
-    return found
+    return numbers
 
 
 def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Env steps [n], and by name ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations; NaN where
-    there was no such critic."""
+    """Return env steps [n], and by critic ("off", "on") the error Q - G [n, seeds] at the first steps of evaluations.
+
+    The error is NaN where there was no such critic.
+
+    Raises:
+        DataError: if the journal holds something else.
+    """
     evaluated, _ = lines(path / "returns.jsonl")
-    known = [(where, line) for where, line in evaluated if isinstance(line.get("values"), dict)]
-    first = next((k for k, (_, line) in enumerate(known) if line.get("kind") == "online"), len(known))
-    held = known[max(first - 1, 0) :] if first < len(known) else []  # from the last one before the switch on
-    steps = _steps(held)
-    seeds = len(held[0][1]["values"]["return"]) if held else 0
+    valued = [(where, line) for where, line in evaluated if isinstance(line.get("values"), dict)]
+    first = next((k for k, (_, line) in enumerate(valued) if line.get("kind") == "online"), len(valued))
+    shown = valued[max(first - 1, 0) :] if first < len(valued) else []  # from the last one before the switch on
+    steps = _steps(shown)
+    seeds = len(shown[0][1]["values"]["return"]) if shown else 0
     errors = {}
     for name in ("off", "on"):
         rows = [
             _numbers(line["values"][name], where) - _numbers(line["values"]["return"], where)
             if name in line["values"]
             else np.full(seeds, np.nan)
-            for where, line in held
+            for where, line in shown
         ]
         if any(np.isfinite(row).any() for row in rows):
             errors[name] = np.stack(rows)
@@ -72,9 +82,13 @@ def values(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Offline and online (s, a) of the first seed in their two main components [rows, 2], and the share of variance
-    that these hold; None where the dataset or the replay is not at hand, or they do not belong together. Online rows
-    are in the order they came."""
+    """Return offline and online rows (s, a) of the first seed in their two principal components.
+
+    Returns:
+        Offline rows [rows, 2]; online rows [rows, 2] in the order in which they were recorded; and the share of
+        variance that the two components explain. None if the dataset or the replay buffer is not at hand, or does not
+        belong to the run.
+    """
     try:
         return _plane(record)
     except (SegueError, OSError, KeyError, TypeError, ValueError, IndexError):
@@ -88,12 +102,14 @@ def _plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     folder = record.path / "checkpoints" / record.config["phases"][-1]
     files, _ = disk.read_checked(folder)
     online = disk.arrays(files["replay.safetensors"], str(folder))
-    said = record.config["dataset"]
-    data = load(said["path"], clip_actions=bool(said.get("clip_actions")))
-    _, spec = policy_file.load(record.path / "policy-0")  # which knows the box: no env of a file's choice is made
+    dataset = record.config["dataset"]
+    data = load(dataset["path"], clip_actions=bool(dataset.get("clip_actions")))
+    _, spec = policy_file.load(
+        record.path / "policy-0"
+    )  # the policy file knows the action's box, so no env that a file names is made
     rng, t = np.random.default_rng(0), data.transitions
-    some = lambda n: np.sort(rng.choice(n, min(ROWS, n), replace=False))
-    off, on = some(len(data)), some(online["obs"].shape[1])
+    sample = lambda n: np.sort(rng.choice(n, min(PLANE_ROWS, n), replace=False))
+    off, on = sample(len(data)), sample(online["obs"].shape[1])
     if not len(on):
         return None
     both = [
@@ -102,14 +118,14 @@ def _plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
     ]
     mean, std = both[0].mean(0), both[0].std(0) + 1e-6
     scaled = [(part - mean) / std for part in both]
-    middle = np.concatenate(scaled).mean(0)
-    _, size, axes = np.linalg.svd(np.concatenate(scaled) - middle, full_matrices=False)
-    flat = [(part - middle) @ axes[:2].T for part in scaled]
-    return flat[0], flat[1], float((size[:2] ** 2).sum() / (size**2).sum())
+    centre = np.concatenate(scaled).mean(0)
+    _, size, axes = np.linalg.svd(np.concatenate(scaled) - centre, full_matrices=False)
+    projected = [(part - centre) @ axes[:2].T for part in scaled]
+    return projected[0], projected[1], float((size[:2] ** 2).sum() / (size**2).sum())
 
 
 class Panel(NamedTuple):
-    """What draws it; and what it shows over env steps [n], by name [n, seeds], where that is what it shows."""
+    """A panel: what draws it, and, if it shows lines over env steps [n], these lines by name [n, seeds]."""
 
     paint: "Callable[[Axes], None]"
     steps: np.ndarray = np.empty(0)
@@ -117,10 +133,10 @@ class Panel(NamedTuple):
 
 
 def panels(record: RunRecord) -> dict[str, Panel]:
-    """What there is to draw of a run, by title: no panel without online rows, or evaluations of a critic.
+    """Return the panels of a run by title. A panel that needs online rows, or values of a critic, may be absent.
 
     Raises:
-        DataError: where its journals hold something else.
+        DataError: if a journal of the run holds something else.
     """
     try:
         steps, shares = divergence(record.path)
@@ -128,27 +144,32 @@ def panels(record: RunRecord) -> dict[str, Panel]:
         points = plane(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{record.path} does not say how its data shifts ({error!r}): was it edited?") from None
-    found: dict[str, Panel] = {}
+    drawn: dict[str, Panel] = {}
     if len(steps):
         title = "told apart by a learned ratio (0 not, 1 wholly)"
-        found[title] = Panel(lambda axis: _shares(axis, steps, shares), steps, {"": shares})
+        drawn[title] = Panel(lambda axis: _shares(axis, steps, shares), steps, {"": shares})
     if points is not None:
         title = f"(s, a) in two main components ({100 * points[2]:.0f} % of variance)"
-        found[title] = Panel(lambda axis: _scatter(axis, *points[:2]))
+        drawn[title] = Panel(lambda axis: _scatter(axis, *points[:2]))
     if errors:
         named = {f"Q_{name}": rows for name, rows in errors.items()}
-        found["critic minus return, at first steps"] = Panel(lambda axis: _errors(axis, when, named), when, named)
-    return found
+        drawn["critic minus return, at first steps"] = Panel(lambda axis: _errors(axis, when, named), when, named)
+    return drawn
 
 
 def draw(record: RunRecord, path: Path) -> Path | None:
-    """Draw what there is and say where; None where there is nothing yet."""
-    if not (found := panels(record)):
+    """Draw the panels of a run and return the file's path; None if the run has no panel yet.
+
+    Raises:
+        NoPicture: if matplotlib is not installed.
+        SegueError: if a journal is damaged, or the file cannot be written.
+    """
+    if not (shown := panels(record)):
         return None
-    with canvas() as new:
-        figure = new(figsize=(13 / 3 * len(found), 4.2), layout="constrained")
-        for axis, (title, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-            one.paint(axis)
+    with canvas() as figure_class:
+        figure = figure_class(figsize=(13 / 3 * len(shown), 4.2), layout="constrained")
+        for axis, (title, panel) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            panel.paint(axis)
             axis.set_title(title, fontsize=10, loc="left")
         name = plain(f"{record.task}, {record.config['recipe']}: offline and online data")
         figure.suptitle(name, x=0.01, ha="left", fontsize=12)

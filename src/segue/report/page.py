@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, no script; what comes from a file is text and nothing else."""
+"""Write the report as one HTML file without network access and scripts. What comes from a file can only be text."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.report import aggregates, distribution_shift, provenance
-from segue.report.curves import PANELS, LineStyle, NoPicture, counted_seeds, limits, looks, panel, svg
+from segue.report.curves import PANELS, LineStyle, NoPicture, counted_seeds, limits, line_styles, panel, svg
 from segue.report.tables import (
     Cell,
     Table,
@@ -28,20 +28,20 @@ from segue.report.tables import (
     small_print,
     task_tables,
 )
-from segue.report.tables import provenance as said_of
+from segue.report.tables import provenance as provenance_line
 from segue.results.gather import Lost
 from segue.results.records import RunRecord
 from segue.results.stats import estimate
 
-PLACES = 24
-"""Rows of a curve's table at most."""
+MAX_ROWS = 24
+"""The most rows of a curve's table, and the most rows or notes that are not folded."""
 
 
-SHIFTS = 4
-"""Methods whose distribution shift the page shows at most; of more each can have a page of its own."""
+MAX_SHIFTS = 4
+"""The most rows of a report whose distribution shift the page shows."""
 
 
-CITED = {
+METHODS = {
     "Intervals over seeds": "On one task Student's t. Over tasks Student's t about the standard error of a stratified "
     "bootstrap over seeds (Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, "
     "NeurIPS 2021, arXiv 2108.13264), widened for few seeds after Hesterberg (What Teachers Should Know about the "
@@ -64,24 +64,32 @@ CITED = {
     "Speed": "Counts between the first and the last journalled line of a phase over the seconds between them "
     "(times.jsonl); evaluations are included, stops are not.",
 }
+"""Subject -> how its numbers are computed, with the sources."""
 
 
 def escape(text: object) -> str:
+    """Return text as HTML without markup and control characters."""
     return html.escape(plain(text))
 
 
 def page(
     records: Sequence[RunRecord], lost: Sequence[Lost] = (), advance: Callable[[int, int], None] | None = None
 ) -> str:
-    """The page of some runs; `advance` hears how many of how many tasks are drawn."""
-    groups, known = by_task(records), looks(records)
+    """Return the page of some runs as HTML.
+
+    Args:
+        records: the runs; each is one row.
+        lost: the runs that could not be read.
+        advance: called after each task with the number of tasks that are drawn and the number of all tasks.
+    """
+    groups, styles = by_task(records), line_styles(records)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
         sections.append(("Methods and tasks", "".join(map(_table, matrix(records)))))
-        if found := aggregates.shared(records):
-            sections.append(("Over all tasks", _aggregates(found, known)))
+        if shared := aggregates.shared_scores(records):
+            sections.append(("Over all tasks", _aggregates(shared, styles)))
     for number, (title, group) in enumerate(zip(_titles(groups), groups, strict=True), start=1):
-        sections.append((title, _task(title, group, known)))
+        sections.append((title, _task(title, group, styles)))
         if advance:
             advance(number, len(groups))
     sections.append(("Distribution shift", _shifts(records)))
@@ -91,7 +99,7 @@ def page(
     sections.append(("How every number is computed", _method(records)))
     sections = [(name, body) for name, body in sections if body]
 
-    title = escape(groups[0][0].task if len(groups) == 1 else f"{len(known)} methods on {len(groups)} tasks")
+    title = escape(groups[0][0].task if len(groups) == 1 else f"{len(styles)} methods on {len(groups)} tasks")
     contents = "".join(f'<li><a href="#s{n}">{escape(name)}</a></li>' for n, (name, _) in enumerate(sections))
     body = "".join(
         f'<section aria-labelledby="s{n}"><h2 id="s{n}">{escape(name)}</h2>{text}</section>'
@@ -101,18 +109,18 @@ def page(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # even if a name slipped through: nothing is fetched and no script runs
+        # even if a name became markup, nothing is fetched and no script runs
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
         "'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><title>{title} - Segue report</title><style>{style}</style></head>\n'
         f'<body><a class="skip" href="#main">Skip to the results</a><header><h1>{title}</h1>'
-        f'{_lede(records, lost)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
+        f'{_summary(records, lost)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
         f'<main id="main" tabindex="-1">{body}</main>\n</body></html>\n'
     )
 
 
 def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """The tasks; of the same task on another scale it is said."""
+    """Return the tasks. A task that occurs on two scales is named with its scale."""
     names = [group[0].task for group in groups]
     return [
         f"{name} ({scale(group).partition(':')[0]})" if names.count(name) > 1 else name
@@ -120,17 +128,17 @@ def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     ]
 
 
-def _lede(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
+def _summary(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
     runs, groups = sum(len(record.parts) for record in records), by_task(records)
     seeds = sum(record.scores.shape[1] for record in records)
-    methods = len(looks(records))
-    counted = [_count(methods, "method"), _count(len(groups), "task"), _count(runs, "run"), _count(seeds, "seed")]
+    methods = len(line_styles(records))
+    counts = [_count(methods, "method"), _count(len(groups), "task"), _count(runs, "run"), _count(seeds, "seed")]
     scores = "Scores are normalised: 0 and 100 are the task's reference returns."
     if not any(record.reference for record in records):
         scores = "Scores are raw returns: no reference is known to normalise them with."
     elif not all(record.reference for record in records):
         scores = "Scores are normalised (0 and 100 are the task's reference returns) where the task has references."
-    text = f'<p class="lede">{", ".join(counted)}. {scores}</p>'
+    text = f'<p class="lede">{", ".join(counts)}. {scores}</p>'
     text += "<p>± is the half width of a 95 % interval over seeds; brackets are a 95 % interval.</p>"
     if any(map(comparable, groups)):
         text += "<p>† marks published numbers: they are of other versions of environments and data.</p>"
@@ -139,32 +147,32 @@ def _lede(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
     return text
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # --- pieces ----------------------------------------------------------------------------------------
 
 
 def _table(table: Table, words: bool = False) -> str:
-    """A table in a region that scrolls by itself; `words`: its cells are texts."""
+    """Return a table in a region that scrolls by itself. `words` is true if the cells are texts, not numbers."""
 
     def row(cells: Sequence[Cell | str | None]) -> str:
         name, *rest = cells
-        shown = re.sub(r"([._/])(?=\w)", r"\1<wbr>", escape(name))
-        return f'<tr><th scope="row">{shown}</th>{"".join(f"<td>{_cell(each)}</td>" for each in rest)}</tr>'
+        breakable = re.sub(r"([._/])(?=\w)", r"\1<wbr>", escape(name))
+        return f'<tr><th scope="row">{breakable}</th>{"".join(f"<td>{_cell(each)}</td>" for each in rest)}</tr>'
 
     caption = escape(table.caption)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
-    theirs = ""
+    published = ""
     if table.landmarks:
         about = f'<tr><th class="about" scope="rowgroup" colspan="{len(table.head)}">Published: other versions of '
         about += "environments and data</th></tr>"
-        theirs = f'<tbody class="theirs">{about}{"".join(map(row, table.landmarks))}</tbody>'
+        published = f'<tbody class="theirs">{about}{"".join(map(row, table.landmarks))}</tbody>'
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table{" class=words" * words}>'
         f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(map(row, table.rows))}</tbody>{theirs}</table></div>"
+        f"<tbody>{''.join(map(row, table.rows))}</tbody>{published}</table></div>"
     )
 
 
@@ -174,8 +182,8 @@ def _cell(each: Cell | str | None) -> str:
     if isinstance(each, str):
         return escape(each)
     value, spread = (escape(text).replace("-", "\N{MINUS SIGN}") for text in (each.value, each.spread))
-    shown = f' <span class="pm">{spread}</span>' if spread else ""
-    return f"<span>{value}</span>{shown}{escape(each.more)}"
+    interval = f' <span class="pm">{spread}</span>' if spread else ""
+    return f"<span>{value}</span>{interval}{escape(each.more)}"
 
 
 def _folded(summary: str, body: str, opened: bool = False) -> str:
@@ -183,7 +191,7 @@ def _folded(summary: str, body: str, opened: bool = False) -> str:
 
 
 class Figure(NamedTuple):
-    """A picture that is drawn when it is asked for, what it shows, and its numbers."""
+    """A picture as a function that draws it, its alternative text, its caption, and its numbers as a table."""
 
     picture: Callable[[], str]
     alt: str
@@ -192,7 +200,7 @@ class Figure(NamedTuple):
 
 
 def _figures(figures: Sequence[Figure]) -> str:
-    """Pictures side by side where there is room, and below them their numbers as tables."""
+    """Return pictures side by side, if there is room, and below them their numbers as tables."""
     tables = [figure.data for figure in figures if figure.data]
     numbers = "".join(_folded(f"Numbers: {table.caption}", _table(table)) for table in tables)
     return f'<div class="figures">{"".join(map(_figure, figures))}</div>{numbers}'
@@ -207,12 +215,12 @@ def _figure(figure: Figure) -> str:
     return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
 
 
-def _legend(names: Mapping[str, str], known: Mapping[str, LineStyle]) -> str:
-    """Label -> what stands beside its line."""
+def _legend(names: Mapping[str, str], styles: Mapping[str, LineStyle]) -> str:
+    """Return a legend. `names` maps a method's label to the text beside its line."""
     dashes = {"-": "", "-.": ' stroke-dasharray="8 3 2 3"', ":": ' stroke-dasharray="2 3"'}
     entries = "".join(
         f'<li><svg width="30" height="12" aria-hidden="true"><line x1="2" y1="6" x2="28" y2="6" stroke-width="3" '
-        f'stroke="{known[label].colour}"{dashes[known[label].style]}/></svg>{escape(text)}</li>'
+        f'stroke="{styles[label].colour}"{dashes[styles[label].style]}/></svg>{escape(text)}</li>'
         for label, text in names.items()
     )
     return f'<ul class="legend" aria-label="Lines">{entries}</ul>'
@@ -221,52 +229,52 @@ def _legend(names: Mapping[str, str], known: Mapping[str, LineStyle]) -> str:
 # --- sections --------------------------------------------------------------------------------------
 
 
-def _aggregates(found: aggregates.Shared, known: Mapping[str, LineStyle]) -> str:
-    shown, profiles = aggregates.table(found), aggregates.profiles(found)
-    text = f"<p>Last scores on {_count(len(found.tasks), 'task')}: {escape(', '.join(found.tasks))}.</p>"
-    if found.left:
-        text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(found.left))}.</p>"
-    if any(found.failed.values()):
+def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]) -> str:
+    profiles = aggregates.profiles(shared)
+    text = f"<p>Last scores on {_count(len(shared.tasks), 'task')}: {escape(', '.join(shared.tasks))}.</p>"
+    if shared.omitted:
+        text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(shared.omitted))}.</p>"
+    if any(shared.failed.values()):
         text += "<p>Seeds that failed count with the scores of their last finite policies.</p>"
-    if found.unfinished:
-        text += f"<p>Left out, not having come to their end: {_count(found.unfinished, 'row')}.</p>"
-    text += _table(shown)
-    if (better := aggregates.improvement(found)) is not None:
-        text += _table(better)
-    each = max(len(profiles.taus) // PLACES, 1)
+    if shared.unfinished:
+        text += f"<p>Left out, because they are unfinished: {_count(shared.unfinished, 'row')}.</p>"
+    text += _table(aggregates.table(shared))
+    if (improvement := aggregates.improvement(shared)) is not None:
+        text += _table(improvement)
+    stride = max(len(profiles.taus) // MAX_ROWS, 1)
     rows = [
         [f"{profiles.taus[i]:.0f}", *(Cell(f"{share.value[i]:.2f}") for share in profiles.shares.values())]
-        for i in range(0, len(profiles.taus), each)
+        for i in range(0, len(profiles.taus), stride)
     ]
     data = Table("Share of runs above a score", ["score", *profiles.shares], rows)
-    alt = f"Performance profiles of {len(found.scores)} methods over {len(found.tasks)} tasks; the numbers follow."
-    drawn = Figure(
-        lambda: svg(lambda axis: aggregates.paint(axis, profiles, known)),
+    alt = f"Performance profiles of {len(shared.scores)} methods over {len(shared.tasks)} tasks; the numbers follow."
+    figure = Figure(
+        lambda: svg(lambda axis: aggregates.paint(axis, profiles, styles)),
         alt,
         "Performance profile: the share of runs above each score; bands are pointwise 95 % intervals, with none where "
         "all resamples agree.",
         data,
     )
-    return text + _legend({name: name for name in found.scores}, known) + _figures([drawn])
+    return text + _legend({name: name for name in shared.scores}, styles) + _figures([figure])
 
 
-def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, LineStyle]) -> str:
-    whole, *rest = task_tables(group)
-    text = f"<p>{escape(said_of(group))}.</p>{_table(whole)}"
+def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> str:
+    first, *rest = task_tables(group)
+    text = f"<p>{escape(provenance_line(group))}.</p>{_table(first)}"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
-    text += _legend(names, known)
+    text += _legend(names, styles)
     ends = limits(group, drawn)
     right = 0.76 if comparable(group) else 0.97
     figures = [
         Figure(
             lambda name=name: svg(
-                lambda axis: panel(axis, name, group, known, ends), right=right if name == "online" else 0.97
+                lambda axis: panel(axis, name, group, styles, ends), right=right if name == "online" else 0.97
             ),
             f"Learning curves on {title}, {name}. Last scores: {_ends(group, name)}.",
             {
                 "offline": "Offline, before the switch: " + scale(group).partition(":")[0] + " over gradient steps.",
-                "online": "Online: the bar at 0 is the switch from offline data to the world"
+                "online": "Online: the bar at 0 is the switch from offline data to the environment"
                 + (", dashed grey are published final scores." if comparable(group) else "."),
             }[name],
             _numbers(title, group, name),
@@ -277,74 +285,74 @@ def _task(title: str, group: Sequence[RunRecord], known: Mapping[str, LineStyle]
 
 
 def _ends(group: Sequence[RunRecord], name: str) -> str:
-    """The last score of every curve in a panel."""
+    """Return the last score of every curve in a panel as text."""
     curves = {label: PANELS[name][0](record) for label, record in zip(labels(group), group, strict=True)}
     return "; ".join(f"{label} {estimate(curve.scores[-1])}" for label, curve in curves.items() if len(curve.x))
 
 
 def _numbers(title: str, group: Sequence[RunRecord], name: str) -> Table:
-    """A curve's means and intervals, at some of its places where there are many."""
+    """Return the means and intervals of a panel's curves, at `MAX_ROWS` of its points if there are more."""
     curves = [PANELS[name][0](record) for record in group]
-    every = sorted({int(x) for curve in curves for x in curve.x})
-    kept = every
-    if len(every) > PLACES:
-        kept = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, PLACES).round().astype(int))]
+    points = sorted({int(x) for curve in curves for x in curve.x})
+    kept = points
+    if len(points) > MAX_ROWS:
+        kept = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, MAX_ROWS).round().astype(int))]
     at = [dict(zip(curve.x.tolist(), curve.scores, strict=True)) for curve in curves]
-    rows = [[f"{x:,}", *(cell(estimate(one[x])) if x in one else None for one in at)] for x in kept]
+    rows = [[f"{x:,}", *(cell(estimate(scores[x])) if x in scores else None for scores in at)] for x in kept]
     axis = {"offline": "gradient steps", "online": "env steps"}[name]
-    some = f" ({len(kept)} of {len(every)} places)" if len(kept) < len(every) else ""
-    return Table(f"{title}, {name}{some}", [axis, *marked(group)], rows)
+    note = f" ({len(kept)} of {len(points)} points)" if len(kept) < len(points) else ""
+    return Table(f"{title}, {name}{note}", [axis, *marked(group)], rows)
 
 
 def _shifts(records: Sequence[RunRecord]) -> str:
-    if len(records) > SHIFTS:
+    if len(records) > MAX_SHIFTS:
         return (
-            f"<p>This page is of {len(records)} rows; that of {SHIFTS} or fewer shows how their online data differs "
-            "from the dataset, and how far critics are from returns: <code>segue report RUN</code>.</p>"
+            f"<p>This page has {len(records)} rows. A page with {MAX_SHIFTS} or fewer shows how their online data "
+            "differ from the dataset, and how far critics are from returns: <code>segue report RUN</code>.</p>"
         )
     text = ""
     for record, name in (pair for group in by_task(records) for pair in zip(group, labels(group), strict=True)):
         first = record.parts[0]
         try:
-            found = distribution_shift.panels(first)
+            shifts = distribution_shift.panels(first)
         except SegueError as error:
             text += f"<p>{escape(error)}</p>"
             continue
         figures = [
             Figure(
-                lambda one=one: svg(one.paint),
+                lambda shift=shift: svg(shift.paint),
                 f"{title}: {record.task}, {name}.",
                 f"{title[:1].upper()}{title[1:]}.",
-                _series(f"{record.task}, {name}: {title}", one),
+                _series(f"{record.task}, {name}: {title}", shift),
             )
-            for title, one in found.items()
+            for title, shift in shifts.items()
         ]
         if figures:
-            of = f"{record.task}, {name}" + (f": its first run, {first.path.name}" if record.runs else "")
-            text += _folded(of, _figures(figures), opened=len(records) == 1)
+            summary = f"{record.task}, {name}" + (f": its first run, {first.path.name}" if record.runs else "")
+            text += _folded(summary, _figures(figures), opened=len(records) == 1)
     return text
 
 
-def _series(title: str, one: distribution_shift.Panel) -> Table | None:
-    """Means over seeds of what a panel shows over time."""
-    if not one.lines:
+def _series(title: str, shift: distribution_shift.Panel) -> Table | None:
+    """Return the means over seeds of a panel's lines; None if it has no lines."""
+    if not shift.lines:
         return None
-    kept = np.unique(np.linspace(0, len(one.steps) - 1, min(PLACES, len(one.steps))).round().astype(int))
+    kept = np.unique(np.linspace(0, len(shift.steps) - 1, min(MAX_ROWS, len(shift.steps))).round().astype(int))
 
     def mean(row: np.ndarray) -> Cell | None:
-        there = row[np.isfinite(row)]
-        return Cell(f"{there.mean():.3g}") if len(there) else None
+        finite = row[np.isfinite(row)]
+        return Cell(f"{finite.mean():.3g}") if len(finite) else None
 
-    rows = [[f"{one.steps[i]:,.0f}", *(mean(line[i]) for line in one.lines.values())] for i in kept]
-    return Table(f"{title}, mean over seeds", ["env steps", *(name or "share" for name in one.lines)], rows)
+    rows = [[f"{shift.steps[i]:,.0f}", *(mean(line[i]) for line in shift.lines.values())] for i in kept]
+    return Table(f"{title}, mean over seeds", ["env steps", *(name or "share" for name in shift.lines)], rows)
 
 
 def _settings(records: Sequence[RunRecord]) -> str:
-    found = provenance.comparison(records)
-    text = "".join(_table(each, words=True) for each in found.differ)
+    compared = provenance.comparison(records)
+    text = "".join(_table(each, words=True) for each in compared.differ)
     if len(records) > 1 and not text:
         text = "<p>The methods do not differ in any setting.</p>"
-    for tables in (found.lacking, [found.by_task], [found.common]):
+    for tables in (compared.lacking, [compared.by_task], [compared.common]):
         if any(each.rows for each in tables):
             body = "".join(_table(each, words=True) for each in tables)
             text += _folded(f"{tables[0].caption} ({len(tables[0].rows)})", body)
@@ -353,9 +361,9 @@ def _settings(records: Sequence[RunRecord]) -> str:
 
 def _machine(records: Sequence[RunRecord]) -> str:
     speeds = _table(provenance.speeds(records))
-    many = len(records) > PLACES
-    folded = _folded(f"Speed of {len(records)} rows", speeds) if many else speeds
-    return folded + _folded("Versions and machines", _table(provenance.versions(records), words=True))
+    if len(records) > MAX_ROWS:
+        speeds = _folded(f"Speed of {len(records)} rows", speeds)
+    return speeds + _folded("Versions and machines", _table(provenance.versions(records), words=True))
 
 
 def _notes(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
@@ -363,16 +371,16 @@ def _notes(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
     if lost:
         rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in lost]
         text += _table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
-    if said := notes(records):
-        items = "".join(f"<li>{escape(note)}</li>" for note in said)
-        text += f"<ul>{items}</ul>" if len(said) <= PLACES else _folded(f"{len(said)} notes", f"<ul>{items}</ul>")
+    if found := notes(records):
+        items = "".join(f"<li>{escape(note)}</li>" for note in found)
+        text += f"<ul>{items}</ul>" if len(found) <= MAX_ROWS else _folded(f"{len(found)} notes", f"<ul>{items}</ul>")
     return text or "<p>None: every run was read, and none failed.</p>"
 
 
 def _method(records: Sequence[RunRecord]) -> str:
     sentences = "".join(f"<p>{_code(line)}</p>" for line in small_print(records))
-    cited = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in CITED.items())
-    return f'<div class="small">{sentences}<dl>{cited}</dl></div>'
+    methods = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in METHODS.items())
+    return f'<div class="small">{sentences}<dl>{methods}</dl></div>'
 
 
 def _code(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`segue report`: what some runs came to, as a page, a picture or tables."""
+"""Write the report of some runs, as `segue report` does: a page, a picture or tables."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
 
     Args:
         run_dirs: runs, folders that hold runs at any depth, or sweeps. Runs that differ in their seeds alone are one
-            row; what cannot be read is listed with the reason.
-        out: where to; the suffix says what: .html (a page), .md, .csv or .tex (tables), .png, .svg or .pdf (learning
-            curves). By default `report.html` in the directory, or here where there are several.
-        quiet: no progress display, which a terminal alone has.
+            row; runs that cannot be read are listed with the reason.
+        out: the file. Its suffix chooses the kind: .html (a page), .md, .csv or .tex (tables), .png, .svg or .pdf
+            (learning curves). By default `report.html`, in the directory, or, if there are several, here.
+        quiet: show no progress. Progress is shown on a terminal only.
 
     Raises:
-        SegueError: where there is no run that can be read, or the file cannot be written.
+        SegueError: if no run can be read, or the file cannot be written.
     """
     if not run_dirs:
         raise SegueError("There is nothing to report: name one run directory or more.")
@@ -41,15 +41,15 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
             records, lost = gather(run_dirs, advance)
         print(text := brief(records, [one.why for one in lost]))
         with console.counting("tasks drawn", 1, "tasks") as advance:
-            last = plain(write(records, lost, path, advance))
+            summary = plain(write(records, lost, path, advance))
     finally:
         console.close()
-    print(f"\n{last}")
-    return f"{text}\n\n{last}"
+    print(f"\n{summary}")
+    return f"{text}\n\n{summary}"
 
 
 Writer = Callable[[Sequence[RunRecord], Sequence[Lost], Path, Callable[[int, int], None]], str]
-"""Writes a report and says where."""
+"""Writes a report to a path and returns a line that names the file."""
 
 
 def _writers() -> dict[str, Writer]:
@@ -69,26 +69,29 @@ def _writers() -> dict[str, Writer]:
 
 
 def _page(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: Callable[[int, int], None]) -> str:
-    """The page, without matplotlib one of tables alone."""
-    said = f"Page: {_write(path, page(records, lost, advance))}"
+    """Write the page. Without matplotlib it has tables alone, and the returned text says what to install."""
+    summary = f"Page: {_write(path, page(records, lost, advance))}"
     try:
         with curves.canvas():
-            return said
+            return summary
     except curves.NoPicture as error:
-        return f"{said}\n{error}"
+        return f"{summary}\n{error}"
 
 
 def _picture(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
-    """Learning curves, and beside them, of one run, its distribution shift. Without matplotlib: how to get it."""
+    """Draw learning curves, and of a single run its distribution shift as well, in a file beside them.
+
+    Without matplotlib nothing is drawn, and the returned text says what to install.
+    """
     try:
-        said = f"Curves: {curves.draw(records, path)}"
+        summary = f"Curves: {curves.draw(records, path)}"
         if len(records) == 1 and (
             drawn := distribution_shift.draw(records[0], path.with_name(f"{path.stem}-shift.png"))
         ):
-            said += f"\nShift: {drawn}"
+            summary += f"\nShift: {drawn}"
     except curves.NoPicture as error:
-        said = str(error)
-    return said
+        summary = str(error)
+    return summary
 
 
 def _write(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Records become tables, published numbers below ours: what to say, and how Markdown says it."""
+"""Turn the records of runs into tables, with published numbers below ours, and write tables as Markdown."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from segue.results.records import AREAS, PLACES, SCORE_50, RunRecord, online_curve
 from segue.results.stats import Estimate
 
-WIDTH = 8
-"""Columns of numbers that stand side by side on paper; what has more goes on in another table."""
+MAX_COLUMNS = 8
+"""The most columns of numbers that fit on paper. More columns continue in another table."""
 
 
-LONG = 40
-"""Rows of tables that a terminal may show; of more it gets the last scores alone."""
+MAX_ROWS = 40
+"""The most runs of which a terminal shows all tables; of more runs it shows the last scores alone."""
 
 
 class Cell(NamedTuple):
-    """A number as it is shown, and how certain it is."""
+    """A number as it is shown, its interval, and text that follows."""
 
     value: str
     spread: str = ""
@@ -33,35 +33,35 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts, cells, or None for what there is not; the first of a row names it."""
+    """A table. A row holds texts, cells, and None where there is no value; its first entry names it."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell | str | None]]
     landmarks: Sequence[Sequence[Cell | str | None]] = ()
-    """Rows of published numbers: of other versions of environments and data."""
+    """Rows of published numbers, from other versions of environments and data."""
 
 
-def cell(found: Estimate | None, spec: str = ".1f", more: str = "") -> Cell | None:
-    """12.3 ± 4.5; a `spec` with a plus gives the mean its sign."""
-    if found is None:
+def cell(estimate: Estimate | None, spec: str = ".1f", more: str = "") -> Cell | None:
+    """Return an estimate as a cell, such as 12.3 ± 4.5. A `spec` with a plus shows the sign of the mean."""
+    if estimate is None:
         return None
-    spread = "" if found.half is None else f"± {found.half:{spec.removeprefix('+')}}"
-    return Cell(f"{found.mean:{spec}}", spread, more)
+    spread = "" if estimate.half is None else f"± {estimate.half:{spec.removeprefix('+')}}"
+    return Cell(f"{estimate.mean:{spec}}", spread, more)
 
 
 def plain(text: object) -> str:
-    """Text from a file, without what a terminal or a browser would obey: control characters become a replacement."""
+    """Return text from a file with its control characters replaced, which a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def published(task: str) -> dict[str, float]:
-    """Published normalised scores for a task, by method; empty where we know none."""
+    """Return the published normalised scores of a task, by method; empty if none are known."""
     return _published()["scores"].get(task, {})
 
 
 def source() -> str:
-    """Where published scores are from."""
+    """Return the source of the published scores."""
     return _published()["source"]
 
 
@@ -70,12 +70,16 @@ def _published() -> dict[str, Any]:
 
 
 def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
-    """Markdown: the tables of each task, one row per run, published numbers below ours, and the small print, with why
-    runs were left out."""
+    """Return Markdown: the tables of each task, and the small print.
+
+    Args:
+        records: the runs; each is one row. Published numbers stand below ours.
+        lost: the reasons why other runs were left out.
+    """
     parts = []
     for group in by_task(records):
-        whole, *rest = task_tables(group)
-        parts += [f"## {line(whole.caption)}", markdown(whole), f"Ours: {line(provenance(group))}."]
+        first, *rest = task_tables(group)
+        parts += [f"## {line(first.caption)}", markdown(first), f"Ours: {line(provenance(group))}."]
         for more in rest:
             parts += [f"### {more.caption}", markdown(more)]
     return "\n\n".join(
@@ -87,7 +91,7 @@ def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
 
 
 def small_print(records: Sequence[RunRecord]) -> list[str]:
-    """How the numbers in the tables of these records are computed, a sentence or two each."""
+    """Return how the numbers in the tables of these records are computed, one or two sentences each."""
     small = [
         "± is the half width of a 95 % Student-t interval over seeds (not over episodes).",
         "Where all seeds agree there is none: one of width 0 would claim certainty.",
@@ -136,7 +140,7 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
 
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
-    """What a reader must know of these very runs."""
+    """Return what a reader must know about these runs: budgets that differ, damaged files, unfinished phases."""
     found = []
     for group in by_task(records):
         budgets = {record.summary.env_steps for record in group if online_curve(record).x.size}
@@ -144,14 +148,14 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
             found.append(f"runs of {group[0].task} differ in env steps: their final scores are not comparable.")
     found += [note for record in records for note in record.notes]
     for record in records:
-        here, phases = record.evaluations[-1].phase, record.config["phases"]
-        if phases and here != phases[-1]:
-            found.append(f"{record.path} was last evaluated in phase `{here}`, before `{phases[-1]}`.")
+        phase, phases = record.evaluations[-1].phase, record.config["phases"]
+        if phases and phase != phases[-1]:
+            found.append(f"{record.path} was last evaluated in phase `{phase}`, before `{phases[-1]}`.")
     return found
 
 
 def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs whose scores share a scale (same task, same reference returns), in order of appearance."""
+    """Group runs whose scores share a scale (same task, same reference returns), in order of appearance."""
     groups: dict[object, list[RunRecord]] = {}
     for record in records:
         groups.setdefault((record.task, record.reference), []).append(record)
@@ -159,9 +163,12 @@ def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def labels(group: Sequence[RunRecord]) -> list[str]:
-    """Names that tell the runs of a task apart: with what differs in their directories where one occurs twice."""
+    """Return different names for the runs of a task.
+
+    Where a name occurs twice, what differs in the runs' directories stands behind it.
+    """
     names = [record.name for record in group]
-    found: list[str] = []
+    unique: list[str] = []
     for name, record in zip(names, group, strict=True):
         alike = [other.path.absolute().parts for other in group if other.name == name]
         own = record.path.absolute().parts
@@ -170,40 +177,41 @@ def labels(group: Sequence[RunRecord]) -> list[str]:
         else:
             own = own[len(Path(os.path.commonpath([str(Path(*parts)) for parts in alike])).parts) :] or own[-1:]
         label = f"{name} ({'/'.join(own)})" if len(alike) > 1 and own else name
-        again = sum(other.partition(" #")[0] == label for other in found)
-        found.append(f"{label} #{again + 1}" if again else label)
-    return found
+        earlier = sum(other.partition(" #")[0] == label for other in unique)
+        unique.append(f"{label} #{earlier + 1}" if earlier else label)
+    return unique
 
 
 def failures(record: RunRecord) -> str:
-    """How many of its seeds diverged, to stand behind a name or a number; nothing where none did."""
+    """Return how many seeds of a run diverged, as text behind a name or a number; empty if none did."""
     return f" ({len(record.failed)} failed)" if record.failed else ""
 
 
 def marked(group: Sequence[RunRecord]) -> list[str]:
-    """Labels with failures."""
+    """Return the labels of runs, with the number of their failed seeds."""
     return [label + failures(record) for label, record in zip(labels(group), group, strict=True)]
 
 
 def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
-    """Published scores that lie on the group's scale: they are normalised, raw returns are not."""
+    """Return the published scores of a group's task; empty if the group has raw returns, for they are normalised."""
     return published(group[0].config.get("task") or "") if group[0].reference else {}
 
 
 def scale(group: Sequence[RunRecord]) -> str:
+    """Return the scale of a group's scores in words."""
     return "normalised score" if group[0].reference else "raw return: no reference returns to normalise with"
 
 
 def task_tables(group: Sequence[RunRecord]) -> list[Table]:
-    """What the runs of one task came to; how going online went; what the first env steps brought.
+    """Return the tables of one task: the milestones of each run, the switch to online learning, the early budget.
 
-    The last two only where there is anything to say of them.
+    The last two tables are absent if they would be empty.
     """
     return [_milestones(group), *_switch(group), *_budget(group)]
 
 
 def of_task(task: str, table: Table) -> Table:
-    """A table whose caption says its task, for where nothing around it does."""
+    """Return a table whose caption names its task, for places in which no heading does."""
     return replace(table, caption=f"{task}: {table.caption[:1].lower()}{table.caption[1:]}")
 
 
@@ -226,64 +234,65 @@ def _milestones(group: Sequence[RunRecord]) -> Table:
 
 
 def _switch(group: Sequence[RunRecord]) -> list[Table]:
-    found = [record.summary for record in group]
+    summaries = [record.summary for record in group]
     columns = {
-        "dip": [cell(s.dip) for s in found],
-        "recovered": [_steps(s.recovered, s.never) for s in found],
-        f"to {SCORE_50:g}": [_steps(s.half_way, s.never_half_way or 0) for s in found],
-        "regret": [cell(s.regret, ".2f") for s in found],
+        "dip": [cell(s.dip) for s in summaries],
+        "recovered": [_steps(s.recovered, s.never) for s in summaries],
+        f"to {SCORE_50:g}": [_steps(s.half_way, s.never_half_way or 0) for s in summaries],
+        "regret": [cell(s.regret, ".2f") for s in summaries],
     }
     return _columns("Going online", group, columns)
 
 
 def _budget(group: Sequence[RunRecord]) -> list[Table]:
-    found = [record.summary for record in group]
-    columns = {f"at {steps_label(n)}": [cell(s.at.get(n)) for s in found] for n in PLACES}
-    columns |= {f"area {steps_label(n)}": [cell(s.areas.get(n)) for s in found] for n in AREAS}
+    summaries = [record.summary for record in group]
+    columns = {f"at {steps_label(n)}": [cell(s.at.get(n)) for s in summaries] for n in PLACES}
+    columns |= {f"area {steps_label(n)}": [cell(s.areas.get(n)) for s in summaries] for n in AREAS}
     return _columns("Early budget", group, columns)
 
 
 def _columns(caption: str, group: Sequence[RunRecord], columns: Mapping[str, list[Cell | None]]) -> list[Table]:
-    """A table of the columns in which there is anything; none where there is nothing."""
+    """Return a table of the columns that are not empty; no table if all columns are empty."""
     kept = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
     rows = [[label, *(cells[i] for cells in kept.values())] for i, label in enumerate(marked(group))]
     return [Table(caption, ["method", *kept], rows)] if kept else []
 
 
 def last(record: RunRecord) -> Estimate:
-    """The last score: `final`, or, of a run that never went online, `offline`."""
+    """Return the last score of a run: `final`, or, if it never went online, `offline`."""
     return record.summary.final or record.summary.offline or record.summary.best
 
 
 def matrix(records: Sequence[RunRecord]) -> list[Table]:
-    """Method x task, the last scores; so many tables that each has `WIDTH` tasks at most."""
+    """Return tables of the last scores, methods by tasks. Each table has at most `MAX_COLUMNS` tasks."""
     groups = by_task(records)
-    found: list[Table] = []
-    for first in range(0, len(groups), WIDTH):
-        some = groups[first : first + WIDTH]
+    tables: list[Table] = []
+    for first in range(0, len(groups), MAX_COLUMNS):
+        part = groups[first : first + MAX_COLUMNS]
         cells = [
             {label: cell(last(r), more=failures(r)) for label, r in zip(labels(group), group, strict=True)}
-            for group in some
+            for group in part
         ]
-        theirs = [comparable(group) for group in some]
+        known = [comparable(group) for group in part]
         rows = [[name, *(column.get(name) for column in cells)] for name in dict.fromkeys(n for c in cells for n in c)]
         landmarks = [
-            [f"{method_name(name)} †", *(f"{column[name]:.1f}" if name in column else None for column in theirs)]
-            for name in dict.fromkeys(n for column in theirs for n in column)
+            [f"{method_name(name)} †", *(f"{column[name]:.1f}" if name in column else None for column in known)]
+            for name in dict.fromkeys(n for column in known for n in column)
         ]
-        tasks = [f"{group[0].task}{'' if group[0].reference else ' (raw return)'}" for group in some]
-        counted = f", tasks {first + 1} to {first + len(some)}" if len(groups) > WIDTH else ""
-        found.append(Table(f"Last score of each method on each task{counted}", ["method", *tasks], rows, landmarks))
-    return found
+        tasks = [f"{group[0].task}{'' if group[0].reference else ' (raw return)'}" for group in part]
+        note = f", tasks {first + 1} to {first + len(part)}" if len(groups) > MAX_COLUMNS else ""
+        tables.append(Table(f"Last score of each method on each task{note}", ["method", *tasks], rows, landmarks))
+    return tables
 
 
 def left_out(lost: Sequence[str]) -> list[str]:
+    """Return a line for each reason why a run was left out."""
     return [f"Left out: {line(why)}" for why in lost]
 
 
 def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
-    """Markdown for a terminal: of more than `LONG` rows the last scores alone."""
-    if len(records) <= LONG:
+    """Return Markdown for a terminal: of more than `MAX_ROWS` runs the last scores alone."""
+    if len(records) <= MAX_ROWS:
         return table(records, lost)
     parts = [part for each in matrix(records) for part in (f"## {each.caption}", markdown(each))]
     small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes).", *left_out(lost)]
@@ -291,59 +300,61 @@ def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
 
 
 def _steps(steps: Estimate | None, never: int) -> Cell | None:
-    """17,250 ± 3,000, 1 never."""
+    """Return a number of env steps as a cell, such as 17,250 ± 3,000, 1 never."""
     if steps is None:
         return Cell("never") if never else None
     return cell(steps, ",.0f", f", {never} never" if never else "")
 
 
 def method_name(method: str) -> str:
+    """Return a published method's name as it is shown."""
     return method.replace("_", "-")
 
 
 def markdown(table: Table) -> str:
-    """A padded pipe table: names to the left, numbers to the right, a dash for None."""
+    """Return a table in Markdown, padded: names on the left, numbers on the right, a dash for None."""
     rows = [table.head, *table.rows, *table.landmarks]
     cells = [["–" if each is None else line(each) for each in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def padded(row: Iterable[str]) -> str:
         name, *numbers = zip(row, widths, strict=True)
-        shown = [name[0].ljust(name[1]), *(number.rjust(width) for number, width in numbers)]
-        return f"| {' | '.join(shown)} |"
+        entries = [name[0].ljust(name[1]), *(number.rjust(width) for number, width in numbers)]
+        return f"| {' | '.join(entries)} |"
 
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
     return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
 def line(text: object) -> str:
-    """One line, in which no name ends a cell or begins a tag."""
+    """Return text as one line of Markdown that can neither end a cell nor begin a tag."""
     return re.sub(r"([|<])", r"\\\1", plain(text).replace("\n", " "))
 
 
 def provenance(group: Sequence[RunRecord]) -> str:
-    """Environment, versions, data, presets and evaluation size of a group; every value that occurs, once."""
+    """Return a group's environments, versions, data, presets and evaluation size as text; each value once."""
 
-    def describe_error(values: Iterable[object]) -> str:
+    def joined(values: Iterable[object]) -> str:
         return " / ".join(dict.fromkeys(str(v) for v in values if v))
 
     configs = [run.config for record in group for run in record.parts]
     versions = [c.get("versions") or {} for c in configs]
     data = [c.get("dataset") or {} for c in configs]
     rows = lambda d: f" ({d['rows']:,} rows)" if isinstance(d.get("rows"), int) and d["rows"] else ""
-    episodes = describe_error(e.returns.shape[1] for record in group for e in record.evaluations)
-    parts = [describe_error(c["env_id"] for c in configs)]
+    episodes = joined(e.returns.shape[1] for record in group for e in record.evaluations)
+    parts = [joined(c["env_id"] for c in configs)]
     for name in ("mujoco", "gymnasium", "segue"):
-        if found := describe_error(version.get(name) for version in versions):
-            parts.append(f"{name} {found}")
-    if names := describe_error(f"{d['name']}{rows(d)}" for d in data if d.get("name")):
+        if numbers := joined(version.get(name) for version in versions):
+            parts.append(f"{name} {numbers}")
+    if names := joined(f"{d['name']}{rows(d)}" for d in data if d.get("name")):
         parts.append(f"data {names}")
-    if presets := describe_error(c.get("preset") for c in configs):
+    if presets := joined(c.get("preset") for c in configs):
         parts.append(f"preset {presets}")
     return ", ".join([*parts, f"{episodes} evaluation episodes a seed"])
 
 
 def duration(seconds: float | None) -> str | None:
+    """Return seconds as text, such as 42 s, 5 min or 1 h 02 min."""
     if seconds is None:
         return None
     if seconds < 60:
@@ -353,7 +364,7 @@ def duration(seconds: float | None) -> str | None:
 
 
 def steps_label(x: float) -> str:
-    """25000 -> 25k, 1500000 -> 1.5M."""
+    """Return a number of steps as short text: 25000 -> 25k, 1500000 -> 1.5M."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if abs(x) >= unit:
             return f"{x / unit:g}{name}"
