@@ -36,7 +36,10 @@ def settings(record: RunRecord) -> dict[str, str]:
     said |= {"dataset": {**named, "sha256": str(data.get("sha256"))[:12]}}
     start = config.get("start")
     policy = config.get("policy") or {}
-    said |= {"policy": str(policy["sha256"])[:12] if policy.get("sha256") else None, "care": config.get("care") or {}}
+    said |= {
+        "policy": str(policy["sha256"])[:12] if policy.get("sha256") else None,
+        "safeguards": config.get("safeguards") or {},
+    }
     said |= {"from": start.rpartition(":")[2] if isinstance(start, str) else None}
     said |= {"measuring": config.get("measuring") or {}, **(config.get("settings") or {})}
     return dict(flat(said))
