@@ -1,6 +1,8 @@
 """What version 0.1 wrote is read, or refused in one sentence; its flags and names still work."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import warnings
@@ -72,15 +74,11 @@ def known_flags() -> set[str]:
             if dataclasses.is_dataclass(inner):
                 collect(inner, below)
 
-    walker = task("walker2d-random", policy="mine.npz")
-    for recipe, build in RECIPES.items():
-        for backbone in BACKBONES:
-            mine = dataclasses.replace(walker, backbone=backbone)
-            for replay in (None, *REPLAYS.values()):
-                try:
-                    phases = build(mine, PRESETS["quick"], **({"replay": replay()} if replay else {}))
-                except (TypeError, SegueError):
-                    continue
+    for build, backbone, policy in itertools.product(RECIPES.values(), BACKBONES, (None, "mine.npz")):
+        mine = task("walker2d-random", backbone=backbone, policy=policy)
+        for replay in (None, *REPLAYS.values()):
+            with contextlib.suppress(TypeError, SegueError):  # not every recipe takes every replay and policy
+                phases = build(mine, PRESETS["quick"], **({"replay": replay()} if replay else {}))
                 for name, phase in phases.items():
                     collect(phase, f"--{name}")
     return found

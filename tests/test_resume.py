@@ -470,9 +470,9 @@ def saves(folder: Path, count: int = 2):
 def content(number: int):
     rows = {"x": np.full((1, 2), number, np.float32)}
     manifest = {
-        "phase": "offline", "phases": 0, "ticked": True, "pending_row": False, "update": number, "env_step": 0, "halted": [],
-        "phase_start": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [], "resume": "exact",
-        "config": "", "validation_errors": [],
+        "phase": "offline", "phases": 0, "ticked": True, "pending_row": False, "update": number, "env_step": 0,
+        "halted": [], "phase_start": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [],
+        "resume": "exact", "config": "", "validation_errors": [],
         "rows": [2 * number, 2 * number + 2],
     }  # fmt: skip
     return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest

@@ -68,7 +68,7 @@ def test_every_file_is_there_and_parses():
     assert {name for name in names if not name.startswith(("tensorboard", "commits"))} == expected
     for name in expected:
         if name.endswith(".json"):
-            assert json.loads((folder / name).read_text())["format"] == 2
+            assert json.loads((folder / name).read_text())["format"] == (1 if name == "status.json" else 2)
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
 
@@ -407,7 +407,7 @@ def described(path, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 3},
+        {"format": 2},
         {"kind": "pickle"},
         {"kind": "tanh-gaussian"},
         {"kind": ["deterministic"]},
