@@ -84,7 +84,7 @@ def refused(words, capsys) -> str:
 
 
 def pretrained(folder, phase):
-    return safetensors.numpy.load_file(folder / "checkpoints" / phase / "waist.safetensors")
+    return safetensors.numpy.load_file(folder / "checkpoints" / phase / "pretrained.safetensors")
 
 
 def is_given(arrays, actor=ACTOR, part="actor.net") -> bool:
@@ -288,7 +288,7 @@ def test_it_goes_on_bit_for_bit_without_the_original(monkeypatch, settles, momen
     manifest = restore.newest(folder)[0].manifest
     if settles and how is not Killed:
         assert manifest["phase"] == "presample"
-        assert len(manifest["evidence"]) == (moment - 1) // 3  # looked at with the step after its rows
+        assert len(manifest["validation_errors"]) == (moment - 1) // 3  # looked at with the step after its rows
     if not settles:
         assert manifest["phase"] == ("presample" if moment < 9 else "finetune")
     assert everything(resumed(folder)) == everything(uninterrupted(settles))

@@ -244,8 +244,8 @@ def test_not_a_run(run, tmp_path):
         report.report([tmp_path])
     with pytest.raises(SegueError, match="no evaluation yet"):
         report.report([run("empty", lines=[])])
-    with pytest.raises(SegueError, match="format 2"):
-        report.report([run("future", format=2)])
+    with pytest.raises(SegueError, match="format 3"):
+        report.report([run("future", format=3)])
     with pytest.raises(SegueError, match="seeds and score"):
         report.report([run("odd", seeds=0, score={"min": 1, "max": 1})])
     with pytest.raises(SegueError, match="no such folder"):

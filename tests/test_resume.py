@@ -470,9 +470,9 @@ def saves(folder: Path, count: int = 2):
 def content(number: int):
     rows = {"x": np.full((1, 2), number, np.float32)}
     manifest = {
-        "phase": "offline", "phases": 0, "ticked": True, "news": False, "update": number, "env_step": 0, "halted": [],
-        "begun": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [], "resume": "exact",
-        "config": "", "evidence": [],
+        "phase": "offline", "phases": 0, "ticked": True, "pending_row": False, "update": number, "env_step": 0,
+        "halted": [], "phase_start": {"env_step": 0, "updates": 0}, "seeds": 1, "logs": {}, "hooks": {}, "episodes": [],
+        "resume": "exact", "config": "", "validation_errors": [],
         "rows": [2 * number, 2 * number + 2],
     }  # fmt: skip
     return {"state": {"a": np.arange(number, number + 4)}, "worlds": {}, "rows": rows}, manifest
@@ -750,7 +750,7 @@ def test_too_many_faults_stop_the_run_with_its_steps_committed(monkeypatch, caps
         main.main(["run", *words, "--out", str(folder)])
     assert "1 are allowed" in capsys.readouterr().err
     manifest = restore.newest(folder)[0].manifest
-    rows = sum(seal["last"] - seal["first"] for seal in manifest["segments"].values()) + manifest["news"]
+    rows = sum(seal["last"] - seal["first"] for seal in manifest["segments"].values()) + manifest["pending_row"]
     assert rows == manifest["env_step"] > 0
     assert manifest["resume"] == "statistical"
 
@@ -795,7 +795,7 @@ def ruin(monkeypatch, seed: int, update: int, times: int = 1):
 
 
 def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
-    pretrained = (folder / "checkpoints" / "finetune" / "waist.safetensors").read_bytes()
+    pretrained = (folder / "checkpoints" / "finetune" / "pretrained.safetensors").read_bytes()
     return {name: array[seed] for name, array in disk.arrays(pretrained, "waist").items()}
 
 
@@ -976,7 +976,7 @@ HARM = {
     "a segment of no size": lambda m: with_segment(m, size=None),
     "files that are a list": lambda m: {"files": []},
     "a file outside": lambda m: {"files": {**m["files"], "../../config.json": {"size": 1, "sha256": ""}}},
-    "nothing begun": lambda m: {"begun": None},
+    "nothing begun": lambda m: {"phase_start": None},
 }
 
 
@@ -1019,7 +1019,7 @@ def test_json_that_means_harm_is_refused(text, name):
         ("settings", {"offline": {"is": "os.system", "command": "true"}}, "not a class of Segue's"),
         ("settings", {"offline": {"is": "Train", "steps": -1, "method": None, "source": None}}, "steps"),
         ("measuring", {"rows": 1, "unknown": 2}, "config.json"),
-        ("care", {}, "config.json"),
+        ("safeguards", {}, "config.json"),
         ("seeds", 10**9, "GiB"),
         ("dataset", {"path": "/nowhere", "clip_actions": False}, "nowhere"),
     ],

@@ -45,7 +45,7 @@ def config(folder):
 
 
 def weights(folder, phase):
-    return safetensors.numpy.load_file(folder / "checkpoints" / phase / "waist.safetensors")
+    return safetensors.numpy.load_file(folder / "checkpoints" / phase / "pretrained.safetensors")
 
 
 def one_sentence(error, *words):
@@ -63,12 +63,12 @@ def test_every_file_is_there_and_parses():
     expected = {"config.json", "status.json", ".lock"}
     expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "episodes", "failures", "times", "machine")}
     expected |= {f"{which}-{s}.safetensors" for which in ("policy", "best") for s in (0, 1)}
-    kept = ("manifest.json", "waist.safetensors", "replay.safetensors")
+    kept = ("manifest.json", "pretrained.safetensors", "replay.safetensors")
     expected |= {f"checkpoints/{phase}/{name}" for phase in PHASES for name in kept}
     assert {name for name in names if not name.startswith(("tensorboard", "commits"))} == expected
     for name in expected:
         if name.endswith(".json"):
-            assert json.loads((folder / name).read_text())["format"] == 1
+            assert json.loads((folder / name).read_text())["format"] == (1 if name == "status.json" else 2)
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
 
@@ -269,7 +269,7 @@ def flip(path):
 
 def reseal(folder, arrays=None, **manifest):
     """Other arrays, or another manifest, with checksums that fit."""
-    file = folder / CHECKPOINT / "waist.safetensors"
+    file = folder / CHECKPOINT / "pretrained.safetensors"
     if arrays is not None:
         safetensors.numpy.save_file(arrays, file)
     said = json.loads((folder / CHECKPOINT / "manifest.json").read_text())
@@ -294,10 +294,14 @@ def manifest(**changes):
 
 BIAS = "actor.net.mlp.layers.0.bias"
 DAMAGE = {
-    "flipped byte": (lambda f: flip(f / CHECKPOINT / "waist.safetensors"), "waist.safetensors", "SHA-256"),
+    "flipped byte": (lambda f: flip(f / CHECKPOINT / "pretrained.safetensors"), "pretrained.safetensors", "SHA-256"),
     "flipped replay": (lambda f: flip(f / CHECKPOINT / "replay.safetensors"), "replay.safetensors", "SHA-256"),
-    "cut short": (lambda f: os.truncate(f / CHECKPOINT / "waist.safetensors", 99), "waist.safetensors", "size"),
-    "gone": (lambda f: (f / CHECKPOINT / "waist.safetensors").unlink(), "waist.safetensors", "missing"),
+    "cut short": (
+        lambda f: os.truncate(f / CHECKPOINT / "pretrained.safetensors", 99),
+        "pretrained.safetensors",
+        "size",
+    ),
+    "gone": (lambda f: (f / CHECKPOINT / "pretrained.safetensors").unlink(), "pretrained.safetensors", "missing"),
     "lacks an array": (without(BIAS), "lacks", BIAS),
     "one array more": (without("", odd=np.zeros(2)), "unknown", "odd"),
     "other shape": (without("", **{BIAS: np.zeros((2, 9), np.float32)}), BIAS, "(2, 9)"),
@@ -313,7 +317,7 @@ HOSTILE = {
     "no files": manifest(files=None),
     "no such files": manifest(files={}),
     "files no object": manifest(files=[1]),
-    "no size": manifest(files={"waist.safetensors": {}}),
+    "no size": manifest(files={"pretrained.safetensors": {}}),
     "rows no number": manifest(rows="x"),
     "rows negative": manifest(rows=-1),
     "env_step no number": manifest(env_step=None),

@@ -755,7 +755,7 @@ def test_at_a_url_a_trial_goes_on_on_another_node(real, whole):
 def fabricated(root: Path, folder: str, commits: list[int]) -> Path:
     top = root / folder
     for name in ("config.json", "returns.jsonl", "status.json", "checkpoints/offline/manifest.json",
-                 "checkpoints/offline/waist.safetensors", ".lock"):  # fmt: skip
+                 "checkpoints/offline/pretrained.safetensors", ".lock"):  # fmt: skip
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text(name)
     for number in commits:
@@ -790,7 +790,7 @@ def test_what_is_at_the_url_can_be_gone_on_with_at_any_moment(bucket, monkeypatc
     rank = lambda part: max(index for name, index in place_of.items() if part in name)
     least = lambda part: min(index for name, index in place_of.items() if part in name)
     assert rank("returns.jsonl") < least("commits/")
-    assert place_of["checkpoints/offline/waist.safetensors"] < place_of["checkpoints/offline/manifest.json"]
+    assert place_of["checkpoints/offline/pretrained.safetensors"] < place_of["checkpoints/offline/manifest.json"]
     assert rank("checkpoints/") < least("commits/")
     assert max(rank("rows-"), rank("state")) < place_of["commits/000001/manifest.json"]
     assert order[-1] == "status.json"
@@ -865,7 +865,7 @@ def test_what_a_node_brings_is_whole(bucket):
             "a/0/commits/000001/manifest.json",
             "a/0/commits/000001/state.safetensors",
         ]
-        assert "base/0/checkpoints/offline/waist.safetensors" in there
+        assert "base/0/checkpoints/offline/pretrained.safetensors" in there
         assert "a/0.log" in there
         (root / "t/a/0/returns.jsonl").write_text("new")
         with pytest.raises(Busy), storage.at(place.where).here("t/a/0", [], 0):

@@ -39,7 +39,10 @@ def settings(record: RunRecord) -> dict[str, str]:
     chosen |= {"dataset": {**named, "sha256": str(data.get("sha256"))[:12]}}
     start = config.get("start")
     policy = config.get("policy") or {}
-    chosen |= {"policy": str(policy["sha256"])[:12] if policy.get("sha256") else None, "care": config.get("care") or {}}
+    chosen |= {
+        "policy": str(policy["sha256"])[:12] if policy.get("sha256") else None,
+        "safeguards": config.get("safeguards") or {},
+    }
     chosen |= {"from": start.rpartition(":")[2] if isinstance(start, str) else None}
     chosen |= {"measuring": config.get("measuring") or {}, **(config.get("settings") or {})}
     return dict(flat(chosen))

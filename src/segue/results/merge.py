@@ -14,9 +14,9 @@ from segue.results.records import Evaluation, Pace, RunRecord
 def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Runs that differ in nothing but their seeds become one, with all their seeds; others stay as they are.
 
-    The same are arm, task, env, phases, settings, care, measuring, score and dataset, what they began from, and whether
-    they came to their end; seed numbers are disjoint. Trials that one sweep names as one arm of one task may begin from
-    different policies or runs, for so the sweep was planned.
+    The same are arm, task, env, phases, settings, safeguards, measuring, score and dataset, what they began from, and
+    whether they came to their end; seed numbers are disjoint. Trials that one sweep names as one arm of one task may
+    begin from different policies or runs, for so the sweep was planned.
 
     The merged run has the evaluations that all of them have, by phase and env step (by update where the world sleeps);
     its wall-clock is the sum of theirs. A run that diverged before the others' end keeps its last scores, as a seed

@@ -9,14 +9,14 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from segue.errors import DataError, SegueError
-from segue.results.records import FORMAT, Evaluation, Pace, RunRecord
+from segue.results.records import FORMATS, Evaluation, Pace, RunRecord
 from segue.system import untrusted
 
 LARGEST = 4 << 30
 """Bytes of a log at most: twenty million episodes or more."""
 
 
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "care", "policy")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy")
 """What of config.json is an object, where it is there at all."""
 
 
@@ -114,8 +114,11 @@ def _config(path: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not JSON ({error}).") from error
     if not isinstance(config, dict) or "format" not in config:
         raise SegueError(f"{path} is not a run: its config.json was not written by Segue.")
-    if config["format"] != FORMAT:
-        raise SegueError(f"{file} has format {config['format']!r}, and this version of Segue reads {FORMAT}.")
+    if config["format"] not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise SegueError(f"{file} has format {config['format']!r}, and this version of Segue reads {known}.")
+    if "care" in config:  # as version 0.1 called it
+        config["safeguards"] = config.pop("care")
     phases, score = config.get("phases"), config.get("score")
     sound = {
         "recipe": isinstance(config.get("recipe"), str),
@@ -243,7 +246,7 @@ def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tup
 
 def is_kind(record: RunRecord) -> str:
     """What runs must share to be one."""
-    names = ("recipe", "task", "env_id", "phases", "settings", "care", "measuring", "score", "reward")
+    names = ("recipe", "task", "env_id", "phases", "settings", "safeguards", "measuring", "score", "reward")
     data, policy = record.config.get("dataset") or {}, record.config.get("policy") or {}
     origin = [policy.get("sha256"), record.config.get("start")]
     if record.sweep is not None and any(origin):

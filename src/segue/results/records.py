@@ -10,7 +10,8 @@ import numpy as np
 
 from segue.results.stats import Estimate, area, at, dips, estimate, normalise, recoveries, regret, seed_means, steps_to
 
-FORMAT = 1  # of the run directory
+FORMATS = (1, 2)
+"""Of run directories that can be read; version 0.1 wrote 1."""
 
 
 @dataclass(frozen=True, eq=False)

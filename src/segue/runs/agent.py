@@ -39,7 +39,7 @@ from segue.data.loading import load
 from segue.envs.faults import EnvFault, check_observation
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
-from segue.runs.config import Safeguards, check_settings, check_unfinished, in_order
+from segue.runs.config import Safeguards, check_settings, in_order, read_unfinished
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.opening import Opening, new_run, reopened_run
@@ -161,8 +161,7 @@ class Agent:
 
     def _again(self) -> Opening:
         """Refuse to go on with a run that was begun with anything else than this call says. Raises DataError."""
-        config, task = disk.read_json(self.folder / "config.json"), self.job.task
-        check_unfinished(self.folder)
+        config, task = read_unfinished(self.folder), self.job.task
         check_settings(self.job.phases, config, self.folder)
         plain = lambda part: json.loads(json.dumps(part._asdict()))
         now = {"seed": self.job.seed, "env_id": task.env_id, "spec": plain(self.spec)}

@@ -119,7 +119,7 @@ class Checkpoint(NullHook):
     def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
         rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
-        files = {"waist.safetensors": disk.dump(run.pretrained), "replay.safetensors": disk.dump(rows)}
+        files = {"pretrained.safetensors": disk.dump(run.pretrained), "replay.safetensors": disk.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
         owed: dict[Path, Callable[[Path], None]] = {}
         owed[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
@@ -166,16 +166,18 @@ def load_checkpoint(source: str, run: RunState, like: Pretrained, env_id: str) -
         hint = f"; it has {', '.join(there)}" if there else ""
         raise SegueError(f"There is no checkpoint {source!r} (say DIRECTORY:PHASE){hint}.")
     files, manifest = disk.read_checked(folder)
+    advice = f"start from its policy instead, --policy {directory}/policy-0.safetensors, or go on with that version"
+    disk.refuse_old(manifest, source, advice)
     numbers = all(
         type(manifest.get(key)) is int and manifest[key] >= 0 for key in ("seeds", "rows", "env_step", "updates")
     )
-    if not numbers or not {"waist.safetensors", "replay.safetensors"} <= files.keys():
+    if not numbers or not {"pretrained.safetensors", "replay.safetensors"} <= files.keys():
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     if manifest.get("env_id") != env_id:
         raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
-    pretrained = disk.restore(files["waist.safetensors"], like, f"{folder}/waist.safetensors")
+    pretrained = disk.restore(files["pretrained.safetensors"], like, f"{folder}/pretrained.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:
         raise SegueError(f"{source} holds {count} online rows, more than the env steps of this run's phases.")

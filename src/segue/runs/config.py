@@ -51,14 +51,23 @@ def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: in
         raise SegueError(f"env_limit must be more than 0 seconds, not {safeguards.env_limit}.")
 
 
-def check_unfinished(folder: Path) -> None:
-    """Refuse a run that has come to its end, and a directory from which a link leads out. Raises SegueError."""
+def read_unfinished(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a run that can go on.
+
+    Raises:
+        SegueError: where the run has finished, or an older version began it; DataError: where a link leads out of the
+            directory.
+    """
+    config = disk.read_json(folder / "config.json")
     if disk.read_json(folder / "status.json").get("status") == "finished":
         raise SegueError(f"{folder} is finished: nothing is left to do.")
     logs = (f"{name}.log" for name in trackers.TRACKERS)
     for name in ("commits", "checkpoints", *trackers.TRACKERS, *logs, "mlflow/mlflow.db"):
         if (folder / name).is_symlink():
             raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
+    advice = f"finish it with that version, or start a new run with --policy {folder}/policy-0.safetensors"
+    disk.refuse_old(config, folder, advice)
+    return config
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:
@@ -92,7 +101,7 @@ def plain_env(said: Mapping[str, Any], where: Path) -> str:
 
 def pinned(config: Mapping[str, Any]) -> str:
     """SHA-256 of what a run goes by, as far as it decides what it computes."""
-    keys = ("settings", "care", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
+    keys = ("settings", "safeguards", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
     part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
     if config.get("policy"):
         part["policy"] = config["policy"].get("sha256")
@@ -166,7 +175,7 @@ def describe(
 ) -> dict[str, Any]:
     """config.json: all that is needed to do it again, and to know what was compared with what."""
     return {
-        "format": disk.FORMAT,
+        "format": disk.RUN_FORMAT,
         "recipe": about.pop("recipe", "custom"),
         "task": task.name,
         "env_id": task.env_id,

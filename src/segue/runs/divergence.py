@@ -34,11 +34,11 @@ class Log(NullHook):
         self.sound: tuple[engine.Packed, engine.Packed] | None = None
 
     def state(self) -> Any:
-        return {"last": self.last, "patience": dict(self.rollbacks_left), "exploded": list(self.exploded)}
+        return {"last": self.last, "rollbacks_left": dict(self.rollbacks_left), "exploded": list(self.exploded)}
 
     def restore(self, state: Any) -> None:
         self.last, self.exploded = parse_place(state["last"]), list(map(str, state["exploded"]))
-        self.rollbacks_left = {str(seed): int(left) for seed, left in state["patience"].items()}
+        self.rollbacks_left = {str(seed): int(left) for seed, left in state["rollbacks_left"].items()}
         self.resumed = True
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:

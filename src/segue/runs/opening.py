@@ -71,7 +71,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     phases, state = _remaining(job), _beginning(job, state)
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest
-    config |= {"phases": list(phases), "care": job.safeguards._asdict(), "policy": its}
+    config |= {"phases": list(phases), "safeguards": job.safeguards._asdict(), "policy": its}
     config |= {"track": job.track, "id": uuid.uuid4().hex}
     disk.write_json(job.folder / "config.json", config)
     seal, journal = pinned(json.loads(json.dumps(config))), Journal(job.folder, job.track)

@@ -78,13 +78,13 @@ def _read(folder: Path, number: int) -> Found:
             raise DataError(f"{path} is not a folder of this run's own: it is damaged.")
     files, manifest = disk.read_checked(where.parent)
     whole = lambda value: type(value) is int and 0 <= value < 2**31
-    begun, segments = manifest.get("begun"), manifest.get("segments")
+    phase_start, segments = manifest.get("phase_start"), manifest.get("segments")
     sound = (
         all(whole(manifest.get(key)) for key in _COUNTS)
         and isinstance(manifest.get("phase"), str)
-        and all(isinstance(manifest.get(key), bool) for key in ("ticked", "news"))
-        and isinstance(begun, dict)
-        and all(whole(begun.get(key)) for key in ("env_step", "updates"))
+        and all(isinstance(manifest.get(key), bool) for key in ("ticked", "pending_row"))
+        and isinstance(phase_start, dict)
+        and all(whole(phase_start.get(key)) for key in ("env_step", "updates"))
         and isinstance(segments, dict)
         and all(
             re.fullmatch(r"rows-\d{6,}\.safetensors", name)
@@ -99,9 +99,9 @@ def _read(folder: Path, number: int) -> Found:
         and isinstance(manifest.get("config"), str)
         and isinstance(manifest.get("episodes"), list)
         and all(whole(episode) for episode in manifest["episodes"])
-        and isinstance(manifest.get("evidence"), list)
-        and all(isinstance(look, list) and len(look) == manifest["seeds"] for look in manifest["evidence"])
-        and all(isinstance(error, float) for look in manifest["evidence"] for error in look)
+        and isinstance(manifest.get("validation_errors"), list)
+        and all(isinstance(look, list) and len(look) == manifest["seeds"] for look in manifest["validation_errors"])
+        and all(isinstance(error, float) for look in manifest["validation_errors"] for error in look)
         and isinstance(manifest.get("halted"), list)
         and all(whole(seed) for seed in manifest["halted"])
         and {"state.safetensors", "worlds.safetensors"} <= files.keys()
@@ -131,8 +131,8 @@ def restore(
         like = phases[each].output_shapes(run.spec, like, run.keys)
     ring = _ring(found, where, run)
     run = dataclasses.replace(
-        run, pretrained=like, online=ring, phases=manifest["phases"], env_step=manifest["begun"]["env_step"],
-        updates=manifest["begun"]["updates"],
+        run, pretrained=like, online=ring, phases=manifest["phases"], env_step=manifest["phase_start"]["env_step"],
+        updates=manifest["phase_start"]["updates"],
     )  # fmt: skip
     phase = phases[name]
     outline = jax.eval_shape(
@@ -145,7 +145,7 @@ def restore(
         run.keys,
     )
     one_row = lambda c: jax.ShapeDtypeStruct((run.seeds, *c.shape[2:]), c.dtype)
-    pending_row = jax.tree.map(one_row, run.online.rows) if manifest["news"] else None
+    pending_row = jax.tree.map(one_row, run.online.rows) if manifest["pending_row"] else None
     shapes = State(outline[0].tree, outline[1].tree, outline[2], pending_row)
     state: State = disk.restore(found.state, shapes, f"{where}/state.safetensors")
     pack = engine.Packed.of
@@ -153,7 +153,7 @@ def restore(
         run, run.phase_keys(), pack(phase.algorithm), pack(state.learner), pack(state.sampler_state),
         jax.tree.map(jnp.asarray, state.metrics), state.pending_row, update=manifest["update"],
         env_step=manifest["env_step"],
-        validation_errors=tuple(map(tuple, manifest["evidence"])),
+        validation_errors=tuple(map(tuple, manifest["validation_errors"])),
     )  # fmt: skip
     if manifest["halted"]:
         phase_state = phase_state.halt_seeds(tuple(seed in manifest["halted"] for seed in range(run.seeds)))

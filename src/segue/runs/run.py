@@ -34,9 +34,9 @@ from segue.runs.config import (
     Safeguards,
     check_numbers,
     check_settings,
-    check_unfinished,
     in_order,
     pinned,
+    read_unfinished,
     rebuild,
     task_of,
 )
@@ -139,8 +139,7 @@ def resume(
             dataset is no longer the one it learned from.
     """
     folder = Path(folder)
-    config = disk.read_json(folder / "config.json")
-    check_unfinished(folder)
+    config = read_unfinished(folder)
     try:
         if task is None:
             task = task_of(config, folder, env_id)
@@ -149,7 +148,7 @@ def resume(
         else:
             check_settings(phases, config, folder)
         budget = Budget(**config["measuring"])
-        safeguards, numbers = Safeguards(**config["care"]), {key: int(config[key]) for key in ("seeds", "seed")}
+        safeguards, numbers = Safeguards(**config["safeguards"]), {key: int(config[key]) for key in ("seeds", "seed")}
         check_numbers(safeguards, budget, **numbers)
         pinned(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))

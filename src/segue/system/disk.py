@@ -20,8 +20,9 @@ import safetensors.numpy
 from segue.errors import Busy, DataError, SegueError
 from segue.system import untrusted
 
-FORMAT = 1
-"""The version of the format of Segue's JSON files and safetensors headers."""
+FORMAT, RUN_FORMAT = 1, 2
+"""The versions of two formats: of policies and plain JSON files; and of config.json and the manifests of commits and
+checkpoints, for which version 0.1 wrote 1: such runs are read, but cannot go on."""
 
 
 LARGEST_JSON, LARGEST_POLICY = 64 << 20, 1 << 30
@@ -71,7 +72,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file that Segue wrote.
 
     Raises:
-        DataError: where the file is missing, a link, or not a JSON object of this format.
+        DataError: where the file is missing, a link, or not a JSON object of either format.
         SegueError: where the file cannot be read.
     """
     try:
@@ -84,9 +85,24 @@ def read_json(path: Path) -> Any:
         raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise DataError(f"{path} is not a file of Segue's format {FORMAT}.")
+    if not isinstance(value, dict) or value.get("format") not in (FORMAT, RUN_FORMAT):
+        raise DataError(f"{path} is not a file of Segue's format {FORMAT} or {RUN_FORMAT}.")
     return value
+
+
+def refuse_old(value: dict[str, Any], where: Path | str, advice: str) -> None:
+    """Refuse to go on from what version 0.1 wrote: its random numbers and its names of networks were others.
+
+    Args:
+        value: config.json, or a manifest.
+        where: what it belongs to.
+        advice: what the user can do instead, one clause.
+
+    Raises:
+        SegueError: where `value` has the format of version 0.1.
+    """
+    if value["format"] != RUN_FORMAT:
+        raise SegueError(f"{where} was written by Segue 0.1, and this version cannot go on from it: {advice}.")
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -204,7 +220,7 @@ def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any
     part.mkdir(parents=True)
     for name, content in files.items():
         write_bytes(part / name, content)
-    write_json(part / "manifest.json", signed({"format": FORMAT, **manifest, "files": listed}))
+    write_json(part / "manifest.json", signed({"format": RUN_FORMAT, **manifest, "files": listed}))
     if folder.exists():  # a resumed run writes the same folder again
         remove(folder)
     part.replace(folder)
