@@ -134,7 +134,7 @@ def test_its_siblings(recipe):
     if recipe == "rlpd":  # it warms up by the policy, not by chance
         assert is_given(pretrained(folder, "warmup"))
     if recipe == "jsrl":  # the guide stays, another one learns
-        assert is_given(last, part="anchor.net")
+        assert is_given(last, part="parts.reference_policy.net")
         assert last["actor.net.mlp.layers.1.weight"].shape == (2, 8, 4)
         assert "actor.net.log_std" not in last
 

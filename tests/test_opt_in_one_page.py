@@ -48,7 +48,7 @@ def nets(learner):
 
 def handed_over(given):
     """(policy, Q_off, Q_on) as fine-tuning begins: the first two with a new Adam."""
-    return page.restart(as_net(given.actor)), page.restart(as_net(given.critic)), as_net(given.fresh)
+    return page.restart(as_net(given.actor)), page.restart(as_net(given.critic)), as_net(given.parts["q_on"])
 
 
 @jax.jit

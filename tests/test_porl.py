@@ -1,4 +1,4 @@
-"""PORL, its siblings and the leash: identities between recipes, limits, and tables worked by hand."""
+"""PORL, its siblings and the trust region: identities between recipes, limits, and tables worked by hand."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NETS, SPEC, at, pretrained, rows, same, seed_of
+from conftest import NETS, SPEC, at, pretrained, rows, same, seed_of, without
 from helpers import Ragged
 
 from segue.core import Clock, Linear, Pretrained, TrainState
@@ -234,29 +234,31 @@ def test_a_method_that_measures_nothing_cannot_settle():
         whole({"finetune": Online(PORL(TINY), 30, ONLINE, 1, early_stopping=5)})
 
 
-# --- the leash -------------------------------------------------------------------------------------------------------
+# --- the trust region ------------------------------------------------------------------------------------------------
 
 STEEP = lambda obs, action: 3.0 * action[0] - 4.0 * action[1] + obs.sum()
 """Its slope in the action is 5 everywhere."""
 
 
-def test_the_leash_worked_by_hand():
-    trust_region, anchor = TrustRegion(100, start=0.1, end=0.5), TrainState.new(POLICY, target=False)
+def test_the_trust_region_worked_by_hand():
+    trust_region, parts = (
+        TrustRegion(100, start=0.1, end=0.5),
+        {"reference_policy": TrainState.new(POLICY, target=False)},
+    )
     obs, away = jnp.ones(3), jnp.array([0.3, -0.1])
     action = POLICY.act(obs) + away
     for step, radius in ((0, 0.1), (50, 0.3), (100, 0.5), (500, 0.5)):
         clock = Clock(*(jnp.asarray(t) for t in (0, 20 + step, 20)))
         pull = 0.5 * (1 / radius - 1 / 0.5) * 5.0 * 0.1 / np.sqrt(2)
-        np.testing.assert_allclose(
-            trust_region(STEEP, anchor, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6
-        )
+        np.testing.assert_allclose(trust_region(STEEP, parts, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
 
 
 def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
     """The maximum of q' lies `start` away (root mean square over dimensions), whatever the scale of q."""
-    trust_region, anchor, obs = TrustRegion(100, start=0.1, end=1e9), TrainState.new(POLICY, target=False), jnp.ones(3)
+    trust_region, obs = TrustRegion(100, start=0.1, end=1e9), jnp.ones(3)
+    parts = {"reference_policy": TrainState.new(POLICY, target=False)}
     for scale in (1e-3, 1.0, 1e4):
-        held = trust_region(lambda s, a, scale=scale: scale * STEEP(s, a), anchor, at(0))
+        held = trust_region(lambda s, a, scale=scale: scale * STEEP(s, a), parts, at(0))
         best = POLICY.act(obs) + 0.1 * np.sqrt(2) * np.array([0.6, -0.8])
         slope = jax.grad(held, argnums=1)
         np.testing.assert_allclose(slope(obs, best), 0.0, atol=1e-5 * 5 * scale)
@@ -264,11 +266,12 @@ def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
 
 
 @pytest.mark.parametrize("method", [Direct, PORL, OPT])
-def test_a_leash_holds_any_fine_tuner(method):
-    """With a short leash a policy that listens to steep critics stays near; without, it goes; critics know nothing."""
+def test_a_trust_region_holds_any_fine_tuner(method):
+    """In a small region a policy that climbs steep critics stays near; without one it leaves; critics are the same."""
     backbone = TD3(networks=NETS, actor_lr=3e-3, delay=1)
     given = pretrained(0, backbone)
-    given = given._replace(anchor=None, actor=given.actor.reset_optimizer())  # moments of before would slow it
+    given = without(given, "reference_policy")
+    given = given._replace(actor=given.actor.reset_optimizer())  # earlier moments would slow it
     batch = jax.tree.map(jnp.asarray, rows(24))
 
     def after(trust_region, steps=40):
@@ -286,17 +289,15 @@ def test_a_leash_holds_any_fine_tuner(method):
     held, tied_first, anchored = after(TrustRegion(1_000, start=0.02))
     assert held < 0.1 < 0.5 * free
     assert same(first.critics, tied_first.critics)
-    assert loose.parts["reference_policy"] is None
+    assert "reference_policy" not in loose.parts
     assert same(anchored.parts["reference_policy"].net, given.actor.net)
 
 
-def test_a_leash_is_off_by_default_and_ends():
+def test_a_trust_region_is_off_by_default_and_ends():
     q = lambda s, a: 0.0
-    assert TrustRegion()(q, None, at(0)) is q
-    with pytest.raises(SegueError, match="tied"):
-        TrustRegion(10)(q, None, at(0))
+    assert TrustRegion()(q, {}, at(0)) is q
     obs, action = jnp.ones(3), jnp.zeros(2)
-    gone = TrustRegion(10)(STEEP, TrainState.new(POLICY, target=False), at(0, 10))
+    gone = TrustRegion(10)(STEEP, {"reference_policy": TrainState.new(POLICY, target=False)}, at(0, 10))
     assert gone(obs, action) == STEEP(obs, action)
 
 
@@ -498,7 +499,7 @@ def test_every_preset_leaves_porl_something_to_do():
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
-def test_a_leash_gives_way(start, end):
+def test_a_trust_region_grows(start, end):
     with pytest.raises(SegueError, match="grows from more than 0"):
         TrustRegion(10, start, end)
 
