@@ -258,7 +258,7 @@ def test_iql_under_opt_listens_to_the_mixture_and_fits_v_to_it(x64):
 @pytest.mark.parametrize(
     ("update", "share"), [(0, 1.0), (500, 0.5), (250, 0.5 + np.sqrt(0.125)), (1_000, 0.0), (9_999, 0.0)]
 )
-def test_iql_s_actor_rate_is_a_cosine_offline_and_constant_online(update, share):
+def test_iql_actor_rate_is_a_cosine_offline_constant_online(update, share):
     backbone = IQL(actor_lr=0.1, decay=1_000)
     np.testing.assert_allclose(backbone.actor_rate(at(update)), 0.1 * share, atol=1e-7)
     assert backbone.online().actor_rate(at(update)) == 0.1
@@ -321,7 +321,7 @@ def test_rebrac_says_where_next_actions_come_from():
         ReBRAC().critic_loss(given.critic.net, given.critic.target, given.actor, given.parts, OFFLINE, key=KEY)
 
 
-def test_next_actions_are_those_of_the_next_row_and_never_of_another_episode():
+def test_next_actions_never_come_from_another_episode():
     """Three episodes of 4, 1 and 5 rows: one ends by itself, one by a limit, one with the record."""
     obs = np.arange(10.0)[:, None] * np.ones(3)
     after = obs + 1.0
@@ -633,7 +633,7 @@ def test_cal_ql_s_critic_loss_and_its_gradient(x64, batch, gap):
     assert (0 < info["floored"] < 1) == bool(isinstance(batch, ReturnsBatch) and batch.known.any())
 
 
-def test_cal_ql_s_multiplier_rises_where_the_regulariser_is_above_its_gap(x64):
+def test_cal_ql_multiplier_rises_above_its_gap(x64):
     """Its gradient by hand, for the policy's opinion: the lesser of two critics."""
     backbone = CalQL(networks=NETS, weight=0.7, actions=3, target_gap=0.8)
     given, batch = x64(pretrained(0, backbone)), x64(returned())

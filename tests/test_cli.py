@@ -246,7 +246,7 @@ def test_phases_may_be_left_out():
     assert last(folder)["update"] == 2 * 15  # the first step finds no online row
 
 
-def test_a_gymnasium_env_of_one_s_own_from_collecting_to_the_report(tmp_path, monkeypatch, capsys):
+def test_own_env_from_collecting_to_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["data", "collect", *PENDULUM, "--steps", "250", "--out", "data.npz"])
     made = capsys.readouterr().out

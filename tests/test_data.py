@@ -49,7 +49,7 @@ episodes = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max
 
 @settings(max_examples=60, deadline=None)
 @given(episodes)
-def test_no_transition_crosses_a_reset_and_no_time_limit_is_terminal(drawn):
+def test_no_row_crosses_a_reset_no_time_limit_is_terminal(drawn):
     """Stored, shifted and inferred successors agree on every row whose successor can be known."""
     lengths, terminal = [n for n, _ in drawn], [k for k, (_, t) in enumerate(drawn) if t]
     columns = flat(lengths, terminal)
@@ -212,7 +212,7 @@ PILES = {  # terminal lengths, cut lengths, what is said
 
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("case", PILES)
-def test_terminal_episodes_that_pile_up_at_the_longest_are_remarked(case, stored):
+def test_terminals_at_the_longest_length_are_remarked(case, stored):
     lengths, cut, said = PILES[case]
     notes = [note for note in ended(*lengths, cut=cut, stored=stored).notes if "dropped" not in note]
     assert (said in notes[0] and "time limit" in notes[0] and len(notes) == 1) if said else not notes

@@ -68,7 +68,7 @@ def test_collecting_keeps_the_horizon_and_the_seed(pendulum):
     assert (other.transitions.action != pendulum.transitions.action[:10]).all()
 
 
-def test_collecting_from_a_factory_tells_termination_from_truncation():
+def test_collecting_from_a_factory_keeps_both_ends_apart():
     class Walk(gym.Env):
         """Terminates after five steps; a limit of eight or of five cuts."""
 

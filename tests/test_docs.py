@@ -44,7 +44,7 @@ TEXTS = [
 ]
 
 
-def test_every_public_name_stays_what_it_is_when_all_modules_are_there():
+def test_public_names_survive_the_import_of_all_modules():
     """A module of the same name would take its place as soon as anything imports it."""
     for module in pkgutil.walk_packages(segue.__path__, "segue."):
         importlib.import_module(module.name)
@@ -84,7 +84,7 @@ def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_run_in_an_env_of_a_module_goes_on_with_the_env_named_again(page):
+def test_resume_in_a_module_s_env_needs_its_name_again(page):
     said = [param.values[0] for param in commands(page)]
     option = lambda words, name: words[words.index(name) + 1] if name in words else ""
     envs = {option(words, "--out"): option(words, "--env-id") for words in said if words[0] == "run"}

@@ -39,7 +39,7 @@ def env_of(id_):
 
 
 @pytest.mark.parametrize("maze", d4rl.MAZES)
-def test_the_ant_starts_at_the_origin_and_walls_are_where_d4rl_has_them(maze):
+def test_antmaze_origin_and_walls_are_d4rl_s(maze):
     """Rows grow upwards in y, columns in x, four metres a cell: D4RL's coordinates."""
     env = env_of(f"segue/antmaze-{maze}-v0")
     inner = env.unwrapped
@@ -67,7 +67,7 @@ def test_known_goals():
     assert all(d4rl.MAZES[maze][i][j] != "#" for maze, cells in d4rl.PLAY_GOALS.items() for i, j in cells)
 
 
-def test_goals_are_drawn_anew_and_the_episode_ends_within_half_a_metre():
+def test_antmaze_goals_are_redrawn_and_end_within_half_a_metre():
     env = env_of("segue/antmaze-umaze-v0")
     goals = np.array([env.reset(seed=s)[1]["goal"] for s in range(30)])
     assert len(np.unique(goals[:, 0])) == 30
@@ -527,7 +527,7 @@ def small(name="hopper-medium"):
     return dataclasses.replace(task(name), env_id="Pendulum-v1", score=(-1e9, -1e9), name=name)
 
 
-def test_sac_from_scratch_stops_at_its_score_and_keeps_its_replay(monkeypatch):
+def test_sac_from_scratch_stops_at_its_score_with_its_replay(monkeypatch):
     actor, seen = datasets.train_sac(small(), -1e9, every=450, width=8)
     assert len(seen) == 450
     assert seen.lengths().tolist() == [200, 200, 50]

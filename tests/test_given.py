@@ -174,7 +174,7 @@ def test_what_is_missing_is_said(capsys):
     assert "--policy" not in without
 
 
-def test_a_policy_that_the_backbone_cannot_train_is_refused_before_the_first_step(capsys):
+def test_untrainable_policy_is_refused_before_the_first_step(capsys):
     gaussian = policy(Gaussian(MLP((3, 8, 2), key=jax.random.key(0)), jnp.zeros(2)))
     words = ["direct", "--env-id", RAGGED, "--dataset", dataset(), "--policy", gaussian, *COMMON]
     with pytest.raises(SystemExit, match=r"^1$"):

@@ -132,7 +132,7 @@ def test_kappa_is_a_line_from_where_its_phase_began(env_step, begun, kappa):
 
 @pytest.mark.parametrize("ruin", [inf, -inf, np.nan])
 @pytest.mark.parametrize(("kappa", "trusted", "other"), [(0.0, "critic", "q_on"), (1.0, "q_on", "critic")])
-def test_at_its_ends_opt_has_one_critic_however_ruined_the_other_is(kappa, trusted, other, ruin):
+def test_opt_at_kappa_0_or_1_ignores_a_ruined_critic(kappa, trusted, other, ruin):
     """The policy moves as it does by the trusted critic alone, through another recipe: Direct."""
     given = pretrained()
     ruined = TrainState(
@@ -176,7 +176,7 @@ def test_without_alpha_td3bc_clones():
     assert not same(agent.actor.opt, greedy.actor.opt)
 
 
-def test_both_critics_learn_from_one_batch_each_by_its_own_targets():
+def test_both_critics_learn_from_one_batch_by_own_targets():
     given = pretrained()
     _, both, _ = update(OPT(BACKBONE, reset_optimizers=False), given, OFFLINE, NOT_DUE)
     for mine, critic in zip(both.critics, (given.critic, given.parts["q_on"]), strict=True):
@@ -186,7 +186,7 @@ def test_both_critics_learn_from_one_batch_each_by_its_own_targets():
 
 @pytest.mark.parametrize("build", [OPT, Direct])
 @pytest.mark.parametrize("reset", [True, False])
-def test_the_switch_restarts_the_optimisers_of_policy_and_offline_critic(build, reset):
+def test_the_switch_resets_policy_and_offline_critic_moments(build, reset):
     given = pretrained()
     left = (method := build(BACKBONE, reset_optimizers=reset)).release(method.init(SPEC, given, key=jax.random.key(0)))
     for part in ("actor", "critic"):

@@ -129,7 +129,7 @@ def test_own_actor_goes_on_from_a_checkpoint_of_its_run(whole):
     assert run().run.env_step == 16
 
 
-def test_commands_say_why_a_run_with_own_actor_has_no_policy_file(whole, capsys):
+def test_commands_say_why_an_own_actor_has_no_policy_file(whole, capsys):
     for words in (["evaluate", str(whole[0]), "--env-id", STILL], ["policy", "show", str(whole[0])]):
         with pytest.raises(SystemExit, match=r"^1$"):
             main(words)

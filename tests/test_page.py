@@ -249,7 +249,7 @@ def halted(path, *seeds):
     return path
 
 
-def test_a_seed_that_diverged_counts_alone_as_it_does_beside_others(run, tmp_path):
+def test_diverged_seed_counts_alone_as_beside_others(run, tmp_path):
     """Seed 1 diverged after the evaluation at 50, in a run of its own, and held its policy in a run of three."""
     fine, bad = curve(0, 4), curve(30)[:2]
     run("apart/a", fine, status="finished")
@@ -332,7 +332,7 @@ def test_aggregates_by_hand(several):
     assert profile.shares["b"].value[profile.taus.searchsorted(52)] == 0.5
 
 
-def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path):
+def test_equal_resamples_give_no_interval_and_no_band(run, tmp_path):
     for task in ("hopper-random", "walker2d-random"):
         run(f"{task}/a", curve(0, 10), task=task, recipe="a")
         run(f"{task}/b", curve(40, 60), task=task, recipe="b")
@@ -347,7 +347,7 @@ def test_where_all_resamples_agree_there_is_no_bracket_and_no_band(run, tmp_path
     assert "Over all tasks" in made(*(tmp_path / task for task in ("hopper-random", "walker2d-random"))).text
 
 
-def test_a_method_without_most_tasks_does_not_take_them_from_others(several, run):
+def test_method_without_most_tasks_leaves_them_to_others(several, run):
     run("grid/odd", curve(1), task="ant-random", recipe="c")
     run("grid/even", curve(1), task="ant-random", recipe="a")
     found = aggregates.shared_scores(gather.gather([several])[0])
@@ -506,7 +506,7 @@ def test_nothing_that_a_file_says_becomes_markup(run):
         ("episodes.jsonl", '{"env_step": 1, "seed": 0, "return": NaN}\n'),
     ],
 )
-def test_a_run_that_cannot_be_is_left_out_and_the_others_are_reported(run, file, text):
+def test_impossible_run_is_left_out_others_are_reported(run, file, text):
     sound, odd = run("a", curve(1)), run("b", curve(1))
     if file == "config.json":
         text = json.dumps(json.loads((odd / file).read_text()) | json.loads(text))

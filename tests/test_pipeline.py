@@ -126,7 +126,7 @@ def test_hooks_hear_everything_in_order():
     assert [entry[:3] for entry in told] == [(who, *event) for event in heard for who in "ab"]
 
 
-def test_a_phase_begins_where_the_last_one_ended_and_may_be_empty():
+def test_phase_begins_where_the_last_ended_and_may_be_empty():
     phases = {"none": Train(Diary(), 0), "collect": Collect(4), "past": Collect(2), "more": Online(Diary(), until=3)}
     first, last, _, _ = drive(phases)
     assert (last.env_step, last.updates) == (4, 0)

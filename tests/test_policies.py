@@ -86,7 +86,7 @@ def test_tables_with_statistics(kind):
     assert (np.abs(np.asarray(actor.explore(jnp.asarray(OBS[0]), key))) <= 1).all()
 
 
-def test_a_description_names_layers_activation_squash_and_statistics():
+def test_description_names_layers_squash_and_statistics():
     w, path = weights(3), new("p.npz")
     named = {"in.weight": w["W0"].T, "in.bias": w["b0"], "out.weight": w["W1"].T, "out.bias": w["b1"]}
     np.savez(path, **named, m=np.ones(5), s=np.full(5, 0.5), spread=np.zeros((2, 4)))

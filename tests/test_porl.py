@@ -59,13 +59,21 @@ def learned(run):
 # --- identities ------------------------------------------------------------------------------------------------------
 
 
-def test_porl_with_a_given_critic_no_chance_and_no_updates_at_first_is_wsrl():
+class CollectWithPartOfTheKey(Collect):
+    """Collect with the first of three keys, which is what the policy's part of PolicyEvaluation acts by."""
+
+    def explore(self, learner, obs, *, key, clock, episode_step):
+        part = jax.random.split(key, 3)[0]
+        return Collect.explore(self, learner, obs, key=part, clock=clock, episode_step=episode_step)
+
+
+def test_porl_with_a_critic_and_no_first_stage_is_wsrl():
     """Bit for bit, through the phases of both recipes."""
     data = rows(40, spec=RAGGED)
     offline = Train(PolicyEvaluation(TINY, 0.0), 5)
     recipe = RECIPES["wsrl"](task(env_id="Pendulum-v1", policy="p.npz"))["finetune"].method
     fine = Online(dataclasses.replace(recipe, backbone=TINY), 30, ONLINE, 2)
-    wsrl = {"offline": offline, "collect": Collect(12, TINY.explore_noise), "finetune": fine}
+    wsrl = {"offline": offline, "collect": CollectWithPartOfTheKey(12, TINY.explore_noise), "finetune": fine}
     first = Online(PolicyEvaluation(TINY, 0.0, keep_critic=True), 12, ONLINE, 0)
     porl = {"offline": offline, "presample": first, "finetune": Online(PORL(TINY), 30, ONLINE, 2)}
     assert same(learned(whole(wsrl, offline=data)), learned(whole(porl, offline=data)))
@@ -73,7 +81,7 @@ def test_porl_with_a_given_critic_no_chance_and_no_updates_at_first_is_wsrl():
     assert not same(learned(whole(wsrl, offline=data)), learned(whole(fresh, offline=data)))
 
 
-def test_porl_without_a_first_stage_is_the_given_policy_with_critics_that_know_nothing():
+def test_porl_without_a_first_stage_has_untrained_critics():
     """...and so is RLPD without data, warm-up and settings of its own."""
     alone = whole({"finetune": Online(PORL(TINY), 20, ONLINE, 2)})
     skipped = {"presample": Online(PolicyEvaluation(TINY), 0, ONLINE, 2), "finetune": Online(PORL(TINY), 20, ONLINE, 2)}
@@ -170,7 +178,7 @@ def test_held_out_error_worked_by_hand():
     )
 
 
-def test_a_phase_that_settles_holds_rows_back_and_ends_by_evidence():
+def test_early_stopping_holds_rows_back_and_ends_the_phase():
     phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=10)
     phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     seen = []
@@ -305,7 +313,7 @@ def test_a_trust_region_is_off_by_default_and_ends():
 
 
 @pytest.mark.parametrize("method", [PolicyEvaluation(TINY, 0.5), PORL(TINY), JSRL(TINY, Linear(2.0, 2.0, 0))])
-def test_rows_never_cross_a_reset_and_a_time_limit_is_not_terminal(method):
+def test_agent_rows_never_cross_a_reset(method):
     """Every row of the ring beside what each env says that it did."""
     phases = {"first": Online(method, 25, ONLINE, 1), "then": Online(PORL(TINY), 40, ONLINE, 1)}
     envs, ends = LockstepEnvs(Ragged, RAGGED, range(2)), set()
@@ -401,7 +409,7 @@ def test_a_policy_is_needed(name):
 
 
 def test_chance_is_uniform_and_needs_no_policy():
-    run = whole({"warmup": Collect(600, chance=True)}, policy=None)
+    run = whole({"warmup": Collect(600, random=True)}, policy=None)
     actions = np.asarray(run.online.rows.action)
     assert run.pretrained.actor is None
     np.testing.assert_allclose([actions.mean(), (actions**2).mean()], [0, 1 / 3], atol=0.05)
@@ -412,16 +420,18 @@ def test_the_target_is_the_least_of_some_members_drawn_anew():
     sac = SAC(networks=Networks(width=8), critics=10, subset=2)
     slow = sac.new_critic(SPEC, key=KEY)
     every = np.asarray(slow(jnp.ones(3), jnp.zeros(2)))
-    drawn = [sorted(np.asarray(sac.some(slow, jax.random.key(k))(jnp.ones(3), jnp.zeros(2)))) for k in range(300)]
+    drawn = [
+        sorted(np.asarray(sac.sample_members(slow, jax.random.key(k))(jnp.ones(3), jnp.zeros(2)))) for k in range(300)
+    ]
     assert all(len(pair) == 2 and pair[0] != pair[1] for pair in drawn)
     share = [np.mean([np.isclose(value, pair).any() for pair in drawn]) for value in every]
     np.testing.assert_allclose(share, 0.2, atol=0.08)
-    assert same(dataclasses.replace(sac, subset=None).some(slow, KEY), slow)
+    assert same(dataclasses.replace(sac, subset=None).sample_members(slow, KEY), slow)
     mean = dataclasses.replace(sac, policy_reduction="mean").q_for_policy(TrainState.new(slow))
     np.testing.assert_allclose(mean(jnp.ones(3), jnp.zeros(2)), every.mean(), rtol=1e-6)
 
 
-def test_the_policy_moves_once_in_a_delay_and_slow_critics_always():
+def test_policy_moves_once_in_a_delay_targets_always():
     fine = PORL(TINY)
     learner = fine.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)
     for update in range(4):
@@ -467,7 +477,7 @@ def test_policy_init_uses_nothing_but_the_policy():
     assert not same(PORL(TINY).init(SPEC, given, key=KEY).critics[0].net, a.critics[0].net)
 
 
-def test_the_temperature_begins_lower_for_a_policy_that_had_no_spread():
+def test_temperature_starts_lower_for_a_spreadless_policy():
     given = pretrained(0, TINY)
     alpha = lambda method, actor: np.exp(
         float(

@@ -166,7 +166,7 @@ def test_a_run_from_scratch_has_nothing_to_fall_from(run):
     assert "`area` is" not in text
 
 
-def test_raw_returns_are_named_and_not_set_beside_published_scores(run):
+def test_raw_returns_are_not_set_beside_published_scores(run):
     text = tables.table([read.read(run(score=None))])
     assert "raw return" in text
     assert row(text, "opt")[2].startswith("15.0")
@@ -256,7 +256,7 @@ def test_not_a_run(run, tmp_path):
         report.report([])
 
 
-def test_evidence_of_nothing_ends_as_its_report_does_and_leaves_no_folder(tmp_path):
+def test_evidence_of_nothing_leaves_no_folder(tmp_path):
     """What `make evidence-NAME` keeps where every trial failed."""
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     code = f"""
@@ -337,7 +337,7 @@ def test_importing_it_does_not_import_matplotlib():
 # --- distribution shift ----------------------------------------------------------------------------
 
 
-def test_what_critics_say_is_written_beside_the_returns_they_foretell():
+def test_critic_values_are_written_beside_returns():
     """Q_on appears with fine-tuning; a phase in which nothing learns says nothing."""
     phases = {}
     for line in lines(finished() / "returns.jsonl"):

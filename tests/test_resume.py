@@ -182,7 +182,7 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["begun since", "never begun"])
-def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatch, there):
+def test_directory_without_training_episodes_resumes(monkeypatch, there):
     """A journal that no commit knows of began after it."""
     folder = interrupted(monkeypatch, 14)
     config = disk.read_json(folder / "config.json")
@@ -203,7 +203,7 @@ def test_a_directory_from_before_there_were_training_episodes_goes_on(monkeypatc
 
 
 @pytest.mark.parametrize("moment", [11, 13, 15])
-def test_early_evaluations_come_at_the_same_env_steps_when_resumed(monkeypatch, moment):
+def test_early_evaluations_keep_their_env_steps_on_resume(monkeypatch, moment):
     """Every 2 and every 3 env steps over fine-tuning's first 6, which begins at 8; then every 3, and at the end."""
     monkeypatch.setattr(Evaluate, "EARLY", 2)
     early, one = {"evaluate_steps": 3, "evaluate_early": 6}, new("early")
@@ -230,7 +230,7 @@ def test_stopped_in_the_middle_of_an_evaluation(monkeypatch, evaluation):
     assert everything(resumed(folder)) == everything(whole())
 
 
-def test_an_explosion_at_a_commit_is_recorded_once_whatever_happens(monkeypatch):
+def test_explosion_at_a_commit_is_recorded_once(monkeypatch):
     """Killed at the tick after the one at which the log first saw it and a commit was made."""
     from segue.training.phases import Online
 
@@ -301,7 +301,7 @@ def test_a_run_that_ended_before_its_first_commit_begins_again(monkeypatch):
 
 
 @pytest.mark.parametrize("lacks", [["machine"], list(Journal.NAMES)], ids=["no meter", "no journal"])
-def test_a_run_that_ended_before_it_had_its_journals_begins_again(monkeypatch, lacks):
+def test_run_without_journals_begins_again(monkeypatch, lacks):
     """One of an older release, and one that was killed right after config.json."""
     folder = interrupted(monkeypatch, 6)
     shutil.rmtree(folder / "commits")
@@ -482,7 +482,7 @@ CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "scan
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=["full disk", "EIO", "read-only"])
-def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch, error):
+def test_failed_save_leaves_the_old_state_or_the_new(monkeypatch, error):
     """At every system call of a save in turn: the state that loads is the one before or the one after, never a mix."""
     seen, real_open = set(), Path.open
     for stop_at in range(200):
@@ -549,7 +549,7 @@ def test_a_save_that_fails_anywhere_leaves_the_old_state_or_the_new(monkeypatch,
 
 
 @pytest.mark.parametrize("share", range(20))
-def test_a_disk_that_is_full_at_this_byte_leaves_the_state_before(share):
+def test_full_disk_at_any_byte_leaves_the_state_before(share):
     """The system itself cuts the write off, at twenty offsets of the largest file of a save."""
     folder = new("disk")
     writer = saves(folder)
@@ -714,7 +714,7 @@ class Faulty(Still):
 
 
 @pytest.mark.parametrize("way", ["raises", "worker dies", "shape", "nan", "reward", "hangs"])
-def test_an_env_that_fails_is_made_anew_and_no_broken_row_is_stored(way, monkeypatch):
+def test_failing_env_is_rebuilt_and_no_broken_row_is_stored(way, monkeypatch):
     monkeypatch.setattr(Faulty, "way", way)
     monkeypatch.setattr(Faulty, "steps", 0)
     spec, told = spec_of(Still()), []
@@ -799,7 +799,7 @@ def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
     return {name: array[seed] for name, array in disk.arrays(pretrained, "waist").items()}
 
 
-def test_a_seed_that_diverges_halts_and_the_others_go_on_bit_for_bit(monkeypatch, capsys):
+def test_diverging_seed_halts_others_stay_bit_for_bit(monkeypatch, capsys):
     ruin(monkeypatch, 1, 6)
     folder = new("halted")
     main.main(["run", *still(), "--out", str(folder)])
@@ -851,7 +851,7 @@ def test_when_every_seed_has_diverged_the_run_stops(monkeypatch, capsys):
     assert [entry["seed"] for entry in lines(folder / "failures.jsonl")] == [0, 1]
 
 
-def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch, capsys):
+def test_explosion_is_recorded_and_halts_only_on_request(monkeypatch, capsys):
     """Rewards are at most 20 or so, so no return of discount 0.99 reaches 1e6."""
     from segue.training.phases import Online
 
@@ -877,7 +877,7 @@ def test_an_explosion_is_said_and_recorded_and_halts_only_on_request(monkeypatch
     assert [entry["halted"] for entry in lines(folder / "failures.jsonl")] == [False, True]
 
 
-def test_a_seed_that_diverges_in_the_last_interval_leaves_what_is_finite(monkeypatch):
+def test_divergence_in_the_last_interval_leaves_finite_state(monkeypatch):
     ruin(monkeypatch, 1, 14)
     folder = new("late")
     words = still()
@@ -1031,7 +1031,7 @@ def test_a_config_that_means_harm_is_refused(part, changes, words):
         run.resume(folder, env_id=STILL)
 
 
-def test_loading_a_commit_executes_nothing_and_opens_nothing_outside():
+def test_loading_a_commit_executes_and_opens_nothing_else():
     """Under an audit hook that fails on exec, import by name, sockets, processes, and files outside the run."""
     script = f"""
 import sys

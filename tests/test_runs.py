@@ -73,7 +73,7 @@ def test_every_file_is_there_and_parses():
     assert (status["status"], status["resume"]) == ("finished", "exact")
 
 
-def test_a_policy_that_never_moves_has_its_returns_at_the_runs_end_again():
+def test_unmoved_policy_has_its_returns_at_the_end_again():
     """Not at every interval, and what critics say of it only once."""
     still = {"finetune.backbone.actor-lr": 0.0, "evaluate-early": 0}
     folder = run("direct", **{"from": f"{finished()}:offline", **still})
@@ -197,7 +197,7 @@ def test_collecting_left_the_policy_and_fine_tuning_moved_it():
     offline, collect, pretrain, finetune = (weights(finished(), phase) for phase in PHASES)
     assert all((offline[name] == collect[name]).all() for name in offline)
     assert all((offline[name] == pretrain[name]).all() for name in offline)
-    assert any(name.startswith("fresh.") for name in pretrain)
+    assert any(name.startswith("parts.q_on.") for name in pretrain)
     assert all((offline[name] != finetune[name]).any() for name in offline if name.startswith("actor.net"))
 
 
@@ -225,7 +225,7 @@ def test_going_on_from_a_checkpoint(phase):
 
 
 @pytest.mark.parametrize("since", ["RUN", "RUN:pretrain"])
-def test_from_without_a_phase_of_the_recipe_says_what_the_run_has(since, capsys):
+def test_from_an_unknown_phase_lists_the_run_s_phases(since, capsys):
     capsys.readouterr()
     since = since.replace("RUN", str(finished()))
     with pytest.raises(SystemExit, match="1"):
@@ -493,7 +493,7 @@ def status(folder):
     return json.loads((folder / "status.json").read_text())
 
 
-def test_divergence_is_one_sentence_and_the_directory_stays_readable(capsys):
+def test_divergence_is_one_sentence_and_leaves_files_readable(capsys):
     """The offline part goes well, fine-tuning does not."""
     out = new()
     command = flags("direct", **{"from": f"{finished()}:offline", "finetune__backbone__critic_lr": 1e30})
@@ -507,7 +507,7 @@ def test_divergence_is_one_sentence_and_the_directory_stays_readable(capsys):
     main(["report", str(out), "--out", str(new("x.png"))])
 
 
-def test_a_policy_that_is_not_finite_is_found_before_it_is_evaluated(capsys):
+def test_nonfinite_policy_is_found_before_its_evaluation(capsys):
     """Evaluations that come before the next line of metrics."""
     out = new()
     changes = {"from": f"{finished()}:offline", "finetune__backbone__critic_lr": 1e30, "log_every": 1000}
@@ -559,5 +559,5 @@ def test_ctrl_c_leaves_a_readable_directory():
 
 
 def test_settings_are_plain_json():
-    assert settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "chance": False}
+    assert settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "random": False}
     assert settings(Linear(0.0, 1.0, 3)) == {"is": "Linear", "start": 0.0, "end": 1.0, "until": 3}

@@ -150,7 +150,7 @@ def test_returns_of_a_table_by_hand(tail, return_to_go):
     np.testing.assert_array_equal(ended, [True] * 6 + [False] * 2)
 
 
-def test_a_terminal_row_is_not_followed_by_one_that_begins_where_it_ended():
+def test_terminal_row_is_never_followed_by_another():
     joined = TABLE._replace(obs=np.concatenate([TABLE.obs[:3], TABLE.next_obs[2:3], TABLE.obs[4:]]))
     np.testing.assert_array_equal(returns_to_go(jax.tree.map(jnp.asarray, joined), 0.5, 0.0)[0][:4], [3, 4, 4, 16])
 
@@ -166,7 +166,7 @@ def test_failures_of_a_maze_are_worth_failure_for_ever():
     np.testing.assert_array_equal(sampler_state.return_to_go[:2], [1.5, 1.0])
 
 
-def test_returning_draws_offline_rows_alone_until_there_is_an_online_one():
+def test_with_returns_draws_offline_until_an_online_row():
     source = WithReturns(Linear(0.25, 0.25, 0), discount=0.5, batch=20)
     first, then = drawn(source, OFFLINE, EMPTY), drawn(source, OFFLINE, RING)
     assert (first.reward < 1000).all()
@@ -310,7 +310,7 @@ def begin(source, offline, ring):
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.5])
-def test_the_first_thousand_online_rows_are_drawn_with_the_fraction_asked_for(fraction):
+def test_balanced_draws_new_rows_with_the_asked_fraction(fraction):
     """Whether they are written one by one or found in the ring when the phase begins."""
     table = numbered(1000, 1000)
     source, empty, full = Balanced(online_fraction=fraction, width=4), ring_of(numbered(0), 1000), ring_of(table)

@@ -88,7 +88,7 @@ def test_the_area_by_hand(until, expected):
     ("until", "expected"),
     [(0, [8, 1]), (9, [8, 1]), (10, [2, 1]), (11, [2, 1]), (40, [4, 3]), (41, None), (-1, None)],
 )
-def test_the_score_at_a_step_is_that_of_the_last_evaluation_until_then(until, expected):
+def test_score_at_a_step_is_the_last_evaluation_s(until, expected):
     steps, scores = np.array([0, 10, 20, 40]), np.array([[8.0, 1.0], [2.0, 1.0], [4.0, 3.0], [4.0, 3.0]])
     found = stats.at(steps, scores, until)
     assert (found if found is None else found.tolist()) == expected

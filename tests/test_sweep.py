@@ -304,7 +304,7 @@ def test_a_trial_waits_for_what_it_needs(swept):
     assert swept(CHAIN, out)[1] == []  # nothing is done twice
 
 
-def test_what_fails_takes_along_what_needs_it_and_nothing_else_and_is_tried_again(swept):
+def test_failed_trial_skips_only_what_needs_it(swept):
     out = new()
     done, orders = swept(CHAIN, out, {"t/opt/0": [1]})
     assert done.failed == {"t/opt/0": "t/opt/0 said[2J 1"}  # without what a terminal obeys
@@ -324,7 +324,7 @@ def test_a_directory_that_the_nodes_do_not_share_is_said(swept, monkeypatch):
     assert "do all nodes see the same directory" in done.failed["t/alone/0"]
 
 
-def test_what_a_shared_directory_shows_late_and_a_store_that_is_away_for_a_moment_fail_nothing(swept, monkeypatch):
+def test_late_directory_or_absent_store_fails_nothing(swept, monkeypatch):
     out, looks, finished = new(), [], storage.finished
 
     def late(place, folders):
@@ -376,7 +376,7 @@ def test_failed_trials_have_an_exit_code_of_their_own(monkeypatch, capsys):
     main.main(["sweep", str(written(TASK + ARM)), "--out", str(out), "--quiet"])
 
 
-def test_on_a_terminal_files_are_looked_at_when_something_ended_or_it_is_time(monkeypatch):
+def test_terminal_status_reads_files_only_when_due(monkeypatch):
     monkeypatch.setattr(status_module, "Console", lambda stderr: Console(force_terminal=True, file=io.StringIO()))
     out, looks = new(), []
     shown = Board(storage.at(out), quiet=False)
@@ -549,7 +549,7 @@ def test_what_keeps_a_worker_from_its_trial_is_in_the_log(monkeypatch, capsys, e
     assert capsys.readouterr().err == "segue: no lock here\n"
 
 
-def test_a_trial_without_gpus_is_on_the_cpu_whatever_the_user_set(monkeypatch):
+def test_trial_without_gpus_runs_on_the_cpu(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(worker.os, "sched_setaffinity", lambda *_: None, raising=False)
     claims = Claims()
@@ -583,7 +583,7 @@ class RayOf:
         raise self.exceptions.RayError("\x1b[36mray::task\x1b[39m\n  File x\nFileNotFoundError: no python\n\n")
 
 
-def test_a_ray_cluster_whose_nodes_are_too_small_and_what_its_task_died_of(monkeypatch, capsys):
+def test_ray_small_nodes_and_causes_of_death(monkeypatch, capsys):
     nodes = ((True, {"CPU": 4.0}), (True, {"CPU": 2.0, "GPU": 1.0}), (False, {"CPU": 64.0, "GPU": 8.0}))
     monkeypatch.setitem(sys.modules, "ray", RayOf(*nodes))
     for cores, gpus in ((4, 1), (5, 0), (1, 2)):
@@ -706,7 +706,7 @@ def test_real_trials_on_one_core_each(whole):
     assert {line["phase"] for line in lines(whole / "pendulum/direct/0/returns.jsonl")} == {"collect", "finetune"}
 
 
-def test_a_stopped_driver_a_killed_one_and_a_killed_worker_lose_nothing(real, whole):
+def test_killed_drivers_and_workers_lose_nothing(real, whole):
     out = new("killed")
     offline, trial, log = out / "pendulum/td3bc/0", out / "pendulum/direct/0", out / "pendulum/direct/0.log"
     process = driver(real, out)
@@ -832,7 +832,7 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
     mirror.close()
 
 
-def test_a_trial_that_ends_while_it_is_taken_to_the_url_is_not_finished_there_yet(bucket, monkeypatch):
+def test_trial_on_its_way_to_the_url_is_not_finished(bucket, monkeypatch):
     place, out = bucket
     put = storage.Bucket.put
     with place.here("t/a/0", [], 0) as root:
@@ -930,7 +930,7 @@ def test_a_store_that_does_not_take_the_end_is_no_success(bucket, monkeypatch):
     assert not root.exists()
 
 
-def test_a_commit_that_the_store_does_not_take_is_taken_at_a_later_look(bucket, monkeypatch):
+def test_refused_commit_is_stored_at_a_later_look(bucket, monkeypatch):
     place, out = bucket
     open_there, tries = place.files.open, []
 

@@ -290,7 +290,7 @@ def test_what_leads_out_of_a_run_s_directory_is_not_followed(name, tmp_path):
 # --- the meter ----------------------------------------------------------------------------------------------
 
 
-def test_the_meter_says_how_fast_and_how_busy_and_changes_nothing(monkeypatch):
+def test_meter_reports_rates_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(meter.Meter, "EVERY", 1e6)
     bare, _ = run("--track", "none")
     monkeypatch.setattr(meter.Meter, "EVERY", 0.001)

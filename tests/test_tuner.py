@@ -104,7 +104,7 @@ def test_a_loop_of_one_s_own_computes_what_a_run_does(task):
     assert all(2 <= line["length"] <= 6 for line in lines)
 
 
-def test_a_run_that_nobody_evaluated_is_exported_and_its_report_says_what_to_do(task, capsys):
+def test_unevaluated_run_exports_and_its_report_advises(task, capsys):
     """Its world is the caller's: it has no evaluation, and will have none."""
     with tuner(task, folder := new("arm")) as mine:
         Arm().phase_state(mine)
@@ -220,7 +220,7 @@ def test_act_and_observe_take_turns(task):
             mine.observe(np.zeros(2), np.nan, np.ones(3), False)
 
 
-def test_the_row_is_what_was_taken_and_a_time_limit_is_not_terminal(task):
+def test_agent_row_is_the_taken_action_time_limit_bootstraps(task):
     with tuner(changed(task, reward=segue.tasks.Reward(2.0, 1.0)), new("arm")) as mine:
         mine.act(np.zeros(3))
         mine.observe([-2.0, 3.0], 4.0, np.ones(3), False, truncated=True)
@@ -314,7 +314,7 @@ def test_phases_out_of_order_are_refused(task):
     assert not folder.exists()
 
 
-def test_in_the_background_what_a_phase_brought_is_spared_by_the_collector_once(task, monkeypatch):
+def test_background_freezes_phase_objects_for_the_collector(task, monkeypatch):
     frozen = []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(mine.env_step))
     with tuner(task, new("arm"), background=True) as mine:
@@ -325,7 +325,7 @@ def test_in_the_background_what_a_phase_brought_is_spared_by_the_collector_once(
     assert len(frozen) == 2, "nobody is in a hurry there"
 
 
-def test_in_the_background_a_learner_is_copied_when_it_stands_still(task, monkeypatch):
+def test_background_copies_a_learner_that_stands_still(task, monkeypatch):
     """A copy that waits for updates holds up every other dispatch meanwhile, `act`'s too."""
     copy, still = jnp.copy, []
     monkeypatch.setattr(jnp, "copy", lambda leaf: still.append(leaf.is_ready()) or copy(leaf))
@@ -572,7 +572,7 @@ def test_ctrl_c_in_an_offline_phase_keeps_its_updates(logged, monkeypatch):
         assert again.drive.run.updates == 3_000
 
 
-def test_in_the_background_an_offline_phase_does_not_hold_up_the_end(logged, monkeypatch):
+def test_background_offline_phase_does_not_delay_the_end(logged, monkeypatch):
     learn = engine.learn
     monkeypatch.setattr(engine, "learn", lambda *args, **options: time.sleep(0.1) or learn(*args, **options))
     mine = tuner(logged, folder := new("arm"), OFFLINE, background=True)

@@ -56,7 +56,7 @@ def test_terminal_means_terminated_and_never_truncated_alone():
     assert len(seen) == 4  # going on, terminated, truncated, both at one step
 
 
-def test_a_time_limit_of_gymnasium_keeps_the_true_last_observation():
+def test_time_limit_keeps_the_true_last_observation():
     make = lambda: make_env("HalfCheetah-v5", max_episode_steps=4)
     env = make()
     spec, action = spec_of(env), np.full((1, 6), 0.5, np.float32)
@@ -129,7 +129,7 @@ def test_returns_of_training_episodes_are_the_env_s_own():
     assert {episode.terminated for episode in found} == {True, False}
 
 
-def test_every_episode_of_every_seed_starts_elsewhere_and_reproducibly():
+def test_every_episode_starts_elsewhere_and_reproducibly():
     (all_three, _), (again, _), (alone, _) = roll(), roll(), roll(seeds=(1,))
     assert [starts(all_three, s) for s in range(3)] == [starts(again, s) for s in range(3)]
     assert starts(alone, 0) == starts(all_three, 1)
