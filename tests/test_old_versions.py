@@ -11,6 +11,7 @@ import pytest
 from helpers import copy, edit, finished
 
 import segue
+from segue.core import Spec
 from segue.errors import SegueError
 from segue.results import read
 from segue.runs import checkpoints, run
@@ -18,6 +19,7 @@ from segue.system import disk, renamed
 from segue.tasks.budget import PRESETS
 from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
 from segue.tasks.suite import task
+from segue.training.start import start
 
 
 def as_old(folder):
@@ -44,9 +46,9 @@ def test_an_old_run_cannot_be_resumed():
 
 
 def test_an_old_checkpoint_starts_nothing():
-    source = f"{as_old(copy(finished()))}:offline"
+    source, run = f"{as_old(copy(finished()))}:offline", start(Spec(3, 2, (-1.0,) * 2, (1.0,) * 2), None, {})
     with pytest.raises(SegueError, match=r":offline was written by Segue 0\.1, .* --policy .*policy-0\.safetensors"):
-        checkpoints.load_checkpoint(source, None, None, "")  # pyright: ignore[reportArgumentType]
+        checkpoints.load_checkpoint(source, run, run.pretrained, "")
 
 
 def test_an_old_checkpoint_has_files_to_read():

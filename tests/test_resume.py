@@ -1017,7 +1017,7 @@ def test_json_that_means_harm_is_refused(text, name):
     ("part", "changes", "words"),
     [
         ("settings", {"offline": {"is": "os.system", "command": "true"}}, "not a class of Segue's"),
-        ("settings", {"offline": {"is": "Train", "steps": -1, "method": None, "source": None}}, "steps"),
+        ("settings", {"offline": {"is": "Train", "steps": -1, "method": None, "sampler": None}}, "steps"),
         ("measuring", {"rows": 1, "unknown": 2}, "config.json"),
         ("safeguards", {}, "config.json"),
         ("seeds", 10**9, "GiB"),

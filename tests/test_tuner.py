@@ -22,6 +22,7 @@ from segue.cli import main
 from segue.core import Linear, Spec, Transition
 from segue.envs.lockstep import TRAIN, LockstepEnvs, episode_seed
 from segue.envs.make import spec_of
+from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
@@ -221,7 +222,7 @@ def test_act_and_observe_take_turns(task):
 
 
 def test_agent_row_is_the_taken_action_time_limit_bootstraps(task):
-    with tuner(changed(task, reward=segue.tasks.Reward(2.0, 1.0)), new("arm")) as mine:
+    with tuner(changed(task, reward=Reward(2.0, 1.0)), new("arm")) as mine:
         mine.act(np.zeros(3))
         mine.observe([-2.0, 3.0], 4.0, np.ones(3), False, truncated=True)
         mine.act(np.full(3, 7.0))
@@ -392,7 +393,7 @@ def test_it_goes_on_with_the_same_alone(task):
     for other, word in (
         (lambda: tuner(task, folder, seed=1), "seed 0"),
         (lambda: tuner(changed(task, env_id="leg"), folder), "env_id arm"),
-        (lambda: tuner(changed(task, reward=segue.tasks.Reward(2.0)), folder), "reward rule"),
+        (lambda: tuner(changed(task, reward=Reward(2.0)), folder), "reward rule"),
         (lambda: Agent(PHASES, task, SPEC._replace(high=(3.0, 4.0)), out=folder), "spec"),
     ):
         with pytest.raises(DataError, match=word):
