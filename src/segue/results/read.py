@@ -88,7 +88,7 @@ def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
     return (  # its world is the caller's, and there is no second one to evaluate in
-        f"{path} was driven by segue.Tuner, which never evaluates, so there is nothing to report: its episodes.jsonl "
+        f"{path} was driven by segue.Agent, which never evaluates, so there is nothing to report: its episodes.jsonl "
         f"has the returns of its training episodes, and `segue evaluate {path} --env-id ID` measures its policy, "
         "where there is a Gymnasium env like its world."
     )

@@ -2,17 +2,17 @@
 
     spec = segue.Spec(obs=24, act=7, low=(-1.0,) * 7, high=(1.0,) * 7)
     task = segue.task(env_id="my-arm", policy="clone.npz")
-    with segue.Tuner(segue.porl(task, segue.SMALL), task, spec, out="runs/arm") as tuner:
+    with segue.Agent(segue.porl(task, segue.SMALL), task, spec, out="runs/arm") as agent:
         obs = arm.reset()
-        while not tuner.done:
-            action = tuner.act(obs)
+        while not agent.done:
+            action = agent.act(obs)
             obs, reward, terminated, truncated = arm.step(action)
-            tuner.observe(action, reward, obs, terminated, truncated)
+            agent.observe(action, reward, obs, terminated, truncated)
             if terminated or truncated:
                 obs = arm.reset()
 
-The same directory as a run's is written, and the same call goes on with it; what `segue run` would compute on the same
-env is computed, bit for bit. `feed` takes logs instead of a world.
+The agent writes the same directory as a run, and the same call resumes it. It computes what `segue run` would compute
+on the same environment, bit for bit. `feed` takes logs instead of an environment.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class _Body:
 class Agent:
     """A run whose world is the caller's. One seed.
 
-    Ctrl-C, or an error of the run itself, ends the tuner: `close` keeps every step that was observed, as far as it can,
+    Ctrl-C, or an error of the run itself, ends the agent: `close` keeps every step that was observed, as far as it can,
     and the same call goes on from there. (A number that is refused ends nothing.)
 
     Args:
@@ -286,7 +286,7 @@ class Agent:
         self._check()
         if self.background or self.pending is not None:
             raise SegueError(
-                "feed is for a tuner that nobody acts with: not in the background, nor between act and observe."
+                "feed is for an agent that nobody acts with: not in the background, nor between act and observe."
             )
         columns = [np.asarray(column) for column in rows]
         if len({len(column) for column in columns}) != 1:
@@ -322,7 +322,7 @@ class Agent:
 
     @contextlib.contextmanager
     def _fatal(self) -> Iterator[None]:
-        """What goes wrong inside ends the tuner: a hook may have heard of a step that another has not."""
+        """What goes wrong inside ends the agent: a hook may have heard of a step that another has not."""
         try:
             yield
         except BaseException as error:
@@ -377,7 +377,7 @@ class Agent:
 
     def _check(self) -> None:
         if self.closed:
-            raise SegueError(f"This tuner was closed: open {self.folder} again to go on.")
+            raise SegueError(f"This agent was closed: open {self.folder} again to go on.")
         if self.failed is not None:
             raise self.failed
 

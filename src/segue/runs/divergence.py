@@ -16,10 +16,11 @@ from segue.training.state import PhaseState
 
 
 class Log(NullHook):
-    """Writes what the tally says at intervals, and halts a seed whose parameters or losses are not finite.
+    """Writes metrics at intervals, and halts a seed whose parameters or losses are not finite.
 
-    A halted seed stays as it last was finite; the others go on, bit for bit as without it. When none is left, the run
-    ends. With `rollback` a seed goes on from where it last was finite, `ROLLBACKS` times, and is halted after that.
+    A halted seed keeps its last finite state; the other seeds continue, bit for bit as without it. When no seed is
+    left, the run ends. With `rollback` a seed continues from its last finite state `ROLLBACKS` times before it is
+    halted.
     """
 
     ROLLBACKS = 3
