@@ -209,7 +209,7 @@ def test_iql_s_three_losses_and_their_gradients(x64):
         return np.mean(np.where(u < 0, 0.2, 0.8) * u**2)
 
     np.testing.assert_allclose(info["value_loss"], expectile(value), rtol=1e-9)
-    Oracle.agree(expectile, given.parts["value"].net, jax.tree.map(lambda mu: mu / 0.1, moved.value.opt.mu))
+    Oracle.agree(expectile, given.parts["value"].net, jax.tree.map(lambda mu: mu / 0.1, moved["value"].opt.mu))
 
     found, info, slope = policy_loss(backbone, given, batch)
     weight = np.minimum(np.exp(2.0 * (low - v)), 100)
@@ -425,10 +425,10 @@ def test_sac_s_losses_and_their_gradients(x64):
     start = given.with_parts(temperature=given.parts["temperature"].reset_optimizer())
     moved, _ = backbone.update_multipliers(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
-    np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
+    np.testing.assert_allclose(moved["temperature"].opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
 
 
-@pytest.mark.parametrize("listens", ["min", "mean"])
+@pytest.mark.parametrize("policy_reduction", ["min", "mean"])
 def test_sac_s_losses_with_an_ensemble(x64, policy_reduction):
     """No entropy in the target, 2 of 10 members in it, another target entropy, and whom the policy listens to."""
     backbone = SAC(
@@ -466,7 +466,7 @@ def test_sac_s_losses_with_an_ensemble(x64, policy_reduction):
     moved, info = backbone.update_multipliers(start, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     slope = -(log_prob - 0.5 * 2).mean()  # H is -1/2 for each of two dimensions
-    np.testing.assert_allclose(moved.temperature.opt.mu.log_alpha / 0.1, slope, rtol=1e-7)
+    np.testing.assert_allclose(moved["temperature"].opt.mu.log_alpha / 0.1, slope, rtol=1e-7)
     step = 3e-4 * np.sign(slope)  # Adam's first one, whatever the slope
     np.testing.assert_allclose(info["alpha"], alpha * np.exp(-step), rtol=1e-7)
     np.testing.assert_allclose(info["entropy"], -log_prob.mean(), rtol=1e-7)
@@ -643,7 +643,7 @@ def test_cal_ql_multiplier_rises_above_its_gap(x64):
         moved, info = changed(backbone, target_gap=gap).update_parts(start, given.actor, low, batch, key=KEY)
         excess, _ = backbone.excess(lambda *pair: low(*pair)[None], given.actor, batch, key=KEY)
         m = np.exp(f64(given.parts["multiplier"].net.log_alpha))
-        slope = moved.multiplier.opt.mu.log_alpha / 0.1
+        slope = moved["multiplier"].opt.mu.log_alpha / 0.1
         np.testing.assert_allclose(slope, -m * 0.7 * (float(excess.mean()) - gap), rtol=1e-9)
         assert (info["multiplier"] > m) == (gap < 0)
 

@@ -127,7 +127,7 @@ def test_every_recipe_has_its_line(capsys):
     found = dict(zip(RECIPES, listing.recipes(), strict=True))
     assert found["opt"][1:] == (
         "offline, collect, pretrain, finetune",
-        "OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune by both (Eq. 4)",
+        "OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune with both (Eq. 4)",
     )
     assert found["porl"][1] == "(offline), presample, finetune"
     assert found["spot"][1] == "prior, offline"

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from segue.cli import main, worker
 from segue.errors import Busy, SegueError
-from segue.runs.config import check_unfinished
+from segue.runs.config import read_unfinished
 from segue.sweeps import driver as driver_module
 from segue.sweeps import executors, progress, storage
 from segue.sweeps import status as status_module
@@ -901,7 +901,7 @@ def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch,
             folder = root / "t/a/0"
             assert worker.prepare(folder, words) == (["resume", str(folder)] if whole else words)
             if whole:
-                check_unfinished(folder)
+                read_unfinished(folder)
             else:
                 disk.new_folder(folder)
     assert left  # each way of breaking off has been seen
