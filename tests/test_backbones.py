@@ -84,9 +84,9 @@ def net(params, *inputs):
 # --- SPOT ------------------------------------------------------------------------------------------------------------
 
 
-def noises(count, latent):
+def noises(count, latent, key=KEY):
     """The latent noise that `elbo` draws with KEY."""
-    return np.stack([f64(jax.random.normal(k, (latent,))) for k in jax.random.split(KEY, count)])
+    return np.stack([f64(jax.random.normal(k, (latent,))) for k in jax.random.split(key, count)])
 
 
 def price(encoder, decoder, obs, action, eps):
@@ -102,9 +102,9 @@ def test_the_prior_s_loss_and_its_gradient(x64):
     given, batch = x64(pretrained()), x64(OFFLINE)
     vae, eps = given.parts["behaviour"].net, noises(BATCH, 4)
     method = BehaviourDensity(width=WIDTH, kl_weight=0.7)
-    learner = Pretrained(prior=given.parts["behaviour"].reset_optimizer())
+    learner = Pretrained(parts={"behaviour": given.parts["behaviour"].reset_optimizer()})
     moved, info = method.update(learner, batch, key=KEY, clock=DUE)
-    slope = jax.tree.map(lambda mu: mu / 0.1, moved.prior.opt.mu)
+    slope = jax.tree.map(lambda mu: mu / 0.1, moved.parts["behaviour"].opt.mu)
     decoder, encoder = Oracle.params(vae.decoder), Oracle.params(vae.encoder)
     error, kl = price(encoder, decoder, f64(batch.obs), f64(batch.action), eps)
     close([info["recon"], info["kl"]], [error.mean(), kl.mean()], rtol=1e-9)
@@ -155,7 +155,7 @@ def test_spot_s_critic_is_td3_s_at_its_own_discount():
 
 
 def test_spot_says_what_it_lacks():
-    with pytest.raises(SegueError, match="prior"):
+    with pytest.raises(SegueError, match="behaviour"):
         SPOT(networks=NETS).init(SPEC, without(pretrained(), "behaviour"), key=KEY)
 
 
@@ -202,7 +202,7 @@ def test_iql_s_three_losses_and_their_gradients(x64):
 
     low = Oracle.q(Oracle.params(given.critic.target), batch.obs, batch.action).min(0)
     start = given.with_parts(value=given.parts["value"].reset_optimizer())
-    moved, info = backbone.update_parts(start, given.actor, backbone.q_for_policy(given.critic), batch, key=KEY)
+    moved, info = backbone.update_parts(start.parts, given.actor, backbone.q_for_policy(given.critic), batch, key=KEY)
 
     def expectile(params):
         u = low - net(params, batch.obs)[:, 0]
@@ -317,7 +317,7 @@ def test_rebrac_without_penalties_has_td3_s_critic():
 
 def test_rebrac_says_where_next_actions_come_from():
     given = pretrained()
-    with pytest.raises(SegueError, match="Successive"):
+    with pytest.raises(SegueError, match="WithNextAction"):
         ReBRAC().critic_loss(given.critic.net, given.critic.target, given.actor, given.parts, OFFLINE, key=KEY)
 
 
@@ -407,7 +407,7 @@ def test_sac_s_losses_and_their_gradients(x64):
     alpha = float(np.exp(f64(given.parts["temperature"].net.log_alpha)))
     sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
     actor, critic = Oracle.params(given.actor.net), Oracle.params(given.critic.net)
-    action, log_prob = sample(actor, batch.next_obs)
+    action, log_prob = squashed(actor, batch.next_obs, noises(BATCH, 2, jax.random.split(KEY)[0]))
     low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, action).min(0)
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low - alpha * log_prob)
     loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
@@ -423,7 +423,7 @@ def test_sac_s_losses_and_their_gradients(x64):
     np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
     Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
     start = given.with_parts(temperature=given.parts["temperature"].reset_optimizer())
-    moved, _ = backbone.update_multipliers(start, given.actor, batch, key=KEY)
+    moved, _ = backbone.update_multipliers(start.parts, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     np.testing.assert_allclose(moved["temperature"].opt.mu.log_alpha / 0.1, -(log_prob - 2).mean(), rtol=1e-7)
 
@@ -444,7 +444,8 @@ def test_sac_s_losses_with_an_ensemble(x64, policy_reduction):
     alpha = float(np.exp(f64(given.parts["temperature"].net.log_alpha)))
     sample = lambda params, obs: squashed(params, obs, noises(BATCH, 2))
     actor, critic, slow = (Oracle.params(net) for net in (given.actor.net, given.critic.net, given.critic.target))
-    every = Oracle.q(slow, batch.next_obs, sample(actor, batch.next_obs)[0])
+    next_action, _ = squashed(actor, batch.next_obs, noises(BATCH, 2, jax.random.split(KEY)[0]))
+    every = Oracle.q(slow, batch.next_obs, next_action)
     drawn = np.asarray(jax.random.choice(jax.random.fold_in(KEY, 1), 10, (2,), replace=False))
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, every[drawn].min(0))
     assert every.shape == (10, BATCH)
@@ -463,7 +464,7 @@ def test_sac_s_losses_with_an_ensemble(x64, policy_reduction):
     np.testing.assert_allclose(value, improve(actor), rtol=1e-8)
     Oracle.agree(improve, given.actor.net, slope, rtol=1e-5)
     start = given.with_parts(temperature=given.parts["temperature"].reset_optimizer())
-    moved, info = backbone.update_multipliers(start, given.actor, batch, key=KEY)
+    moved, info = backbone.update_multipliers(start.parts, given.actor, batch, key=KEY)
     log_prob = sample(actor, batch.obs)[1]
     slope = -(log_prob - 0.5 * 2).mean()  # H is -1/2 for each of two dimensions
     np.testing.assert_allclose(moved["temperature"].opt.mu.log_alpha / 0.1, slope, rtol=1e-7)
@@ -619,11 +620,13 @@ def test_cal_ql_s_critic_loss_and_its_gradient(x64, batch, gap):
     backbone = CalQL(networks=NETS, discount=0.9, weight=0.7, actions=3, target_gap=gap)
     batch = x64({"returned": returned(), "unknown": returned(known=False), "plain": OFFLINE}[batch])
     given = x64(pretrained(0, backbone))
-    action, _ = squashed(Oracle.params(given.actor.net), batch.next_obs, noises(BATCH, 2))
+    td_key, excess_key = jax.random.split(KEY)
+    noise = noises(BATCH, 2, jax.random.split(td_key)[0])
+    action, _ = squashed(Oracle.params(given.actor.net), batch.next_obs, noise)
     low = Oracle.q(Oracle.params(given.critic.target), batch.next_obs, action).min(0)
     y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, low)
     m = 1.0 if gap is None else np.exp(f64(given.parts["multiplier"].net.log_alpha))
-    excess = conservative(backbone, given, batch, jax.random.fold_in(KEY, 2))
+    excess = conservative(backbone, given, batch, excess_key)
     by_hand = lambda p: Oracle.td(p, batch, y) + 0.7 * m * (excess(p).mean(-1) - (gap or 0)).sum()
 
     loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)
@@ -640,7 +643,7 @@ def test_cal_ql_multiplier_rises_above_its_gap(x64):
     low = lambda obs, action: given.critic.net(obs, action).min()
     for gap in (-50.0, 50.0):
         start = given.with_parts(multiplier=given.parts["multiplier"].reset_optimizer())
-        moved, info = changed(backbone, target_gap=gap).update_parts(start, given.actor, low, batch, key=KEY)
+        moved, info = changed(backbone, target_gap=gap).update_parts(start.parts, given.actor, low, batch, key=KEY)
         excess, _ = backbone.excess(lambda *pair: low(*pair)[None], given.actor, batch, key=KEY)
         m = np.exp(f64(given.parts["multiplier"].net.log_alpha))
         slope = moved["multiplier"].opt.mu.log_alpha / 0.1
@@ -652,11 +655,11 @@ def test_cal_ql_s_limits():
     """Without weight it is SAC; without returns that are known, or with ones that lie far below, it is CQL."""
     backbone = CalQL(networks=NETS, actions=3)
     given = pretrained(0, backbone)
-    loss = lambda backbone, batch: jax.jit(
-        lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
+    loss = lambda backbone, batch, key=KEY: jax.jit(
+        lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=key)[0]
     )(given.critic.net)
     cql = loss(changed(backbone, calibrated=False), returned())
-    assert loss(changed(backbone, weight=0.0), returned()) == loss(backbone.plain(), OFFLINE)
+    assert loss(changed(backbone, weight=0.0), returned()) == loss(backbone.plain(), OFFLINE, jax.random.split(KEY)[0])
     low = returned()._replace(return_to_go=jnp.full(BATCH, -1e6))
     for batch in (returned(known=False), low, OFFLINE):
         close(loss(backbone, batch), cql, rtol=1e-6)

@@ -131,7 +131,7 @@ def test_every_recipe_has_its_line(capsys):
     )
     assert found["porl"][1] == "(offline), presample, finetune"
     assert found["spot"][1] == "prior, offline"
-    assert found["awac"][2].startswith("Imitates the data's actions")
+    assert found["awac"][2].startswith("Clone the data's actions")
 
 
 def test_every_task_has_its_line(capsys):

@@ -18,7 +18,8 @@ from helpers import flags, lines, new
 
 from segue.cli import main
 from segue.errors import DataError, SegueError
-from segue.runs import meter, trackers
+from segue.runs import meter
+from segue.runs import trackers as trackers_module
 from segue.runs.config import pinned
 from segue.runs.journal import Journal, Place
 from segue.runs.run import resume
@@ -208,7 +209,7 @@ def test_weights_and_biases_offline(monkeypatch):
     assert files
     assert all(b"loss" in file.read_bytes() for file in files)
     content = b"".join(file.read_bytes() for file in files)
-    for place in (where.parent, Path.cwd(), Path(trackers.__file__).parent, Path(sys.executable).parent):
+    for place in (where.parent, Path.cwd(), Path(trackers_module.__file__).parent, Path(sys.executable).parent):
         assert str(place).encode() not in content
     for name in (socket.gethostname(), getpass.getuser()):
         assert not re.search(rf"(?<!\w){re.escape(name)}".encode(), content), name
