@@ -824,7 +824,7 @@ def test_files_of_trackers_come_and_go(bucket, monkeypatch):
     assert {"tensorboard/events", "wandb.log", "commits/000001/manifest.json"} <= there
     assert not {"tensorboard/old", "wandb/run/files", "mlflow/mlflow.db"} & there
     goes = top / "commits/000001/state.safetensors"
-    mirror.there.clear()
+    mirror.uploaded.clear()
     with pytest.raises(FileNotFoundError):
         mirror.push()
     goes.write_text("1")
