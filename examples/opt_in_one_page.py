@@ -1,6 +1,6 @@
 r"""OPT on one page: Online Pre-Training (Shin et al., ICML 2025, arXiv 2507.08387) on TD3+BC, without Segue.
 
-    phi: policy, theta: Q_off, psi: Q_on; each critic is a pair; a prime (here `target`) marks the slow copies
+    phi: policy, theta: Q_off, psi: Q_on; each critic is a pair; a prime (here `target`) marks the target networks
     Eq. 2   L(Q; b) = sum_i mse( Q_i(s, a), y ),  y = r + gamma (1 - done) min_j Q'_j(s', a')
     Eq. 3   L_pre(psi) = L_off(psi) + L_on( psi - alpha grad L_off(psi) )
     Eq. 4   L_pi(phi) = -mean[ (1 - kappa) Q_off(s, pi(s)) + kappa Q_on(s, pi(s)) ]

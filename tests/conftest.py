@@ -1,4 +1,4 @@
-"""Strict flags for every test, and the small world the tests share: a task, data, a waist, a second implementation.
+"""Strict flags for every test, and what the tests share: data, pre-trained networks, a second implementation.
 
 Every annotation of the library is checked at run time, rank promotion raises, and warnings are errors (pyproject).
 """

@@ -70,7 +70,7 @@ def x64():
 
 
 def policy_loss(backbone, given, batch, q=None, clock=DUE):
-    """value, info and gradient of the policy's loss, for the offline critic's opinion or for `q`."""
+    """value, info and gradient of the policy's loss, for the offline critic or for `q`."""
     q_for_policy = q or backbone.q_for_policy(given.critic)
     loss = lambda pi: backbone.policy_loss(pi, q_for_policy, given.parts, batch, key=KEY, clock=clock)
     (value, info), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(given.actor.net)
@@ -637,7 +637,7 @@ def test_cal_ql_s_critic_loss_and_its_gradient(x64, batch, gap):
 
 
 def test_cal_ql_multiplier_rises_above_its_gap(x64):
-    """Its gradient by hand, for the policy's opinion: the lesser of two critics."""
+    """Its gradient by hand, for what the policy maximises: the minimum of two critics."""
     backbone = CalQL(networks=NETS, weight=0.7, actions=3, target_gap=0.8)
     given, batch = x64(pretrained(0, backbone)), x64(returned())
     low = lambda obs, action: given.critic.net(obs, action).min()

@@ -36,7 +36,7 @@ from segue.replay.returns_to_go import ReturnsBatch
 class Law(NamedTuple):
     method: AbstractMethod
     learns: str
-    """The parts of the waist that an update moves; all others pass through."""
+    """The names of the networks that an update moves; all others pass through."""
     restarts: str = ""
     """The parts that beginning moves."""
     batches: int | type = 1
@@ -46,7 +46,7 @@ class Law(NamedTuple):
     """Whose actor and critics it is given."""
     given: bool = True
     lacks: str = ""
-    """A part of the waist that it is not given."""
+    """The parts that it is not given."""
 
 
 def under(
@@ -145,10 +145,10 @@ METHODS = {
         backbone=sac,
         lacks="reference_policy",
     ),
-    "direct-leash": Law(
+    "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"
     ),
-    "opt-leash": Law(
+    "opt-region": Law(
         OPT(backbone, trust_region=trust_region), "actor critic q_on", "actor critic", lacks="reference_policy"
     ),
     **under(spot, ""),
@@ -266,7 +266,7 @@ def test_a_branch_stays_a_branch_under_vmap(case):
 
 @pytest.mark.parametrize("ruin", [np.inf, -np.inf, np.nan])
 def test_an_all_terminal_batch_never_looks_at_what_bootstraps(case, ruin):
-    """Not at slow copies, nor at the value of the next state: critics move as if those were sound."""
+    """Not at target networks, nor at the value of the next state: critics move as if those were sound."""
     if not isinstance(case.learners[0], ActorCritic):
         return  # SPOT's prior has no critic
     full = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, ruin), tree)

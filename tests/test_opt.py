@@ -223,7 +223,7 @@ def test_policy_and_targets_move_at_every_second_update_only(method):
 
 
 def fine_tune(method, given: Pretrained, steps=6, seeds=(0,)) -> Pretrained:
-    """The waist after a `Train` phase on the same batches."""
+    """The networks after a `Train` phase on the same batches."""
     lead = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * len(seeds)), tree)
     ring = ring_of(rows(30, 5))
     ring = type(ring)(lead(ring.rows), ring.written)

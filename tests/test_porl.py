@@ -336,7 +336,7 @@ def test_agent_rows_never_cross_a_reset(method):
 
 
 class Failing(Ragged):
-    """Raises in the third step of its second episode and, made anew, in the reset of its fifth, once each."""
+    """Raises in the third step of its second episode and, rebuilt, in the reset of its fifth, once each."""
 
     told: ClassVar[set] = set()
 

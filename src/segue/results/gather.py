@@ -77,7 +77,7 @@ def gather(
 ) -> tuple[list[RunRecord], list[Lost]]:
     """All runs in some folders, those that differ in their seeds alone merged, and the runs that are left out.
 
-    `advance` hears how many of how many have been read.
+    `advance` is called with the number read so far and the total.
 
     Raises:
         SegueError: where no run can be read, with the first one's reason.

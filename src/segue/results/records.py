@@ -193,7 +193,7 @@ class Summary:
     at: Mapping[int, Estimate]
     """The score at env steps (`stats.at`), as far as the run goes."""
     half_way: Estimate | None
-    """The env step of the first evaluation at `HALF_WAY` or above, over the seeds that got there."""
+    """The env step of the first evaluation at `SCORE_50` or above, over the seeds that got there."""
     never_half_way: int | None
     """Seeds that did not get there; None where scores are not normalised, or the run never went online."""
     regret: Estimate | None

@@ -46,7 +46,7 @@ def go_on(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id
 
 
 class PolicyWriter:
-    """Writes policies of a run as files. An actor that no file can describe is left out, which is said once."""
+    """Writes policies of a run as files. An actor that no file can describe is left out, with one note."""
 
     def __init__(self):
         self.said: set[str] = set()

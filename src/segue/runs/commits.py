@@ -4,7 +4,7 @@ RUN/commits/rows-N.safetensors   online rows that came with commit N; never rewr
 RUN/commits/N/                   state.safetensors, worlds.safetensors, manifest.json
 
 A commit is put in place by one rename, after everything that it needs is on the disk; the last two are kept. A commit
-holds the state before the hooks of its moment were told of it, and a resumed run tells them.
+holds the state before the other hooks ran; a resumed run runs them again.
 """
 
 import json
@@ -49,8 +49,8 @@ class Commit(NullHook):
     """Commits at each phase's start and end, at intervals, and when the run is asked to stop. Of the hooks that
     remember anything it is the first.
 
-    The state is copied in the loop and written by a thread. A save that fails is said; the run goes on with the commit
-    before, and stops after `FAILURES` in a row.
+    The state is copied in the loop and written by a thread. A save that fails is reported; the run goes on with the
+    commit before, and stops after `FAILURES` in a row.
 
     Args:
         folder: the run's directory.

@@ -40,7 +40,7 @@ class Console(NullHook):
     def __init__(self, quiet: bool):
         self.quiet = quiet
         self.terminal = Terminal(stderr=True)
-        self.phase_state = self.terminal.is_terminal and not quiet
+        self.live = self.terminal.is_terminal and not quiet
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -51,7 +51,7 @@ class Console(NullHook):
             TimeRemainingColumn(),
             TextColumn("{task.fields[score]}"),
             console=self.terminal,
-            disable=not self.phase_state,
+            disable=not self.live,
             speed_estimate_period=30,
         )
         self.bars: dict[str, int] = {}
@@ -61,7 +61,7 @@ class Console(NullHook):
 
     def say(self, text: str) -> None:
         """A line where there is no terminal."""
-        if not self.quiet and not self.phase_state:
+        if not self.quiet and not self.live:
             print(text, file=sys.stderr, flush=True)
             self.said = time.monotonic()
 
@@ -110,7 +110,7 @@ class Console(NullHook):
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
-        if self.phase_state:
+        if self.live:
             self.progress.update(self.bars[name], completed=done)  # pyright: ignore[reportArgumentType]
         elif time.monotonic() - self.said > LINE_EVERY:
             begun, before = self.before or (0.0, 0)  # the first line tells no speed: most of it was compilation

@@ -81,7 +81,7 @@ class Log(NullHook):
         return phase_state.with_metrics_reset()
 
     def _explosions(self, name: str, phase_state: PhaseState, scalars: Any) -> np.ndarray:
-        """Which seeds [seeds] have a critic above any return that the rewards so far allow; each is said once.
+        """Which seeds [seeds] have a critic above any return that the rewards so far allow; each is reported once.
 
         max |r| / (1 - gamma) bounds every return. A ruined critic is no end: OPT exists because Q_off can be one.
         """

@@ -1,4 +1,4 @@
-"""What watches a run: evaluation, logs, divergence, checkpoints. Phases never see any of it."""
+"""The base of all hooks, which watch a run without its phases knowing, and the hook that journals episodes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from segue.training.state import PhaseState, RunState
 
 
 class NullHook:
-    """A hook that does nothing; the others say only what they do."""
+    """A hook that does nothing. Subclasses implement only the events that they need."""
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
@@ -24,22 +24,22 @@ class NullHook:
     def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
     def state(self) -> Any:
-        """What it must remember when the run is resumed, as JSON."""
+        """Return what the hook must have again when the run is resumed, as JSON."""
         return None
 
     def restore(self, state: Any) -> None:
-        """Remember it."""
+        """Take over what `state` returned before the run was stopped."""
 
 
 def passed(phase: AbstractPhase, phase_state: PhaseState, steps: int, updates: int, last: tuple[int, int]) -> bool:
-    """Whether an interval has passed: `steps` env steps where the phase acts, `updates` where it only learns."""
+    """Return whether an interval has passed: `steps` env steps where the phase acts, `updates` where it only learns."""
     if phase.acts:
         return phase_state.env_step // steps > last[1] // steps
     return phase_state.update // updates > last[0] // updates
 
 
 def parse_place(value: Any) -> tuple[int, int]:
-    """(update, env_step) from JSON. Raises ValueError."""
+    """Return (update, env_step), read from JSON. Raises ValueError."""
     update, env_step = map(int, value)
     return update, env_step
 
@@ -47,8 +47,8 @@ def parse_place(value: Any) -> tuple[int, int]:
 class Episodes(NullHook):
     """Journals the training episodes that ended with an env step.
 
-    It is told of a tick before `Commit`, which so knows these lines: a resumed run's worlds say nothing of the step
-    before.
+    It runs before `Commit`, so that a commit includes these lines: the environments of a resumed run no longer know
+    which episodes ended with the step before.
     """
 
     def __init__(self, journal: Journal, worlds: EnvHolder):
@@ -63,7 +63,7 @@ class Episodes(NullHook):
 
 
 def discount_of(phase_state: PhaseState) -> float | None:
-    """Of the method that learns; None where none does."""
+    """Return the discount of the method that learns; None where no method learns."""
     fields = jax.tree_util.tree_flatten_with_path(phase_state.algorithm.tree)[0]
     found = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
     return found[0] if found else None
@@ -71,7 +71,7 @@ def discount_of(phase_state: PhaseState) -> float | None:
 
 @jax.jit
 def finite_seeds(tree: Any) -> jax.Array:
-    """Which seeds [seeds] have only finite numbers."""
+    """Return which seeds [seeds] have only finite numbers."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not floats:
         return jnp.ones((), bool)

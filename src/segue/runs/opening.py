@@ -49,7 +49,7 @@ Load = Callable[[], Dataset]
 """Loads the run's dataset, or makes it, which may take long."""
 
 Opening = Callable[[Job, Spec, Load, Console], OpenRun]
-"""`new_run` or `reopened_run`, told all that the other one does not need."""
+"""`new_run` or `reopened_run`, with the arguments that the other one does not have already bound."""
 
 
 def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[str, Any]) -> OpenRun:
@@ -59,7 +59,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
         job: what the run is asked to do.
         spec: sizes and action box of its env.
         load: called once the given policy is known to be sound.
-        console: hears what there is to say about the dataset.
+        console: shows the notes about the dataset.
         about: what to note in config.json besides.
 
     Raises:

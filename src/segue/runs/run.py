@@ -96,8 +96,8 @@ def run(
         since: DIRECTORY:PHASE, a checkpoint of an earlier run to go on from, after the phase of the same name here.
         log_every: updates (or env steps, where there are any) from one line of metrics.jsonl to the next.
         commit_every: updates (or env steps) from one commit to the next; `resume` goes on from the last one.
-        env_limit: seconds after which an env that does not answer is made anew.
-        env_restarts: how often an env may be made anew before the run stops.
+        env_limit: seconds after which an env that does not answer is rebuilt.
+        env_restarts: how often an env may be rebuilt before the run stops.
         rollback: a seed that diverges goes on from where it last was finite, three times, before it is halted.
         halt_on_explosion: treat a critic above any reachable return like one that is not finite.
         track: which of `tracking.TRACKERS` draw live curves; the result does not depend on them.

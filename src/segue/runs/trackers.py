@@ -185,7 +185,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:
-    """What a tracker is told of a run: what it computes, and nothing of the machine, its paths or the command."""
+    """Return the settings that a tracker receives, without the machine, paths and command."""
     keys = (
         "recipe",
         "task",

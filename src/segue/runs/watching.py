@@ -1,4 +1,4 @@
-"""Wire what watches a run: the same hooks, in the same order, whoever has the world."""
+"""Make the hooks of a run: the same ones in the same order for `segue run` and for `Agent`."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from segue.training.state import PhaseState
 
 
 class Watchers(NamedTuple):
-    """The hooks of a run, in the order in which they hear of a tick."""
+    """The hooks of a run, in the order in which they run."""
 
     hooks: list[hooks.NullHook]
     commit: Commit
@@ -34,18 +34,18 @@ def watch(
     stack: contextlib.ExitStack,
     evaluator: Evaluator | None = None,
 ) -> Watchers:
-    """Make a run's hooks, and bring back what they and the world were when the run was committed last.
+    """Make a run's hooks, and restore them and the environments to the last commit.
 
-    `Commit` runs before all other hooks that remember anything; `Episodes` alone comes before it, because a world that
-    came back does not know what ended with the step before.
+    `Commit` runs before all other hooks that have a state; `Episodes` alone comes before it, because restored
+    environments do not know which episodes ended with the step before.
 
     Args:
         job, opened: the run.
-        world: who acts; None: no phase does.
-        stop: asked to stop, the run does so at its next tick, once it is committed.
+        world: the environments; None: no phase acts.
+        stop: the request to stop; the run commits and stops at its next step.
         console: the last hook.
-        stack: what must be closed is entered here.
-        evaluator: None: nobody can evaluate this run's policies.
+        stack: receives what must be closed.
+        evaluator: None: the policies of this run cannot be evaluated.
 
     Raises:
         DataError: where the commit to go on from does not fit.
@@ -83,7 +83,7 @@ def watch(
 def _evaluate(
     job: Job, opened: OpenRun, evaluator: Evaluator, console: Console, writer: checkpoints.PolicyWriter
 ) -> Evaluate:
-    """The hook that evaluates; the best policy so far is kept, and the console shows the score."""
+    """Make the hook that evaluates, keeps the best policy so far and shows the score."""
     best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
 
     def listen(name: str, phase_state: PhaseState, net: Any, found: Evaluation) -> None:

@@ -22,6 +22,9 @@ from segue.replay.sampler import AbstractSampler, Uniform
 from segue.training import engine
 from segue.training.state import PhaseState, RunState
 
+ALL_ROWS = int(np.iinfo(np.int32).max)
+"""More rows than any replay holds."""
+
 
 class AbstractPhase(eqx.Module):
     """A stage of a run."""
@@ -70,8 +73,8 @@ class AbstractPhase(eqx.Module):
         return False
 
     def trainable_rows(self, state: PhaseState) -> int:
-        """Return how many online rows, the oldest first, may be drawn now."""
-        return np.iinfo(np.int32).max
+        """Return how many online rows, the oldest first, may be drawn now; by default all."""
+        return ALL_ROWS
 
     @abc.abstractmethod
     def updates_due(self, state: PhaseState, stride: int) -> int:
@@ -84,7 +87,15 @@ class AbstractPhase(eqx.Module):
         return engine.explore(state.algorithm, state.learner, obs, episode_steps, state.keys, state.clock)  # pyright: ignore
 
     def learn(self, state: PhaseState, stride: int) -> PhaseState:
-        """Dispatch the updates that are due; return the state after them."""
+        """Dispatch the updates that are due; return the state after them, with a validation where one is due."""
+        return self.validated(self._updated(state, stride))
+
+    def validated(self, state: PhaseState) -> PhaseState:
+        """Return the state after the updates of a step, with the critic's error if it is to be measured now; by default
+        it never is."""
+        return state
+
+    def _updated(self, state: PhaseState, stride: int) -> PhaseState:
         count = self.updates_due(state, stride)
         if count == 0:
             return state
@@ -293,12 +304,12 @@ class Online(AbstractLearning):
 
     def trainable_rows(self, state: PhaseState) -> int:
         if self.early_stopping == 0:
-            return super().trainable_rows(state)
+            return ALL_ROWS
         start = state.run.env_step
         return start + max(state.env_step - 1 - start, 0) // self.early_stopping * self.early_stopping
 
-    def learn(self, state: PhaseState, stride: int) -> PhaseState:
-        state, since = super().learn(state, stride), state.env_step - state.run.env_step
+    def validated(self, state: PhaseState) -> PhaseState:
+        since = state.env_step - state.run.env_step
         if self.early_stopping == 0 or len(state.validation_errors) == since // self.early_stopping:
             return state
         state = state.flushed()
