@@ -65,8 +65,9 @@ def read_unfinished(folder: Path) -> dict[str, Any]:
     for name in ("commits", "checkpoints", *trackers.TRACKERS, *logs, "mlflow/mlflow.db"):
         if (folder / name).is_symlink():
             raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
-    advice = f"finish it with that version, or start a new run with --policy {folder}/policy-0.safetensors"
-    disk.refuse_old(config, folder, advice)
+    policy = folder / "policy-0.safetensors"
+    instead = f"start a new run with --policy {policy}" if policy.exists() else "start it again in another directory"
+    disk.refuse_old(config, folder, f"finish it with that version, or {instead}")
     return config
 
 

@@ -36,12 +36,12 @@ class State(NamedTuple):
 
 
 def numbers(folder: Path) -> list[int]:
-    """The commits that lie in a run's folder, whole or not."""
+    """Return the numbers of the commits in a run's folder, complete or not."""
     return [int(path.name) for path in (folder / "commits").glob("*") if re.fullmatch(r"\d{6,}", path.name)]
 
 
-class Found(NamedTuple):
-    """A commit as it was read and verified."""
+class LoadedCommit(NamedTuple):
+    """A commit that was read and verified."""
 
     number: int
     manifest: dict[str, Any]
@@ -50,8 +50,8 @@ class Found(NamedTuple):
     segments: dict[str, bytes]
 
 
-def newest(folder: Path) -> tuple[Found, list[str]]:
-    """The newest commit that verifies, and what is wrong with those that are newer.
+def newest(folder: Path) -> tuple[LoadedCommit, list[str]]:
+    """Return the newest commit that verifies, and what is wrong with the newer ones.
 
     Raises:
         SegueError: where there is none; DataError: where none verifies, naming the damaged file.
@@ -70,7 +70,7 @@ def newest(folder: Path) -> tuple[Found, list[str]]:
 _COUNTS = ("phases", "update", "env_step", "seeds", "rows")
 
 
-def _read(folder: Path, number: int) -> Found:
+def _read(folder: Path, number: int) -> LoadedCommit:
     root = folder / "commits"
     where = root / f"{number:06}" / "manifest.json"
     for path in (root, where.parent):
@@ -110,16 +110,16 @@ def _read(folder: Path, number: int) -> Found:
         raise DataError(f"{where} does not describe a commit: it is damaged.")
     assert segments is not None
     rows = {name: disk.read_sealed(root / name, seal) for name, seal in segments.items()}
-    return Found(number, manifest, files["state.safetensors"], files["worlds.safetensors"], rows)
+    return LoadedCommit(number, manifest, files["state.safetensors"], files["worlds.safetensors"], rows)
 
 
 def restore(
-    found: Found, folder: Path, run: RunState, phases: Mapping[str, AbstractPhase]
+    found: LoadedCommit, folder: Path, run: RunState, phases: Mapping[str, AbstractPhase]
 ) -> tuple[RunState, PhaseState]:
-    """The run and the phase in progress, as they were when the commit was made.
+    """Return the run and the phase in progress, as they were when the commit was made.
 
     Args:
-        run: as `runs.start` makes it, from the same dataset and seeds.
+        run: as `training.start` makes it, from the same dataset and seeds.
         phases: all the run's phases.
     """
     manifest, name = found.manifest, found.manifest["phase"]
@@ -160,7 +160,7 @@ def restore(
     return run, phase_state
 
 
-def _ring(found: Found, where: str, run: RunState) -> Ring:
+def _ring(found: LoadedCommit, where: str, run: RunState) -> Ring:
     columns = Transition(*map(np.array, run.online.rows))
     last = 0
     for name, seal in found.manifest["segments"].items():
@@ -178,8 +178,8 @@ def _ring(found: Found, where: str, run: RunState) -> Ring:
     return Ring(jax.tree.map(jnp.asarray, columns), jnp.asarray(found.manifest["rows"], jnp.int32))
 
 
-def worlds(found: Found, folder: Path, worlds: EnvHolder) -> tuple[dict[str, np.ndarray], list[int]]:
-    """What `LockstepEnvs.restore` takes."""
+def worlds(found: LoadedCommit, folder: Path, worlds: EnvHolder) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Return the arguments of `LockstepEnvs.restore`, checked."""
     where, episodes = f"{folder / 'commits' / f'{found.number:06}'}/worlds.safetensors", found.manifest["episodes"]
     seeds, spec = len(worlds.envs), worlds.spec
     state = disk.arrays(found.worlds, where)
@@ -217,22 +217,22 @@ def cut(folder: Path, logs: Mapping[str, Any]) -> None:
 
 
 class Stored(NamedTuple):
-    """What a run's directory holds of its commits, as the hook that goes on with them must know it."""
+    """The state of a run's commits, from which the `Commit` hook continues."""
 
     number: int = 0
-    """Of the newest commit; 0: there is none."""
-    segments: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
+    """The number of the newest commit; 0: there is none."""
+    segments: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     rows: int = 0
     last: tuple[int, int] = (0, 0)
     """(update, env step) of the newest commit."""
     exact: bool = True
     """Whether the result can be, bit for bit, that of a run without a stop."""
     due: bool = False
-    """Whether the next tick is to be committed: the label `exact` holds from there on."""
+    """Whether to commit at the next step, so that the label `exact` holds from there on."""
 
 
 class AbstractOrigin(abc.ABC):
-    """Where an opened run goes on from: what `Drive` takes, and what world and hooks must be told.
+    """Where an opened run starts: the arguments of `Drive`, and how environments and hooks are restored.
 
     `run`, `phases` and `resumed` are the state, the phases that are left, and the first one in progress.
     """
@@ -243,19 +243,19 @@ class AbstractOrigin(abc.ABC):
 
     @abc.abstractmethod
     def bring_back(self, world: EnvHolder | None) -> list[str]:
-        """Take the world to where it was. Returns why the result may differ from that of a run without a stop."""
+        """Restore the environments; return why the result may differ from that of a run without a stop."""
 
     @abc.abstractmethod
     def recall(self, hooks: Mapping[str, NullHook]) -> None:
-        """Give the hooks back what they knew. Raises DataError."""
+        """Restore the hooks. Raises DataError."""
 
     @abc.abstractmethod
     def stored(self, exact: bool) -> Stored:
-        """What lies in the directory; `exact` says that nothing known to differ has happened since."""
+        """Return the state of the commits; `exact` says that nothing is known that changes the result."""
 
 
 class Beginning(AbstractOrigin):
-    """The first phase's start: nothing was, so that nothing has to come back."""
+    """The start of the first phase, where nothing has to be restored."""
 
     def __init__(self, run: RunState, phases: Mapping[str, AbstractPhase]):
         self.run, self.phases, self.resumed = run, phases, None
@@ -264,7 +264,7 @@ class Beginning(AbstractOrigin):
         return []
 
     def recall(self, hooks: Mapping[str, NullHook]) -> None:
-        """Nothing."""
+        """Restore nothing."""
 
     def stored(self, exact: bool) -> Stored:
         return Stored(exact=exact)
@@ -279,12 +279,12 @@ class Midway(AbstractOrigin):
         run: as `start` makes it, from the same dataset and seeds.
         every: all phases of the job.
         phases: those of them that this run goes through.
-        changes: what is no longer as it was when the run began.
+        changes: what differs from when the run began.
     """
 
     def __init__(
         self,
-        found: Found,
+        found: LoadedCommit,
         folder: Path,
         run: RunState,
         every: Mapping[str, AbstractPhase],
@@ -319,7 +319,7 @@ class Midway(AbstractOrigin):
         return Stored(self.found.number, dict(manifest["segments"]), manifest["rows"], last, exact, due=True)
 
 
-def sweep(folder: Path, found: Found) -> None:
+def sweep(folder: Path, found: LoadedCommit) -> None:
     """Set aside the commits that are newer than the one to go on from (they are damaged); remove unfinished ones."""
     root = folder / "commits"
     for path in root.iterdir():
