@@ -901,6 +901,7 @@ def test_a_trial_killed_in_its_first_way_to_the_url_goes_on(bucket, monkeypatch,
             folder = root / "t/a/0"
             assert worker.prepare(folder, words) == (["resume", str(folder)] if whole else words)
             if whole:
+                disk.write_json(folder / "config.json", {"format": disk.RUN_FORMAT})
                 read_unfinished(folder)
             else:
                 disk.new_folder(folder)
