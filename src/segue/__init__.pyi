@@ -7,6 +7,7 @@ from .errors import DataError as DataError
 from .errors import SegueError as SegueError
 from .runs.agent import Agent as Agent
 from .runs.evaluate import evaluate as evaluate
+from .runs.improve import improve as improve
 from .runs.run import resume as resume
 from .runs.run import run as run
 from .sweeps.driver import sweep as sweep

@@ -1,8 +1,10 @@
 """Ends a command with one sentence on standard error, and an exit code."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from segue.errors import SegueError
 
@@ -29,3 +31,18 @@ def stopped(by: KeyboardInterrupt, goes_on: str = "") -> SystemExit:
     """Print that a command was stopped, and how to continue it. Returns the exit to raise."""
     print(f"segue: stopped{goes_on}.", file=sys.stderr)
     return SystemExit(128 + getattr(by, "number", 2))
+
+
+@contextlib.contextmanager
+def resumable(folder: str, env_id: str | None) -> Iterator[None]:
+    """Print the command that continues the run in `folder`, where the block is stopped after the run has begun."""
+    from segue.system import untrusted
+
+    try:
+        yield
+    except KeyboardInterrupt as by:
+        if not (Path(folder) / "config.json").exists():
+            raise
+        trusted = f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.plain(env_id) else ""
+        again = f"segue resume {shlex.quote(folder)}{trusted}"
+        raise stopped(by, f"; what was written stays readable, and {again} goes on") from None

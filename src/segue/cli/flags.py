@@ -15,6 +15,7 @@ from segue.tasks.budget import PRESETS
 from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
 from segue.tasks.suite import task
 from segue.tasks.task import Task
+from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
 
 CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
@@ -148,7 +149,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """Env steps at the start of each phase that acts, during which the policy is also evaluated every 1,000 env
         steps, to show a dip right after the switch; 0: none."""
 
-    for phase in (Train, Online):  # a method's fields stand directly under the phase's name
+    for phase in (Train, Online, Guarded):  # a method's fields stand directly under the phase's name
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")
         phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
     return dataclasses.make_dataclass(

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from segue.cli import data, exits, policy, report, run, show, sweep
+from segue.cli import data, exits, improve, policy, report, run, show, sweep
 from segue.errors import similar
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
 
+  segue improve --policy FILE --env-id ID   make a policy better, and never deploy a worse one
   segue run RECIPE --task NAME --out DIR    train; every setting of every phase is a flag (run RECIPE --help)
   segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps
@@ -88,6 +89,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "improve": Command(improve.improve, improve.parser),
     "run": Command(run.run, None),
     "resume": Command(run.resume, run.resume_parser),
     "evaluate": Command(run.evaluate, run.evaluate_parser),

@@ -1,13 +1,11 @@
 """`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
-import contextlib
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from segue.cli import exits
+from segue.cli.improve import show
 
 
 def run(words: list[str]) -> None:
@@ -27,7 +25,7 @@ def run(words: list[str]) -> None:
     options, phases, job = asked
     machine.compile_cache()
     out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
-    with _resumable(out, job.env_id):
+    with exits.resumable(out, job.env_id):
         done = runs.run(
             phases,
             job,
@@ -62,9 +60,9 @@ def resume(words: list[str]) -> None:
     from segue.system import machine
 
     machine.compile_cache()
-    with _resumable(asked.run, asked.env_id):
+    with exits.resumable(asked.run, asked.env_id):
         done = runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
-    _done(done)
+    _done(done, asked.env_id)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -94,24 +92,14 @@ def evaluate(words: list[str]) -> None:
     print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(found.returns), score))}")
 
 
-@contextlib.contextmanager
-def _resumable(folder: str, env_id: str | None) -> Iterator[None]:
-    """Print the command that continues the run in `folder`, where the block is stopped after the run has begun."""
-    from segue.system import untrusted
-
-    try:
-        yield
-    except KeyboardInterrupt as by:
-        if not (Path(folder) / "config.json").exists():
-            raise
-        trusted = f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.plain(env_id) else ""
-        again = f"segue resume {shlex.quote(folder)}{trusted}"
-        raise exits.stopped(by, f"; what was written stays readable, and {again} goes on") from None
-
-
-def _done(done: Any) -> None:
-    """Print a run's returns, and the command that reports them."""
+def _done(done: Any, env_id: str | None = None) -> None:
+    """Print a run's returns, or what became of the policy that a gate guards, and the command that reports them."""
     from segue.report.tables import table
+    from segue.runs import improve as runs
+    from segue.system import disk
 
+    if runs.is_guarded(disk.read_json(done.folder / "config.json")):
+        show(runs.verdicts(done.folder, env_id), str(done.folder))
+        return
     print(table([done.evaluations]))
     print(f"\n{done.folder}: segue report {done.folder}")

@@ -6,6 +6,7 @@ everything else, from the losses to how often the policy moves. No method is kno
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,6 +24,10 @@ from segue.replay.sampler import AbstractSampler, Uniform
 
 QFunction = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, ""]]
 """A Q-function, which a policy maximises: the value of one observation and one action."""
+
+TrustedAction = Callable[[Float[Array, " obs"], Float[Array, " act"]], Float[Array, " act"]]
+"""The action whose distance from the reference policy a trust region measures, for one observation and the action at
+which the policy's loss evaluates the Q-function."""
 
 Info = dict[str, Float[Array, ""]]
 """Scalars to report."""
@@ -42,8 +47,8 @@ class AbstractBackbone(AbstractMethod):
 
     To add one, write a file with a final subclass that fills in the abstract members. It is then a complete method by
     itself, and every fine-tuner accepts it. A subclass may also replace these optional hooks, which have defaults:
-    `new_critic`, `policy_due`, `targets_due`, `explorer`, `actor_rate`, `sampler`, `init_parts`, `restart_parts`,
-    `update_parts`, `update_multipliers` and `adapt_actor`.
+    `new_critic`, `policy_due`, `targets_due`, `trusted_action`, `explorer`, `actor_rate`, `sampler`, `init_parts`,
+    `restart_parts`, `update_parts`, `update_multipliers` and `adapt_actor`.
     """
 
     actor_lr: eqx.AbstractVar[float]
@@ -95,6 +100,12 @@ class AbstractBackbone(AbstractMethod):
     def targets_due(self, clock: Clock) -> Bool[Array, ""] | bool:
         """Return whether this update moves the target networks: by default whenever the policy moves."""
         return self.policy_due(clock)
+
+    def trusted_action(self, pi: Any, obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, " act"]:
+        """Return the action whose distance from the reference policy a trust region measures: by default `action`, at
+        which `policy_loss` evaluates the Q-function. A loss that samples actions returns the policy's mode, because the
+        distance of samples would punish the policy's spread."""
+        return action
 
     def explorer(self, actor: AbstractActor) -> AbstractActor:
         """Return the exploration policy."""
@@ -198,7 +209,7 @@ def step(
     batch: Any,
     *,
     names: tuple[str, ...] = ("",),
-    constrain: Callable[[QFunction, Parts, Clock], QFunction] = lambda q, parts, clock: q,
+    constrain: Callable[[QFunction, Parts, Clock, TrustedAction], QFunction] = lambda q, *_: q,
     frozen: bool = False,
     key: PRNGKeyArray,
     clock: Clock,
@@ -237,8 +248,11 @@ def step(
 
     def improve(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
         parts, info = backbone.update_multipliers(parts, actor, batch, key=multipliers_key)
-        constrained = constrain(q, parts, clock)
-        loss = lambda pi: backbone.policy_loss(pi, constrained, parts, batch, key=policy_key, clock=clock)
+
+        def loss(pi: AbstractActor) -> tuple[Float[Array, ""], Info]:
+            constrained = constrain(q, parts, clock, functools.partial(backbone.trusted_action, pi))
+            return backbone.policy_loss(pi, constrained, parts, batch, key=policy_key, clock=clock)
+
         actor, its_info = actor.apply_gradient(loss, backbone.actor_rate(clock))
         return actor, parts, info | its_info
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from segue.core import AbstractMethod, Clock, Pretrained, Spec
 from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import TrustRegion
+from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
 
 class Direct(AbstractMethod):
@@ -22,7 +22,7 @@ class Direct(AbstractMethod):
     """The algorithm, in its online form."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Whether policy and critic start with zero moments, as in OPT's code."""
-    trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
+    trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:

@@ -24,7 +24,7 @@ from segue import losses
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, TrainState, Transition
 from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, QFunction, require, step, update_targets
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import TrustRegion
+from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
 _OFFLINE = "put an offline phase before it"
 
@@ -108,7 +108,7 @@ class OPT(AbstractMethod):
     """Weight on Q_on."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
-    trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
+    trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:

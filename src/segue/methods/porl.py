@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition, is_followed
 from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
 from segue.methods.sac import SAC
-from segue.methods.trust_region import TrustRegion
+from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
 _ADVICE = "start from one (--policy FILE), or put an offline phase before it"
 
@@ -90,7 +90,7 @@ class PORL(AbstractMethod):
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
     """The algorithm."""
-    trust_region: TrustRegion = eqx.field(default_factory=TrustRegion)
+    trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
     keep_critic: bool = eqx.field(static=True, default=True)
     """Continue with the first stage's critics. Off: critics start at random and nothing but the policy's weights is

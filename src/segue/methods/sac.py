@@ -156,6 +156,11 @@ class AbstractSAC(AbstractBackbone):
         loss = (self.alpha(parts) * log_prob - values).mean()
         return loss, {"policy_q": values.mean(), "policy_loss": loss}
 
+    def trusted_action(
+        self, pi: TanhGaussian, obs: Float[Array, " obs"], action: Float[Array, " act"]
+    ) -> Float[Array, " act"]:
+        return pi.act(obs)
+
     def targets_due(self, clock: Clock) -> bool:
         return True
 

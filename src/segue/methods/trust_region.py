@@ -1,34 +1,72 @@
-r"""A trust region around the given policy that does not depend on the scale of rewards.
+r"""A trust region around a reference policy that does not depend on the scale of rewards.
 
-    q'(s, a) = q(s, a) - 1/2 (1/\rho - 1/\rho_end) |\nabla_a q(s, a)| |a - \pi_0(s)|^2 / \sqrt{A}
+    q'(s, a) = q(s, a) - |\nabla_a q(s, a)| |a - \pi_0(s)|^2 / (2 \rho \sqrt{A})
 
-replaces q in the policy's loss (A dimensions of actions; the gradient's norm is a constant). While \rho is far below
-\rho_end, the penalty outweighs the critic, whatever its slope, for an action that is \rho away from that of the frozen
-policy \pi_0, as a root mean square over dimensions. \rho grows from `start` to `end` over `until` env steps, and then
-there is no trust region.
+replaces q in the policy's loss (A dimensions of actions; the slope is a constant). The distance is that of the
+backbone's `trusted_action`: for a policy that samples, of its mode. Where q is linear, the action that maximises q' is
+\rho away from that of the frozen policy \pi_0, as a root mean square over dimensions, whatever the critic's slope.
 
 A critic that is new or was just handed over is accurate only near the actions that it has seen, so the policy may move
 further as the critic sees more actions. The critics' targets are unchanged. The method is Segue's own; no paper has it.
 """
 
+import abc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from segue.core import Clock, Parts, TrainState
 from segue.errors import SegueError, at_least
-from segue.methods.backbone import ActorCritic, QFunction
+from segue.methods.backbone import ActorCritic, QFunction, TrustedAction
 
 
-class TrustRegion(eqx.Module):
-    """A penalty that limits how far a policy may move from the given policy while its critics are new."""
+class Radius(eqx.Module):
+    """A network without inputs: the radius of a trust region that a gate moves."""
+
+    rho: Float[Array, ""]
+
+
+class AbstractTrustRegion(eqx.Module):
+    """A penalty that limits how far a policy may move from the reference policy."""
+
+    @abc.abstractmethod
+    def anchored(self, learner: ActorCritic) -> ActorCritic:
+        """Add what the penalty needs to the learner's parts, its present policy as the reference policy above all."""
+
+    @abc.abstractmethod
+    def __call__(self, q: QFunction, parts: Parts, clock: Clock, where: TrustedAction) -> QFunction:
+        """Return `q` with the penalty; `where` gives the action whose distance counts."""
+
+
+def with_reference(learner: ActorCritic, **parts: TrainState) -> ActorCritic:
+    """Add the learner's policy as the reference policy, if there is none yet, and `parts`."""
+    reference = TrainState.new(learner.actor.net, target=False)
+    return ActorCritic(learner.actor, learner.critics, {"reference_policy": reference, **learner.parts, **parts})
+
+
+def penalised(q: QFunction, parts: Parts, radius: float | Float[Array, ""], where: TrustedAction) -> QFunction:
+    """Return `q` with the penalty of a trust region of `radius` around the part "reference_policy"."""
+    reference = parts["reference_policy"].net
+
+    def q_near(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
+        slope = jnp.linalg.norm(jax.lax.stop_gradient(jax.grad(q, argnums=1)(obs, action)))
+        distance = jnp.square(where(obs, action) - jax.lax.stop_gradient(reference.act(obs))).sum()
+        return q(obs, action) - slope * distance / (2 * radius * jnp.sqrt(float(action.shape[-1])))
+
+    return q_near
+
+
+class TrustRegion(AbstractTrustRegion):
+    """A trust region whose radius grows by the clock."""
 
     until: int = eqx.field(static=True, default=0)
     """Env steps of the phase over which the radius grows; 0: there is no trust region."""
     start: float = 0.05
     """Radius at the start, in units of actions from -1 to 1."""
-    end: float = 1.0
-    """Radius at which the penalty is 0."""
+    end: float = 0.25
+    """Radius from then on (inferred: on Hopper and Walker2d every policy that was let past 0.3 fell)."""
 
     def __check_init__(self):
         at_least(0, until=self.until)
@@ -36,24 +74,24 @@ class TrustRegion(eqx.Module):
             raise SegueError(f"A trust region's radius grows from more than 0, not from {self.start} to {self.end}.")
 
     def anchored(self, learner: ActorCritic) -> ActorCritic:
-        """Add the learner's policy as the reference policy, if there is a trust region and no reference policy yet."""
-        if self.until == 0 or "reference_policy" in learner.parts:
-            return learner
-        reference = TrainState.new(learner.actor.net, target=False)
-        return ActorCritic(learner.actor, learner.critics, {**learner.parts, "reference_policy": reference})
+        return learner if self.until == 0 else with_reference(learner)
 
-    def __call__(self, q: QFunction, parts: Parts, clock: Clock) -> QFunction:
-        """Return `q` with the penalty, or `q` itself where there is no trust region."""
+    def __call__(self, q: QFunction, parts: Parts, clock: Clock, where: TrustedAction) -> QFunction:
         if self.until == 0:
             return q
-        reference = parts["reference_policy"].net
         share = jnp.clip((clock.env_step - clock.phase_start) / self.until, 0.0, 1.0)
-        radius = self.start + (self.end - self.start) * share
-        weight = 0.5 * (1 / radius - 1 / self.end)
+        return penalised(q, parts, self.start + (self.end - self.start) * share, where)
 
-        def penalised(obs, action):
-            slope = jnp.linalg.norm(jax.lax.stop_gradient(jax.grad(q, argnums=1)(obs, action)))
-            distance = jnp.square(action - jax.lax.stop_gradient(reference.act(obs))).sum()
-            return q(obs, action) - weight * slope * distance / jnp.sqrt(float(action.shape[-1]))
 
-        return penalised
+class EarnedTrustRegion(AbstractTrustRegion):
+    """A trust region around the champion, whose radius a gate moves: it is the part "trust_radius"."""
+
+    start: float = 0.05
+    """Radius until the gate sets it, in units of actions from -1 to 1."""
+
+    def anchored(self, learner: ActorCritic) -> ActorCritic:
+        radius = TrainState.new(Radius(jnp.asarray(self.start, jnp.float32)), target=False)
+        return with_reference(learner, trust_radius=radius)
+
+    def __call__(self, q: QFunction, parts: Parts, clock: Clock, where: TrustedAction) -> QFunction:
+        return penalised(q, parts, parts["trust_radius"].net.rho, where)

@@ -155,6 +155,18 @@ def _log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
     return (2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))).sum()
 
 
+class Mode(AbstractActor):
+    """A policy that explores by its evaluation action alone."""
+
+    inner: AbstractActor
+
+    def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
+        return self.inner.act(obs)
+
+    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        return self.inner.act(obs)
+
+
 class Noisy(AbstractActor):
     """A policy that adds Gaussian noise N(0, std), clipped to +-`clip`, to another policy's exploration action."""
 

@@ -266,7 +266,7 @@ class Agent:
             self.rows.put((row, self.mine.copy()))
             return
         with self._fatal():
-            self.drive.observe(row)
+            self.drive.observe(row, self.body.ended)
 
     def cut(self) -> None:
         """The episode is over without another step, its last action was not taken or not seen to its end."""
@@ -342,7 +342,7 @@ class Agent:
                 row, then = item
                 self.body.take(then)
                 self.drive.learn()
-                self.drive.observe(row)
+                self.drive.observe(row, self.body.ended)
                 if (
                     (phase_state := self.drive.phase_state) is not None
                     and phase_state.update

@@ -108,6 +108,42 @@ class Best:
             print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
 
+class Champion(NullHook):
+    """Keeps the deployed policy of a guarded phase as champion-S, from its start and after each promotion.
+
+    A file is replaced as a whole, so that it holds the champion at every moment. What finds no room is tried again.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, about: dict[str, Any], writer: PolicyWriter):
+        self.folder, self.spec, self.about, self.writer = folder, spec, about, writer
+        self.written: tuple[int, ...] = ()
+
+    def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        self.written = ()
+        self._write(name, phase, phase_state)
+
+    def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
+        self._write(name, phase, phase_state)
+        return phase_state
+
+    def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        deployed = phase.deployments(phase_state)
+        if deployed == self.written:
+            return
+        actor = phase.release(phase_state).actor
+        if actor is None or not self.writer.can_write(actor.net):
+            return
+        before = self.written or (0,) * len(deployed)
+        try:
+            for seed in range(len(deployed)):
+                if deployed[seed] != before[seed]:
+                    about = {**self.about, "phase": name, "env_step": phase_state.env_step, "deployed": deployed[seed]}
+                    self.writer.write_of(actor.net, seed, self.spec, about)(self.folder / f"champion-{seed}")
+            self.written = deployed
+        except OSError as error:
+            print(f"segue: the deployed policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
+
+
 class Checkpoint(NullHook):
     """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
 

@@ -24,6 +24,7 @@ from segue.runs.journal import Journal
 from segue.runs.restore import State, Stored, numbers
 from segue.system import disk
 from segue.system.signals import Stop
+from segue.training.gate import json_of
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState
 
@@ -175,6 +176,7 @@ class Commit(NullHook):
             "phase_start": {"env_step": phase_state.run.env_step, "updates": phase_state.run.updates},
             "seeds": phase_state.run.seeds,
             "validation_errors": phase_state.validation_errors,
+            "trials": [json_of(trial) for trial in phase_state.trials],
             "halted": [seed for seed, halted in enumerate(phase_state.run.halted) if halted],
             "rows": [first, written],
             "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},

@@ -111,7 +111,8 @@ class Console(NullHook):
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
         if self.live:
-            self.progress.update(self.bars[name], completed=done)  # pyright: ignore[reportArgumentType]
+            shown = "; ".join(filter(None, (self.score, phase.status(phase_state))))
+            self.progress.update(self.bars[name], completed=done, score=shown)  # pyright: ignore[reportArgumentType]
         elif time.monotonic() - self.said > LINE_EVERY:
             begun, before = self.before or (0.0, 0)  # the first line tells no speed: most of it was compilation
             self.before = time.monotonic(), done
@@ -129,7 +130,8 @@ class Console(NullHook):
         total, unit = phase.length(phase_state.run), "env steps" if phase.acts else "updates"
         rate = f", {speed:,.{0 if speed >= 10 else 1}f}/s" if speed else ""
         left = f", {(total - done) / speed:,.0f} s left" if done < total and speed else ""
-        return f"{name}: {done:,} of {total:,} {unit}{rate}{left}, {self.score or 'no score yet'}"
+        more = f"; {status}" if (status := phase.status(phase_state)) else ""
+        return f"{name}: {done:,} of {total:,} {unit}{rate}{left}, {self.score or 'no score yet'}{more}"
 
     def close(self) -> None:
         self.progress.stop()

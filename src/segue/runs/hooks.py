@@ -57,7 +57,7 @@ class Episodes(NullHook):
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         for seed, returned, length, terminated in self.worlds.ended if phase.acts else ():
             entry = {"seed": seed, "return": returned, "length": length, "terminated": terminated}
-            self.journal.write("episodes", name, phase_state, **entry)
+            self.journal.write("episodes", name, phase_state, **entry, **phase.judgement(phase_state, seed))
             self.journal.tracker.add(f"return/training/seed{seed}", returned, phase_state.env_step)
         return phase_state
 

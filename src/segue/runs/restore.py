@@ -22,6 +22,7 @@ from segue.runs.hooks import NullHook
 from segue.runs.journal import Journal
 from segue.system import disk
 from segue.training import engine
+from segue.training.gate import parse_trial
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
@@ -124,6 +125,12 @@ def restore(
     """
     manifest, name = found.manifest, found.manifest["phase"]
     where = f"{folder / 'commits' / f'{found.number:06}'}"
+    try:
+        trials = tuple(map(parse_trial, manifest["trials"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where} has no usable state of the gates: {error}.") from None
+    if len(trials) not in (0, run.seeds):
+        raise DataError(f"{where} has the gates of {len(trials)} seeds, not of {run.seeds}.")
     if name not in phases or manifest["seeds"] != run.seeds or manifest["phases"] >= len(phases):
         raise DataError(f"{where} is of a phase {name!r} or of seeds that this run does not have.")
     like, before = run.pretrained, list(phases)[: list(phases).index(name)]
@@ -153,7 +160,7 @@ def restore(
         run, run.phase_keys(), pack(phase.algorithm), pack(state.learner), pack(state.sampler_state),
         jax.tree.map(jnp.asarray, state.metrics), state.pending_row, update=manifest["update"],
         env_step=manifest["env_step"],
-        validation_errors=tuple(map(tuple, manifest["validation_errors"])),
+        validation_errors=tuple(map(tuple, manifest["validation_errors"])), trials=trials,
     )  # fmt: skip
     if manifest["halted"]:
         phase_state = phase_state.halt_seeds(tuple(seed in manifest["halted"] for seed in range(run.seeds)))

@@ -77,7 +77,8 @@ def watch(
     origin.recall(remembering)
     meter = stack.enter_context(contextlib.closing(Meter(journal)))
     episodes = [] if world is None else [hooks.Episodes(journal, world)]
-    return Watchers([*episodes, commit, *remembering.values(), keep, meter, console], commit)
+    champion = checkpoints.Champion(folder, opened.spec, job.about, writer)
+    return Watchers([*episodes, commit, *remembering.values(), champion, keep, meter, console], commit)
 
 
 def _evaluate(

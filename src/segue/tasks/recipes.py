@@ -7,15 +7,19 @@ from typing import Any
 from segue.core import Linear
 from segue.methods.backbone import AbstractBackbone
 from segue.methods.direct import Direct
+from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.methods.spot import BehaviourDensity
+from segue.methods.trust_region import EarnedTrustRegion
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
+from segue.training.gate import Gate
+from segue.training.guarded import Guarded
 from segue.training.phases import AbstractPhase, Collect, Online, Train
 
 Phases = dict[str, AbstractPhase]
@@ -91,7 +95,7 @@ def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
 def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
     """Return the phases before fine-tuning (offline and collect), and the backbone in its online form."""
     offline, backbone = offline_only(task, budget), backbone_of(task, budget).online()
-    return {**offline, "collect": Collect(budget.collect, backbone.explore_noise)}, backbone
+    return {**offline, "collect": Collect(budget.collect, noise=backbone.explore_noise)}, backbone
 
 
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
@@ -175,7 +179,7 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     offline = calql if task.policy is None else PolicyEvaluation(calql, epsilon=0.0)
     return {
         "offline": Train(offline, budget.offline, calql.sampler(budget.batch or 256)),
-        "collect": Collect(budget.warmup, sac.explore_noise),
+        "collect": Collect(budget.warmup, noise=sac.explore_noise),
         "finetune": Online(
             Direct(sac, reset_optimizers=False), budget.online, replay or online_only(budget.batch or 256), utd
         ),
@@ -193,7 +197,7 @@ def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     networks = {"actor_norm": False, "critic_depth": 2, **task.constants.rlpd_networks}
     sac, utd = _sac(task, budget, 20, networks, **{**shared, **task.constants.rlpd})
     return {
-        "warmup": Collect(budget.warmup, sac.explore_noise, random=task.policy is None),
+        "warmup": Collect(budget.warmup, noise=sac.explore_noise, random=task.policy is None),
         "finetune": Online(sac, budget.online, replay or Ratio(batch=budget.batch or 256), utd),
     }
 
@@ -214,6 +218,53 @@ def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
     }
 
 
+def guarded(phases: Phases, gate: Gate) -> Phases:
+    """Return a recipe's phases with a gate around fine-tuning, and a trust region whose radius the gate moves."""
+    online = phases["finetune"]
+    assert isinstance(online, Online)
+    fields = {field.name: getattr(online, field.name) for field in dataclasses.fields(Online)}
+    if hasattr(online.method, "trust_region"):
+        fields["method"] = dataclasses.replace(online.method, trust_region=EarnedTrustRegion())  # pyright: ignore
+    return {**phases, "finetune": Guarded(**fields, gate=gate)}
+
+
+def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """Improve a policy behind a gate, from one setting: PORL's critics for a policy alone, OPT's where there are data.
+
+    The algorithm is `EnsembleTD3`, whose critics learn the given policy's value before the policy moves.
+    """
+    utd, updates = budget.updates_per_step or 2, 10_000
+    learner = EnsembleTD3(critics=budget.critics or 2, delay=max(utd, 1))
+    first = dataclasses.replace(learner, polyak=calibrated_polyak(updates, learner.discount))
+    collect = Collect(10_000, episodes=10, noise=learner.explore_noise)
+    batch = budget.batch or 256
+    if task.dataset is None:
+        online = replay or online_only(batch)
+        phases = {
+            "collect": collect,
+            "pretrain": Train(PolicyEvaluation(first, epsilon=0.0), updates, online),
+            "finetune": Online(PORL(learner), budget.online, online, utd),
+        }
+    else:
+        kappa = Linear(0.1, 0.5, budget.online)
+        phases = {
+            "offline": Train(PolicyEvaluation(first, epsilon=0.0), updates, learner.sampler(batch)),
+            "collect": collect,
+            "pretrain": Train(MetaCritic(first, inner_lr=0.0, cap_online_loss=False), updates, Paired(batch)),
+            "finetune": Online(OPT(learner, kappa), budget.online, replay or Ratio(batch=batch), utd),
+        }
+    return guarded(phases, Gate(score=task.score))
+
+
+def calibrated_polyak(updates: int, discount: float) -> float:
+    """Return the rate of target networks with which so many updates carry 0.99 of a value.
+
+    After n updates at rate tau at most 1 - exp(-(1 - discount) tau n) of it has arrived, because every update of the
+    target adds one step of the horizon at rate tau.
+    """
+    return min(max(5.0 / ((1.0 - discount) * max(updates, 1)), 0.005), 0.05)
+
+
 RECIPES: dict[str, Callable[..., Phases]] = {
     "opt": opt,
     "opt-single": opt_single,
@@ -224,6 +275,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "rlpd": rlpd,
     "jsrl": jsrl,
     "sac": sac,
+    "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
 }
 

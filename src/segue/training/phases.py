@@ -7,6 +7,7 @@ with a frozen policy and stores rows, and `Online` does both.
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -16,10 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
+from segue.envs.lockstep import Episode
 from segue.errors import SegueError, at_least
 from segue.nn.actors import Noisy
 from segue.replay.sampler import AbstractSampler, Uniform
 from segue.training import engine
+from segue.training.gate import Trial
 from segue.training.state import PhaseState, RunState
 
 ALL_ROWS = int(np.iinfo(np.int32).max)
@@ -64,7 +67,8 @@ class AbstractPhase(eqx.Module):
     def new_state(self, run: RunState) -> PhaseState:
         """Return the state before the first step; seeds that `run` has halted stay halted."""
         algorithm = engine.Packed.of(self.algorithm)
-        state = PhaseState(run, run.phase_keys(), algorithm, *self.initial_state(run), env_step=run.env_step)
+        states = self.initial_state(run)
+        state = PhaseState(run, run.phase_keys(), algorithm, *states, env_step=run.env_step, trials=run.trials)
         return state.halt_seeds(run.halted) if any(run.halted) else state
 
     @property
@@ -123,9 +127,26 @@ class AbstractPhase(eqx.Module):
             run=run, learner=learner, sampler_state=sampler_state, metrics=metrics, pending_row=None, update=update
         )
 
-    def observe(self, state: PhaseState, row: Transition) -> PhaseState:
-        """Return the state after one env step of every seed, with `row` [seeds, ...] pending."""
-        return state.flushed()._replace(pending_row=row, env_step=state.env_step + 1)
+    def observe(self, state: PhaseState, row: Transition, ended: Sequence[Episode] = ()) -> PhaseState:
+        """Return the state after one env step of every seed, with `row` [seeds, ...] pending; `ended` lists the
+        episodes that ended with it."""
+        return self.judged(state.flushed()._replace(pending_row=row, env_step=state.env_step + 1), ended)
+
+    def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
+        """Return the state after the episodes that ended with an env step; by default they change nothing."""
+        return state
+
+    def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
+        """Return what a seed's gate decided after its last episode, for the journal of episodes; by default nothing."""
+        return {}
+
+    def deployments(self, state: PhaseState) -> tuple[int, ...]:
+        """Return how many policies of each seed a gate has deployed so far; by default there is no gate."""
+        return ()
+
+    def status(self, state: PhaseState) -> str:
+        """Describe in a few words what a person who waits would like to know; by default nothing."""
+        return ""
 
     def end(self, state: PhaseState) -> RunState:
         """Return the run's state after the phase."""
@@ -136,6 +157,7 @@ class AbstractPhase(eqx.Module):
             env_step=state.env_step,
             updates=state.updates,
             phases=state.run.phases + 1,
+            trials=state.trials,
         )
 
 
@@ -205,6 +227,9 @@ class Collect(AbstractPhase):
     acts = True
     until: int = eqx.field(static=True, default=25_000)
     """The phase ends at this env step, counted from the run's first one."""
+    episodes: int = eqx.field(static=True, default=0)
+    """n: the phase ends earlier, once it has lasted for half of `until` and every seed has finished n episodes; 0: it
+    does not."""
     noise: float = 0.1
     """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
     follows OPT; its parent method OEMA adds none)."""
@@ -212,7 +237,7 @@ class Collect(AbstractPhase):
     """Uniformly random actions instead of a policy's."""
 
     def __check_init__(self):
-        at_least(0, until=self.until)
+        at_least(0, until=self.until, episodes=self.episodes)
 
     def begin(self, run: RunState) -> PhaseState:
         if run.pretrained.actor is None and not self.random:
@@ -229,7 +254,17 @@ class Collect(AbstractPhase):
         return engine.Packed.of(learner), engine.Packed.of(()), metrics
 
     def done(self, state: PhaseState) -> bool:
-        return state.env_step >= self.until
+        enough = self.episodes > 0 and min((trial.episodes for trial in state.trials), default=0) >= self.episodes
+        return state.env_step >= self.until or (enough and state.env_step >= self.until // 2)
+
+    def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
+        """Keep the returns of the given policy, by which a later phase's gate judges."""
+        if self.random or not ended:
+            return state
+        trials = list(state.trials or (Trial(),) * state.run.seeds)
+        for episode in ended:
+            trials[episode.seed] = trials[episode.seed].measured(episode.returned)
+        return state._replace(trials=tuple(trials))
 
     def length(self, run: RunState) -> int:
         return max(self.until - run.env_step, 0)
@@ -247,7 +282,7 @@ class Collect(AbstractPhase):
         return state.learner.tree.pretrained
 
 
-class Online(AbstractLearning):
+class AbstractOnline(AbstractLearning):
     """A phase that acts, learns and stores the rows.
 
     The updates of an env step run while the environment takes the step, so they draw from the rows of earlier steps
@@ -280,11 +315,11 @@ class Online(AbstractLearning):
                 f"{type(self.sampler).__name__} draws rows as soon as they are added: leave `early_stopping` at 0."
             )
         self.sampler.check(len(run.offline.reward), run.online.capacity)
-        return self.new_state(run)
+        return self.started(self.new_state(run))
 
-    @property
-    def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
-        return self.method, self.sampler
+    def started(self, state: PhaseState) -> PhaseState:
+        """Return the state before the first step, with what a subclass adds to it; by default nothing."""
+        return state
 
     def done(self, state: PhaseState) -> bool:
         return state.env_step >= self.until or (
@@ -326,3 +361,11 @@ class Online(AbstractLearning):
             errors = np.where(np.array(state.halted_seeds.seeds), np.nan, errors)
         measured = tuple(map(float, np.nan_to_num(errors, nan=3e38)))
         return state._replace(validation_errors=(*state.validation_errors, measured))
+
+
+class Online(AbstractOnline):
+    """A phase in which the method that learns also acts."""
+
+    @property
+    def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
+        return self.method, self.sampler

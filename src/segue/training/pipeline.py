@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segue.core import Transition
-from segue.envs.lockstep import LockstepEnvs
+from segue.envs.lockstep import Episode, LockstepEnvs
 from segue.errors import SegueError
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
@@ -136,10 +136,12 @@ class Drive:
         self.halfway = True
         self.phase_state = self.phase.learn(self.phase_state, self.stride)
 
-    def observe(self, row: Transition) -> None:
-        """Record the rows [seeds, ...] that the actions led to, and tick."""
+    def observe(self, row: Transition, ended: Sequence[Episode] = ()) -> None:
+        """Record the rows [seeds, ...] that the actions led to, and the episodes that ended with them; tick."""
         assert self.phase_state is not None
-        self.phase_state = self.phase.observe(self.phase_state, row)  # stored before the hooks tick: one may raise
+        self.phase_state = self.phase.observe(
+            self.phase_state, row, ended
+        )  # stored before the hooks tick: one may raise
         self.halfway = False
         self._tick(self.phase_state)
 
@@ -173,5 +175,5 @@ def pipeline(
         except Exception:
             drive.broken()
             raise
-        drive.observe(row)
+        drive.observe(row, envs.ended)
     return drive.run

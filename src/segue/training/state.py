@@ -11,6 +11,7 @@ import numpy as np
 from segue.core import Clock, Keys, Pretrained, Spec, Transition
 from segue.replay.ring import Ring
 from segue.training import engine
+from segue.training.gate import Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class RunState:
     """Whether each seed has diverged and no longer learns; empty where none has."""
     phases: int = 0
     """Phases that have ended: phase k draws its random numbers from fold_in(key, k)."""
+    trials: tuple[Trial, ...] = ()
+    """What each seed's gate has seen of the given policy; empty where no phase has kept it."""
 
     @property
     def seeds(self) -> int:
@@ -74,6 +77,8 @@ class PhaseState(NamedTuple):
     halted_seeds: HaltedSeeds | None = None
     validation_errors: tuple[tuple[float, ...], ...] = ()
     """Validation errors of a phase with early stopping: for every measurement, one number per seed."""
+    trials: tuple[Trial, ...] = ()
+    """What each seed's gate has seen, and its candidate's trial."""
     update: int = 0
     """Gradient steps of this phase."""
     env_step: int = 0

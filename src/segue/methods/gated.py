@@ -1,0 +1,113 @@
+"""A fine-tuning method whose policy does not act until it has been judged: see `segue.training.gate`.
+
+Any method is wrapped from outside. Its learner goes on learning from all rows; the champion or the candidate acts, by
+its deterministic action with Gaussian noise, so that returns of the two compare.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from segue.core import AbstractMethod, Clock, Pretrained, Spec, TrainState, Transition
+from segue.errors import SegueError
+from segue.methods.backbone import Info, require
+from segue.methods.trust_region import Radius
+from segue.nn.actors import Mode, Noisy
+
+
+class GatedLearner(eqx.Module):
+    """The learner of a gated method."""
+
+    inner: Any
+    """The method's own learner."""
+    champion: Any
+    """The deployed policy."""
+    candidate: Any
+    """The policy that is judged."""
+    acting: Bool[Array, ""]
+    """Whether the candidate acts, and not the champion."""
+    noise: Float[Array, ""]
+    """Standard deviation of the exploration noise."""
+
+
+class GateStep(eqx.Module):
+    """What a gate's decision changes in a learner, in this order."""
+
+    promote: Bool[Any, "*seeds"]
+    """The candidate becomes the champion, and the centre of the trust region."""
+    reset: Bool[Any, "*seeds"]
+    """The learner's policy goes back to the champion, with zero moments."""
+    take: Bool[Any, "*seeds"]
+    """A new candidate is taken."""
+    share: Float[Any, "*seeds"]
+    """It is this share of the way from the champion to the learner's policy."""
+    acting: Bool[Any, "*seeds"]
+    """Whether the candidate acts next."""
+    radius: Float[Any, "*seeds"]
+    """The trust region's radius."""
+    noise: Float[Any, "*seeds"]
+    """Standard deviation of the exploration noise."""
+
+
+def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
+    """Return the leaves of `yes` where `chosen`, and those of `no` otherwise."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), yes, no)
+
+
+class Gated(AbstractMethod):
+    """A method behind a gate. It releases the champion as the policy, and its own policy as the part "learner"."""
+
+    method: AbstractMethod
+    """What learns. Its learner has an `actor` and `parts`, as `ActorCritic` has."""
+
+    def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> GatedLearner:
+        require(pretrained, "A gate", actor="start from one (--policy FILE), or put an offline phase before it")
+        assert pretrained.actor is not None
+        inner = self.method.init(spec, pretrained, key=key)
+        given = {id(leaf) for leaf in jax.tree.leaves(pretrained.actor.net)}
+        if not any(id(leaf) in given for leaf in jax.tree.leaves(inner.actor.net)):
+            raise SegueError(
+                f"{type(self.method).__name__} does not start from the given policy, so a gate has nothing to protect: "
+                "leave the gate out."
+            )
+        policy = inner.actor.net
+        return GatedLearner(inner, policy, policy, jnp.zeros((), bool), jnp.zeros(()))
+
+    def update(
+        self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
+    ) -> tuple[GatedLearner, Info]:
+        inner, info = self.method.update(learner.inner, batch, key=key, clock=clock)
+        return GatedLearner(inner, learner.champion, learner.candidate, learner.acting, learner.noise), info
+
+    def release(self, learner: GatedLearner) -> Pretrained:
+        released = self.method.release(learner.inner)
+        champion = TrainState.new(learner.champion)
+        return released._replace(actor=champion).with_parts(learner=released.actor)
+
+    def explore(
+        self, learner: GatedLearner, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
+        policy = _pick(learner.acting, learner.candidate, learner.champion)
+        return Noisy(Mode(policy), learner.noise).explore(obs, key)
+
+    def error(self, learner: GatedLearner, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return self.method.error(learner.inner, rows, key=key)
+
+
+def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
+    """Return one seed's learner after a decision of its gate."""
+    inner = learner.inner
+    champion = _pick(step.promote, learner.candidate, learner.champion)
+    actor = _pick(step.reset, TrainState.new(champion), inner.actor)
+    between = jax.tree.map(lambda c, new: c + step.share * (new - c), champion, actor.net)
+    candidate = _pick(step.take, _pick(step.share == 1.0, actor.net, between), learner.candidate)
+    parts = dict(inner.parts)
+    if "reference_policy" in parts:
+        parts["reference_policy"] = TrainState.new(champion, target=False)
+    if "trust_radius" in parts:
+        parts["trust_radius"] = TrainState.new(Radius(step.radius), target=False)
+    inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
+    return GatedLearner(inner, champion, candidate, step.acting, step.noise)

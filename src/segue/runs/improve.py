@@ -1,0 +1,221 @@
+"""Improve a given policy: measure it, fine-tune it behind a gate, and say in a sentence what came of it."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from segue.core import Spec
+from segue.envs.make import read_spec
+from segue.envs.reward import Reward
+from segue.envs.rollouts import Evaluator
+from segue.errors import DataError, SegueError, at_least
+from segue.nn.actors import AbstractActor
+from segue.policies import importers, policy_file
+from segue.results import read, stats
+from segue.runs.config import plain_env
+from segue.runs.job import GIVEN
+from segue.runs.run import run
+from segue.system import disk
+from segue.tasks.budget import SMALL
+from segue.tasks.recipes import improve as recipe
+from segue.tasks.task import Task
+
+MEASURED, JUDGED = 5, 20
+"""Episodes of the given policy before the run; of either policy after it."""
+
+FRESH = 20_000
+"""The number of the first start of the episodes after the run, which no training and no evaluation of a run uses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of one seed. Returns are the env's own, undiscounted, of `JUDGED` episodes with the same starts."""
+
+    given: float
+    """The given policy's mean return."""
+    deployed: float
+    """The deployed policy's mean return."""
+    difference: tuple[float, float]
+    """95 % interval of the mean difference, deployed less given, over pairs of episodes."""
+    candidates: int
+    """Candidates that were judged."""
+    promoted: int
+    lowest: float
+    """The lowest mean return of any 10 training episodes in a row; of all where there were fewer."""
+    policy: str
+    """The deployed policy's file."""
+
+    def __str__(self) -> str:
+        low, high = self.difference
+        counts = f"{self.candidates} candidate{'s' * (self.candidates != 1)}"
+        if self.promoted == 0:
+            head = f"Kept the given policy ({self.given:,.0f}): {counts}, none better."
+        else:
+            word = "Improved" if low > 0 else "Replaced the given policy, and the difference may be chance"
+            head = (
+                f"{word}: {self.given:,.0f} -> {self.deployed:,.0f} (95 % interval of the difference {low:+,.0f} to "
+                f"{high:+,.0f}, {JUDGED} episodes each). {counts[0].upper() + counts[1:]}, {self.promoted} promoted."
+            )
+        worst = f"The lowest training return over any 10 episodes was {self.lowest:,.0f}."
+        return f"{head} {worst} Deployed policy: {self.policy}"
+
+
+def improve(
+    task: Task,
+    *,
+    out: str | Path,
+    env_steps: int = 30_000,
+    seeds: int = 1,
+    seed: int = 0,
+    quiet: bool = True,
+    **options: Any,
+) -> list[Verdict]:
+    """Improve the task's policy and return a verdict for each seed.
+
+    The given policy plays a few episodes first, which fix the scale of the training rewards; a gate then protects it
+    (`segue.training.gate`). `segue.resume` continues a run that was stopped, and `verdicts` judges it afterwards.
+
+    Args:
+        task: an env and a policy, `segue.task(env_id=..., policy=FILE)`, optionally with a dataset.
+        out: a directory that is new or empty.
+        env_steps: env steps of each seed, without the episodes before and after.
+        seeds: independent repetitions; each has its own gate.
+        seed: the first seed's number.
+        quiet: no progress display.
+        options: other arguments of `segue.run`.
+
+    Raises:
+        SegueError: where the task has no policy, or for anything else that the user can mend.
+    """
+    at_least(1, env_steps=env_steps)
+    if task.policy is None:
+        raise SegueError(
+            "improve starts from a policy: give one with --policy FILE. segue run td3bc --dataset FILE trains one."
+        )
+    disk.new_folder(Path(out))
+    task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
+    every = max(env_steps // 12, 1)
+    budget = dataclasses.replace(
+        SMALL, online=env_steps, evaluate_steps=every, episodes=MEASURED, updates_per_step=None
+    )
+    budget = dataclasses.replace(budget, critics=None)
+    run(
+        recipe(task, budget), task, out=out, seeds=seeds, seed=seed, budget=budget, quiet=quiet,
+        about={"recipe": "improve", "preset": "improve"}, **options,
+    )  # fmt: skip
+    return verdicts(out, task.env_id)
+
+
+def scaled_reward(task: Task, quiet: bool = True) -> Reward:
+    """Return the task's training reward, scaled so that the given policy's discounted returns span about 10.
+
+    Rewards of any unit then suit the same learning rates. The span is between the 5th and the 95th percentile of the
+    discounted returns to come at every step of `MEASURED` episodes; where it is 0 the scale stays.
+    """
+    spec, reward = read_spec(task.make), task.reward
+    (actor,) = importers.read(str(task.policy), spec)[:1]
+    rewards, returns = [], []
+    env = task.make()
+    try:
+        act = jax.jit(actor.act)
+        for episode in range(MEASURED):
+            obs, over, seen = env.reset(seed=FRESH - 1 - episode)[0], False, []
+            while not over:
+                action = np.asarray(act(jnp.asarray(obs, jnp.float32)))
+                obs, value, terminated, truncated, _ = env.step(np.asarray(spec.denormalise(action)))
+                seen.append(float(value))
+                over = terminated or truncated
+            rewards.append(np.asarray(reward(np.asarray(seen))))
+            returns.append(sum(seen))
+    finally:
+        env.close()
+    if not quiet:
+        print(
+            f"The given policy returns {np.mean(returns):,.1f} (mean of {MEASURED} episodes, from {min(returns):,.1f} "
+            f"to {max(returns):,.1f}).",
+            file=sys.stderr,
+        )
+    low, high = np.percentile(np.concatenate([_discounted(each) for each in rewards]), (5, 95))
+    scale = 10.0 / (high - low) if high > low else 1.0
+    return reward._replace(scale=reward.scale * scale, shift=reward.shift * scale)
+
+
+def _discounted(rewards: Float[np.ndarray, " steps"], discount: float = 0.99) -> Float[np.ndarray, " steps"]:
+    """Compute the discounted sum of the rewards from each step on."""
+    returns, later = np.empty(len(rewards)), 0.0
+    for step in range(len(rewards) - 1, -1, -1):
+        later = rewards[step] + discount * later
+        returns[step] = later
+    return returns
+
+
+def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
+    """Judge a finished guarded run by fresh episodes of the given and of the deployed policy; write verdict.json.
+
+    Both policies play the same `JUDGED` starts, so that pairs of episodes compare. `env_id` is needed where config.json
+    names an env of a module to import.
+
+    Raises:
+        SegueError, DataError: where the run is not guarded or not finished, or a file is damaged.
+    """
+    folder = Path(folder)
+    config = disk.read_json(folder / "config.json")
+    make = Task(plain_env(config, folder / "config.json") if env_id is None else env_id).make
+    spec, last = read_spec(make), _last_trials(folder)
+    given = policy_file.load(folder / GIVEN)[0]
+    found = []
+    for number, (candidates, promoted, lowest) in enumerate(last):
+        path = folder / f"champion-{number}.safetensors"
+        champion = policy_file.load(path)[0]
+        before = _returns(make, spec, given)
+        after = _returns(make, spec, champion) if promoted else before
+        half = float(stats.half_width((after - before)[None])[0]) if promoted else 0.0
+        mean = float((after - before).mean())
+        found.append(
+            Verdict(
+                float(before.mean()), float(after.mean()), (mean - half, mean + half), candidates, promoted, lowest,
+                str(path),
+            )
+        )  # fmt: skip
+    disk.write_json(folder / "verdict.json", {"verdicts": [dataclasses.asdict(each) for each in found]})
+    return found
+
+
+def is_guarded(config: Mapping[str, Any]) -> bool:
+    """Return whether a run's config.json has a phase with a gate."""
+    phases = config.get("settings", {})
+    return isinstance(phases, dict) and any(isinstance(each, dict) and "gate" in each for each in phases.values())
+
+
+def _returns(make: Any, spec: Spec, actor: AbstractActor) -> Float[np.ndarray, " episodes"]:
+    """Play `JUDGED` fresh episodes, one per environment."""
+    with contextlib.closing(Evaluator(make, spec, [FRESH], JUDGED)) as evaluator:
+        return evaluator(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)).returns[0]
+
+
+def _last_trials(folder: Path) -> list[tuple[int, int, float]]:
+    """Return for each seed how many candidates were judged and promoted, and the lowest mean of 10 returns in a row."""
+    episodes: dict[int, list[dict[str, Any]]] = {}
+    for where, entry in read.lines(folder / "episodes.jsonl")[0]:
+        if type(entry.get("seed")) is not int or not isinstance(entry.get("return"), int | float):
+            raise DataError(f"{where} is not an episode: the journal is damaged.")
+        episodes.setdefault(entry["seed"], []).append(entry)
+    if not any("verdict" in entry for row in episodes.values() for entry in row):
+        raise SegueError(f"{folder} has no episode that a gate judged: its guarded phase has not begun.")
+    found = []
+    for seed in sorted(episodes):
+        words = [entry.get("verdict") for entry in episodes[seed]]
+        returns = np.array([entry["return"] for entry in episodes[seed]], float)
+        width = min(10, len(returns))
+        means = np.convolve(returns, np.ones(width) / width, "valid")
+        judged = sum(word in ("promoted", "rejected", "reset") for word in words)
+        found.append((judged, words.count("promoted"), float(means.min())))
+    return found

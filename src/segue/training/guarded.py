@@ -1,0 +1,86 @@
+"""A phase that fine-tunes behind a gate: the deployed policy is replaced only by one that proved itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from segue.core import AbstractMethod
+from segue.envs.lockstep import Episode
+from segue.methods.gated import Gated, GateStep, stepped
+from segue.replay.sampler import AbstractSampler
+from segue.training import engine
+from segue.training.gate import Gate, Trial
+from segue.training.phases import AbstractOnline
+from segue.training.state import PhaseState
+
+
+class Guarded(AbstractOnline):
+    """A phase in which the champion and its candidate act, and `method` learns.
+
+    It wraps any method whose learner starts from the given policy. Seeds decide for themselves.
+    """
+
+    gate: Gate = eqx.field(default_factory=Gate)
+    """The rule by which the policy that acts, and is deployed, is replaced."""
+
+    @property
+    def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
+        return Gated(self.method), self.sampler
+
+    def started(self, state: PhaseState) -> PhaseState:
+        trials = state.trials or (Trial(),) * state.run.seeds
+        return self._following(state, tuple(self.gate.begin(trial, state.env_step) for trial in trials))
+
+    def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
+        """Judge the candidates whose episode has ended, and decide who acts next. Halted seeds stay as they are."""
+        trials = list(state.trials)
+        for episode in ended:
+            if not (state.run.halted and state.run.halted[episode.seed]):
+                trials[episode.seed] = self.gate.after(trials[episode.seed], episode.returned, state.env_step)
+        return self._following(state, tuple(trials)) if ended else state
+
+    def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
+        trial = state.trials[seed]
+        return {
+            "policy": "candidate" if trial.acted else "champion",
+            "verdict": trial.verdict,
+            "purse": self.gate.purse(trial),
+            "radius": trial.radius,
+        }
+
+    def deployments(self, state: PhaseState) -> tuple[int, ...]:
+        return tuple(1 + trial.promoted for trial in state.trials)
+
+    def status(self, state: PhaseState) -> str:
+        counts = ", ".join(f"{trial.promoted} of {trial.promoted + trial.rejected}" for trial in state.trials)
+        if len(state.trials) > 1:
+            return f"candidates promoted: {counts}"
+        (trial,) = state.trials
+        who = f"the candidate acts, episode {trial.candidate.count + 1}" if trial.acting else "the champion acts"
+        return f"{who}; candidates promoted: {counts}; training may cost {max(self.gate.purse(trial), 0.0):,.0f} more"
+
+    def _following(self, state: PhaseState, trials: tuple[Trial, ...]) -> PhaseState:
+        """Return the state in which the learners have followed the decisions that led to `trials`."""
+        new = [
+            not state.trials or now is not before for now, before in zip(trials, state.trials or trials, strict=True)
+        ]
+        verdicts = [trial.verdict if changed else "" for trial, changed in zip(trials, new, strict=True)]
+        step = GateStep(
+            promote=np.array([verdict == "promoted" for verdict in verdicts]),
+            reset=np.array([verdict == "reset" for verdict in verdicts]),
+            take=np.array([trial.waiting and changed for trial, changed in zip(trials, new, strict=True)]),
+            share=np.array([trial.share for trial in trials], np.float32),
+            acting=np.array([trial.acting for trial in trials]),
+            radius=np.array([trial.radius for trial in trials], np.float32),
+            noise=np.array([self.gate.noise(trial) for trial in trials], np.float32),
+        )
+        return state._replace(learner=_follow(state.learner, step), trials=trials)
+
+
+@jax.jit
+def _follow(learner: engine.Packed, step: GateStep) -> engine.Packed:
+    """Return every seed's learner after its gate's decision."""
+    return learner.like(jax.vmap(stepped)(learner.tree, step))
