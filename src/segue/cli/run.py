@@ -1,7 +1,6 @@
 """`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from segue.cli import exits

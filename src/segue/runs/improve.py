@@ -15,7 +15,7 @@ from jaxtyping import Float
 from segue.core import Spec
 from segue.envs.make import read_spec
 from segue.envs.reward import Reward
-from segue.envs.rollouts import Evaluator
+from segue.envs.rollouts import Evaluator, act
 from segue.errors import DataError, SegueError, at_least
 from segue.nn.actors import AbstractActor
 from segue.policies import importers, policy_file
@@ -100,7 +100,7 @@ def improve(
         raise SegueError(
             "improve starts from a policy: give one with --policy FILE. segue run td3bc --dataset FILE trains one."
         )
-    disk.new_folder(Path(out))
+    disk.new_folder(Path(out)).rmdir()  # refuses one that holds something before any episode is played
     task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
     every = max(env_steps // 12, 1)
     budget = dataclasses.replace(
@@ -123,13 +123,13 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
     spec, reward = read_spec(task.make), task.reward
     (actor,) = importers.read(str(task.policy), spec)[:1]
     rewards, returns = [], []
+    actors = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)
     env = task.make()
     try:
-        act = jax.jit(actor.act)
         for episode in range(MEASURED):
             obs, over, seen = env.reset(seed=FRESH - 1 - episode)[0], False, []
             while not over:
-                action = np.asarray(act(jnp.asarray(obs, jnp.float32)))
+                action = np.asarray(act(actors, np.asarray(obs, np.float32)[None, None]))[0, 0]
                 obs, value, terminated, truncated, _ = env.step(np.asarray(spec.denormalise(action)))
                 seen.append(float(value))
                 over = terminated or truncated
@@ -216,6 +216,6 @@ def _last_trials(folder: Path) -> list[tuple[int, int, float]]:
         returns = np.array([entry["return"] for entry in episodes[seed]], float)
         width = min(10, len(returns))
         means = np.convolve(returns, np.ones(width) / width, "valid")
-        judged = sum(word in ("promoted", "rejected", "reset") for word in words)
+        judged = sum(word in ("promoted", "unproven", "rejected", "reset") for word in words)
         found.append((judged, words.count("promoted"), float(means.min())))
     return found

@@ -10,7 +10,8 @@ judged twice, after n and after 2 n of its episodes (s: pooled standard deviatio
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
-It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), or at the second judgement. Two
+It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at the second
+judgement. Otherwise it is unproven after the second, and the learner, which has moved on, gives the next candidate. Two
 judgements at \delta / 2 each keep the probability that a candidate worse than J_0 - m is promoted below \delta.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
@@ -74,7 +75,8 @@ class Trial(NamedTuple):
     acted: bool = False
     """Whether the candidate acted in the last episode."""
     verdict: str = ""
-    """What the last episode decided: "promoted", "rejected" (try a point nearer the champion), "reset", or ""."""
+    """What the last episode decided: "promoted", "unproven", "rejected" (a point nearer the champion is tried), "reset"
+    (that failed too: the learner goes back to the champion), or ""."""
     promoted: int = 0
     rejected: int = 0
 
@@ -104,8 +106,8 @@ def parse_trial(value: Any) -> Trial:
     if not isinstance(value, dict) or value.keys() != set(Trial._fields):
         raise ValueError("it has other fields than a trial")
     value = value | {"lowest": math.inf if value["lowest"] is None else value["lowest"]}
-    tally = lambda field: Tally(*field)
-    fields = {name: tally(field) if isinstance(field, list) else field for name, field in value.items()}
+    tally = lambda count, mean, squares: Tally(count, mean, squares)
+    fields = {name: tally(*field) if isinstance(field, list) else field for name, field in value.items()}
     trial = Trial(**fields)
     kinds = lambda parts: [type(part) for part in parts]
     alike = kinds(trial) == kinds(Trial()) and all(kinds(t) == kinds(Tally()) for t in trial if isinstance(t, Tally))
@@ -139,9 +141,8 @@ class Gate(eqx.Module):
     radius_high: float = 0.25
     """Bounds on the radius: promotions multiply it by 1.5 (by 2 where a judgement takes 12 episodes or more), and
     each return to the champion halves it."""
-    noise_low: float = 0.03
-    noise_high: float = 0.1
-    """Bounds on the standard deviation of the exploration noise, which is the radius within them."""
+    noise: float = 0.05
+    """Standard deviation of the exploration noise of champion and candidate, clipped to +-0.5."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """Returns with the scores 0 and 100, where they are known. The first is a lowest return that need not be seen, and
     a given policy within 2 % of it has nothing to protect."""
@@ -179,7 +180,7 @@ class Gate(eqx.Module):
         return min(max(math.ceil((variation / float(self.variation)) ** 2), self.fewest), self.most)
 
     def judge(self, trial: Trial) -> str:
-        """Return "promoted", "rejected" or "" (undecided) for the candidate."""
+        """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
         given, champion, candidate = trial.given, trial.champion, trial.candidate
         span = self.span(trial)
         if self.protects(trial) and candidate.count == 2 and candidate.mean < trial.lowest + 0.25 * span:
@@ -194,7 +195,10 @@ class Gate(eqx.Module):
         ahead, error = candidate.mean - champion.mean, std * math.sqrt(1 / candidate.count + 1 / champion.count)
         if ahead > 0.5 * error and (not_worse or not self.protects(trial)):
             return "promoted"
-        return "rejected" if ahead < -error or candidate.count == 2 * trial.need else ""
+        last = candidate.count == 2 * trial.need
+        if ahead < -error or (last and ahead <= 0):
+            return "rejected"
+        return "unproven" if last else ""
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase; the given policy acts first."""
@@ -234,6 +238,8 @@ class Gate(eqx.Module):
                 champion=trial.candidate, need=0, share=1.0, radius=min(trial.radius * factor, float(self.radius_high)),
                 verdict=verdict, promoted=trial.promoted + 1,
             )  # fmt: skip
+        if verdict == "unproven":
+            return trial._replace(need=0, share=1.0, verdict=verdict, rejected=trial.rejected + 1)
         if verdict == "rejected" and trial.share == 1.0:
             return trial._replace(need=0, share=0.5, verdict=verdict, rejected=trial.rejected + 1)
         if verdict == "rejected":
@@ -242,7 +248,3 @@ class Gate(eqx.Module):
                 rejected=trial.rejected + 1, rest=env_step + self.rest,
             )  # fmt: skip
         return trial
-
-    def noise(self, trial: Trial) -> float:
-        """Return the standard deviation of the exploration noise."""
-        return min(max(trial.radius, float(self.noise_low)), float(self.noise_high))

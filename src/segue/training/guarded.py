@@ -75,7 +75,7 @@ class Guarded(AbstractOnline):
             share=np.array([trial.share for trial in trials], np.float32),
             acting=np.array([trial.acting for trial in trials]),
             radius=np.array([trial.radius for trial in trials], np.float32),
-            noise=np.array([self.gate.noise(trial) for trial in trials], np.float32),
+            noise=np.full(len(trials), self.gate.noise, np.float32),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

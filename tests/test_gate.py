@@ -1,0 +1,357 @@
+"""The gate: its rule as tables, laws and simulations, and a whole guarded phase on a tiny env."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import NETS, same
+from helpers import Ragged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from segue.core import Linear, Spec
+from segue.envs.lockstep import LockstepEnvs
+from segue.errors import SegueError
+from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.jsrl import JSRL
+from segue.methods.porl import PORL
+from segue.methods.sac import SAC
+from segue.methods.trust_region import EarnedTrustRegion
+from segue.nn.actors import Deterministic
+from segue.replay.sampler import Ratio
+from segue.training import start as start_module
+from segue.training.gate import Gate, Tally, Trial, json_of, parse_trial, pooled_std
+from segue.training.guarded import Guarded
+from segue.training.phases import Collect, Online
+from segue.training.pipeline import pipeline
+
+RETURNS = st.floats(-1e4, 1e4, allow_nan=False)
+
+
+def tally(returns):
+    found = Tally()
+    for each in returns:
+        found = found.add(float(each))
+    return found
+
+
+def measured(returns):
+    """A trial that has seen the given policy's `returns`."""
+    trial = Trial()
+    for each in returns:
+        trial = trial.measured(float(each))
+    return trial
+
+
+@given(st.lists(RETURNS, min_size=1, max_size=30), st.lists(RETURNS, min_size=1, max_size=30))
+def test_a_tally_is_the_sample_statistics(a, b):
+    one, other = tally(a), tally(b)
+    np.testing.assert_allclose(one.mean, np.mean(a), rtol=1e-9, atol=1e-6)
+    std, freedom = pooled_std(one, other)
+    assert freedom == len(a) + len(b) - 2
+    squares = len(a) * np.var(a) + len(b) * np.var(b)
+    np.testing.assert_allclose(std, math.sqrt(squares / max(freedom, 1)), rtol=1e-6, atol=1e-5)
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+GIVEN = [100.0, 110.0, 90.0, 100.0, 100.0, 105.0, 95.0, 100.0, 110.0, 90.0]
+"""Mean 100, sum of squares 450."""
+
+
+def judged(candidate, **changes):
+    gate = dataclasses.replace(Gate(), **changes)
+    trial = measured(GIVEN)._replace(need=3, candidate=tally(candidate), lowest=min(0.0, *candidate))
+    return gate.judge(trial)
+
+
+# s of (130, 130, 130) with the given: sqrt(450 / 11) = 6.4, its error 6.4 sqrt(1/3 + 1/10) = 4.2, t(0.975, 11) = 2.20.
+@pytest.mark.parametrize(
+    ("candidate", "verdict"),
+    [
+        ([130, 130], ""),  # not yet
+        ([130, 130, 130], "promoted"),
+        ([103, 103, 103], ""),  # 0.5 errors are 2.1, so it is ahead; 3 + 5 < 2.20 * 4.2, so it may be worse
+        ([105, 105, 105], "promoted"),  # 5 + 5 > 9.3
+        ([95, 95, 95], "rejected"),  # behind by more than one error
+        ([97, 97, 97], ""),
+        ([97, 97, 97, 97, 97, 97], "rejected"),  # behind at the second judgement
+        ([100.1] * 6, "unproven"),  # ahead, and by less than half an error
+        ([20, 24], "rejected"),  # two falls
+        ([20, 40], ""),  # one fall: 30 > 0 + 0.25 * 100
+    ],
+)
+def test_a_judgement_worked_by_hand(candidate, verdict):
+    assert judged(candidate) == verdict
+
+
+def test_returns_without_spread_are_judged_by_their_sign():
+    same_returns = measured([5.0] * 10)._replace(need=3)
+    for value, verdict in ((5.0, ""), (5.1, "promoted"), (4.9, "rejected")):
+        assert Gate().judge(same_returns._replace(candidate=tally([value] * 3))) == verdict
+
+
+@pytest.mark.parametrize(("spread", "episodes"), [(0.0, 3), (0.15, 3), (0.45, 9), (5.0, 20)])
+def test_a_judgement_takes_more_episodes_where_returns_vary(spread, episodes):
+    returns = 100 + 100 * spread * np.array([1, -1] * 5) * math.sqrt(9 / 10)
+    trial = measured(returns)._replace(champion=Tally(), lowest=0.0)
+    assert Gate().episodes_needed(trial) == episodes
+
+
+def test_where_nothing_is_to_be_protected_only_progress_counts():
+    gate = Gate(score=(0.0, 1_000.0))
+    trial = measured([1.0] * 10)._replace(need=3, candidate=tally([2.0] * 3))
+    assert not gate.protects(trial)
+    assert gate.affords(trial)
+    assert gate.judge(trial) == "promoted"
+
+
+def test_a_candidate_is_tried_nearer_then_the_learner_goes_back():
+    gate, trial = Gate(rest=0), measured(GIVEN)
+    trial = gate.begin(trial, 0)
+    seen = []
+    for _ in range(200):  # each fall must be earned back before the next
+        trial = gate.after(trial, 50.0 if trial.acting else 100.0, 0)
+        if trial.verdict:
+            seen.append((trial.verdict, trial.share, trial.radius))
+    assert seen[:4] == [("rejected", 0.5, 0.05), ("reset", 1.0, 0.025), ("rejected", 0.5, 0.025), ("reset", 1.0, 0.02)]
+    assert trial.promoted == 0
+
+
+def test_promotions_widen_the_trust_region():
+    gate, trial, radii = Gate(rest=0), Gate(rest=0).begin(measured(GIVEN), 0), []
+    best = 100.0
+    for _ in range(60):
+        trial = gate.after(trial, best + 30 if trial.acting else best, 0)
+        if trial.verdict == "promoted":
+            best += 30
+            radii.append(trial.radius)
+    np.testing.assert_allclose(radii[:5], [0.075, 0.1125, 0.16875, 0.25, 0.25])
+
+
+def test_the_champion_acts_in_every_fourth_episode():
+    gate, trial, who = Gate(rest=0), Gate(rest=0).begin(measured(GIVEN * 3), 0), []
+    for _ in range(12):
+        trial = gate.after(trial, 100.0, 0)
+        who.append(trial.acting)
+    assert sum(who) == 9
+    assert all(not any(who[k : k + 4]) or not all(who[k : k + 4]) for k in range(9))
+
+
+# --- what it promises ------------------------------------------------------------------------------------------------
+
+
+def promotions(rng, shift, count, std=20.0):
+    """How many of `count` candidates with mean return 100 + shift are promoted over a policy of 100."""
+    gate, found = Gate(), 0
+    for _ in range(count):
+        trial = measured(rng.normal(100, std, 10))._replace(lowest=0.0)
+        trial = trial._replace(need=gate.episodes_needed(trial))
+        for _ in range(2 * trial.need):
+            trial = trial._replace(candidate=trial.candidate.add(float(rng.normal(100 + shift, std))))
+            if verdict := gate.judge(trial):
+                found += verdict == "promoted"
+                break
+    return found
+
+
+def test_a_worse_candidate_is_promoted_at_most_at_the_stated_rate():
+    """10,000 candidates at the margin, 5 % below: risk 0.05. An equal one is no harm, and is promoted rarely too."""
+    rng = np.random.default_rng(0)
+    assert promotions(rng, -5.0, 10_000) <= binom.ppf(0.999, 10_000, 0.05)
+    assert promotions(rng, 0.0, 10_000) <= binom.ppf(0.999, 10_000, 0.20)
+    assert promotions(rng, 60.0, 1_000) >= 950
+
+
+@given(st.lists(st.tuples(RETURNS, RETURNS), min_size=1, max_size=80), st.floats(0.05, 0.5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_purse_is_never_overdrawn(returns, share, data):
+    """Whatever champion and candidate return, lower than ever seen included."""
+    gate = Gate(share=share, rest=0)
+    trial = gate.begin(Trial(), 0)
+    for champion, candidate in returns:
+        trial = gate.after(trial, candidate if trial.acting else champion, 0)
+        assert gate.purse(trial) >= -1e-6 * (1 + abs(trial.cost) + abs(gate.span(trial)) * trial.episodes)
+
+
+@given(st.lists(RETURNS, min_size=20, max_size=80), st.sampled_from([0.01, 100.0]))
+@settings(max_examples=100, deadline=None)
+def test_decisions_do_not_depend_on_the_scale_of_rewards(returns, scale):
+    def decisions(scale):
+        gate, found = Gate(rest=0), []
+        trial = gate.begin(Trial(), 0)
+        for each in returns:
+            trial = gate.after(trial, scale * round(each, 2), 0)
+            found.append((trial.acting, trial.verdict, trial.need))
+        return found
+
+    powers = {0.01: 2.0**-7, 100.0: 2.0**7}
+    assert decisions(1.0) == decisions(powers[scale])  # powers of two round nothing, so that ties stay ties
+
+
+def test_decisions_at_a_hundredth_and_a_hundredfold():
+    rng = np.random.default_rng(1)
+    returns = rng.normal(100, 20, 300).tolist()
+
+    def decisions(scale):
+        gate, found = Gate(rest=0), []
+        trial = gate.begin(Trial(), 0)
+        for each in returns:
+            trial = gate.after(trial, scale * (each + 10 * trial.acting), 0)
+            found.append((trial.acting, trial.verdict, trial.need))
+        return found
+
+    assert decisions(1.0) == decisions(0.01) == decisions(100.0)
+    assert any(verdict == "promoted" for _, verdict, _ in decisions(1.0))
+
+
+# --- its state in a file ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(RETURNS, max_size=40))
+def test_a_trial_survives_json(returns):
+    trial = Gate(rest=0).begin(Trial(), 3)
+    for each in returns:
+        trial = Gate(rest=0).after(trial, each, 5)
+    assert parse_trial(json.loads(json.dumps(json_of(trial)))) == trial
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"given": [1, 2.0]}, {"given": "x"}, {"episodes": 1.5}, {"cost": "1"}, {"more": 1}, {"radius": float("nan")},
+     {"acting": 1}, {"verdict": 3}, {"lowest": "low"}, {"given": [1, "a", 2.0]}],
+)  # fmt: skip
+def test_a_damaged_trial_is_refused(change):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        parse_trial(json_of(measured(GIVEN)) | change)
+
+
+def test_a_trial_that_is_no_object_is_refused():
+    for value in (None, [], "trial", 3):
+        with pytest.raises((ValueError, TypeError)):
+            parse_trial(value)
+
+
+@pytest.mark.parametrize("change", [{"share": 0.0}, {"share": 2.0}, {"risk": 0.0}, {"margin": -1.0}])
+def test_impossible_gates_are_refused(change):
+    with pytest.raises(SegueError):
+        Gate(**change)
+
+
+# --- a whole phase ---------------------------------------------------------------------------------------------------
+
+SPEC = Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
+POLICY = Deterministic(NETS.policy(SPEC, 2, key=jax.random.key(3)))
+LEARNER = EnsembleTD3(networks=dataclasses.replace(NETS, critic_norm=True), critics=3, delay=1, actor_lr=1e-2)
+ONLINE = Ratio(online=Linear(1.0, 1.0, 0), batch=8)
+
+
+class Watch:
+    """Keeps what a guarded phase's learner was at every env step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def started(self, *args): ...
+
+    def ended(self, *args): ...
+
+    def broken(self, *args): ...
+
+    def ticked(self, name, phase, state):
+        if isinstance(phase, Guarded):
+            learner = jax.device_get(state.learner.tree)
+            self.seen.append((state.trials, learner.champion, learner.candidate, learner.inner.actor.net,
+                              learner.inner.parts["trust_radius"].net.rho, learner.acting))  # fmt: skip
+        return state
+
+
+def drive(gate, *, seeds=2, until=200, method=None):
+    phases = {
+        "collect": Collect(60, noise=0.05),
+        "finetune": Guarded(method or PORL(LEARNER, EarnedTrustRegion()), until, ONLINE, 1, gate=gate),
+    }
+    envs, watch = LockstepEnvs(Ragged, SPEC, range(seeds)), Watch()
+    run = pipeline(start_module.start(SPEC, None, phases, seeds=seeds, policy=POLICY), phases, envs, [watch])
+    return run, watch.seen, envs
+
+
+ALWAYS = dataclasses.replace(Gate(rest=5, fewest=1, most=2), risk=0.999, margin=1e6)
+"""Promotes whatever is ahead."""
+
+
+class Never(Gate):
+    """Rejects every candidate."""
+
+    def judge(self, trial):
+        return "rejected"
+
+
+def test_a_gate_that_rejects_leaves_the_given_policy_bit_for_bit():
+    run, seen, envs = drive(Never(rest=5))
+    for seed in range(2):
+        assert same(jax.tree.map(lambda leaf, s=seed: leaf[s], run.pretrained.actor.net), POLICY)
+    assert all(trial.promoted == 0 and trial.rejected > 1 for trial in seen[-1][0])
+    assert run.env_step == len(envs.envs[0].log) == 200
+    learner = run.pretrained.parts["learner"].net
+    assert not same(jax.tree.map(lambda leaf: leaf[0], learner), POLICY)  # it did learn
+
+
+def test_a_promotion_deploys_what_was_judged():
+    _, seen, _ = drive(ALWAYS)
+    promoted = 0
+    for before, after in itertools.pairwise(seen):
+        for seed, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
+            champion = [jax.tree.map(lambda leaf, s=seed: leaf[s], moment[1]) for moment in (before, after)]
+            if new.promoted > old.promoted:
+                promoted += 1
+                assert same(champion[1], jax.tree.map(lambda leaf, s=seed: leaf[s], before[2]))
+            else:
+                assert same(*champion)
+            np.testing.assert_allclose(after[4][seed], new.radius, rtol=1e-6)
+            assert after[5][seed] == new.acting
+    assert promoted > 1
+
+
+def test_a_reset_returns_the_learner_to_the_champion():
+    _, seen, _ = drive(Never(rest=5))
+    resets = 0
+    for before, after in itertools.pairwise(seen):
+        for seed, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
+            if new is not old and new.verdict == "reset":
+                resets += 1
+                learner, champion = (jax.tree.map(lambda leaf, s=seed: leaf[s], after[k]) for k in (3, 1))
+                assert same(learner, champion)
+    assert resets > 1
+
+
+def test_seeds_decide_for_themselves():
+    together, alone = drive(ALWAYS)[1], drive(ALWAYS, seeds=1)[1]
+    assert [moment[0][0].promoted for moment in together] == [moment[0][0].promoted for moment in alone]
+    assert together[-1][0][0] != together[-1][0][1]
+
+
+def test_what_does_not_start_from_the_given_policy_is_refused():
+    jsrl = JSRL(SAC(networks=NETS), Linear(2.0, 2.0, 0))
+    with pytest.raises(SegueError, match="JSRL does not start from the given policy"):
+        drive(Gate(), method=jsrl)
+
+
+def test_a_gate_needs_a_policy():
+    phases = {"finetune": Guarded(PORL(LEARNER), 20, ONLINE, 1)}
+    with pytest.raises(SegueError, match="pre-trained actor"):
+        pipeline(start_module.start(SPEC, None, phases), phases, LockstepEnvs(Ragged, SPEC, range(1)))
+
+
+def test_without_a_gate_the_learner_itself_acts():
+    """The same phases, ungated: the released policy is the learner's."""
+    phases = {"collect": Collect(60, noise=0.05), "finetune": Online(PORL(LEARNER), 100, ONLINE, 1)}
+    envs = LockstepEnvs(Ragged, SPEC, range(1))
+    run = pipeline(start_module.start(SPEC, None, phases, policy=POLICY), phases, envs)
+    assert "learner" not in run.pretrained.parts
+    assert not same(jax.tree.map(lambda leaf: leaf[0], run.pretrained.actor.net), POLICY)
