@@ -112,8 +112,8 @@ def test_where_nothing_is_to_be_protected_only_progress_counts():
 
 
 def test_a_candidate_is_tried_nearer_then_the_learner_goes_back():
-    gate, trial = Gate(rest=0), measured(GIVEN)
-    trial = gate.begin(trial, 0)
+    gate = Gate(rest=0, radius=0.05)
+    trial = gate.begin(measured(GIVEN), 0)
     seen = []
     for _ in range(200):  # each fall must be earned back before the next
         trial = gate.after(trial, 50.0 if trial.acting else 100.0, 0)
@@ -124,7 +124,8 @@ def test_a_candidate_is_tried_nearer_then_the_learner_goes_back():
 
 
 def test_promotions_widen_the_trust_region():
-    gate, trial, radii = Gate(rest=0), Gate(rest=0).begin(measured(GIVEN), 0), []
+    gate, radii = Gate(rest=0, radius=0.05), []
+    trial = gate.begin(measured(GIVEN), 0)
     best = 100.0
     for _ in range(60):
         trial = gate.after(trial, best + 30 if trial.acting else best, 0)
@@ -135,7 +136,8 @@ def test_promotions_widen_the_trust_region():
 
 
 def test_the_champion_acts_in_every_fourth_episode():
-    gate, trial, who = Gate(rest=0), Gate(rest=0).begin(measured(GIVEN * 3), 0), []
+    gate, who = Gate(rest=0), []
+    trial = gate.begin(measured(GIVEN * 3), 0)
     for _ in range(12):
         trial = gate.after(trial, 100.0, 0)
         who.append(trial.acting)

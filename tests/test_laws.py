@@ -18,6 +18,8 @@ from segue.methods.backbone import AbstractBackbone, ActorCritic
 from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
+from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.gated import Gated
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
@@ -27,7 +29,7 @@ from segue.methods.sac import SAC
 from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
-from segue.methods.trust_region import TrustRegion
+from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
 from segue.nn.networks import Networks
 from segue.replay.next_actions import NextActionBatch
 from segue.replay.returns_to_go import ReturnsBatch
@@ -86,6 +88,7 @@ redq = SAC(
     policy_reduction="mean",
 )
 every = changed(redq, delay=1)
+ensemble = EnsembleTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
 trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
 
@@ -151,7 +154,19 @@ METHODS = {
     "opt-region": Law(
         OPT(backbone, trust_region=trust_region), "actor critic q_on", "actor critic", lacks="reference_policy"
     ),
+    "ensemble-td3": Law(ensemble, "actor critic", backbone=ensemble),
+    "ensemble-all": Law(changed(ensemble, subset=4), "actor critic", backbone=ensemble),
+    "appraise-ensemble": Law(
+        PolicyEvaluation(changed(ensemble, delay=1)),
+        "critic",
+        "actor critic",
+        uses="key",
+        backbone=changed(ensemble, delay=1),
+    ),
+    "porl-earned": Law(PORL(ensemble, EarnedTrustRegion()), "actor critic", backbone=ensemble, restarts="trust_radius"),
+    "gated": Law(Gated(PORL(ensemble, EarnedTrustRegion())), "critic learner", "actor trust_radius", backbone=ensemble),
     **under(spot, ""),
+    **under(changed(ensemble, delay=1), "", uses="key"),
     **under(iql, "value", uses=""),
     **under(rebrac, ""),
     **under(clone, ""),

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +16,10 @@ import safetensors.numpy
 from helpers import new
 
 from segue.cli import main
-from segue.core import Spec
+from segue.core import Spec, TrainState
 from segue.errors import DataError
-from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import EDGE, Deterministic, Gaussian, TanhGaussian
+from segue.nn.mlp import MLP
 from segue.policies import importers, policy_file, torch_files
 
 SB3 = Path(__file__).parent / "sb3"
@@ -394,3 +396,26 @@ def test_the_real_ones_return_what_they_are_known_to(real_data, file, env_id, lo
     found = evaluator(jax.tree.map(lambda leaf: leaf[None], actor)).returns.mean()
     evaluator.close()
     assert low <= found <= high
+
+
+@pytest.mark.parametrize("output", ["tanh-gaussian", "deterministic", "gaussian"])
+def test_an_action_outside_its_box_finds_the_way_back(output):
+    """A policy whose output is 3 is trained towards action 0.2: a plain clip has no slope there."""
+    mlp = MLP((2, 1), key=jax.random.key(0))
+    mlp = eqx.tree_at(lambda m: (m.layers[0].weight, m.layers[0].bias), mlp, (jnp.zeros((2, 1)), jnp.full(1, 3.0)))
+    actor = {
+        "deterministic": lambda: Deterministic(mlp, "clip"),
+        "gaussian": lambda: Gaussian(mlp, jnp.zeros(1), "clip"),
+        "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(1), "clip"),
+    }[output]()
+    obs, before = jnp.ones(2), actor.act(jnp.ones(2))
+    assert before >= EDGE - 1e-6
+    for target, moves in ((0.2, True), (5.0, False)):
+        train = TrainState.new(actor)
+        for _ in range(400):
+            loss = lambda net, t=target: (jnp.square(net.act(obs) - t).sum(), {})
+            train, _ = train.apply_gradient(loss, 0.02)
+        if moves:
+            np.testing.assert_allclose(train.net.act(obs), target, atol=0.02)
+        else:
+            np.testing.assert_allclose(train.net.mlp(obs), 3.0, rtol=1e-6)  # outwards there is nothing to gain

@@ -1,6 +1,7 @@
 """PORL, its siblings and the trust region: identities between recipes, limits, and tables worked by hand."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import equinox as eqx
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NETS, SPEC, at, pretrained, rows, same, seed_of, without
+from conftest import NETS, SPEC, at, close, pretrained, rows, same, seed_of, without
 from helpers import Ragged
 
 from segue.core import Clock, Linear, Pretrained, TrainState
 from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import spec_of
 from segue.errors import SegueError
+from segue.methods.bc import BC
 from segue.methods.direct import Direct
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
@@ -22,7 +24,7 @@ from segue.methods.opt import OPT
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.methods.td3 import TD3
-from segue.methods.trust_region import TrustRegion
+from segue.methods.trust_region import EarnedTrustRegion, Radius, TrustRegion
 from segue.nn.actors import Deterministic, TanhGaussian
 from segue.nn.mlp import MLP
 from segue.nn.networks import Networks
@@ -248,25 +250,49 @@ STEEP = lambda obs, action: 3.0 * action[0] - 4.0 * action[1] + obs.sum()
 """Its slope in the action is 5 everywhere."""
 
 
+HERE = lambda obs, action: action
+"""A deterministic policy's trusted action."""
+
+
 def test_the_trust_region_worked_by_hand():
-    trust_region, parts = (
-        TrustRegion(100, start=0.1, end=0.5),
-        {"reference_policy": TrainState.new(POLICY, target=False)},
-    )
+    parts = {"reference_policy": TrainState.new(POLICY, target=False)}
     obs, away = jnp.ones(3), jnp.array([0.3, -0.1])
     action = POLICY.act(obs) + away
     for step, radius in ((0, 0.1), (50, 0.3), (100, 0.5), (500, 0.5)):
         clock = Clock(*(jnp.asarray(t) for t in (0, 20 + step, 20)))
-        pull = 0.5 * (1 / radius - 1 / 0.5) * 5.0 * 0.1 / np.sqrt(2)
-        np.testing.assert_allclose(trust_region(STEEP, parts, clock)(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
+        pull = 5.0 * 0.1 / (2 * radius * np.sqrt(2))
+        held = TrustRegion(100, start=0.1, end=0.5)(STEEP, parts, clock, HERE)
+        np.testing.assert_allclose(held(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
+        earned = parts | {"trust_radius": TrainState.new(Radius(jnp.float32(radius)), target=False)}
+        held = EarnedTrustRegion()(STEEP, earned, clock, HERE)
+        np.testing.assert_allclose(held(obs, action), STEEP(obs, action) - pull, rtol=1e-6)
+
+
+def test_a_trust_region_does_not_punish_spread():
+    """Where a policy that samples is the reference policy itself, the penalty pulls at nothing, its spread included."""
+    actor = BC(networks=NETS, head="tanh-gaussian").new_actor(SPEC, key=KEY)
+    parts = {"reference_policy": TrainState.new(actor, target=False)} | TINY.init_parts(
+        SPEC, TrainState.new(actor), {}, key=KEY
+    )
+    batch = jax.tree.map(jnp.asarray, rows(24))
+
+    def slope(trust_region):
+        def loss(pi):
+            where = functools.partial(TINY.trusted_action, pi)
+            q = trust_region(STEEP, parts, at(0), where)
+            return TINY.policy_loss(pi, q, parts, batch, key=KEY, clock=at(0))[0]
+
+        return jax.grad(loss)(actor)
+
+    close(slope(TrustRegion()), slope(TrustRegion(100)), rtol=1e-5, atol=1e-6)
 
 
 def test_at_its_radius_the_pull_is_as_strong_as_the_critic_s():
     """The maximum of q' lies `start` away (root mean square over dimensions), whatever the scale of q."""
-    trust_region, obs = TrustRegion(100, start=0.1, end=1e9), jnp.ones(3)
+    trust_region, obs = TrustRegion(100, start=0.1), jnp.ones(3)
     parts = {"reference_policy": TrainState.new(POLICY, target=False)}
     for scale in (1e-3, 1.0, 1e4):
-        held = trust_region(lambda s, a, scale=scale: scale * STEEP(s, a), parts, at(0))
+        held = trust_region(lambda s, a, scale=scale: scale * STEEP(s, a), parts, at(0), HERE)
         best = POLICY.act(obs) + 0.1 * np.sqrt(2) * np.array([0.6, -0.8])
         slope = jax.grad(held, argnums=1)
         np.testing.assert_allclose(slope(obs, best), 0.0, atol=1e-5 * 5 * scale)
@@ -301,12 +327,9 @@ def test_a_trust_region_holds_any_fine_tuner(method):
     assert same(anchored.parts["reference_policy"].net, given.actor.net)
 
 
-def test_a_trust_region_is_off_by_default_and_ends():
+def test_a_trust_region_is_off_by_default():
     q = lambda s, a: 0.0
-    assert TrustRegion()(q, {}, at(0)) is q
-    obs, action = jnp.ones(3), jnp.zeros(2)
-    gone = TrustRegion(10)(STEEP, {"reference_policy": TrainState.new(POLICY, target=False)}, at(0, 10))
-    assert gone(obs, action) == STEEP(obs, action)
+    assert TrustRegion()(q, {}, at(0), HERE) is q
 
 
 # --- time limits -----------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class TrustRegion(AbstractTrustRegion):
 class EarnedTrustRegion(AbstractTrustRegion):
     """A trust region around the champion, whose radius a gate moves: it is the part "trust_radius"."""
 
-    start: float = 0.05
+    start: float = 0.15
     """Radius until the gate sets it, in units of actions from -1 to 1."""
 
     def anchored(self, learner: ActorCritic) -> ActorCritic:

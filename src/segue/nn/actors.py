@@ -1,6 +1,7 @@
 """Policies: networks with `act` (for evaluation) and `explore` (for training). They see one sample, not a batch."""
 
 import abc
+import functools
 from typing import Literal
 
 import equinox as eqx
@@ -22,9 +23,33 @@ EDGE = 1 - 1e-3
 """Bound on the mean of a tanh-Gaussian that is centred on a clipped action."""
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def clipped(x: Float[Array, " act"], bound: float) -> Float[Array, " act"]:
+    """Clip x to +-bound, with a gradient that leads back into the box.
+
+    Where x is outside, the gradient of a loss passes if its descent moves x inwards, and is 0 if it moves x outwards
+    (Hausknecht & Stone 2016, arXiv 1511.04143, invert it instead). The slope of a plain clip is 0 there, so that a
+    policy whose outputs are far outside, as many of PPO and A2C are, would never move.
+    """
+    return jnp.clip(x, -bound, bound)
+
+
+def _clipped_forward(x: Float[Array, " act"], bound: float) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+    return clipped(x, bound), x
+
+
+def _clipped_backward(
+    bound: float, x: Float[Array, " act"], gradient: Float[Array, " act"]
+) -> tuple[Float[Array, " act"]]:
+    return (jnp.where((jnp.abs(x) <= bound) | (x * gradient > 0), gradient, 0.0),)
+
+
+clipped.defvjp(_clipped_forward, _clipped_backward)
+
+
 def boxed(x: Float[Array, " act"], output: Output) -> Float[Array, " act"]:
     """Map a network's output to an action in [-1, 1]."""
-    return jnp.tanh(x) if output == "tanh" else jnp.clip(x, -1.0, 1.0)
+    return jnp.tanh(x) if output == "tanh" else clipped(x, 1.0)
 
 
 def normal_log_density(
@@ -130,7 +155,7 @@ class TanhGaussian(AbstractStochastic):
         else:
             mean, log_std = self.mlp(obs), self.log_std
         if self.output == "clip":
-            mean = jnp.arctanh(jnp.clip(mean, -EDGE, EDGE))
+            mean = jnp.arctanh(clipped(mean, EDGE))
         return mean, jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:

@@ -17,7 +17,7 @@ from segue.envs.make import read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator, act
 from segue.errors import DataError, SegueError, at_least
-from segue.nn.actors import AbstractActor
+from segue.nn.actors import EDGE, AbstractActor
 from segue.policies import importers, policy_file
 from segue.results import read, stats
 from segue.runs.config import plain_env
@@ -122,7 +122,7 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
     """
     spec, reward = read_spec(task.make), task.reward
     (actor,) = importers.read(str(task.policy), spec)[:1]
-    rewards, returns = [], []
+    rewards, returns, actions = [], [], []
     actors = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)
     env = task.make()
     try:
@@ -130,6 +130,7 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
             obs, over, seen = env.reset(seed=FRESH - 1 - episode)[0], False, []
             while not over:
                 action = np.asarray(act(actors, np.asarray(obs, np.float32)[None, None]))[0, 0]
+                actions.append(action)
                 obs, value, terminated, truncated, _ = env.step(np.asarray(spec.denormalise(action)))
                 seen.append(float(value))
                 over = terminated or truncated
@@ -140,7 +141,7 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
     if not quiet:
         print(
             f"The given policy returns {np.mean(returns):,.1f} (mean of {MEASURED} episodes, from {min(returns):,.1f} "
-            f"to {max(returns):,.1f}).",
+            f"to {max(returns):,.1f}); {np.mean(np.abs(actions) >= EDGE):.0%} of its action components lie at a bound.",
             file=sys.stderr,
         )
     low, high = np.percentile(np.concatenate([_discounted(each) for each in rewards]), (5, 95))

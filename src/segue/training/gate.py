@@ -135,7 +135,7 @@ class Gate(eqx.Module):
     """The champion acts in every so-many-th episode; the candidate in the others, while its cost allows it."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before the first candidate and after each return to the champion (inferred)."""
-    radius: float = 0.05
+    radius: float = 0.15
     """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square)."""
     radius_low: float = 0.02
     radius_high: float = 0.25
