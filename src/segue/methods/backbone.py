@@ -48,7 +48,7 @@ class AbstractBackbone(AbstractMethod):
     To add one, write a file with a final subclass that fills in the abstract members. It is then a complete method by
     itself, and every fine-tuner accepts it. A subclass may also replace these optional hooks, which have defaults:
     `new_critic`, `policy_due`, `targets_due`, `trusted_action`, `explorer`, `actor_rate`, `sampler`, `init_parts`,
-    `restart_parts`, `update_parts`, `update_multipliers` and `adapt_actor`.
+    `restart_parts`, `update_parts`, `update_multipliers`, `new_fit`, `fit` and `adapt_actor`.
     """
 
     actor_lr: eqx.AbstractVar[float]
@@ -142,6 +142,14 @@ class AbstractBackbone(AbstractMethod):
     ) -> tuple[Parts, Info]:
         """Update weights in the policy's loss, just before the policy moves; by default they stay the same."""
         return parts, {}
+
+    def new_fit(self) -> Parts:
+        """Return the parts in which `fit` keeps what it measures, at their start; by default none."""
+        return {}
+
+    def fit(self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray) -> Parts:
+        """Measure, while a given policy is frozen, what its fine-tuning should start from; by default nothing."""
+        return parts
 
     def adapt_actor(self, actor: TrainState) -> TrainState:
         """Convert a policy of another class into one that this backbone can train; by default return it unchanged."""

@@ -45,13 +45,23 @@ class PolicyEvaluation(AbstractMethod):
     """Probability of a uniformly random action at each step."""
     keep_critic: bool = eqx.field(static=True, default=False)
     """Continue with the critic of an earlier phase, if there is one, instead of a new one."""
+    fit: bool = eqx.field(static=True, default=False)
+    """Measure what fine-tuning should start from, such as the temperature that fits the given policy's spread."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "Policy evaluation", actor=_ADVICE)
-        return self.backbone.init(spec, _restarted(pretrained, self.backbone, self.keep_critic), key=key)
+        learner = self.backbone.init(spec, _restarted(pretrained, self.backbone, self.keep_critic), key=key)
+        parts = {**learner.parts, **self.backbone.new_fit()} if self.fit else learner.parts
+        return ActorCritic(learner.actor, learner.critics, parts)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
-        return step(self.backbone, learner, lambda q: q, batch, frozen=True, key=key, clock=clock)
+        if not self.fit:
+            return step(self.backbone, learner, lambda q: q, batch, frozen=True, key=key, clock=clock)
+        step_key, fit_key = jax.random.split(key)
+        learner, info = step(self.backbone, learner, lambda q: q, batch, frozen=True, key=step_key, clock=clock)
+        q = self.backbone.q_for_policy(learner.critics[0])
+        parts = self.backbone.fit(learner.parts, learner.actor, q, batch, key=fit_key)
+        return ActorCritic(learner.actor, learner.critics, parts), info
 
     def release(self, learner: ActorCritic) -> Pretrained:
         return self.backbone.release(learner)

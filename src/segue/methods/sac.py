@@ -34,6 +34,23 @@ class LogAlpha(eqx.Module):
     log_alpha: Float[Array, ""]
 
 
+class SpreadFit(eqx.Module):
+    """A network without inputs: what a given policy's spread says of the temperature, averaged over updates."""
+
+    q_slope: Float[Array, ""]
+    """dE[Q] / d(log sigma): what the critics would give for more spread."""
+    entropy_slope: Float[Array, ""]
+    """dH / d(log sigma)."""
+    entropy: Float[Array, ""]
+    """H: the policy's entropy."""
+
+    @property
+    def log_alpha(self) -> Float[Array, ""]:
+        """The logarithm of the temperature at which the policy's spread is stationary, between 1e-4 and 1."""
+        alpha = -self.q_slope / jnp.where(jnp.abs(self.entropy_slope) > 1e-6, self.entropy_slope, 1e-6)
+        return jnp.log(jnp.clip(alpha, 1e-4, 1.0))
+
+
 class AbstractSAC(AbstractBackbone):
     """A maximum-entropy actor-critic with a learned temperature and an ensemble of critics.
 
@@ -94,9 +111,12 @@ class AbstractSAC(AbstractBackbone):
         return actor
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        """Add the temperature and `more_parts`."""
-        alpha = self.temperature if actor.net.log_std is None else self.given_temperature
-        start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
+        """Add the temperature, the one that `fit` found if it did, and `more_parts`."""
+        if "spread" in parts:
+            start = LogAlpha(parts["spread"].net.log_alpha)
+        else:
+            alpha = self.temperature if actor.net.log_std is None else self.given_temperature
+            start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
         return {"temperature": TrainState.new(start, target=False), **self.more_parts(), **parts}
 
     def more_parts(self) -> Parts:
@@ -105,6 +125,26 @@ class AbstractSAC(AbstractBackbone):
 
     def restart_parts(self, parts: Parts) -> Parts:
         return {name: part for name, part in parts.items() if name != "temperature"}
+
+    def new_fit(self) -> Parts:
+        return {"spread": TrainState.new(SpreadFit(*(jnp.zeros(()) for _ in range(3))), target=False)}
+
+    def fit(self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray) -> Parts:
+        """Average the slopes of value and entropy in log sigma over some hundred updates.
+
+        At the temperature -q_slope / entropy_slope the given policy's spread is stationary: neither the critics nor the
+        entropy bonus pull harder. At a higher one the policy would first become random.
+        """
+
+        def averages(widen: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            keys = jax.random.split(key, len(batch.reward))
+            action, log_prob = jax.vmap(lambda obs, k: actor.net.sample(obs, k, widen))(batch.obs, keys)
+            return jax.vmap(q)(batch.obs, action).mean(), -log_prob.mean()
+
+        _, entropy = averages(jnp.zeros(()))
+        now = SpreadFit(*jax.jacrev(averages)(jnp.zeros(())), entropy)
+        fitted = jax.tree.map(lambda old, new: old + 0.01 * (new - old), parts["spread"].net, now)
+        return {**parts, "spread": TrainState.new(fitted, target=False)}
 
     def alpha(self, parts: Parts) -> Float[Array, ""]:
         """Return the temperature."""
@@ -137,9 +177,10 @@ class AbstractSAC(AbstractBackbone):
     def update_multipliers(
         self, parts: Parts, actor: TrainState, batch: Any, *, key: PRNGKeyArray
     ) -> tuple[Parts, Info]:
-        """Move the temperature towards the target entropy."""
+        """Move the temperature towards the target entropy: the given policy's own where `fit` has measured it."""
         _, log_prob = jax.vmap(actor.net.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
-        excess = (log_prob + self.target_entropy * batch.action.shape[-1]).mean()
+        target = parts["spread"].net.entropy if "spread" in parts else self.target_entropy * batch.action.shape[-1]
+        excess = (log_prob + target).mean()
 
         def loss(net: LogAlpha) -> tuple[Float[Array, ""], Info]:
             return -net.log_alpha * excess, {"entropy": -log_prob.mean()}

@@ -164,9 +164,13 @@ class TanhGaussian(AbstractStochastic):
     def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         return self.sample(obs, key)[0]
 
-    def sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
-        """Draw an action, differentiable in the parameters; return it and its log-density."""
+    def sample(
+        self, obs: Float[Array, " obs"], key: PRNGKeyArray, widen: float | Float[Array, ""] = 0.0
+    ) -> tuple[Float[Array, " act"], Float[Array, ""]]:
+        """Draw an action, differentiable in the parameters; return it and its log-density. `widen` is added to
+        log_std."""
         mean, log_std = self.halves(obs)
+        log_std = log_std + widen
         raw = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         return jnp.tanh(raw), normal_log_density(raw, mean, log_std) - _log_slope(raw)
 

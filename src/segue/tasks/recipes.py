@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from segue.core import Linear
+from segue.core import Clock, Linear
 from segue.methods.backbone import AbstractBackbone
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
@@ -13,7 +13,7 @@ from segue.methods.opt import OPT, MetaCritic
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.methods.spot import BehaviourDensity
-from segue.methods.trust_region import EarnedTrustRegion
+from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
 from segue.tasks.budget import PAPER, Budget
@@ -101,19 +101,20 @@ def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """Collect with the frozen policy, then continue with the offline critic (OPT's "TD3" rows; replay inferred)."""
     before, backbone = _before(task, budget)
+    fine = Direct(backbone, trust_region=_trust_region(budget))
     return {
         **before,
-        "finetune": Online(Direct(backbone), budget.online, replay or backbone.sampler(), _utd(task, budget)),
+        "finetune": Online(fine, budget.online, replay or backbone.sampler(), _utd(task, budget)),
     }
 
 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune with both (Eq. 4)."""
     before, backbone = _before(task, budget)
-    learn = OPT(backbone, _kappa(task, budget))
+    learn = OPT(backbone, _kappa(task, budget), trust_region=_trust_region(budget))
     return {
         **before,
-        "pretrain": Train(MetaCritic(backbone), budget.pretrain, Paired()),
+        "pretrain": Train(MetaCritic(_first(backbone, budget, budget.pretrain)), budget.pretrain, Paired()),
         "finetune": Online(learn, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
@@ -121,10 +122,12 @@ def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which alone is then used (Figure 7)."""
     before, backbone = _before(task, budget)
+    first = MetaCritic(_first(backbone, budget, budget.pretrain), trainee="critic")
+    fine = Direct(backbone, trust_region=_trust_region(budget))
     return {
         **before,
-        "pretrain": Train(MetaCritic(backbone, trainee="critic"), budget.pretrain, Paired()),
-        "finetune": Online(Direct(backbone), budget.online, replay or Balanced(), _utd(task, budget)),
+        "pretrain": Train(first, budget.pretrain, Paired()),
+        "finetune": Online(fine, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
 
@@ -154,10 +157,11 @@ def porl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
     presample = task.constants.presample if budget.presample is None else budget.presample
+    first = PolicyEvaluation(_first(sac, budget, presample * utd), fit=budget.calibrated)
     return {
         **_policy(task, budget),
-        "presample": Online(PolicyEvaluation(sac), presample, sampler, utd),
-        "finetune": Online(PORL(sac), budget.online, sampler, utd),
+        "presample": Online(first, presample, sampler, utd),
+        "finetune": Online(PORL(_slower(sac, budget, utd), _trust_region(budget)), budget.online, sampler, utd),
     }
 
 
@@ -165,7 +169,8 @@ def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSampler | No
     """PORL without its first stage: the given policy and untrained critics. This baseline collapses."""
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
-    return {**_policy(task, budget), "finetune": Online(PORL(sac, keep_critic=False), budget.online, sampler, utd)}
+    fine = PORL(_slower(sac, budget, utd), _trust_region(budget), keep_critic=False)
+    return {**_policy(task, budget), "finetune": Online(fine, budget.online, sampler, utd)}
 
 
 def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
@@ -176,13 +181,13 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     sac, utd = _sac(task, budget, 4)
     shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
     calql = dataclasses.replace(task.constants.backbones["calql"], **(shared | {"delay": 1}))
-    offline = calql if task.policy is None else PolicyEvaluation(calql, epsilon=0.0)
+    first = _first(calql, budget, budget.offline)
+    offline = calql if task.policy is None else PolicyEvaluation(first, epsilon=0.0, fit=budget.calibrated)
+    fine = Direct(_slower(sac, budget, utd), reset_optimizers=False, trust_region=_trust_region(budget))
     return {
         "offline": Train(offline, budget.offline, calql.sampler(budget.batch or 256)),
         "collect": Collect(budget.warmup, noise=sac.explore_noise),
-        "finetune": Online(
-            Direct(sac, reset_optimizers=False), budget.online, replay or online_only(budget.batch or 256), utd
-        ),
+        "finetune": Online(fine, budget.online, replay or online_only(budget.batch or 256), utd),
     }
 
 
@@ -235,7 +240,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     """
     utd, updates = budget.updates_per_step or 2, 10_000
     learner = EnsembleTD3(critics=budget.critics or 2, delay=max(utd, 1))
-    first = dataclasses.replace(learner, polyak=calibrated_polyak(updates, learner.discount))
+    first = _calibrated(learner, updates)
     collect = Collect(10_000, episodes=10, noise=learner.explore_noise)
     batch = budget.batch or 256
     if task.dataset is None:
@@ -256,15 +261,6 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     return guarded(phases, Gate(score=task.score))
 
 
-def calibrated_polyak(updates: int, discount: float) -> float:
-    """Return the rate of target networks with which so many updates carry 0.99 of a value.
-
-    After n updates at rate tau at most 1 - exp(-(1 - discount) tau n) of it has arrived, because every update of the
-    target adds one step of the horizon at rate tau.
-    """
-    return min(max(5.0 / ((1.0 - discount) * max(updates, 1)), 0.005), 0.05)
-
-
 RECIPES: dict[str, Callable[..., Phases]] = {
     "opt": opt,
     "opt-single": opt_single,
@@ -278,6 +274,36 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
 }
+
+
+def _calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
+    """Return the backbone with target networks so fast that, after so many updates, they carry 0.99 of a value.
+
+    After n updates, every `delay`-th of which moves the targets at rate tau, at most 1 - exp(-(1 - discount) tau n /
+    delay) of it has arrived, because each move adds one step of the horizon at rate tau. Rates lie between the
+    backbone's own and 0.05.
+    """
+    moves = updates * (1.0 if backbone.targets_due(Clock(0, 0, 0)) is True else 1.0 / backbone.delay)  # pyright: ignore
+    polyak = 5.0 / ((1.0 - backbone.discount) * max(moves, 1.0))
+    return dataclasses.replace(backbone, polyak=min(max(polyak, backbone.polyak), 0.05))  # pyright: ignore
+
+
+def _first(backbone: AbstractBackbone, budget: Budget, updates: int) -> AbstractBackbone:
+    """Return the backbone of a first stage of so many updates, in which critics learn for a frozen policy."""
+    return _calibrated(backbone, updates) if budget.calibrated else backbone
+
+
+def _slower(sac: SAC, budget: Budget, utd: int) -> SAC:
+    """Return SAC with the policy's rate in proportion to the critics' updates between two of its steps (inferred).
+
+    The papers' rate is for 16 updates; with fewer the policy would run ahead of its critics.
+    """
+    return dataclasses.replace(sac, actor_lr=sac.actor_lr * min(utd / 16, 1.0)) if budget.calibrated else sac
+
+
+def _trust_region(budget: Budget) -> TrustRegion:
+    """Return the trust region of a budget: none in the papers', one that grows over the run in Segue's own."""
+    return TrustRegion(until=budget.online) if budget.calibrated else TrustRegion()
 
 
 def _utd(task: Task, budget: Budget) -> int:
