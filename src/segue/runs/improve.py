@@ -76,6 +76,7 @@ def improve(
     seeds: int = 1,
     seed: int = 0,
     quiet: bool = True,
+    evaluate_steps: int | None = None,
     **options: Any,
 ) -> list[Verdict]:
     """Improve the task's policy and return a verdict for each seed.
@@ -90,6 +91,7 @@ def improve(
         seeds: independent repetitions; each has its own gate.
         seed: the first seed's number.
         quiet: no progress display.
+        evaluate_steps: env steps from one evaluation of the deployed policy to the next; None: a twelfth of all.
         options: other arguments of `segue.run`.
 
     Raises:
@@ -102,7 +104,7 @@ def improve(
         )
     disk.new_folder(Path(out)).rmdir()  # refuses one that holds something before any episode is played
     task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
-    every = max(env_steps // 12, 1)
+    every = evaluate_steps or max(env_steps // 12, 1)
     budget = dataclasses.replace(
         SMALL, online=env_steps, evaluate_steps=every, episodes=MEASURED, updates_per_step=None
     )

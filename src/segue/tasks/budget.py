@@ -48,7 +48,7 @@ class Budget:
     batch: int | None = None
     """Rows in a batch of these methods; None: the method's number."""
     calibrated: bool = False
-    """Segue's own settings, without which policies fall at budgets far below the papers'. The target networks of a first
+    """Segue's own settings, without which policies fall at budgets far below the papers'. Target networks of a first
     stage move as fast as its length asks; PORL's temperature fits the given policy, and the rate of its policy falls
     with the updates per env step; and a trust region grows from 0.05 to 0.25 over the run."""
 

@@ -1,0 +1,113 @@
+"""Does the guard keep its promise? Improve given policies with and without it: `make evidence-guard`.
+
+    improve        `segue improve`: the gate, and a trust region whose radius the gate moves
+    trust-region   the same learner, acting itself, with a trust region of radius 0.15 around the given policy
+    neither        the same learner, acting itself, without a trust region
+
+The policies are files of other projects and not part of this one: SEGUE_TEST_DATA names the folder that has them
+(sb3_zoo, mujoco_trpo_ladder, adroit). Runs are kept in runs/guard, and a call continues what an earlier one began;
+`--collect` writes the raw returns to results/guard. An hour of one core is about four runs of 30,000 env steps.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import segue
+from segue.envs.reward import Reward
+from segue.methods.trust_region import TrustRegion
+from segue.runs import improve as improving
+from segue.system import machine
+from segue.tasks.budget import SMALL
+from segue.tasks.recipes import improve as recipe
+from segue.tasks.task import Task
+from segue.training.phases import Online
+
+HERE = Path(__file__).resolve().parent
+POLICIES = {
+    "hopper": ("hopper-medium", "sb3_zoo/sac_Hopper-v3.npz"),
+    "walker2d": ("walker2d-medium", "mujoco_trpo_ladder/log_Walker2d-v1_1_snapshots.npz:3"),
+    "halfcheetah": ("halfcheetah-medium", "mujoco_trpo_ladder/log_HalfCheetah-v1_2_snapshots.npz:10"),
+    "pen": ("pen-expert", "adroit/policy_pen-v0.npz"),
+    "halfcheetah-good": ("halfcheetah-medium", "sb3_zoo/sac_HalfCheetah-v3.npz"),
+}
+ARMS = ("improve", "trust-region", "neither")
+
+
+def given(name: str) -> Task:
+    """Return the task of a row, with its policy and without a dataset."""
+    task, policy = POLICIES[name]
+    path = Path(os.environ["SEGUE_TEST_DATA"]) / policy
+    return dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
+
+
+def ungated(task: Task, env_steps: int, trust_region: TrustRegion) -> dict:
+    """Return the phases of `improve`, in which the learner itself acts."""
+    phases = recipe(task, dataclasses.replace(SMALL, online=env_steps, updates_per_step=None, critics=None))
+    guarded = phases["finetune"]
+    method = dataclasses.replace(guarded.method, trust_region=trust_region)
+    fine = Online(
+        method, guarded.until, sampler=guarded.sampler, updates_per_step=guarded.updates_per_step
+    )  # fmt: skip
+    return {**phases, "finetune": fine}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--env-steps", type=int, default=30_000)
+    parser.add_argument("--out", type=Path, default=Path("runs/guard"))
+    parser.add_argument("--collect", action="store_true", help="only copy what there is to results/guard")
+    args = parser.parse_args()
+    machine.compile_cache()
+    for seed in args.seeds:
+        for row in args.rows:
+            for arm in args.arms:
+                out = args.out / f"{row}-{arm}-{seed}"
+                if not args.collect:
+                    run(row, arm, seed, args.env_steps, out)
+                keep(out)
+
+
+def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
+    """Run one trial, or go on with it; do nothing where it is finished."""
+    status = out / "status.json"
+    word = json.loads(status.read_text())["status"] if status.exists() else None
+    if word == "finished" and (arm != "improve" or (out / "verdict.json").exists()):
+        return
+    task = given(row)
+    every = max(env_steps // 30, 1)
+    if word is not None and (out / "commits").exists():
+        if word != "finished":
+            segue.resume(out)
+    elif arm == "improve":
+        segue.improve(task, out=out, env_steps=env_steps, seed=seed, evaluate_steps=every)
+    else:
+        region = TrustRegion(1, 0.15, 0.15) if arm == "trust-region" else TrustRegion()
+        reward: Reward = improving.scaled_reward(task)
+        budget = dataclasses.replace(SMALL, online=env_steps, evaluate_steps=every, episodes=5)
+        segue.run(
+            ungated(task, env_steps, region), dataclasses.replace(task, reward=reward), out=out, seed=seed,
+            budget=budget, about={"recipe": arm},
+        )  # fmt: skip
+    if arm == "improve":
+        print(row, seed, *improving.verdicts(out), flush=True)
+
+
+def keep(out: Path) -> None:
+    """Copy a trial's settings, raw returns, episodes and verdict to results/guard."""
+    target = HERE / "results" / "guard" / out.name
+    for name in ("config.json", "returns.jsonl", "episodes.jsonl", "verdict.json", "status.json"):
+        if (out / name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / name, target / name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
