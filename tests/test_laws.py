@@ -123,6 +123,13 @@ METHODS = {
     "appraise-redq": Law(
         PolicyEvaluation(every, keep_critic=True), "critic", "temperature", uses="key", backbone=every
     ),
+    "appraise-fit": Law(
+        PolicyEvaluation(sac, fit=True),
+        "critic spread temperature",
+        "actor critic temperature",
+        uses="key",
+        backbone=sac,
+    ),
     "appraise-td3": Law(PolicyEvaluation(backbone), "critic", "actor critic"),
     "appraise-iql": Law(PolicyEvaluation(iql), "critic value", "actor critic", uses="", backbone=iql),
     "appraise-calql": Law(

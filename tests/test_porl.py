@@ -22,7 +22,7 @@ from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT
 from segue.methods.porl import PORL, PolicyEvaluation
-from segue.methods.sac import SAC
+from segue.methods.sac import SAC, SpreadFit
 from segue.methods.td3 import TD3
 from segue.methods.trust_region import EarnedTrustRegion, Radius, TrustRegion
 from segue.nn.actors import Deterministic, TanhGaussian
@@ -330,6 +330,53 @@ def test_a_trust_region_holds_any_fine_tuner(method):
 def test_a_trust_region_is_off_by_default():
     q = lambda s, a: 0.0
     assert TrustRegion()(q, {}, at(0), HERE) is q
+
+
+# --- the temperature that fits a given policy ------------------------------------------------------------------------
+
+
+def test_a_fitted_temperature_leaves_the_spread_where_it_is():
+    """At the fitted temperature, the slope of SAC's loss in the policy's spread is 0; its entropy is the target."""
+    sac = SAC(networks=NETS)
+    actor = TrainState.new(TanhGaussian(MLP((3, 8, 2), key=KEY), jnp.full(2, -1.0)))
+    critic = lambda obs, action: -jnp.square(action - 0.2).sum()  # more spread is worse
+    batch = jax.tree.map(jnp.asarray, rows(512))
+    parts = sac.new_fit()
+    fit = jax.jit(lambda parts, key: sac.fit(parts, actor, critic, batch, key=key))
+    for k in range(800):
+        parts = fit(parts, jax.random.fold_in(KEY, k))
+    fitted = parts["spread"].net
+    assert 1e-3 < float(jnp.exp(fitted.log_alpha)) < 1.0
+    started = sac.init_parts(SPEC, actor, {"spread": parts["spread"]}, key=KEY)
+    np.testing.assert_allclose(started["temperature"].net.log_alpha, fitted.log_alpha)
+
+    def loss(log_std, key):
+        pi = eqx.tree_at(lambda p: p.log_std, actor.net, log_std)
+        return sac.policy_loss(pi, critic, started, batch, key=key, clock=at(0))[0]
+
+    slopes = [jax.grad(loss)(actor.net.log_std, jax.random.fold_in(KEY, 10_000 + k)).sum() for k in range(40)]
+    alone = eqx.tree_at(lambda p: p["temperature"].net.log_alpha, started, jnp.log(1.0))
+    started = alone
+    at_one = [jax.grad(loss)(actor.net.log_std, jax.random.fold_in(KEY, 10_000 + k)).sum() for k in range(40)]
+    assert abs(np.mean(slopes)) < 0.1 * abs(np.mean(at_one))
+    entropies = [-np.mean(jax.vmap(lambda o, k: actor.net.log_prob(o, actor.net.explore(o, k)))(
+        batch.obs, jax.random.split(jax.random.fold_in(KEY, 20_000 + k), 512))) for k in range(10)]  # fmt: skip
+    np.testing.assert_allclose(fitted.entropy, np.mean(entropies), atol=0.1)
+
+
+def test_the_target_entropy_is_the_given_policy_s():
+    sac = SAC(networks=NETS)
+    actor = TrainState.new(TanhGaussian(MLP((3, 8, 2), key=KEY), jnp.full(2, -1.0)))
+    batch = jax.tree.map(jnp.asarray, rows(24))
+    spread = lambda entropy: {
+        "spread": TrainState.new(SpreadFit(*map(jnp.float32, (-0.1, 1.0, entropy))), target=False)
+    }
+    moved = {}
+    for entropy in (-9.0, 9.0):
+        parts = sac.init_parts(SPEC, actor, spread(entropy), key=KEY)
+        after, _ = sac.update_multipliers(parts, actor, batch, key=KEY)
+        moved[entropy] = float(after["temperature"].net.log_alpha - parts["temperature"].net.log_alpha)
+    assert moved[-9.0] < 0 < moved[9.0]
 
 
 # --- time limits -----------------------------------------------------------------------------------------------------

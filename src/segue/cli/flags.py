@@ -12,9 +12,10 @@ from segue.errors import SegueError, nearest
 from segue.runs import config, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
-from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
+from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS, guarded
 from segue.tasks.suite import task
 from segue.tasks.task import Task
+from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
 
@@ -36,6 +37,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
     first.add_argument("--clip-actions", action="store_true")
+    first.add_argument("--guard", action="store_true")
     chosen, _ = first.parse_known_args(argv)
     wants_help = "-h" in argv or "--help" in argv
     chosen.recipe = next(iter(argv), None)
@@ -67,6 +69,8 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
     plain = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
+    if chosen.guard:
+        plain = guarded(plain, Gate(score=job.score))
     options, phases = _flags(argv, chosen.recipe, preset, plain, job)
     config.in_order(phases, options["from_"])
     options["lengths"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
@@ -109,6 +113,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
         """The budget: the paper's, or a quick first look."""
+        guard: bool = False
+        """Put a gate around fine-tuning, so that the deployed policy is replaced only by one that proved itself."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """Where fine-tuning batches come from; None: the recipe's choice."""
         score: tuple[float, float] | None = None

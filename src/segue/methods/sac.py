@@ -136,15 +136,17 @@ class AbstractSAC(AbstractBackbone):
         entropy bonus pull harder. At a higher one the policy would first become random.
         """
 
-        def averages(widen: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        def averages(widen: Float[Array, ""]) -> tuple[Any, Float[Array, ""]]:
             keys = jax.random.split(key, len(batch.reward))
             action, log_prob = jax.vmap(lambda obs, k: actor.net.sample(obs, k, widen))(batch.obs, keys)
-            return jax.vmap(q)(batch.obs, action).mean(), -log_prob.mean()
+            entropy = -log_prob.mean()
+            return (jax.vmap(q)(batch.obs, action).mean(), entropy), entropy
 
-        _, entropy = averages(jnp.zeros(()))
-        now = SpreadFit(*jax.jacrev(averages)(jnp.zeros(())), entropy)
+        slopes, entropy = jax.jacrev(averages, has_aux=True)(jnp.zeros(()))
+        now = SpreadFit(*slopes, entropy)
         fitted = jax.tree.map(lambda old, new: old + 0.01 * (new - old), parts["spread"].net, now)
-        return {**parts, "spread": TrainState.new(fitted, target=False)}
+        temperature = TrainState.new(LogAlpha(fitted.log_alpha), target=False)
+        return {**parts, "spread": TrainState.new(fitted, target=False), "temperature": temperature}
 
     def alpha(self, parts: Parts) -> Float[Array, ""]:
         """Return the temperature."""

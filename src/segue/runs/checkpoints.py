@@ -109,7 +109,8 @@ class Best:
 
 
 class Champion(NullHook):
-    """Keeps the deployed policy of a guarded phase as champion-S, from its start and after each promotion.
+    """Keeps the deployed policy of a guarded phase as champion-S, from its start and after each promotion, and the one
+    that the phase began with as initial-S.
 
     A file is replaced as a whole, so that it holds the champion at every moment. What finds no room is tried again.
     """
@@ -120,13 +121,15 @@ class Champion(NullHook):
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self.written = ()
+        self._write(name, phase, phase_state, "initial")
+        self.written = ()
         self._write(name, phase, phase_state)
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         self._write(name, phase, phase_state)
         return phase_state
 
-    def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+    def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState, stem: str = "champion") -> None:
         deployed = phase.deployments(phase_state)
         if deployed == self.written:
             return
@@ -138,7 +141,7 @@ class Champion(NullHook):
             for seed in range(len(deployed)):
                 if deployed[seed] != before[seed]:
                     about = {**self.about, "phase": name, "env_step": phase_state.env_step, "deployed": deployed[seed]}
-                    self.writer.write_of(actor.net, seed, self.spec, about)(self.folder / f"champion-{seed}")
+                    self.writer.write_of(actor.net, seed, self.spec, about)(self.folder / f"{stem}-{seed}")
             self.written = deployed
         except OSError as error:
             print(f"segue: the deployed policy could not be saved yet ({error}).", file=sys.stderr, flush=True)

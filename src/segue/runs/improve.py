@@ -21,7 +21,6 @@ from segue.nn.actors import EDGE, AbstractActor
 from segue.policies import importers, policy_file
 from segue.results import read, stats
 from segue.runs.config import plain_env
-from segue.runs.job import GIVEN
 from segue.runs.run import run
 from segue.system import disk
 from segue.tasks.budget import SMALL
@@ -173,11 +172,10 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
     config = disk.read_json(folder / "config.json")
     make = Task(plain_env(config, folder / "config.json") if env_id is None else env_id).make
     spec, last = read_spec(make), _last_trials(folder)
-    given = policy_file.load(folder / GIVEN)[0]
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):
         path = folder / f"champion-{number}.safetensors"
-        champion = policy_file.load(path)[0]
+        champion, given = policy_file.load(path)[0], policy_file.load(folder / f"initial-{number}.safetensors")[0]
         before = _returns(make, spec, given)
         after = _returns(make, spec, champion) if promoted else before
         half = float(stats.half_width((after - before)[None])[0]) if promoted else 0.0

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from segue.core import Clock, Linear
+from segue.errors import SegueError
 from segue.methods.backbone import AbstractBackbone
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
@@ -225,8 +226,11 @@ def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 
 def guarded(phases: Phases, gate: Gate) -> Phases:
     """Return a recipe's phases with a gate around fine-tuning, and a trust region whose radius the gate moves."""
-    online = phases["finetune"]
-    assert isinstance(online, Online)
+    online = phases.get("finetune")
+    if isinstance(online, Guarded):
+        return phases
+    if not isinstance(online, Online):
+        raise SegueError("A gate needs a recipe that fine-tunes: this one only learns from data.")
     fields = {field.name: getattr(online, field.name) for field in dataclasses.fields(Online)}
     if hasattr(online.method, "trust_region"):
         fields["method"] = dataclasses.replace(online.method, trust_region=EarnedTrustRegion())  # pyright: ignore
