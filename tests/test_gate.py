@@ -204,7 +204,7 @@ def test_decisions_at_a_hundredth_and_a_hundredfold():
         gate, found = Gate(rest=0), []
         trial = gate.begin(Trial(), 0)
         for each in returns:
-            trial = gate.after(trial, scale * (each + 10 * trial.acting), 0)
+            trial = gate.after(trial, scale * (each + 40 * trial.acting), 0)
             found.append((trial.acting, trial.verdict, trial.need))
         return found
 
@@ -283,7 +283,7 @@ def drive(gate, *, seeds=2, until=200, method=None):
     return run, watch.seen, envs
 
 
-ALWAYS = dataclasses.replace(Gate(rest=5, fewest=1, most=2), risk=0.999, margin=1e6)
+ALWAYS = dataclasses.replace(Gate(rest=5, min_episodes=1, max_episodes=2), risk=0.999, margin=1e6)
 """Promotes whatever is ahead."""
 
 

@@ -1,7 +1,7 @@
 """A fine-tuning method whose policy does not act until it has been judged: see `segue.training.gate`.
 
 Any method is wrapped from outside. Its learner goes on learning from all rows; the champion or the candidate acts, by
-its deterministic action with Gaussian noise, so that returns of the two compare.
+its deterministic action, with Gaussian noise in the champion's exploring episodes.
 """
 
 from typing import Any

@@ -58,7 +58,8 @@ class Verdict:
         if self.promoted == 0:
             head = f"Kept the given policy ({self.given:,.0f}): {counts}, none better."
         else:
-            word = "Improved" if low > 0 else "Replaced the given policy, and the difference may be chance"
+            chance = "Replaced the given policy, and the difference may be chance"
+            word = "Improved" if low > 0 else "Worse in these episodes" if high < 0 else chance
             head = (
                 f"{word}: {self.given:,.0f} -> {self.deployed:,.0f} (95 % interval of the difference {low:+,.0f} to "
                 f"{high:+,.0f}, {JUDGED} episodes each). {counts[0].upper() + counts[1:]}, {self.promoted} promoted."

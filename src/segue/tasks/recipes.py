@@ -245,7 +245,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     utd, updates = budget.updates_per_step or 2, 10_000
     learner = EnsembleTD3(critics=budget.critics or 2, delay=max(utd, 1))
     first = _calibrated(learner, updates)
-    collect = Collect(10_000, episodes=10, noise=learner.explore_noise)
+    collect = Collect(min(10_000, budget.online // 2), episodes=10, noise=learner.explore_noise)
     batch = budget.batch or 256
     if task.dataset is None:
         online = replay or online_only(batch)

@@ -4,8 +4,10 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     champion        the policy that is deployed, evaluated and exported; at first the given one
     candidate       a frozen snapshot of the learner, or a point between the champion and the learner
 
-Champion and candidate take turns at acting, an episode at a time and with the same exploration noise. A candidate is
-judged twice, after n and after 2 n of its episodes (s: pooled standard deviation; L: the lowest return so far):
+Champion and candidate take turns at acting, an episode at a time. The candidate acts as it would be deployed, without
+noise, and so did the given policy when J_0 was measured; the champion's other episodes explore, with noise, and judge
+nothing. A candidate is judged twice, after n and after 2 n of its episodes (s: pooled standard deviation; L: the lowest
+return so far):
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
@@ -54,7 +56,7 @@ class Trial(NamedTuple):
     """What one seed's gate has seen, and the candidate's trial in progress."""
 
     given: Tally = Tally()
-    """Episodes of the given policy, before there was a candidate."""
+    """Episodes of the given policy without noise, before there was a candidate."""
     champion: Tally = Tally()
     candidate: Tally = Tally()
     episodes: int = 0
@@ -72,6 +74,8 @@ class Trial(NamedTuple):
     """No candidate is taken before this env step."""
     acting: bool = False
     """Whether the candidate acts in the present episode."""
+    exploring: bool = False
+    """Whether the champion acts with noise in the present episode."""
     acted: bool = False
     """Whether the candidate acted in the last episode."""
     verdict: str = ""
@@ -85,14 +89,13 @@ class Trial(NamedTuple):
         """Whether there is a candidate that has not acted yet."""
         return self.need > 0 and self.candidate.count == 0
 
+    def seen(self, returned: float) -> "Trial":
+        """Count an episode that judges nothing."""
+        return self._replace(episodes=self.episodes + 1, lowest=min(self.lowest, returned))
+
     def measured(self, returned: float) -> "Trial":
-        """Add an episode of the given policy."""
-        return self._replace(
-            given=self.given.add(returned),
-            champion=self.champion.add(returned),
-            episodes=self.episodes + 1,
-            lowest=min(self.lowest, returned),
-        )
+        """Add an episode of the given policy without noise."""
+        return self.seen(returned)._replace(given=self.given.add(returned), champion=self.champion.add(returned))
 
 
 def json_of(trial: Trial) -> dict[str, Any]:
@@ -125,14 +128,16 @@ class Gate(eqx.Module):
     """A candidate counts as not worse while it is within this share of J_0 - L below J_0."""
     risk: float = 0.05
     r"""\delta: the probability with which a candidate that is worse by more than the margin is promoted."""
-    fewest: int = eqx.field(static=True, default=3)
+    min_episodes: int = eqx.field(static=True, default=3)
     """The smallest number of episodes of a first judgement."""
-    most: int = eqx.field(static=True, default=20)
+    max_episodes: int = eqx.field(static=True, default=20)
     """The largest."""
     variation: float = 0.15
     """A first judgement takes (v / this)^2 episodes, v the coefficient of variation of returns within policies."""
+    measured_episodes: int = eqx.field(static=True, default=5)
+    """Episodes in which J_0 is measured (inferred)."""
     champion_every: int = eqx.field(static=True, default=4)
-    """The champion acts in every so-many-th episode; the candidate in the others, while its cost allows it."""
+    """The champion explores in every so-many-th episode; the candidate acts in the others, while its cost allows it."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before the first candidate and after each return to the champion (inferred)."""
     radius: float = 0.15
@@ -142,13 +147,14 @@ class Gate(eqx.Module):
     """Bounds on the radius: promotions multiply it by 1.5 (by 2 where a judgement takes 12 episodes or more), and
     each return to the champion halves it."""
     noise: float = 0.05
-    """Standard deviation of the exploration noise of champion and candidate, clipped to +-0.5."""
+    """Standard deviation of the champion's exploration noise, clipped to +-0.5."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """Returns with the scores 0 and 100, where they are known. The first is a lowest return that need not be seen, and
     a given policy within 2 % of it has nothing to protect."""
 
     def __check_init__(self):
-        at_least(1, fewest=self.fewest, most=self.most, champion_every=self.champion_every)
+        at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes, champion_every=self.champion_every)
+        at_least(2, measured_episodes=self.measured_episodes)
         at_least(0, rest=self.rest)
         if isinstance(self.share, int | float) and not (0 < self.share <= 1 and 0 < self.risk < 1 and self.margin >= 0):
             raise SegueError("A gate needs 0 < share <= 1, 0 < risk < 1 and margin >= 0.")
@@ -163,7 +169,9 @@ class Gate(eqx.Module):
         return self.score is None or self.span(trial) > 0.02 * (self.score[1] - self.score[0])
 
     def purse(self, trial: Trial) -> float:
-        """Return what training may still cost, in units of returns."""
+        """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
+        if trial.given.count == 0:
+            return 0.0
         return float(self.share) * self.span(trial) * trial.episodes - trial.cost
 
     def affords(self, trial: Trial) -> bool:
@@ -177,7 +185,7 @@ class Gate(eqx.Module):
         std, _ = pooled_std(trial.given, trial.champion)
         scale = max(abs(trial.given.mean), self.span(trial))
         variation = std / scale if scale > 0 else 0.0
-        return min(max(math.ceil((variation / float(self.variation)) ** 2), self.fewest), self.most)
+        return min(max(math.ceil((variation / float(self.variation)) ** 2), self.min_episodes), self.max_episodes)
 
     def judge(self, trial: Trial) -> str:
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
@@ -201,8 +209,9 @@ class Gate(eqx.Module):
         return "unproven" if last else ""
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
-        """Return the trial at the start of a guarded phase; the given policy acts first."""
-        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting=False)
+        """Return the trial at the start of a guarded phase. The given policy acts first; the episode in progress, which
+        may have begun in an earlier phase, judges nothing."""
+        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting=False, exploring=True)
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: its verdict, whether there is a candidate, and who acts next.
@@ -210,25 +219,18 @@ class Gate(eqx.Module):
         A candidate that is `waiting` is taken anew from the learner, so that it is as young as possible when it acts.
         """
         if trial.acting:
-            trial = trial._replace(
-                candidate=trial.candidate.add(returned),
-                episodes=trial.episodes + 1,
-                lowest=min(trial.lowest, returned),
-                cost=trial.cost + trial.given.mean - returned,
-            )
-        elif trial.need == 0 and trial.promoted + trial.rejected == 0:
-            trial = trial.measured(returned)
+            cost = trial.cost + trial.given.mean - returned
+            trial = trial.seen(returned)._replace(candidate=trial.candidate.add(returned), cost=cost)
         else:
-            trial = trial._replace(
-                champion=trial.champion.add(returned), episodes=trial.episodes + 1, lowest=min(trial.lowest, returned)
-            )
+            trial = trial.seen(returned) if trial.exploring else trial.measured(returned)
         trial = trial._replace(acted=trial.acting, verdict="")
         if trial.acting:
             trial = self._decided(trial, env_step)
-        if trial.need == 0 and trial.given.count * float(self.share) >= 1 and env_step >= trial.rest:
+        known = trial.given.count >= self.measured_episodes
+        if trial.need == 0 and known and trial.episodes * float(self.share) >= 1 and env_step >= trial.rest:
             trial = trial._replace(need=self.episodes_needed(trial), candidate=Tally())
         turn = trial.episodes % self.champion_every != 0
-        return trial._replace(acting=trial.need > 0 and turn and self.affords(trial))
+        return trial._replace(acting=trial.need > 0 and turn and self.affords(trial), exploring=known)
 
     def _decided(self, trial: Trial, env_step: int) -> Trial:
         verdict = self.judge(trial)

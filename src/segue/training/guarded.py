@@ -75,7 +75,9 @@ class Guarded(AbstractOnline):
             share=np.array([trial.share for trial in trials], np.float32),
             acting=np.array([trial.acting for trial in trials]),
             radius=np.array([trial.radius for trial in trials], np.float32),
-            noise=np.full(len(trials), self.gate.noise, np.float32),
+            noise=np.array(
+                [self.gate.noise if trial.exploring and not trial.acting else 0.0 for trial in trials], np.float32
+            ),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

@@ -258,12 +258,12 @@ class Collect(AbstractPhase):
         return state.env_step >= self.until or (enough and state.env_step >= self.until // 2)
 
     def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
-        """Keep the returns of the given policy, by which a later phase's gate judges."""
+        """Count the given policy's episodes, for the gate of a later phase."""
         if self.random or not ended:
             return state
         trials = list(state.trials or (Trial(),) * state.run.seeds)
         for episode in ended:
-            trials[episode.seed] = trials[episode.seed].measured(episode.returned)
+            trials[episode.seed] = trials[episode.seed].seen(episode.returned)
         return state._replace(trials=tuple(trials))
 
     def length(self, run: RunState) -> int:

@@ -1,0 +1,234 @@
+"""`segue improve`: a whole guarded run, its verdict, its files, and what it refuses."""
+
+import dataclasses
+import functools
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from helpers import RAGGED, Ragged, lines, new
+from test_resume import Killed, interrupted
+
+import segue
+from segue.cli import main
+from segue.core import Spec
+from segue.errors import SegueError
+from segue.nn.actors import Deterministic
+from segue.nn.networks import Networks
+from segue.policies import policy_file
+from segue.runs import improve, restore
+from segue.system import disk
+from segue.training.gate import Gate
+
+SPEC = Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
+SMALL = Networks(width=8, depth=1, critic_norm=True)
+
+
+@functools.cache
+def policy():
+    """A given policy's file."""
+    path = new("given.safetensors")
+    policy_file.save(Deterministic(Networks(width=8, depth=1).policy(SPEC, 2, key=jax.random.key(1))), SPEC, path)
+    return path
+
+
+WORDS = [
+    "improve", "--env-id", RAGGED, "--policy", "POLICY", "--quiet", "--collect.until", "120", "--pretrain.steps", "20",
+    "--pretrain.backbone.networks.width", "8", "--pretrain.backbone.networks.depth", "1",
+    "--pretrain.sampler.batch", "8",
+    "--finetune.until", "200", "--finetune.backbone.networks.width", "8", "--finetune.backbone.networks.depth", "1",
+    "--finetune.sampler.batch", "8", "--finetune.backbone.actor-lr", "0.01", "--finetune.gate.rest", "5",
+    "--finetune.gate.min-episodes", "1", "--finetune.gate.max-episodes", "2", "--finetune.gate.margin", "10",
+    "--seeds", "2",
+    "--episodes", "3", "--evaluate-steps", "20", "--commit-every", "7", "--log-every", "10",
+]  # fmt: skip
+"""A tiny guarded run by the recipe, with a gate that promotes easily."""
+
+
+def words():
+    return [str(policy()) if word == "POLICY" else word for word in WORDS]
+
+
+def everything(folder):
+    """Whatever a run computed, the deployed policies included."""
+    journals = ("returns.jsonl", "metrics.jsonl", "episodes.jsonl")
+    files = [path for path in folder.rglob("*.safetensors") if "commits" not in path.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in [*files, *(folder / name for name in journals)]}
+
+
+@functools.cache
+def whole():
+    folder = new("whole")
+    main.main(["run", *words(), "--out", str(folder)])
+    return folder
+
+
+def test_a_guarded_run_ends_with_a_verdict(capsys):
+    folder = new("run")
+    main.main(["run", *words(), "--out", str(folder)])
+    said = capsys.readouterr().out
+    for seed in range(2):
+        assert f"seed {seed}: " in said
+        assert f"{folder}/champion-{seed}.safetensors" in said
+    assert len(disk.read_json(folder / "verdict.json")["verdicts"]) == 2
+
+
+def test_the_journal_says_who_acted_and_what_was_decided():
+    entries = [e for e in lines(whole() / "episodes.jsonl") if e["phase"] == "finetune"]
+    assert {entry["policy"] for entry in entries} == {"champion", "candidate"}
+    assert "promoted" in {entry["verdict"] for entry in entries}
+    assert all(entry["purse"] >= -1e-6 for entry in entries)
+    for seed in range(2):
+        own = [entry for entry in entries if entry["seed"] == seed]
+        radii = [entry["radius"] for entry in own]
+        assert all(0.02 <= radius <= 0.25 for radius in radii)
+
+
+def test_the_deployed_policy_is_the_champion_file():
+    for seed in range(2):
+        champion, last = (
+            policy_file.load(whole() / f"{stem}-{seed}.safetensors")[0] for stem in ("champion", "policy")
+        )
+        assert all(map(np.array_equal, jax.tree.leaves(champion), jax.tree.leaves(last)))
+        initial, given = policy_file.load(whole() / f"initial-{seed}.safetensors")[0], policy_file.load(policy())[0]
+        assert all(map(np.array_equal, jax.tree.leaves(initial), jax.tree.leaves(given)))
+
+
+# Ticks: 60 to 120 of collect, 1 of pretrain, then the guarded phase; the last moment lies in the middle of a trial.
+@pytest.mark.parametrize("moment", [3, 65, 90, 127])
+@pytest.mark.parametrize("how", [Killed, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_guarded_run_resumes_bit_for_bit(monkeypatch, moment, how):
+    folder = interrupted(monkeypatch, moment, how, words())
+    main.main(["resume", str(folder), "--env-id", RAGGED, "--quiet"])
+    assert everything(folder) == everything(whole())
+    assert restore.newest(folder)[0].manifest["resume"] == "exact"
+
+
+@pytest.mark.parametrize("trials", [None, [], [{}], [1, 2], "x", [{"given": [1, 2, 3]}] * 2])
+def test_damaged_gates_in_a_commit_are_refused(monkeypatch, capsys, trials):
+    folder = interrupted(monkeypatch, 90, signal.SIGTERM, words())
+    found = restore.newest(folder)[0]
+    path = folder / "commits" / f"{found.number:06}" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["trials"] = trials
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        main.main(["resume", str(folder), "--env-id", RAGGED, "--quiet"])
+    assert "manifest.json" in capsys.readouterr().err
+
+
+def short(task, budget):
+    """The recipe at a length for tests."""
+    from segue.tasks.recipes import improve as recipe
+
+    phases = recipe(task, dataclasses.replace(budget, batch=8))
+    collect, pretrain, fine = phases["collect"], phases["pretrain"], phases["finetune"]
+    small = lambda method: dataclasses.replace(
+        method, backbone=dataclasses.replace(method.backbone, networks=SMALL, actor_lr=0.01)
+    )
+    return {
+        "collect": collect,
+        "pretrain": dataclasses.replace(pretrain, method=small(pretrain.method), steps=20),
+        "finetune": dataclasses.replace(
+            fine, method=small(fine.method), gate=dataclasses.replace(fine.gate, rest=5, min_episodes=1, max_episodes=2)
+        ),
+    }
+
+
+def test_improve_from_python(monkeypatch):
+    monkeypatch.setattr(improve, "recipe", short)
+    folder = new("python")
+    (verdict,) = segue.improve(segue.task(env_id=RAGGED, policy=str(policy())), out=folder, env_steps=150)
+    assert verdict.policy == f"{folder}/champion-0.safetensors"
+    assert verdict.promoted <= verdict.candidates
+    assert verdict.difference[0] <= verdict.deployed - verdict.given <= verdict.difference[1]
+    config = disk.read_json(folder / "config.json")
+    assert config["recipe"] == "improve"
+    assert config["reward"]["scale"] != 1.0  # returns of the given policy span about 10
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_the_training_reward_has_one_scale(monkeypatch, scale):
+    """Rewards of any unit reach the critics alike."""
+
+    class Scaled(Ragged):
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return obs, scale * reward, *rest
+
+    task = segue.task(env_id=RAGGED, policy=str(policy()))
+    plain = improve.scaled_reward(task).scale
+    monkeypatch.setattr(type(task), "make", lambda self: Scaled())
+    np.testing.assert_allclose(improve.scaled_reward(task).scale * scale, plain, rtol=1e-6)
+
+
+def test_a_policy_is_needed():
+    with pytest.raises(SegueError, match="improve starts from a policy"):
+        segue.improve(segue.task(env_id=RAGGED), out=new())
+
+
+def test_a_full_directory_is_refused_before_any_episode(monkeypatch):
+    folder = new()
+    folder.mkdir()
+    (folder / "mine").write_text("x")
+    monkeypatch.setattr(improve, "scaled_reward", lambda *args: pytest.fail("it played"))
+    with pytest.raises(SegueError, match="not empty"):
+        segue.improve(segue.task(env_id=RAGGED, policy=str(policy())), out=folder)
+    assert (folder / "mine").read_text() == "x"
+
+
+def verdict(**changes):
+    fields = {"given": 1119.0, "deployed": 1742.0, "difference": (310.0, 940.0), "candidates": 9, "promoted": 4,
+              "lowest": 1020.0, "policy": "runs/x/champion-0.safetensors"}  # fmt: skip
+    return str(improve.Verdict(**(fields | changes)))
+
+
+def test_a_verdict_in_words():
+    assert verdict() == (
+        "Improved: 1,119 -> 1,742 (95 % interval of the difference +310 to +940, 20 episodes each). 9 candidates, 4 "
+        "promoted. The lowest training return over any 10 episodes was 1,020. Deployed policy: "
+        "runs/x/champion-0.safetensors"
+    )
+    assert verdict(promoted=0).startswith("Kept the given policy (1,119): 9 candidates, none better.")
+    assert verdict(promoted=0, candidates=1).startswith("Kept the given policy (1,119): 1 candidate, none better.")
+    assert "may be chance" in verdict(difference=(-10.0, 40.0))
+    assert "Worse" in verdict(difference=(-40.0, -10.0))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "--policy"),
+        (["--policy", "absent.zip", "--env-id", RAGGED], "absent.zip"),
+        (["--policy", "POLICY"], "Give either a task's name or an env_id"),
+        (["--policy", "POLICY", "--env-id", RAGGED, "--env-steps", "0"], "env_steps"),
+        (["--policy", "POLICY", "--env-id", RAGGED, "--score", "3", "1"], "must lie below"),
+    ],
+)
+def test_wrong_flags_of_improve(capsys, more, message):
+    more = [str(policy()) if word == "POLICY" else word for word in more]
+    with pytest.raises(SystemExit):
+        main.main(["improve", *more, "--out", str(new())])
+    assert message in capsys.readouterr().err
+
+
+def test_a_gate_around_another_recipe(capsys):
+    folder = new("porl")
+    main.main(
+        ["run", "porl", "--env-id", RAGGED, "--policy", str(policy()), "--guard", "--quiet", "--preset", "quick",
+         "--presample.until", "60", "--finetune.until", "150", "--finetune.gate.rest", "5", "--episodes", "2",
+         "--finetune.sampler.batch", "8", "--presample.sampler.batch", "8", "--out", str(folder)]
+    )  # fmt: skip
+    assert "Deployed policy" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main.main(["run", "td3bc", "--env-id", RAGGED, "--dataset", "x.npz", "--guard", "--out", str(new())])
+    assert "fine-tunes" in capsys.readouterr().err
+
+
+def test_gate_settings_are_checked_as_flags(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["run", *words(), "--finetune.gate.share", "0", "--out", str(new())])
+    assert "share" in capsys.readouterr().err
+    assert Gate().share == 0.1
