@@ -31,16 +31,16 @@ def aggregates(scores: stats.Scores) -> np.ndarray:
     return np.stack([stats.mean(scores), stats.median(scores), stats.iqm(scores), gap], axis=-1)
 
 
-def draw(world: str, tasks: int, seeds: int, rng: np.random.Generator) -> np.ndarray:
+def draw(distribution: str, tasks: int, seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Scores, [tasks, seeds]: normal, with a tail of bad seeds (skewness -1.4 and -2), or success in 20 episodes."""
     centre = np.linspace(20, 95, tasks)[:, None] if tasks > 1 else np.array([[60.0]])
     spread = np.linspace(4, 12, tasks)[:, None] if tasks > 1 else np.array([[8.0]])
     shape = (tasks, seeds)
-    if world == "normal":
+    if distribution == "normal":
         return centre + spread * rng.normal(size=shape)
-    if world == "tail":
+    if distribution == "tail":
         return centre + spread * (2 - rng.gamma(2, size=shape)) / np.sqrt(2)
-    if world == "long tail":
+    if distribution == "long tail":
         return centre + spread * (1 - rng.exponential(size=shape))
     return 5.0 * rng.binomial(20, rng.beta(centre / 10, 10 - centre / 10, size=shape))
 
@@ -55,16 +55,16 @@ def held(found: stats.Interval, truth: np.ndarray) -> np.ndarray:
 
 def coverage(repeats: int, cell: tuple[str, int, int]) -> str:
     """A row of the first table: shares of `interval`, then of percentile intervals of as many resamples."""
-    world, tasks, seeds = cell
-    truth = aggregates(draw(world, tasks, MANY, np.random.default_rng(0)))
+    distribution, tasks, seeds = cell
+    truth = aggregates(draw(distribution, tasks, MANY, np.random.default_rng(0)))
     rng, ours, plain = np.random.default_rng(1), [], []
     for seed in range(repeats):
-        scores = draw(world, tasks, seeds, rng)
+        scores = draw(distribution, tasks, seeds, rng)
         ours.append(held(stats.interval(aggregates, scores, resamples=RESAMPLES, seed=seed), truth))
         low, high = np.quantile(stats.bootstrap(aggregates, scores, resamples=RESAMPLES, seed=seed), [0.025, 0.975], 0)
         plain.append((low <= truth) & (truth <= high))
     shares = np.concatenate([np.nanmean(ours, axis=0), np.mean(plain, axis=0)])
-    return f"| {world} | {tasks} | {seeds} |" + "".join(f" {100 * share:.1f} |" for share in shares)
+    return f"| {distribution} | {tasks} | {seeds} |" + "".join(f" {100 * share:.1f} |" for share in shares)
 
 
 def coverage_of_shares(repeats: int, cell: tuple[str, float, int]) -> str:
@@ -88,10 +88,10 @@ def coverage_of_shares(repeats: int, cell: tuple[str, float, int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1_000)
-    parser.add_argument("--worlds", nargs="*", default=["normal", "success", "tail", "long tail"])
+    parser.add_argument("--distributions", nargs="*", default=["normal", "success", "tail", "long tail"])
     args = parser.parse_args()
-    begun, machine = time.perf_counter(), describe()
-    cells = [(world, tasks, seeds) for world in args.worlds for tasks in TASKS for seeds in SEEDS]
+    began, machine = time.perf_counter(), describe()
+    cells = [(distribution, tasks, seeds) for distribution in args.distributions for tasks in TASKS for seeds in SEEDS]
     shares = [(name, truth, seeds) for name in ("improvement", "profile") for truth in TRUTHS for seeds in SEEDS]
     head = "".join(f" {name} |" for name in NAMES)
     with multiprocessing.get_context("spawn").Pool() as pool:
@@ -103,7 +103,7 @@ def main() -> None:
         print("|---" * 5 + "|")
         for row in pool.imap(partial(coverage_of_shares, args.repeats), shares):
             print(row, flush=True)
-    took = time.perf_counter() - begun
+    took = time.perf_counter() - began
     print(f"\n{args.repeats} repeats, {RESAMPLES} resamples, {took:.0f} s. {machine}")
 
 

@@ -52,9 +52,9 @@ def kills(root: Path, count: int, seed: int) -> None:
     subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "3000", "--out", data], check=True)
     begin = [*SEGUE, "run", "opt", "--env-id", "Pendulum-v1", "--dataset", data, *SMALL]
     for name in ("warm", "whole"):
-        begun = time.monotonic()
+        began = time.monotonic()
         subprocess.run([*begin, "--out", str(root / name)], check=True, stdout=subprocess.DEVNULL)
-        lasts = time.monotonic() - begun
+        lasts = time.monotonic() - began
     expected, rng, killed, saving, trial = sums(root / "whole"), random.Random(seed), 0, 0, 0
     phases: dict[str, int] = {}
     while killed < count:
@@ -132,12 +132,12 @@ def commit_times(rows: int, new: int) -> None:
             commit.rows = rows - 9 * new + k * new
             phase_state.run.__dict__["online"] = ring
             phase_state = jax.block_until_ready(phase_state._replace(env_step=k * new))
-            begun = time.perf_counter()
-            commit._see("finetune", phase_state, True)
+            began = time.perf_counter()
+            commit._take_snapshot("finetune", phase_state, True)
             commit._commit()
-            stalls.append(time.perf_counter() - begun)
+            stalls.append(time.perf_counter() - began)
             commit.wait()
-            saves.append(time.perf_counter() - begun)
+            saves.append(time.perf_counter() - began)
         commit.close()
         journal.close()
     print(f"a commit of {new:,} new rows beside {rows:,}: stalls of {1e3 * np.median(stalls):.0f} ms (median) and "

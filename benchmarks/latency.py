@@ -1,8 +1,8 @@
-"""How long `Tuner.act` takes beside updates: p50, p99 and the longest, at a control rate, in the background mode.
+"""How long `Agent.act` takes beside updates: p50, p99 and the longest, at a control rate, in the background mode.
 
     python benchmarks/latency.py --hertz 50 --seconds 60
 
-The world is nothing but a clock: a step ends when its period does. The recipe is `porl` in the preset `small` with a
+The env is nothing but a clock: a step ends when its period does. The recipe is `porl` in the preset `small` with a
 given policy of 2 x 256, hopper's sizes (11 observations, 3 actions).
 """
 
@@ -34,17 +34,17 @@ def main() -> None:
     task = segue.task(env_id="clock", policy=str(folder / "given.safetensors"))
     steps, period = int(args.hertz * args.seconds), 1 / args.hertz
     took = []
-    with segue.Agent(segue.porl(task, segue.SMALL), task, SPEC, out=folder / "run", background=True) as tuner:
+    with segue.Agent(segue.porl(task, segue.SMALL), task, SPEC, out=folder / "run", background=True) as agent:
         for step in range(-50, steps):  # the first ones compile
-            obs, begun = rng.normal(size=11), time.perf_counter()
-            action = tuner.act(obs)
-            took += [time.perf_counter() - begun] if step >= 0 else []
-            time.sleep(max(period - (time.perf_counter() - begun), 0))
-            tuner.observe(action, 1.0, rng.normal(size=11), False, truncated=step % 200 == 199)
+            obs, began = rng.normal(size=11), time.perf_counter()
+            action = agent.act(obs)
+            took += [time.perf_counter() - began] if step >= 0 else []
+            time.sleep(max(period - (time.perf_counter() - began), 0))
+            agent.observe(action, 1.0, rng.normal(size=11), False, truncated=step % 200 == 199)
             if step == -1:
                 time.sleep(30)  # until updates run
-        behind, learned = tuner.behind, tuner.drive.phase_state.updates if tuner.drive.phase_state else 0
-        tuner.rows.queue.clear()
+        behind, learned = agent.behind, agent.drive.phase_state.updates if agent.drive.phase_state else 0
+        agent.rows.queue.clear()
     p50, p99 = np.percentile(took, [50, 99])
     late = float(np.mean(np.array(took) > period))
     found = {"p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "longest_ms": 1e3 * max(took), "late": late}

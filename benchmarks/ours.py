@@ -2,9 +2,9 @@
 
 offline           a backbone (--backbone) on a dataset, updates/s of every seed together (--seeds)
 pretrain          OPT's online pre-training (Eq. 3, second order), updates/s
-updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no world
-steps             the same by the env step: a dispatch writes a row and takes --utd updates, acting and world left out
-online            the same with world, acting and replay, env steps/s
+updates           OPT's fine-tuning updates alone: balanced sampling, density step, both critics, no env
+steps             the same by the env step: a dispatch writes a row and takes --utd updates, acting and env left out
+online            the same with env, acting and replay, env steps/s
 
 --method opt and direct fine-tune what a backbone left; sac (the published one) and porl (the SAC of PORL and WSRL)
 have ten critics and draw from the ring alone, which holds the dataset's rows.

@@ -22,14 +22,14 @@ FLAGS |= {"collect.until": 200, "finetune.until": 800, "finetune.updates-per-ste
 
 def by_hand(root: Path, trials: int, cores: list[int]) -> float:
     """Seconds of a pool of pinned processes."""
-    begun, free, running = time.monotonic(), list(cores), {}
+    began, free, running = time.monotonic(), list(cores), {}
     waiting = list(range(trials))
     flags = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
-    world = ["--env-id", "Pendulum-v1", "--dataset", str(root.parent / "pendulum.npz"), "--quiet"]
+    env_flags = ["--env-id", "Pendulum-v1", "--dataset", str(root.parent / "pendulum.npz"), "--quiet"]
     while waiting or running:
         while waiting and free:
             core, seed = free.pop(), waiting.pop(0)
-            command = [*SEGUE, "run", "direct", *flags, *world, "--seed", str(seed), "--out", str(root / str(seed))]
+            command = [*SEGUE, "run", "direct", *flags, *env_flags, "--seed", str(seed), "--out", str(root / str(seed))]
             pinned = ["taskset", "-c", str(core), *command]
             # a session of its own, as a sweep's workers have: Linux shares the machine out among sessions
             more = {"stdout": subprocess.DEVNULL, "start_new_session": True}
@@ -39,7 +39,7 @@ def by_hand(root: Path, trials: int, cores: list[int]) -> float:
                 raise SystemExit(f"{process.args} ended with {process.returncode}")
             free.append(running.pop(process))
         time.sleep(0.01)
-    return time.monotonic() - begun
+    return time.monotonic() - began
 
 
 def by_sweep(root: Path, trials: int) -> float:
@@ -48,10 +48,10 @@ def by_sweep(root: Path, trials: int) -> float:
     flags = "".join(f"{name} = {value}\n" for name, value in FLAGS.items())
     task = '[task.p]\nenv-id = "Pendulum-v1"\ndataset = "pendulum.npz"\n'
     plan.write_text(f"seeds = {trials}\ntogether = 1\n[arm.direct]\n{flags}{task}")
-    begun = time.monotonic()
+    began = time.monotonic()
     words = ["sweep", str(plan), "--out", str(root), "--quiet"]
     subprocess.run([*SEGUE, *words], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - begun
+    return time.monotonic() - began
 
 
 def main() -> None:

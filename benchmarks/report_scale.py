@@ -105,9 +105,9 @@ def main() -> None:
                     trials[-1] |= {"seed": seed, "seeds": 1, "command": []}
                     fabricate(root / trials[-1]["folder"], task, method, seed, rng, args.episodes)
         (root / "sweep.json").write_text(json.dumps({"format": 1, "cores": 1, "trials": trials}))
-        begun = time.monotonic()
+        began = time.monotonic()
         subprocess.run([sys.executable, "-m", "segue.cli", "report", str(root)], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - began
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**10
         size = (root / "report.html").stat().st_size / 2**20

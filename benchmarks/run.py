@@ -39,25 +39,25 @@ def ours(*flags: str) -> list[str]:
 
 def pipelines(data: str, args: argparse.Namespace) -> list[list[str]]:
     window = ["--data", data, "--updates", str(args.updates), "--repeat", str(args.repeat)]
-    world = [*window, "--env-id", args.env_id, "--env-steps", str(args.env_steps)]
+    env_flags = [*window, "--env-id", args.env_id, "--env-steps", str(args.env_steps)]
     found = [
         script(sys.executable, "peers/bare_jax.py", *window),
         *(ours("offline", "--seeds", str(seeds), *window) for seeds in SEEDS),
         ours("offline", "--backbone", "iql", *window),
-        *(ours(what, "--backbone", kind, *world) for kind in TUNED for what in ("updates", "online")),
-        ours("updates", *world),
-        ours("pretrain", *world),
+        *(ours(what, "--backbone", kind, *env_flags) for kind in TUNED for what in ("updates", "online")),
+        ours("updates", *env_flags),
+        ours("pretrain", *env_flags),
     ]
     for utd in map(str, UTDS):
-        found += [ours("online", "--method", method, "--utd", utd, *world) for method in ("opt", "direct")]
+        found += [ours("online", "--method", method, "--utd", utd, *env_flags) for method in ("opt", "direct")]
     sb3, d3rlpy = VENVS / "sb3/bin/python", VENVS / "d3rlpy/bin/python"
     if sb3.exists():
         found.append(script(sb3, "peers/torch_td3bc.py", *window))
-        found += [script(sb3, "peers/sb3_td3.py", "--utd", str(utd), *world) for utd in UTDS]
+        found += [script(sb3, "peers/sb3_td3.py", "--utd", str(utd), *env_flags) for utd in UTDS]
     if d3rlpy.exists():
         found.append(script(d3rlpy, "peers/d3rlpy_td3bc.py", *window))
         found.append(script(d3rlpy, "peers/d3rlpy_td3bc.py", "--iql", *window))
-        found += [script(d3rlpy, "peers/d3rlpy_td3bc.py", "--online", "--utd", str(utd), *world) for utd in UTDS]
+        found += [script(d3rlpy, "peers/d3rlpy_td3bc.py", "--online", "--utd", str(utd), *env_flags) for utd in UTDS]
     return found
 
 
@@ -92,9 +92,9 @@ def name(result: dict) -> str:
 
 
 def seconds(*command: str, **env: str) -> float:
-    begun = time.perf_counter()
+    began = time.perf_counter()
     subprocess.run(command, capture_output=True, check=True, env=os.environ | env)
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 def start_up(folder: Path) -> dict[str, float]:

@@ -67,10 +67,10 @@ def once(out: Path) -> None:
     for trial in json.loads((out / "sweep.json").read_text())["trials"]:
         folder, log = out / trial["folder"], (out / f"{trial['folder']}.log").read_text()
         status = json.loads((folder / "status.json").read_text())["status"]
-        begun = [found.start() for found in re.finditer(r"^segue: .* process \d+, ", log, re.MULTILINE)]
+        starts = [found.start() for found in re.finditer(r"^segue: .* process \d+, ", log, re.MULTILINE)]
         ended = [found.start() for found in re.finditer(rf"^{trial['folder']}: segue report", log, re.MULTILINE)]
-        if status != "finished" or len(ended) > 1 or (ended and ended[0] < begun[-1]):
-            raise SystemExit(f"{folder}: {status}, begun {len(begun)} times, ended {len(ended)} times")
+        if status != "finished" or len(ended) > 1 or (ended and ended[0] < starts[-1]):
+            raise SystemExit(f"{folder}: {status}, started {len(starts)} times, ended {len(ended)} times")
 
 
 class Fire:
@@ -145,9 +145,9 @@ def scan(root: Path, trials: int) -> None:
         (out / trial.folder / "status.json").write_text('{"format": 1, "status": "finished"}')
     (out / "sweep.json").write_text("{}")
     for which in ("first, whose flags are checked", "second"):
-        begun = time.monotonic()
+        began = time.monotonic()
         subprocess.run([*SEGUE, "sweep", str(plan), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
-        print(f"{trials} finished trials, {which} restart: {time.monotonic() - begun:.1f} s", flush=True)
+        print(f"{trials} finished trials, {which} restart: {time.monotonic() - began:.1f} s", flush=True)
 
 
 def main() -> None:
@@ -168,10 +168,10 @@ def main() -> None:
         subprocess.run([*SEGUE, *data], check=True, stdout=subprocess.DEVNULL)
         plan = root / "plan.toml"
         plan.write_text(PLAN.format(seeds=args.trials // 2))
-        begun = time.monotonic()
+        began = time.monotonic()
         if swept(plan, root / "whole", []).wait():
             raise SystemExit((root / LOG).read_text())
-        lasts = time.monotonic() - begun
+        lasts = time.monotonic() - began
         print(f"{args.trials // 2 * 2} trials without faults on `local`: {lasts:.0f} s", flush=True)
         words, cluster = [], None
         if args.executor == "ray":
@@ -185,10 +185,10 @@ def main() -> None:
         fire = Fire(root / "fire", rng, cluster)
         todo = ["drivers"] * args.drivers + ["workers"] * args.workers + ["nodes"] * args.nodes
         rng.shuffle(todo)
-        begun = time.monotonic()
+        began = time.monotonic()
         trials = args.trials // 2 * 2
         drivers = under_fire(plan, root / "fire", words, fire, todo, trials, lasts / trials)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - began
         if cluster is not None:
             cluster.shutdown()
         if todo:

@@ -47,7 +47,7 @@ def call(*command: object, cwd: Path, env: Mapping[str, str] | None = None, says
     if done.returncode:
         sys.exit(f"The wheel was NOT accepted: this command ended with {done.returncode}.")
     if says not in done.stdout:
-        sys.exit(f"The wheel was NOT accepted: this command should have said {says!r}.")
+        sys.exit(f"The wheel was NOT accepted: this command should have printed {says!r}.")
     return done.stdout
 
 
@@ -108,7 +108,7 @@ def stranger(wheel: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    begun = time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         (out := folder / "dist").mkdir()
@@ -117,7 +117,7 @@ def main() -> None:
         stranger(wheel, folder)
         shutil.rmtree(ROOT / "dist", ignore_errors=True)
         shutil.copytree(out, ROOT / "dist")
-    print(f"\ndist/{sdist.name} and dist/{wheel.name} work where nothing else is ({time.monotonic() - begun:.0f} s).")
+    print(f"\ndist/{sdist.name} and dist/{wheel.name} work where nothing else is ({time.monotonic() - began:.0f} s).")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", default="0", help="the run's seed (0)")
     parser.add_argument("--out", type=Path, help="a new directory; default: runs/demo-1, runs/demo-2, ...")
     asked = parser.parse_args()
-    out, begun = asked.out or fresh(Path("runs")), time.monotonic()
+    out, began = asked.out or fresh(Path("runs")), time.monotonic()
     common = ("--task", asked.task, "--preset", "quick", "--seed", asked.seed, "--finetune.until", ENV_STEPS)
     picture = out / "report.png"
 
@@ -55,7 +55,7 @@ def main() -> None:
         found = summarise(read(out / name))
         print(f"  {name:<8} offline {found.offline}, final {found.final} after {found.env_steps:,} env steps")
     print("One seed and a small budget: this shows how the tool works, and does not rank the methods.")
-    print(f"Picture: {picture}    ({time.monotonic() - begun:.0f} s)")
+    print(f"Picture: {picture}    ({time.monotonic() - began:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from segue.results.read import read
-from segue.results.records import RunRecord, borders, offline_curve, online_curve
+from segue.results.records import RunRecord, offline_curve, online_curve, phase_ends
 from segue.results.stats import dips, recoveries
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def draw() -> Figure:
         plot(left, offline_curve(found[OFFLINE]), "0.25", "TD3+BC on the dataset")
         for arm, (name, colour) in METHODS.items():
             plot(right, online_curve(found[arm]), colour, name)
-        (end,) = {borders(found[arm])["collect"] for arm in METHODS}
+        (end,) = {phase_ends(found[arm])["collect"] for arm in METHODS}
         right.axvline(0, color="0.1", linewidth=2.5, clip_on=False)
         right.axvspan(0, end, color="0.93", zorder=0)
         left.set_title(task, loc="left", fontweight="bold", fontsize=11)

@@ -55,8 +55,8 @@ def real_data():
     return path or pytest.skip("SEGUE_TEST_DATA is not set")
 
 
-def at(update: int, env_step: int = 0, begun: int = 0) -> Clock:
-    return Clock(*(np.asarray(t, np.int32) for t in (update, env_step, begun)))
+def at(update: int, env_step: int = 0, phase_start: int = 0) -> Clock:
+    return Clock(*(np.asarray(t, np.int32) for t in (update, env_step, phase_start)))
 
 
 def rows(n: int, seed: int = 0, spec: Spec = SPEC, terminal: float = 0.3) -> Transition:

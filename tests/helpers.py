@@ -1,4 +1,4 @@
-"""Tiny worlds whose observations say where they are, and runs so small that they can be repeated."""
+"""Tiny environments whose observations say where they are, and runs so small that they can be repeated."""
 
 import atexit
 import functools

@@ -49,7 +49,7 @@ def chain(terminal: bool) -> Transition:
     return jax.tree.map(jnp.asarray, table)
 
 
-def begun(terminal: bool, seeds: int = 1):
+def begin(terminal: bool, seeds: int = 1):
     """An offline phase on the chain, about to learn."""
     empty = ring_of(jax.tree.map(lambda c: c[:0], chain(terminal)), 1)
     ring = Ring(jax.tree.map(lambda c: jnp.stack([c] * seeds), empty.rows), empty.written)
@@ -67,7 +67,7 @@ def test_the_two_answers_differ():
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminated", "cut by a time limit"])
 def test_q_becomes_the_exact_value(terminal):
     """Within 1e-3, both twins, at every row."""
-    phase, phase_state = begun(terminal)
+    phase, phase_state = begin(terminal)
     phase_state = phase.learn(phase_state, 3_000)
     phase_state = phase.learn(phase_state._replace(algorithm=engine.Packed.of((FINE, phase.sampler))), 3_000)
     q = jax.vmap(seed_of(phase_state.learner.tree.critics[0].net, 0))(
@@ -93,15 +93,15 @@ class Recorder(AbstractMethod):
 
 
 def test_every_update_of_every_seed_has_randomness_of_its_own():
-    run = begun(True, seeds=2)[1].run
+    run = begin(True, seeds=2)[1].run
     phase = Train(Recorder(), 8, Uniform(16))
     record = np.asarray(phase.learn(phase.begin(run), 8).learner.tree).reshape(16, 17)
     assert len(np.unique(record[:, :-1], axis=0)) == len(np.unique(record[:, -1])) == 16
 
 
 def test_ten_updates_at_once_are_ten_times_one_in_one_program():
-    phase, at_once = begun(True, seeds=2)
-    one_by_one = begun(True, seeds=2)[1]
+    phase, at_once = begin(True, seeds=2)
+    one_by_one = begin(True, seeds=2)[1]
     at_once, programs = phase.learn(at_once, 10), engine.learn._cache_size()
     for _ in range(10):
         one_by_one = phase.learn(one_by_one, 1)

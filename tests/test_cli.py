@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def refused(capsys, *argv, code=1):
-    """What is said on standard error by a command that fails: never a traceback."""
+    """Return what a command that fails prints on standard error: never a traceback."""
     with pytest.raises(SystemExit) as ended:
         main([str(word) for word in argv])
     told = capsys.readouterr()

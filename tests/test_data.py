@@ -195,7 +195,7 @@ def ended(*lengths, cut=(), stored=True):
 
 
 SPREAD = [*range(20, 50), *range(20, 50)]
-PILES = {  # terminal lengths, cut lengths, what is said
+PILES = {  # terminal lengths, cut lengths, what the note says
     "all at one step": ([5] * 3, [], "3 of 3 terminal episodes end after exactly 5 steps, the longest"),
     "most at the longest": ([*SPREAD, *[60] * 90], [], "90 of 150 terminal episodes end after exactly 60 steps"),
     "a tenth at the longest": ([*SPREAD, *[60] * 7], [], "7 of 67 "),
@@ -213,9 +213,9 @@ PILES = {  # terminal lengths, cut lengths, what is said
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("case", PILES)
 def test_terminals_at_the_longest_length_are_remarked(case, stored):
-    lengths, cut, said = PILES[case]
+    lengths, cut, words = PILES[case]
     notes = [note for note in ended(*lengths, cut=cut, stored=stored).notes if "dropped" not in note]
-    assert (said in notes[0] and "time limit" in notes[0] and len(notes) == 1) if said else not notes
+    assert (words in notes[0] and "time limit" in notes[0] and len(notes) == 1) if words else not notes
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -229,11 +229,11 @@ def test_terminal_episodes_at_the_env_s_time_limit_are_remarked(stored):
 
     few = [*range(100, 140), 200, 200, 200]
     assert not from_arrays(**flat(few, range(43))).notes
-    (said,) = notes(few)
-    assert "3 of 43 terminal episodes end after exactly 200 steps, which is the time limit of Pendulum-v1" in said
-    (said,) = notes([*few, *[200] * 30])  # in place of what was said before the env was known
-    assert "33 of 73 " in said
-    assert "timeouts" in said
+    (note,) = notes(few)
+    assert "3 of 43 terminal episodes end after exactly 200 steps, which is the time limit of Pendulum-v1" in note
+    (note,) = notes([*few, *[200] * 30])  # in place of the note from before the env was known
+    assert "33 of 73 " in note
+    assert "timeouts" in note
     assert not notes(few, cut=[200] * 3)
     assert not notes([*few[:-1]])
     env.close()

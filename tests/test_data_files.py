@@ -469,12 +469,12 @@ def test_minari_descriptions_are_only_read(pendulum, tmp_path, change, word):
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"), [("Pendulum-v1", "Pendulum-v1"), ("os:Env-v0", None), ("a/b/c", None), (3, None)]
+    ("env_id", "kept"), [("Pendulum-v1", "Pendulum-v1"), ("os:Env-v0", None), ("a/b/c", None), (3, None)]
 )
-def test_of_an_env_description_only_a_plain_id_is_kept(pendulum, tmp_path, said, kept):
+def test_of_an_env_description_only_a_plain_id_is_kept(pendulum, tmp_path, env_id, kept):
     save(pendulum, tmp_path / "x-v0", format="minari")
     file = tmp_path / "x-v0" / "data" / "metadata.json"
-    spec = json.dumps({"id": said, "entry_point": "os:abort"})
+    spec = json.dumps({"id": env_id, "entry_point": "os:abort"})
     file.write_text(json.dumps({**json.loads(file.read_text()), "env_spec": spec}))
     assert load(tmp_path / "x-v0").env_id == kept
 
@@ -503,13 +503,13 @@ def audit(event, args):
 sys.addaudithook(audit)
 for path in sorted(folder.glob("bad*")):
     size = sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
-    begun, before = time.monotonic(), peak()
+    began, before = time.monotonic(), peak()
     try:
         reads.get(path.suffix, load)(path)
         raise SystemExit(f"{path} was read")
     except SegueError as error:
         assert "\\n" not in str(error), error
-    assert time.monotonic() - begun < 5, f"{path} took too long"
+    assert time.monotonic() - began < 5, f"{path} took too long"
     assert peak() - before < 2 * size + (256 << 20), f"{path} took {peak() - before} bytes"
     print(path.name)
 """

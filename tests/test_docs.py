@@ -1,4 +1,4 @@
-"""The documentation site: its blocks are found, commands in it are such that `segue` takes, and names are as said."""
+"""The documentation site: its blocks are found, commands in them parse, and names are as they are documented."""
 
 import importlib
 import pkgutil
@@ -85,17 +85,17 @@ def test_every_command_has_flags_that_there_are(words, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_resume_in_a_module_s_env_needs_its_name_again(page):
-    said = [param.values[0] for param in commands(page)]
+    argvs = [param.values[0] for param in commands(page)]
     option = lambda words, name: words[words.index(name) + 1] if name in words else ""
-    envs = {option(words, "--out"): option(words, "--env-id") for words in said if words[0] == "run"}
-    for words in said:
+    envs = {option(words, "--out"): option(words, "--env-id") for words in argvs if words[0] == "run"}
+    for words in argvs:
         if words[0] in ("resume", "evaluate") and ":" in envs[words[1]]:
             assert option(words, "--env-id") == envs[words[1]], words
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_every_link_leads_to_a_file_and_a_heading(page):
-    """Sphinx is told to be quiet about them: README.md and its like link to files beside them."""
+    """Sphinx does not warn about them: README.md and the other pages link to files beside them."""
     links = re.findall(r"\]\(([^)#:\s]+)(?:#([^)]+))?\)", page.read_text())
     assert [link for link, _ in links if not (page.parent / link).exists()] == []
     plain = lambda heading: re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")

@@ -60,10 +60,10 @@ def test_a_machine_that_can_run_is_told_so(capsys, monkeypatch):
 def test_what_breaks_is_one_line_and_what_came_before_stands(code, words, capsys, monkeypatch):
     broken(monkeypatch, "print('what a library prints'); print('cores\\t2 of 2', flush=True); " + code)
     monkeypatch.setattr(doctor, "LIMIT", 2.0)
-    begun = time.monotonic()
+    began = time.monotonic()
     with pytest.raises(SystemExit, match="1"):
         main.main(["doctor"])
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - began < 6
     told = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok") and line.endswith("2 of 2") for line in told)
     (line,) = [line for line in told if line.startswith("broken")]
@@ -80,9 +80,9 @@ def test_a_probe_that_hangs_takes_no_time_of_another(capsys, monkeypatch):
     )
     monkeypatch.setattr(doctor, "PROBES", {name: doctor.PROBES[name]._replace(package=None) for name in codes})
     monkeypatch.setattr(doctor, "LIMIT", 2.0)
-    begun = time.monotonic()
+    began = time.monotonic()
     assert not doctor.doctor()
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - began < 12
     told = capsys.readouterr().out.splitlines()
     states = {line.split()[1]: line.split()[0] for line in told if line.split()[1] in {*codes, "cores"}}
     assert states == {"cores": "ok", "learning": "broken", "physics": "ok"}

@@ -196,15 +196,15 @@ def expert(hand, real_data):
 def test_observations_tell_success_as_the_env_does(real_data, hand):
     """What relabels a hand's data against `info["success"]`, on an expert's way through both."""
     env, who = d4rl._robotics(f"AdroitHand{hand.capitalize()}-v1"), expert(hand, real_data)
-    seen, said, rng = [], [], np.random.default_rng(0)
+    seen, successes, rng = [], [], np.random.default_rng(0)
     obs, _ = env.reset(seed=0)
     for _ in range(130):
         obs, _, _, _, info = env.step(who.act(env, obs, rng))
         seen.append(obs)
-        said.append(bool(info["success"]))
-    assert 5 < sum(said) < 130
-    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen)), said)
-    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen, np.float32)), said)
+        successes.append(bool(info["success"]))
+    assert 5 < sum(successes) < 130
+    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen)), successes)
+    np.testing.assert_array_equal(d4rl.SUCCESS[hand](np.array(seen, np.float32)), successes)
 
 
 def test_a_hand_s_first_success_ends_and_is_all_that_is_rewarded(real_data):
@@ -514,10 +514,10 @@ def test_a_made_set_is_found_by_the_next_run(tmp_path, monkeypatch, capsys):
     data = task("pointmaze-umaze").load(500)
     assert len(data) == 500
     assert len(task("pointmaze-umaze").load(1_000)) == 500  # of another size than asked, but there
-    for more, said in ((["--rows", "500"], "exists"), (["--rows", "9", "--policy", "x.npz"], "takes no policy")):
+    for more, message in ((["--rows", "500"], "exists"), (["--rows", "9", "--policy", "x.npz"], "takes no policy")):
         with pytest.raises(SystemExit):
             main.main(["data", "make", "pointmaze-umaze", *more])
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def small(name="hopper-medium"):
@@ -586,11 +586,11 @@ def test_collecting_at_a_level(tmp_path, monkeypatch, capsys):
     main.main(["data", "collect", "--env-id", "Hopper-v5", "--out", str(tmp_path / "e.npz"), "--level", "expert"])
     assert named == ["hopper-expert"]
     capsys.readouterr()
-    for wrong, said in ((["--level", "expert"], "--score"), (["--score", "1"], "--level"),
+    for wrong, message in ((["--level", "expert"], "--score"), (["--score", "1"], "--level"),
                         (["--level", "expert", "--score", "nan"], "nan")):  # fmt: skip
         with pytest.raises(SystemExit, match=r"^1$"):
             main.main([*words, str(tmp_path / "x.npz"), *wrong])
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_an_env_s_own_references(tmp_path, monkeypatch, capsys):

@@ -20,7 +20,8 @@ import segue
 from segue import predict
 from segue.cli.main import main
 from segue.core import Spec
-from segue.deploy import export, film, find, show
+from segue.deploy import export, film, show
+from segue.deploy.stored_policy import find_policy
 from segue.errors import DataError, SegueError
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
@@ -72,7 +73,7 @@ def sealed(actor, spec=SPEC, **about):
 
 def exported(actor, kind="npz", spec=SPEC):
     out = new(f"out.{kind}")
-    export.export(find.find(sealed(actor, spec)), out, kind)
+    export.export(find_policy(sealed(actor, spec)), out, kind)
     return out
 
 
@@ -87,7 +88,7 @@ def near(found, expected, spec=SPEC):
     assert (np.abs(found - expected) / np.subtract(spec.high, spec.low)).max() < 1e-5
 
 
-def said(capsys, *argv, code=1):
+def failure(capsys, *argv, code=1):
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(word) for word in argv])
@@ -131,10 +132,10 @@ def test_onnx_says_where_it_is_from():
     import onnx as package
 
     path = new("p.onnx")
-    export.export(find.find(finished()), path, "onnx")
+    export.export(find_policy(finished()), path, "onnx")
     model = package.load(path)
-    said = {entry.key: entry.value for entry in model.metadata_props}
-    assert (said["env_id"], said["recipe"], said["low"]) == (RAGGED, "opt", "[-2.0, -2.0]")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert (metadata["env_id"], metadata["recipe"], metadata["low"]) == (RAGGED, "opt", "[-2.0, -2.0]")
     assert [i.name for i in model.graph.input] == ["obs"]
     shapes = [[d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim] for end in model.graph.output]
     assert shapes == [["batch", 2]]
@@ -275,9 +276,9 @@ def test_a_changed_byte_is_found_wherever_it_is(kind):
     assert refused > 200
 
 
-@pytest.mark.parametrize("said", [5, None, [], {}, True])
-def test_a_description_that_is_no_text_is_refused(tmp_path, said):
-    header = json.dumps({"__metadata__": {predict.NAME: said}}).encode()
+@pytest.mark.parametrize("description", [5, None, [], {}, True])
+def test_a_description_that_is_no_text_is_refused(tmp_path, description):
+    header = json.dumps({"__metadata__": {predict.NAME: description}}).encode()
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="cannot be read as JSON"):
@@ -315,12 +316,12 @@ def test_pickles_and_bombs_are_refused(tmp_path):
 
 
 def returns(folder, which):
-    return [find.find(folder, which, seed).score for seed in (0, 1)]
+    return [find_policy(folder, which, seed).score for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_the_seed_with_the_highest_return_is_taken(which):
-    found = find.find(finished(), which)
+    found = find_policy(finished(), which)
     assert found.score == max(returns(finished(), which))
     stem = {"best": "best", "last": "policy"}[which]
     assert found.path.name == f"{stem}-{found.seed}.safetensors"
@@ -349,7 +350,7 @@ def test_exporting_says_what_and_from_where(capsys):
 def test_the_card_of_a_run():
     folder = copy(finished())
     edit(folder / "config.json", score={"min": 0.0, "max": 50.0}, task="`evil`\n# task")
-    export.export(found := find.find(folder), out := new("p.npz"), "npz")
+    export.export(found := find_policy(folder), out := new("p.npz"), "npz")
     card = out.with_name("p.npz.md").read_text()
     config, record = json.loads((folder / "config.json").read_text()), read_module.read(folder)
     words = [
@@ -366,14 +367,14 @@ def test_the_card_of_a_run():
 
 
 def test_the_card_of_a_file_says_what_is_unknown():
-    export.export(find.find(finished() / "policy-0.safetensors"), out := new("p.onnx"), "onnx")
+    export.export(find_policy(finished() / "policy-0.safetensors"), out := new("p.onnx"), "onnx")
     card = out.with_name("p.onnx.md").read_text()
     for word in ("**Not known here**: the dataset", "phase `finetune`", 'InferenceSession("p.onnx").run(["action"]'):
         assert word in card, card
 
 
 def test_the_snippet_of_the_card_runs():
-    export.export(find.find(finished()), out := new("p.npz"), "npz")
+    export.export(find_policy(finished()), out := new("p.npz"), "npz")
     snippet = out.with_name("p.npz.md").read_text().partition("```python\n")[2].partition("```")[0]
     there = {"obs": np.zeros((4, 3))}
     exec(snippet.replace('"p.npz"', repr(str(out))), there)
@@ -405,7 +406,7 @@ def test_mistakes_are_one_sentence(name, capsys):
     places = {"RUN": finished(), "FILE": finished() / "best-0.safetensors", "HERE": Path(__file__).parent}
     out = new("out")
     argv = [str(places.get(part, part.replace("OUT", str(out)))) for part in argv]
-    assert word in said(capsys, "policy", *argv)
+    assert word in failure(capsys, "policy", *argv)
     assert not list(out.parent.iterdir())
 
 
@@ -413,7 +414,7 @@ def test_nothing_is_overwritten(capsys):
     out = new("p.npz")
     for taken in (out, out.with_name("p.npz.md")):
         taken.write_text("mine")
-        assert "exists" in said(capsys, "policy", "export", finished(), "--format", "npz", "--out", out)
+        assert "exists" in failure(capsys, "policy", "export", finished(), "--format", "npz", "--out", out)
         assert taken.read_text() == "mine"
         taken.unlink()
 
@@ -423,7 +424,7 @@ def test_a_damaged_policy_is_not_exported(capsys):
     content = bytearray((folder / "best-0.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "best-0.safetensors").write_bytes(bytes(content))
-    told = said(capsys, "policy", "export", folder, "--seed", "0", "--format", "npz", "--out", new("p.npz"))
+    told = failure(capsys, "policy", "export", folder, "--seed", "0", "--format", "npz", "--out", new("p.npz"))
     assert "SHA-256" in told
 
 
@@ -435,7 +436,7 @@ def test_show_says_what_a_file_holds(tmp_path):
     for word in ("tanh-gaussian", "5 - 16 - 12 - 2", "elu", "LayerNorm", "clipped to ±2", "[0.1, 30]", "return 3.5"):
         assert word in own, own
     assert "of its own" in show.show(sealed(ACTORS["around clip"]()))
-    assert show.show(finished()) == show.show(find.find(finished()).path)
+    assert show.show(finished()) == show.show(find_policy(finished()).path)
     for kind in ("npz", "safetensors"):
         told = show.show(exported(ACTORS["around clip"](), kind))
         assert "exported" in told
@@ -509,7 +510,7 @@ def test_a_film_shows_every_step(capsys):
 def test_a_film_that_fails_is_one_sentence(fault, word, monkeypatch, capsys):
     monkeypatch.setattr(Drawn, "fault", fault)
     out = new("film.mp4")
-    told = said(capsys, "policy", "film", sealed(ACTORS["tanh"](), env_id="Drawn-v0"), "--out", out)
+    told = failure(capsys, "policy", "film", sealed(ACTORS["tanh"](), env_id="Drawn-v0"), "--out", out)
     assert word in told
     assert not list(out.parent.iterdir())
 

@@ -73,7 +73,7 @@ def run(words) -> Path:
 
 
 def refused(words, capsys) -> str:
-    """What is said, in one sentence, of a run that leaves nothing behind."""
+    """Return the one sentence about a run that leaves nothing behind."""
     with pytest.raises(SystemExit, match=r"^1$"):
         main.main(["run", *words, "--out", str(out := new("run"))])
     told = capsys.readouterr().err.strip()
@@ -298,7 +298,7 @@ def test_it_goes_on_bit_for_bit_without_the_original(monkeypatch, settles, momen
 def test_from_python_as_from_the_command_line(monkeypatch):
     """Begun there, and gone on with there: what the directory keeps counts, and not what the task names."""
     config = disk.read_json(uninterrupted(False) / "config.json")
-    phases = {name: rebuild(said) for name, said in config["settings"].items()}
+    phases = {name: rebuild(value) for name, value in config["settings"].items()}
     budget = Budget(**config["measuring"])
     words, file = from_a_file(False)
     job, out = task(env_id=STILL, policy=str(file)), new("python")
@@ -346,8 +346,8 @@ def test_another_policy_in_its_place_is_refused(monkeypatch, capsys):
     kept.write_bytes(harm := policy(Deterministic(MLP((3, 8, 2), key=jax.random.key(6)))).read_bytes())
     disk.write_json(folder / "config.json", config | {"policy": {"sha256": hashlib.sha256(harm).hexdigest()}})
     assert "was it edited?" in told()
-    for said in ("text", 3, [1], {"sha256": None}):
-        disk.write_json(folder / "config.json", config | {"policy": said})
+    for entry in ("text", 3, [1], {"sha256": None}):
+        disk.write_json(folder / "config.json", config | {"policy": entry})
         told()
     kept.write_bytes(content)
     disk.write_json(folder / "config.json", config)

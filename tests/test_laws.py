@@ -316,12 +316,12 @@ def named(networks: Pretrained) -> dict[str, Any]:
 
 def test_what_a_method_did_not_change_passes_through(case):
     given, learner = case.given[0], case.learners[0]
-    begun, moved = named(case.method.release(learner)), named(case.method.release(case.update(learner)[0]))
+    before, after = named(case.method.release(learner)), named(case.method.release(case.update(learner)[0]))
     for name, state in named(given).items():
         if state is not None:
-            assert same(begun[name], state) == (name not in case.law.restarts), name
-    for name, state in begun.items():
-        assert same(moved[name], state) == (name not in case.law.learns), name
+            assert same(before[name], state) == (name not in case.law.restarts), name
+    for name, state in before.items():
+        assert same(after[name], state) == (name not in case.law.learns), name
 
 
 def test_an_update_uses_no_key_twice(case):

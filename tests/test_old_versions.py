@@ -58,10 +58,10 @@ def test_an_old_checkpoint_has_files_to_read():
 
 @pytest.mark.parametrize("name", segue._OLD)
 def test_an_old_name_is_found_with_one_warning(name):
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert getattr(segue, name) is not None
-    assert [str(one.message) for one in said] == [f"segue.{name} is now segue.{segue._OLD[name]}."]
+    assert [str(one.message) for one in warned] == [f"segue.{name} is now segue.{segue._OLD[name]}."]
 
 
 def known_flags() -> set[str]:

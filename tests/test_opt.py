@@ -120,11 +120,11 @@ def test_eq4_and_the_gradient_of_the_policy(x64, backbone, kappa):
 
 
 @pytest.mark.parametrize(
-    ("env_step", "begun", "kappa"),
+    ("env_step", "phase_start", "kappa"),
     [(0, 0, 0.1), (25, 25, 0.1), (10, 25, 0.1), (75, 25, 0.5), (125, 25, 0.9), (500, 25, 0.9), (50, 0, 0.42)],
 )
-def test_kappa_is_a_line_from_where_its_phase_began(env_step, begun, kappa):
-    np.testing.assert_allclose(Linear(0.1, 0.9, 125)(at(0, env_step, begun)), kappa, rtol=1e-6)
+def test_kappa_is_a_line_from_where_its_phase_began(env_step, phase_start, kappa):
+    np.testing.assert_allclose(Linear(0.1, 0.9, 125)(at(0, env_step, phase_start)), kappa, rtol=1e-6)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

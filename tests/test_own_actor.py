@@ -85,10 +85,10 @@ def whole():
 def test_run_with_own_actor_finishes_without_policy_files(capsys):
     folder, run = begin()
     result = run()
-    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("segue: ")]
-    assert len(said) == 1
-    assert "Affine" in said[0]
-    assert "policy-S and best-S files are left out" in said[0]
+    printed = [text for text in capsys.readouterr().err.splitlines() if text.startswith("segue: ")]
+    assert len(printed) == 1
+    assert "Affine" in printed[0]
+    assert "policy-S and best-S files are left out" in printed[0]
     assert result.returns.shape == (2, 2)
     assert [line["phase"] for line in lines(folder / "returns.jsonl")][-1] == "finetune"
     assert result.run.env_step == 16
@@ -133,9 +133,9 @@ def test_commands_say_why_an_own_actor_has_no_policy_file(whole, capsys):
     for words in (["evaluate", str(whole[0]), "--env-id", STILL], ["policy", "show", str(whole[0])]):
         with pytest.raises(SystemExit, match=r"^1$"):
             main(words)
-        said = capsys.readouterr().err.strip()
-        assert "no file describes its class" in said
-        assert "\n" not in said
+        printed = capsys.readouterr().err.strip()
+        assert "no file describes its class" in printed
+        assert "\n" not in printed
     main(["report", str(whole[0]), "--out", str(new("page.html"))])
 
 

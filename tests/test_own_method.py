@@ -110,10 +110,10 @@ def test_contributing_shows_the_backbone_of_the_example():
 
 
 def test_every_law_holds_for_a_method_with_a_part(trees):
-    said = call(
+    printed = call(
         trees[1], "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "tests/test_laws.py", "-k", "fadingbc"
     )
-    assert int(re.findall(r"(\d+) passed", said)[0]) >= 30
+    assert int(re.findall(r"(\d+) passed", printed)[0]) >= 30
 
 
 TRAIN = """
@@ -170,9 +170,9 @@ def test_a_part_is_learned_passed_on_and_learned_further(trained):
 
 
 def test_a_part_survives_a_stop_a_checkpoint_and_an_evaluation(trained):
-    said = call(trained, "-c", RESUME)
-    assert "policy 1: return" in said
-    assert re.search(r"^fading +offline +TD3 that stays within", said, re.M)
+    printed = call(trained, "-c", RESUME)
+    assert "policy 1: return" in printed
+    assert re.search(r"^fading +offline +TD3 that stays within", printed, re.M)
     whole = everything(trained / "whole")
     for moment in (1, 9, 12):
         assert everything(trained / f"cut-{moment}") == whole

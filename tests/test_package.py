@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_version_is_said_in_one_place():
-    said = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "version" not in said["project"]
-    assert said["project"]["dynamic"] == ["version"]
-    assert said["tool"]["hatch"]["version"] == {"path": "src/segue/__init__.py"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"] == {"path": "src/segue/__init__.py"}
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", segue.__version__)
 
 

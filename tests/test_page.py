@@ -150,7 +150,7 @@ def test_what_differs_in_more_than_seeds_stays_apart(run, change):
 
 
 def test_merged_runs_have_the_evaluations_that_all_have(run):
-    """One was not evaluated at 50; where the world sleeps, the update tells evaluations apart."""
+    """One was not evaluated at 50; in phases without env steps, the update tells evaluations apart."""
     sleep = [line("pretrain", 120, 20, 5), line("pretrain", 140, 20, 6)]
     a, b = curve(1), curve(2)
     late = {**b[2], "update": 190}  # a phase before it took other updates, since it ends by evidence
@@ -230,7 +230,7 @@ def test_runs_are_found_at_any_depth_and_once(run, tmp_path):
     run("x/deep/er/a/commits/inner", curve(1))
     run("x/.hidden", curve(1))
     run("x/b", curve(2), seed=1)
-    assert [f.path.name for f in gather.find(tmp_path / "x")] == ["b", "a"]
+    assert [f.path.name for f in gather.find_runs(tmp_path / "x")] == ["b", "a"]
     found, _ = gather.gather([tmp_path / "x", tmp_path / "x/b"])
     assert [r.config["seeds"] for r in found] == [2]
 
@@ -522,11 +522,11 @@ def test_many_rows_are_a_summary_on_a_terminal(run, tmp_path, monkeypatch, capsy
         run(f"r/{name}", curve(1), recipe=name)
     monkeypatch.setattr(tables, "MAX_ROWS", 2)
     main(["report", str(tmp_path / "r")])
-    said = capsys.readouterr()
-    assert "Last score of each method" in said.out
-    assert "offline" not in said.out
-    assert said.out.strip().endswith(f"Page: {tmp_path / 'r' / 'report.html'}")
-    assert said.err == "", "progress is for terminals"
+    printed = capsys.readouterr()
+    assert "Last score of each method" in printed.out
+    assert "offline" not in printed.out
+    assert printed.out.strip().endswith(f"Page: {tmp_path / 'r' / 'report.html'}")
+    assert printed.err == "", "progress is for terminals"
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
@@ -672,10 +672,10 @@ def test_seconds_that_no_run_takes_are_one_sentence(run, seconds):
 def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
     """An overlong name, a name that cannot be, rows of another width, and a folder that one may not look into."""
     folder = copy(finished())
-    said = json.loads((folder / "config.json").read_text())["dataset"]
+    entry = json.loads((folder / "config.json").read_text())["dataset"]
     if path == "wide":
         path = tmp_path / "wide.npz"
-        held = dict(np.load(said["path"]))
+        held = dict(np.load(entry["path"]))
         more = {key: np.repeat(held[key], 2, axis=1) for key in held if held[key].ndim == 2}
         np.savez(path, **(held | more))
     if path == "forbidden":
@@ -687,7 +687,7 @@ def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
             return exists(self)
 
         monkeypatch.setattr(Path, "exists", refuse)
-    edit(folder / "config.json", dataset={**said, "path": str(path)})
+    edit(folder / "config.json", dataset={**entry, "path": str(path)})
     assert distribution_shift.plane(read.read(folder)) is None
     assert len(distribution_shift.panels(read.read(folder))) == 2
 
@@ -708,7 +708,7 @@ parent.postMessage(JSON.stringify({
 }), '*'); });</script>"""
 FRAME = """<!DOCTYPE html><link rel="icon" href="data:,">
 <iframe src="page.html" width="WIDTH" height="800" style="border: 0"></iframe>
-<script>addEventListener('message', said => { document.documentElement.dataset.found = said.data; });</script>"""
+<script>addEventListener('message', event => { document.documentElement.dataset.found = event.data; });</script>"""
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH")

@@ -52,7 +52,7 @@ class Diary(AbstractMethod):
 
 
 class Watch(NullHook):
-    """Writes into one list what it is told, and keeps every learner and run as its phase ended."""
+    """Writes into one list every event, and keeps every learner and run as its phase ended."""
 
     def __init__(self, told, name="watch"):
         self.told, self.name, self.learners, self.runs = told, name, {}, {}
@@ -82,13 +82,13 @@ def rows():
     return device.rows_for(collect_random(Ragged, 40, seed=0), SPEC, Reward())
 
 
-def drive(phases, *, seeds=(0, 1), offline=True, actor=True, world=True, stride=250, watches=()):
+def drive(phases, *, seeds=(0, 1), offline=True, actor=True, with_envs=True, stride=250, watches=()):
     """Run phases on Ragged, from a policy if `actor`. Returns the runs before and after, the envs, what watched."""
     first = start.start(SPEC, rows() if offline else None, phases, seeds=len(seeds), seed=seeds[0])
     if actor:
         new = lambda key: TrainState.new(Deterministic(MLP((SPEC.obs, 8, SPEC.act), key=key)))
         first = dataclasses.replace(first, pretrained=Pretrained(actor=jax.vmap(new)(first.keys)))
-    envs, watch = LockstepEnvs(Ragged, SPEC, seeds) if world else None, Watch([])
+    envs, watch = LockstepEnvs(Ragged, SPEC, seeds) if with_envs else None, Watch([])
     last = pipeline(first, phases, envs, [watch, *watches], stride)
     return first, last, envs, watch
 
@@ -141,14 +141,14 @@ def test_collecting_changes_no_weight():
 
 def test_a_run_can_be_continued_twice():
     """One offline policy, many fine-tuners: what a phase updates in place must be its own copy."""
-    world = lambda: LockstepEnvs(Ragged, SPEC, (0, 1))
+    envs = lambda: LockstepEnvs(Ragged, SPEC, (0, 1))
     _, shared, _, _ = drive({"learn": Train(Diary(), 1)})
-    one, two = (pipeline(shared, {"collect": Collect(3)}, world()) for _ in range(2))
+    one, two = (pipeline(shared, {"collect": Collect(3)}, envs()) for _ in range(2))
     assert same(one.online.rows, two.online.rows)
     assert int(shared.online.written) == 0
 
 
-def test_replay_holds_what_the_worlds_did_in_order():
+def test_replay_holds_what_the_envs_did_in_order():
     _, last, envs, _ = drive(trio())
     ring = jax.tree.map(np.asarray, last.online.rows)
     for s, env in enumerate(envs.envs):
@@ -164,7 +164,7 @@ def test_replay_holds_what_the_worlds_did_in_order():
 def test_chunks_change_nothing():
     """Bit for bit, batches and weights."""
     phases = {"diary": Train(Diary(), 20), "offline": Train(BACKBONE, 20, Uniform(8))}
-    results = [drive(phases, world=False, stride=stride) for stride in (1, 7, 250)]
+    results = [drive(phases, with_envs=False, stride=stride) for stride in (1, 7, 250)]
     for _, last, _, watch in results[1:]:
         assert same(last.pretrained, results[0][1].pretrained)
         assert same(watch.learners["diary"], results[0][3].learners["diary"])
@@ -193,12 +193,12 @@ def test_a_method_may_report_plain_numbers(seeds):
             return phase_state
 
     found = []
-    drive({"learn": Train(Plain(), 4)}, seeds=seeds, world=False, watches=[LineStyle()])
+    drive({"learn": Train(Plain(), 4)}, seeds=seeds, with_envs=False, watches=[LineStyle()])
     assert found == [{"lr": [0.5] * len(seeds), "max_size": [3.0] * len(seeds)}]
 
 
 def test_phases_draw_different_batches():
-    _, _, _, watch = drive({"one": Train(Diary(), 5), "two": Train(Diary(), 5)}, world=False)
+    _, _, _, watch = drive({"one": Train(Diary(), 5), "two": Train(Diary(), 5)}, with_envs=False)
     seen = {name: learner[-1] for name, learner in watch.learners.items()}
     keys = np.concatenate([seen[name][:, :5, 1].ravel() for name in seen])
     assert len(set(keys.tolist())) == 20  # no key twice, over phases, seeds and updates
@@ -217,7 +217,7 @@ def test_phases_draw_different_batches():
         ({"p": Train(Diary(), 1)}, {"offline": False}, "no rows"),
         ({"p": Online(Diary(), 2, Balanced(4, online_fraction=1.0))}, {}, "between 0 and 1"),
         ({"p": Collect(2)}, {"actor": False}, "policy"),
-        ({"p": Collect(2)}, {"world": False}, "environment"),
+        ({"p": Collect(2)}, {"with_envs": False}, "environment"),
         ({"p": Online(Direct(), 2)}, {"actor": False}, "offline phase"),
         ({"p": Online(Direct(), 2)}, {}, "critic"),
         ({"p": Online(OPT(), 2)}, {}, "critic"),
@@ -245,7 +245,7 @@ def test_a_line_starts_with_its_phase_and_ends_at_its_until():
 
 
 def test_kappa_rises_from_the_start_of_fine_tuning():
-    """As OPT reports it from the loop; updates run while the world takes the step, and see the clock before it."""
+    """As OPT reports it from the loop; updates run while the env takes the step, and see the clock before it."""
     told = [(entry["env_step"], entry["metrics"]) for entry in lines(finished() / "metrics.jsonl")]
     kappa = {step: metrics["kappa"] for step, metrics in told if "kappa" in metrics}
     assert list(kappa) == list(range(9, 17))

@@ -92,9 +92,9 @@ def test_description_names_layers_squash_and_statistics():
     w, path = weights(3), new("p.npz")
     named = {"in.weight": w["W0"].T, "in.bias": w["b0"], "out.weight": w["W1"].T, "out.bias": w["b1"]}
     np.savez(path, **named, m=np.ones(5), s=np.full(5, 0.5), spread=np.zeros((2, 4)))
-    said = {"layers": ["in", "out"], "activation": "relu", "squash": "tanh", "transposed": True,
+    description = {"layers": ["in", "out"], "activation": "relu", "squash": "tanh", "transposed": True,
             "obs_mean": "m", "obs_std": "s", "obs_clip": 1.5}  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps(said))
+    path.with_suffix(".json").write_text(json.dumps(description))
     (actor,) = importers.read(path, SPEC)
     seen = np.clip((OBS - 1) / 0.5, -1.5, 1.5)
     expected = SPEC.denormalise(np.tanh(out(w, seen, lambda x: np.maximum(x, 0))))
@@ -262,8 +262,8 @@ def test_tables_that_are_no_policy_are_refused(change, words):
 def test_weights_that_lie_the_other_way_round_are_known_by_that():
     w, path = weights(), new("p.npz")
     np.savez(path, W0=w["W0"].T, b0=w["b0"], W1=w["W1"].T, b1=w["b1"])
-    for said, word in (({}, "true"), ({"transposed": False}, "true"), ({"transposed": True}, None)):
-        path.with_suffix(".json").write_text(json.dumps(said))
+    for description, word in (({}, "true"), ({"transposed": False}, "true"), ({"transposed": True}, None)):
+        path.with_suffix(".json").write_text(json.dumps(description))
         if word is None:
             np.testing.assert_allclose(acts(importers.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:]), atol=1e-5)
             continue
@@ -276,7 +276,7 @@ def test_weights_that_lie_the_other_way_round_are_known_by_that():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "description"),
     [
         (lambda w: w, {"activation": "gelu"}),
         (lambda w: w, {"squash": "none"}),
@@ -287,11 +287,11 @@ def test_weights_that_lie_the_other_way_round_are_known_by_that():
         (lambda w: w | {"W0": w["W0"][:0], "b0": w["b0"][:0], "W1": w["W1"][:, :0]}, {}),
     ],
 )
-def test_what_cannot_be_read_is_not_shown_as_if_it_could(change, said):
+def test_what_cannot_be_read_is_not_shown_as_if_it_could(change, description):
     """`outline` refuses in the words of `read`."""
     path = new("p.npz")
     np.savez(path, **change(weights()))
-    path.with_suffix(".json").write_text(json.dumps(said))
+    path.with_suffix(".json").write_text(json.dumps(description))
     with pytest.raises(DataError) as read:
         importers.read(path, SPEC)
     with pytest.raises(DataError) as shown:
@@ -352,8 +352,8 @@ def test_tables_that_do_not_hang_together_are_refused(change):
     change(w)
     np.savez(path, **w)
     if "spread.weight" in w:
-        said = {"layers": ["W0", "out"], "log_std": "spread", "squash": "clip"}
-        path.with_suffix(".json").write_text(json.dumps(said))
+        description = {"layers": ["W0", "out"], "log_std": "spread", "squash": "clip"}
+        path.with_suffix(".json").write_text(json.dumps(description))
     with pytest.raises(DataError):
         importers.read(path, SPEC)
 

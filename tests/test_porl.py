@@ -229,7 +229,7 @@ def test_settling_in_a_run():
 
 
 def test_updates_that_are_repeated_do_not_look_twice():
-    """A world that fails for good in the midst of a step is gone back to before its row, after its updates."""
+    """An env that fails for good in mid-step: the run continues before its row, after its updates."""
     phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=4)
     phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     envs = LockstepEnvs(Ragged, RAGGED, [0])

@@ -81,11 +81,11 @@ def test_the_dip_by_hand(run):
     s = records.summarise(read.read(run(score=None, lines=lines)))
     t = 12.7062047
     assert (s.dip.mean, s.dip.half, s.dip.seeds) == (2.0, pytest.approx(t * 2), 2)
-    assert (s.recovered.mean, s.recovered.half, s.never) == (15.0, pytest.approx(t * 15), 0)
+    assert (s.recovered.mean, s.recovered.half, s.never_recovered) == (15.0, pytest.approx(t * 15), 0)
     s = records.summarise(read.read(run("b", score=None, lines=lines[:3])))
-    assert (s.recovered, s.never) == (stats.Estimate(0.0, None, 1), 1)
+    assert (s.recovered, s.never_recovered) == (stats.Estimate(0.0, None, 1), 1)
     s = records.summarise(read.read(run("c", score=None, lines=[lines[0], lines[3]])))
-    assert (s.dip.mean, s.recovered, s.never) == (0.0, stats.Estimate(0.0, None, 2), 0)
+    assert (s.dip.mean, s.recovered, s.never_recovered) == (0.0, stats.Estimate(0.0, None, 2), 0)
 
 
 def test_table_by_hand(run):
@@ -115,10 +115,10 @@ def test_the_early_budget_by_hand(run):
     text = tables.table(found)
     first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
     whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
-    said = [stats.estimate(np.array([score, 2.0])) for score in (0.0, 4.0, first, whole)]
+    expected = [stats.estimate(np.array([score, 2.0])) for score in (0.0, 4.0, first, whole)]
     early = part(text, "Early budget")
     assert row(early, "method") == ["method", "at 10k", "at 50k", "area 10k", "area 50k"]
-    assert row(early, "opt (a)")[1:] == [str(each) for each in said]
+    assert row(early, "opt (a)")[1:] == [str(each) for each in expected]
     assert row(early, "opt (b)")[1:] == ["–"] * 4
     switch = part(text, "Going online")
     assert row(switch, "method") == ["method", "dip", "recovered"], "raw returns: no 50 to reach, no regret"
@@ -281,7 +281,7 @@ def test_curves_keep_the_two_axes_apart(run):
     online = records.online_curve(record)
     assert online.x.tolist() == [0, 25, 60, 100]
     assert online.scores[0].tolist() == [5, 10], "the policy that goes online is the one that left pre-training"
-    assert records.borders(record) == {"collect": 25, "pretrain": 25}
+    assert records.phase_ends(record) == {"collect": 25, "pretrain": 25}
 
 
 def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
@@ -296,7 +296,7 @@ def test_a_run_from_anothers_checkpoint_starts_at_env_step_0(run):
 
 def test_a_phase_that_ends_on_evidence_ends_before_its_budget(run):
     record = read.read(run(settings={"collect": {"until": 90}}))
-    assert records.borders(record) == {"collect": 60, "pretrain": 60}
+    assert records.phase_ends(record) == {"collect": 60, "pretrain": 60}
 
 
 def test_labels_are_moved_apart():

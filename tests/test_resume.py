@@ -34,7 +34,7 @@ from segue.policies import policy_file
 from segue.runs import commits, restore, run
 from segue.runs import config as config_module
 from segue.runs.checkpoints import Best
-from segue.runs.config import pinned, rebuild
+from segue.runs.config import rebuild, settings_hash
 from segue.runs.evaluate import Evaluate
 from segue.runs.journal import Journal
 from segue.system import disk
@@ -166,7 +166,7 @@ def test_interrupted_again_and_again(monkeypatch):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, phase):
-    started, folder = commits.Commit.started, new("begun")
+    started, folder = commits.Commit.started, new("started")
 
     def heard(self, name, *args):
         started(self, name, *args)
@@ -181,7 +181,7 @@ def test_killed_between_a_phases_first_commit_and_its_first_step(monkeypatch, ph
     assert everything(resumed(folder)) == everything(whole())
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["begun since", "never begun"])
+@pytest.mark.parametrize("there", [True, False], ids=["started since", "never started"])
 def test_directory_without_training_episodes_resumes(monkeypatch, there):
     """A journal that no commit knows of began after it."""
     folder = interrupted(monkeypatch, 14)
@@ -190,7 +190,7 @@ def test_directory_without_training_episodes_resumes(monkeypatch, there):
     disk.write_json(folder / "config.json", config)
     for number in restore.numbers(folder):
         path = folder / "commits" / f"{number:06}" / "manifest.json"
-        manifest = disk.read_json(path) | {"config": pinned(config)}
+        manifest = disk.read_json(path) | {"config": settings_hash(config)}
         del manifest["logs"]["episodes.jsonl"], manifest["logs"]["machine.jsonl"]  # nor a meter
         disk.write_json(path, disk.signed(manifest))
     if not there:
@@ -219,7 +219,7 @@ def test_stopped_in_the_middle_of_an_evaluation(monkeypatch, evaluation):
     def heard(self, actor, *rest):
         told.append(actor)
         if len(told) == evaluation:
-            self.now_and_then.__self__.asked = signal.SIGTERM
+            self.on_step.__self__.asked = signal.SIGTERM
         return call(self, actor, *rest)
 
     with monkeypatch.context() as patch:
@@ -315,16 +315,16 @@ def test_journals_that_a_commit_needs_are_not_begun_anew(monkeypatch, tmp_path):
     logs = {**restore.newest(folder)[0].manifest["logs"], "machine.jsonl": {"size": 0}}
     for seal in ({"size": -1}, {"size": True}, {}, None):
         with pytest.raises(DataError, match=r"how long .*machine.jsonl"):
-            restore.cut(folder, {**logs, "machine.jsonl": seal})
+            restore.truncate_journals(folder, {**logs, "machine.jsonl": seal})
     (folder / "machine.jsonl").unlink()
     (folder / "machine.jsonl").symlink_to(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"machine.jsonl is missing"):
-        restore.cut(folder, logs)
+        restore.truncate_journals(folder, logs)
     (folder / "machine.jsonl").unlink()
-    restore.cut(folder, logs)
+    restore.truncate_journals(folder, logs)
     (folder / "returns.jsonl").unlink()
     with pytest.raises(DataError, match=r"returns.jsonl is missing"):
-        restore.cut(folder, logs)
+        restore.truncate_journals(folder, logs)
 
 
 @pytest.mark.parametrize("change", ["discount", "phases", "reward", "seed"])
@@ -668,9 +668,9 @@ def test_every_flipped_bit_and_every_cut_is_found_and_named():
                 assert path.name in damage[0]
         except DataError as error:
             found += 1
-            said = str(error)
+            text = str(error)
             assert path.name == "rows-000001.safetensors"  # both commits stand on it
-            assert path.name in said
+            assert path.name in text
         path.write_bytes(before)
     assert found > 1_000
     assert restore.newest(folder)[0].number == 2
@@ -719,16 +719,16 @@ def test_failing_env_is_rebuilt_and_no_broken_row_is_stored(way, monkeypatch):
     monkeypatch.setattr(Faulty, "steps", 0)
     spec, told = spec_of(Still()), []
     watchdog = Watchdog(0.2)
-    worlds = LockstepEnvs(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
+    envs = LockstepEnvs(Faulty, spec, (0, 1), watchdog=watchdog, restarts=50, tell=told.append)
     rng = np.random.default_rng(0)
     rows, ended = [], []
     for _ in range(8 if way == "hangs" else 60):
-        rows.append(worlds.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32)))
-        ended += [(len(rows), *episode) for episode in worlds.ended]
-    worlds.close()
+        rows.append(envs.step(rng.uniform(-1, 1, (2, 2)).astype(np.float32)))
+        ended += [(len(rows), *episode) for episode in envs.ended]
+    envs.close()
     watchdog.close()
     rows = jax.tree.map(lambda *column: np.stack(column), *rows)
-    assert len(told) == worlds.faults >= 2
+    assert len(told) == envs.faults >= 2
     assert all(np.isfinite(column).all() for column in rows)
     assert (rows.obs[..., 1] == rows.next_obs[..., 1]).all()  # the number that a reset draws
     assert (rows.next_obs[..., 0] == rows.obs[..., 0] + 1).all()
@@ -762,10 +762,10 @@ def test_the_second_signal_ends_at_once(monkeypatch):
     stop, ended = Stop(), []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(signal, "alarm", lambda seconds: None)
-    stop.now()
+    stop.raise_if_asked()
     stop.on_signal(signal.SIGTERM, None)
     with pytest.raises(Stopped):
-        stop.now()
+        stop.raise_if_asked()
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(Killed(code)))
     with pytest.raises(Killed, match="143"):
         stop.on_signal(signal.SIGTERM, None)
@@ -796,7 +796,7 @@ def ruin(monkeypatch, seed: int, update: int, times: int = 1):
 
 def of_seed(folder: Path, seed: int) -> dict[str, np.ndarray]:
     pretrained = (folder / "checkpoints" / "finetune" / "pretrained.safetensors").read_bytes()
-    return {name: array[seed] for name, array in disk.arrays(pretrained, "waist").items()}
+    return {name: array[seed] for name, array in disk.arrays(pretrained, "pretrained").items()}
 
 
 def test_diverging_seed_halts_others_stay_bit_for_bit(monkeypatch, capsys):
@@ -866,9 +866,9 @@ def test_explosion_is_recorded_and_halts_only_on_request(monkeypatch, capsys):
     monkeypatch.setattr(Online, "learn", exploding)
     folder = new("exploded")
     main.main(["run", *still(), "--out", str(folder)])
-    (said,) = lines(folder / "failures.jsonl")
-    assert (said["seed"], said["phase"], said["halted"]) == (1, "finetune", False)
-    assert said["env_step"] == 9  # within one logging interval
+    (entry,) = lines(folder / "failures.jsonl")
+    assert (entry["seed"], entry["phase"], entry["halted"]) == (1, "finetune", False)
+    assert entry["env_step"] == 9  # within one logging interval
     assert "above any reachable return" in capsys.readouterr().err
     assert of_seed(folder, 1).keys() == of_seed(whole(), 1).keys()
     assert all((of_seed(folder, 1)[name] == array).all() for name, array in of_seed(whole(), 1).items())
@@ -904,7 +904,7 @@ def test_the_best_policy_is_never_replaced_by_a_worse_one(monkeypatch, capsys):
 
         monkeypatch.setattr(policy_file, "save", save)
         phase_state = PhaseState(SimpleNamespace(seeds=1, updates=0), *[None] * 5)
-        best.heard("x", phase_state, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
+        best.evaluated("x", phase_state, net, Evaluation(np.array([[value]]), np.ones((1, 1), int)))
         return disk.read_arrays(folder / "best-0.safetensors")[1]["return"]
 
     assert heard(10.0) == 10
@@ -976,7 +976,7 @@ HARM = {
     "a segment of no size": lambda m: with_segment(m, size=None),
     "files that are a list": lambda m: {"files": []},
     "a file outside": lambda m: {"files": {**m["files"], "../../config.json": {"size": 1, "sha256": ""}}},
-    "nothing begun": lambda m: {"phase_start": None},
+    "no start": lambda m: {"phase_start": None},
 }
 
 
@@ -1047,7 +1047,7 @@ def audit(event, args):
         raise SystemExit(f"opened {{args[0]}}")
 sys.addaudithook(audit)
 found, damage = restore.newest(folder)
-for content in (found.state, found.worlds, *found.segments.values()):
+for content in (found.state, found.envs, *found.segments.values()):
     disk.arrays(content, "it")
 print("read", found.number, len(damage))
 """

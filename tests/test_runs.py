@@ -30,7 +30,7 @@ from segue.policies import policy_file
 from segue.replay.sampler import Uniform
 from segue.results import read, records
 from segue.runs import console
-from segue.runs.config import in_order, settings
+from segue.runs.config import check_order, settings
 from segue.runs.run import run as run_phases
 from segue.system import disk
 from segue.tasks.recipes import opt
@@ -89,10 +89,10 @@ def test_a_preset_that_was_changed_is_named_so():
 
     asked = ["td3bc", "--task", "walker2d-random"]
     assert config(finished())["preset"].endswith("(changed)")
-    assert [parsed([*asked, *more])[0]["lengths"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
+    assert [parsed([*asked, *more])[0]["preset_label"] for more in ([], ["--preset", "quick"], ["--seeds", "2"])] == [
         "paper", "quick", "paper"
     ]  # fmt: skip
-    assert parsed([*asked, "--offline.steps", "7"])[0]["lengths"] == "paper (changed)"
+    assert parsed([*asked, "--offline.steps", "7"])[0]["preset_label"] == "paper (changed)"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_a_phase_that_would_be_over_before_it_begins(phases, since, fine):
     }
     made = {"collect": phases["collect"], **made}
     if fine:
-        in_order(made, since)
+        check_order(made, since)
     else:
         with pytest.raises(SegueError, match=r"collect.until 20, .* nothing would be left of phase 'finetune'"):
-            in_order(made, since)
+            check_order(made, since)
 
 
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
@@ -128,10 +128,12 @@ def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY", -1.0)
     asked = flags("direct", **{"from": f"{finished()}:offline"})
     main(["run", *(word for word in asked if word != "--quiet"), "--out", str(new())])
-    said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("finetune: ") and " of " in text]
-    assert re.fullmatch(r"finetune: 1 of 8 env steps, (return [\d.]+|no score yet)", said[0])
-    assert all(re.match(r"finetune: \d of 8 env steps, [\d.,]+/s", text) for text in said[1:])
-    assert len(said) > 2
+    printed = [
+        text for text in capsys.readouterr().err.splitlines() if text.startswith("finetune: ") and " of " in text
+    ]
+    assert re.fullmatch(r"finetune: 1 of 8 env steps, (return [\d.]+|no score yet)", printed[0])
+    assert all(re.match(r"finetune: \d of 8 env steps, [\d.,]+/s", text) for text in printed[1:])
+    assert len(printed) > 2
 
 
 def test_returns_are_raw_whole_and_placed():
@@ -168,11 +170,11 @@ def test_the_configuration_holds_every_setting_and_version():
     kept = config(finished())
     assert (kept["recipe"], kept["env_id"], kept["phases"]) == ("opt", "helpers:Ragged-v0", PHASES)
 
-    def check(value, said):
-        assert said["is"] == type(value).__name__
+    def check(value, described):
+        assert described["is"] == type(value).__name__
         for name in vars(value):
             inner = getattr(value, name)
-            check(inner, said[name]) if hasattr(inner, "__dataclass_fields__") else said[name]
+            check(inner, described[name]) if hasattr(inner, "__dataclass_fields__") else described[name]
 
     for name, phase in opt(task(env_id="helpers:Ragged-v0")).items():
         check(phase, kept["settings"][name])
@@ -212,7 +214,7 @@ def test_the_same_seed_gives_the_same_run():
 
 @pytest.mark.parametrize("phase", PHASES[:3])
 def test_going_on_from_a_checkpoint(phase):
-    """Phases that follow draw the same randomness; those without worlds end in the same weights."""
+    """Phases that follow draw the same randomness; those without environments end in the same weights."""
     folder = run("opt", finetune__kappa__until=16, **{"from": f"{finished()}:{phase}"})
     left = PHASES[PHASES.index(phase) + 1 :]
     assert config(folder)["phases"] == left
@@ -236,7 +238,7 @@ def test_from_an_unknown_phase_lists_the_run_s_phases(since, capsys):
 
 
 def test_an_env_that_a_file_wants_imported_is_named_as_text(capsys):
-    """The flag is said with its value, as a shell takes it for two words and a terminal for letters."""
+    """The flag comes with its value, as a shell takes it for two words and a terminal for letters."""
     folder = copy(finished())
     for env_id, flag in {
         RAGGED: f"pass --env-id {RAGGED}.",
@@ -272,10 +274,10 @@ def reseal(folder, arrays=None, **manifest):
     file = folder / CHECKPOINT / "pretrained.safetensors"
     if arrays is not None:
         safetensors.numpy.save_file(arrays, file)
-    said = json.loads((folder / CHECKPOINT / "manifest.json").read_text())
+    sealed = json.loads((folder / CHECKPOINT / "manifest.json").read_text())
     content = file.read_bytes()
-    said["files"][file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    disk.write_json(folder / CHECKPOINT / "manifest.json", disk.signed(said | manifest))
+    sealed["files"][file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    disk.write_json(folder / CHECKPOINT / "manifest.json", disk.signed(sealed | manifest))
 
 
 def without(key, **more):
@@ -437,12 +439,12 @@ def described(path, **changes):
     ids=lambda changes: str(changes)[:40],
 )
 def test_a_policy_s_description_is_not_trusted(changes):
-    path, begun = saved(), time.monotonic()
+    path, began = saved(), time.monotonic()
     described(path, **changes)
     with pytest.raises(DataError) as caught:
         policy_file.load(path)
     one_sentence(caught.value, str(path.parent))
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(

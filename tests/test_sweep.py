@@ -179,11 +179,11 @@ def test_what_is_refused_before_anything_starts(text, word, capsys):
     path = written(text)
     with pytest.raises(SystemExit, match="1"):
         main.main(["sweep", str(path), "--out", str(new())])
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     with pytest.raises(SegueError, match=word):
-        raise SegueError(said)
-    assert said.startswith(f"segue: {path}")
-    assert said.count("\n") == 1
+        raise SegueError(printed)
+    assert printed.startswith(f"segue: {path}")
+    assert printed.count("\n") == 1
 
 
 def test_the_sweep_that_the_docs_show():
@@ -298,9 +298,9 @@ def test_a_trial_waits_for_what_it_needs(swept):
     assert orders == ["t/offline/0", "t/alone/0", "t/opt/0", "t/more/0"]
     assert len(done.finished) == 4
     assert "4 of 4 trials are done: segue report" in str(done)
-    said = disk.read_json(out / "sweep.json")
-    assert said["cores"] == 1
-    assert said["trials"] == [trial.entry() for trial in CHAIN.trials()]
+    written = disk.read_json(out / "sweep.json")
+    assert written["cores"] == 1
+    assert written["trials"] == [trial.entry() for trial in CHAIN.trials()]
     assert swept(CHAIN, out)[1] == []  # nothing is done twice
 
 
@@ -399,10 +399,10 @@ def test_the_time_that_is_left_counts_what_was_done_here(monkeypatch):
     alone = [trial for trial in CHAIN.trials() if trial.folder == "t/offline/0"]
     shown, left, clock = Board(storage.at(new()), quiet=True), progress.Progress(alone, set()), [0.0]
     monkeypatch.setattr(status_module.time, "monotonic", lambda: clock[0])
-    shown.begun = 0.0
+    shown.began = 0.0
     assert left.next()
-    said = [shown._counts(left, {"t/offline/0": at}, 1) for at in ((BEGINS, 0.0), ("finetune", 0.5))]
-    assert not any("about" in line for line in said)
+    lines = [shown._counts(left, {"t/offline/0": at}, 1) for at in ((BEGINS, 0.0), ("finetune", 0.5))]
+    assert not any("about" in line for line in lines)
     clock[0] = 10.0
     assert "about 10 s left" in shown._counts(left, {"t/offline/0": ("finetune", 0.75)}, 1)
 
@@ -681,10 +681,10 @@ def whole(real) -> Path:
     """The sweep that nothing interrupted."""
     out = new("whole")
     process = driver(real, out, "--workers", "1")
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    assert f"2 of 2 trials are done: segue report {out}" in said
-    assert "segue: 2 of 2 done, 0 running, 0 waiting, 0 failed" in said
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    assert f"2 of 2 trials are done: segue report {out}" in printed
+    assert "segue: 2 of 2 done, 0 running, 0 waiting, 0 failed" in printed
     return out
 
 
@@ -712,9 +712,9 @@ def test_killed_drivers_and_workers_lose_nothing(real, whole):
     process = driver(real, out)
     until(lambda: (offline / "commits/000001").exists())
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[0]
+    printed = process.communicate(timeout=30)[0]
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command goes on" in printed
     assert not at_work(offline)
     assert disk.read_json(offline / "status.json")["status"] == "interrupted"
     process = driver(real, out)
@@ -726,8 +726,8 @@ def test_killed_drivers_and_workers_lose_nothing(real, whole):
     process = driver(real, out)
     until(lambda: "segue resume pendulum" in log.read_text())
     os.kill(int(re.findall(r"process (\d+), core", log.read_text())[-1]), signal.SIGKILL)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
     assert results(out) == results(whole)
     assert log.read_text().count("segue resume pendulum/direct/0 ") == 2
 
@@ -741,9 +741,9 @@ def test_at_a_url_a_trial_goes_on_on_another_node(real, whole):
     process.kill()
     process.communicate(timeout=30)
     process = driver(real, url, SEGUE_CACHE=str(new("node-b")))
-    said = process.communicate(timeout=150)[0]
-    assert process.returncode == 0, said
-    assert f"copy {url} here with the store's own tool" in said
+    printed = process.communicate(timeout=150)[0]
+    assert process.returncode == 0, printed
+    assert f"copy {url} here with the store's own tool" in printed
     assert results(out) == results(whole)
     assert "segue resume pendulum/direct/0" in (out / "pendulum/direct/0.log").read_text()
     assert not list(out.rglob(".*"))

@@ -20,7 +20,7 @@ from segue.cli import main
 from segue.errors import DataError, SegueError
 from segue.runs import meter
 from segue.runs import trackers as trackers_module
-from segue.runs.config import pinned
+from segue.runs.config import settings_hash
 from segue.runs.journal import Journal, Place
 from segue.runs.run import resume
 from segue.runs.trackers import TRACKERS, SubprocessTracker, Tracker, Trackers, known
@@ -75,10 +75,10 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")]))
 
     def behave(how):
-        said = tmp_path / f"{how}.jsonl"
+        calls = tmp_path / f"{how}.jsonl"
         monkeypatch.setenv("FAKE_WANDB", how)
-        monkeypatch.setenv("FAKE_WANDB_SAID", str(said))
-        return said
+        monkeypatch.setenv("FAKE_WANDB_SAID", str(calls))
+        return calls
 
     return behave
 
@@ -123,12 +123,12 @@ def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
     boards = []
     monkeypatch.setitem(TRACKERS, "one", lambda folder: boards.append(Board(how)) or boards[0])
     monkeypatch.setitem(TRACKERS, "two", lambda folder: boards.append(Board(how)) or boards[0])
-    trackers, begun = Trackers(["one", "two"], Path()), time.monotonic()
+    trackers, began = Trackers(["one", "two"], Path()), time.monotonic()
     for step in range(30_000):
         trackers.add("x", 1.0, step)
     fed = time.monotonic()
     trackers.close()
-    assert fed - begun < 5
+    assert fed - began < 5
     assert time.monotonic() - fed < 2 * Tracker.PATIENCE - 0.5
     if how == "slow":  # what it does not take in time is left out
         kept = [tracker.waiting.qsize() + len(boards[0].heard) for tracker in trackers.all]
@@ -139,21 +139,21 @@ def test_a_tracker_neither_stops_nor_slows_a_run(how, monkeypatch, capsys):
 @pytest.mark.parametrize("how", ["hangs at start", "hangs", "hangs at the end", "raises", "slow", "is killed"])
 def test_a_package_that_misbehaves_in_its_own_process(how, fake, monkeypatch, capsys):
     monkeypatch.setattr(SubprocessTracker, "LINGER", 4)
-    said, where = fake(how), folder()
-    trackers, begun = Trackers(["wandb"], where), time.monotonic()
+    calls, where = fake(how), folder()
+    trackers, began = Trackers(["wandb"], where), time.monotonic()
     for step in range(2_000):
         trackers.add("x", 1.0, step)
     if how == "is killed":
-        until(lambda: said.exists() and "pid" in said.read_text())
-        os.kill(next(line["pid"] for line in lines(said) if "pid" in line), signal.SIGKILL)
+        until(lambda: calls.exists() and "pid" in calls.read_text())
+        os.kill(next(line["pid"] for line in lines(calls) if "pid" in line), signal.SIGKILL)
     if how == "raises":
-        log = where / "wandb.log"  # there once the tracker's thread has begun
+        log = where / "wandb.log"  # there once the tracker's thread runs
         until(lambda: log.exists() and "no route to host" in log.read_text())
     if how in ("is killed", "raises"):  # more than the pipe holds
         until(lambda: trackers.add("x", 1.0, 0) or not trackers.all[0].thread.is_alive())
-        begun = time.monotonic()
+        began = time.monotonic()
     trackers.close()
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - began < 4
     word = {"raises": "ConnectionError: no route to host; see", "is killed": "its process was killed"}.get(how, "")
     told = capsys.readouterr().err
     assert (word in told and told.count("\n") == 1) if word else not told
@@ -163,14 +163,14 @@ def test_a_package_that_misbehaves_in_its_own_process(how, fake, monkeypatch, ca
 
 
 def test_what_a_package_is_told(fake):
-    said, where = fake("well"), folder()
+    calls, where = fake("well"), folder()
     trackers = Trackers(["wandb"], where)
     for step in (0, 10):
         for tag in ("a", "b"):
             trackers.add(tag, step + 0.5, step)
     trackers.close()
-    until(lambda: said.exists() and "finished" in said.read_text())
-    first, *rows, last = lines(said)
+    until(lambda: calls.exists() and "finished" in calls.read_text())
+    first, *rows, last = lines(calls)
     assert first["init"]["id"] == "0123abcd"
     assert first["init"]["resume"] == "allow"
     assert "secret" not in first["init"]["config"]
@@ -239,9 +239,9 @@ def test_mlflow_in_the_run_s_folder(monkeypatch):
 
 def run(*more):
     out = new()
-    begun = time.monotonic()
+    began = time.monotonic()
     main.main(["run", *flags("td3bc"), *more, "--out", str(out)])
-    return out, time.monotonic() - begun
+    return out, time.monotonic() - began
 
 
 @pytest.mark.parametrize("how", ["hangs at start", "hangs at the end", "raises"])
@@ -257,7 +257,7 @@ def test_a_run_is_the_same_beside_a_tracker_that_misbehaves(how, fake):
 
 
 def test_a_resumed_run_goes_on_in_the_same_curves(fake, monkeypatch):
-    said, out = fake("well"), new()
+    calls, out = fake("well"), new()
     words = ["run", *flags("td3bc", commit_every=5), "--track", "wandb", "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr("segue.runs.checkpoints.Checkpoint.ended", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -266,9 +266,9 @@ def test_a_resumed_run_goes_on_in_the_same_curves(fake, monkeypatch):
     config = json.loads((out / "config.json").read_text())
     assert config["track"] == ["wandb"]
     main.main(["resume", str(out), "--env-id", config["env_id"], "--quiet"])
-    until(lambda: said.read_text().count("finished") == 2)
-    assert [line["init"]["id"] for line in lines(said) if "init" in line] == [config["id"]] * 2
-    assert pinned(config) == pinned({**config, "track": [], "id": "other"})
+    until(lambda: calls.read_text().count("finished") == 2)
+    assert [line["init"]["id"] for line in lines(calls) if "init" in line] == [config["id"]] * 2
+    assert settings_hash(config) == settings_hash({**config, "track": [], "id": "other"})
 
 
 def test_a_tracker_that_nobody_knows_is_refused(tmp_path):

@@ -31,8 +31,8 @@ from segue.nn.mlp import MLP
 from segue.nn.networks import Networks
 from segue.policies import policy_file
 from segue.replay.sampler import Ratio, Uniform
-from segue.runs import checkpoints, commits, divergence, hooks, journal, meter
-from segue.runs.agent import Agent, _Body
+from segue.runs import checkpoints, commits, hooks, journal, log, meter
+from segue.runs.agent import Agent, _CallerEnv
 from segue.training import engine, start
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import Drive, pipeline
@@ -447,10 +447,10 @@ def whole(task):
     ("hook", "after", "error"),
     [
         (hooks.Episodes, 0, KeyboardInterrupt()),
-        (divergence.Log, 0, SegueError("diverged")),
-        (divergence.Log, 41, KeyboardInterrupt()),
+        (log.Log, 0, SegueError("diverged")),
+        (log.Log, 41, KeyboardInterrupt()),
         (hooks.Episodes, 60, SegueError("diverged")),
-        (divergence.Log, 60, KeyboardInterrupt()),
+        (log.Log, 60, KeyboardInterrupt()),
     ],
     ids=lambda value: getattr(value, "__name__", str(value) or "Ctrl-C"),
 )
@@ -609,15 +609,15 @@ def test_in_the_background_done_waits_until_somebody_has_looked(task, monkeypatc
 
 
 def test_an_episode_s_length_costs_a_step_nothing():
-    body = _Body(SPEC)
+    env = _CallerEnv(SPEC)
     for _ in range(100):
-        body.moved(1.0, False, False)
-    assert body.copy().length == 100
-    assert not [value for value in vars(body).values() if isinstance(value, list) and len(value) > 1]
-    state, episodes = body.state()
+        env.count_step(1.0, False, False)
+    assert env.copy().length == 100
+    assert not [value for value in vars(env).values() if isinstance(value, list) and len(value) > 1]
+    state, episodes = env.state()
     assert state["actions.0"].shape == (1, 2)
-    assert not _Body(SPEC).restore(state, episodes)
-    assert _Body(SPEC).restore(*_Body(SPEC).state())
+    assert not _CallerEnv(SPEC).restore(state, episodes)
+    assert _CallerEnv(SPEC).restore(*_CallerEnv(SPEC).state())
 
 
 def test_a_closed_tuner_says_so(task):

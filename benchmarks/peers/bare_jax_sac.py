@@ -1,7 +1,7 @@
 """SAC with ten critics written by hand in JAX, `--utd` updates in one dispatch per env step: the roofline of PORL's
 and WSRL's arithmetic.
 
-Each dispatch writes a row to the ring (the same one every time: there is no world) and takes its updates from there;
+Each dispatch writes a row to the ring (the same one every time: there is no env) and takes its updates from there;
 then the temperature and the policy move once, on the last batch. LayerNorm in all networks, targets from the minimum
 over two members drawn anew, without the entropy; the policy listens to the minimum over all.
 """

@@ -15,7 +15,7 @@ DELAY = 2
 
 
 def episodes(data, d3rlpy):
-    """Cut rows where the world ended or the next row does not follow: d3rlpy reads s' off the next row."""
+    """Cut rows where the env ended or the next row does not follow: d3rlpy reads s' off the next row."""
     follows = np.all(data["next_observations"][:-1] == data["observations"][1:], axis=1)
     terminals = data["terminals"] > 0
     timeouts = ~np.append(follows, False) & ~terminals

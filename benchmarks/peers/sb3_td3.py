@@ -1,4 +1,4 @@
-"""Stable-Baselines3's TD3 (with `--sac` its SAC, of ten critics) on a Gymnasium world: env steps/s with `--utd`
+"""Stable-Baselines3's TD3 (with `--sac` its SAC, of ten critics) on a Gymnasium env: env steps/s with `--utd`
 gradient steps per env step.
 
 The replay buffer starts with the dataset's rows, so updates start at once and draw from many rows.
@@ -13,7 +13,7 @@ DELAY, CRITICS = 2, 10
 
 
 def fill(buffer, data):
-    """Write the rows at the front of the buffer's own arrays, of shape [rows, worlds, ...]."""
+    """Write the rows at the front of the buffer's own arrays, of shape [rows, envs, ...]."""
     rows = len(data["rewards"])
     buffer.observations[:rows, 0] = data["observations"]
     buffer.next_observations[:rows, 0] = data["next_observations"]
@@ -42,7 +42,7 @@ def main():
     env = gymnasium.make(args.env_id)
     space = env.action_space
     if not (np.all(space.low == -1) and np.all(space.high == 1)):
-        raise SystemExit("a world with actions in [-1, 1] is expected")
+        raise SystemExit("an env with actions in [-1, 1] is expected")
     n_act = space.shape[0]
     nets = {"net_arch": [256, 256]}
     if args.sac:
@@ -81,7 +81,7 @@ def main():
             marks.mark()
             return True
 
-    # A callback runs after the world's step and before its updates, so windows are shifted by one step,
+    # A callback runs after the env's step and before its updates, so windows are shifted by one step,
     # and one more step closes the last window after all of its updates.
     total = args.env_steps * (args.repeat + 1)
     model.learn(total + 1, callback=Steps())

@@ -131,7 +131,7 @@ def load(path: Any) -> Policy:
     return Policy(arrays, _json(text, where), where)
 
 
-def exported(path: Any) -> bool:
+def is_exported(path: Any) -> bool:
     """Return whether a file claims that `segue policy export` wrote it. `load` verifies the claim."""
     try:
         with open(path, "rb") as file:

@@ -37,8 +37,8 @@ def _run() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue run")
     run = parser.add_subparsers()
     for name, _, what in recipes():
-        job = task("walker2d-random", **({"backbone": name} if name in BACKBONES else {}))
-        settings = run_settings(name, "paper", RECIPES[name](job, PAPER))(recipe=name)
+        chosen_task = task("walker2d-random", **({"backbone": name} if name in BACKBONES else {}))
+        settings = run_settings(name, "paper", RECIPES[name](chosen_task, PAPER))(recipe=name)
         flags = run.add_parser(name, help=what)
         for field in dataclasses.fields(settings):
             if field.name != "recipe":

@@ -58,8 +58,8 @@ def _inspect(asked: argparse.Namespace) -> None:
     if asked.task is None and asked.env_id is None:
         dataset, score = data.load(asked.dataset, clip_actions=asked.clip_actions), None
     else:
-        job = task(asked.task, env_id=asked.env_id, dataset=asked.dataset, clip_actions=asked.clip_actions)
-        dataset, score = job.load(rows=0), job.score
+        chosen_task = task(asked.task, env_id=asked.env_id, dataset=asked.dataset, clip_actions=asked.clip_actions)
+        dataset, score = chosen_task.load(rows=0), chosen_task.score
     print(data.render(data.inspect(dataset, score)))
 
 
@@ -83,17 +83,17 @@ def _make(asked: argparse.Namespace) -> None:
     from segue.tasks.suite import task
 
     machine.compile_cache()
-    job = task(asked.task)
-    out = Path(asked.out) if asked.out else job.cache_file(asked.rows)
+    chosen_task = task(asked.task)
+    out = Path(asked.out) if asked.out else chosen_task.cache_file(asked.rows)
     if out.exists():
         raise SegueError(f"{out} exists: remove it, or choose another --out.")
     with (
         contextlib.closing(Console(quiet=False)) as console,
         console.counting(f"rows of {asked.task}", asked.rows) as advance,
     ):
-        made = job.make_dataset(asked.rows, asked.policy, advance)
+        made = chosen_task.make_dataset(asked.rows, asked.policy, advance)
     data.save(made, out)
-    print(data.render(data.inspect(made, job.score)))
+    print(data.render(data.inspect(made, chosen_task.score)))
     print(f"{datasets.beside_original(made, asked.task)}\n{out}")
 
 

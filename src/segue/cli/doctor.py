@@ -180,10 +180,10 @@ def _learning() -> Iterator[tuple[str, str]]:
     free = {what: shutil.disk_usage(place).free / 2**30 for what, place in (("cache", cache), ("here", there))}
     yield "free disk", ", ".join(f"{what} {size:,.1f} GiB" for what, size in free.items())
     yield "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices())
-    begun, one = time.monotonic(), jnp.eye(64)
+    began, one = time.monotonic(), jnp.eye(64)
     moved = jax.jit(lambda w: w - 0.1 * jax.grad(lambda w: jnp.square(one @ w).sum() / 2)(w))(one)
     assert jnp.allclose(moved, 0.9 * one), "a gradient step gave wrong numbers"
-    yield "update", f"one jitted gradient step in {time.monotonic() - begun:.1f} s, compilation included"
+    yield "update", f"one jitted gradient step in {time.monotonic() - began:.1f} s, compilation included"
 
 
 def _physics() -> Iterator[tuple[str, str]]:

@@ -43,6 +43,8 @@ def resumable(folder: str, env_id: str | None) -> Iterator[None]:
     except KeyboardInterrupt as by:
         if not (Path(folder) / "config.json").exists():
             raise
-        trusted = f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.plain(env_id) else ""
+        trusted = (
+            f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.names_no_module(env_id) else ""
+        )
         again = f"segue resume {shlex.quote(folder)}{trusted}"
         raise stopped(by, f"; what was written stays readable, and {again} goes on") from None

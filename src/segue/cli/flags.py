@@ -19,9 +19,6 @@ from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
 
-CARE = ("log_every", "commit_every", "env_limit", "env_restarts", "rollback", "halt_on_explosion")
-"""Options that `runs.run` takes by the same name: how often it logs and commits, and what it does about faults."""
-
 
 def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     """Parse the words after `segue run` into options, phases and task; None where they only ask for help.
@@ -63,30 +60,32 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
     changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
-    job = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
+    chosen_task = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
-    plain = RECIPES[chosen.recipe](job, PRESETS[preset], **extra)
+    plain = RECIPES[chosen.recipe](chosen_task, PRESETS[preset], **extra)
     if chosen.guard:
-        plain = guarded(plain, Gate(score=job.score))
-    options, phases = _flags(argv, chosen.recipe, preset, plain, job)
-    config.in_order(phases, options["from_"])
-    options["lengths"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
+        plain = guarded(plain, Gate(score=chosen_task.score))
+    options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
+    config.check_order(phases, options["from_"])
+    options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
 
     if options["score"] is not None:
         low, high = options["score"]
         if not -float("inf") < low < high < float("inf"):
             raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
-        job = dataclasses.replace(job, score=(low, high))
-    return options, phases, job
+        chosen_task = dataclasses.replace(chosen_task, score=(low, high))
+    return options, phases, chosen_task
 
 
-def _flags(argv: list[str], recipe: str, preset: str, phases: Any, job: Task) -> tuple[dict[str, Any], Any]:
+def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
-    parsed = tyro.cli(settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {job.env_id}.")
+    parsed = tyro.cli(
+        settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {chosen_task.env_id}."
+    )
     return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
 
@@ -155,7 +154,9 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """Env steps at the start of each phase that acts, during which the policy is also evaluated every 1,000 env
         steps, to show a dip right after the switch; 0: none."""
 
-    for phase in (Train, Online, Guarded):  # a method's fields stand directly under the phase's name
+    # The flags of a method are to stand directly under the phase (--finetune.backbone, not --finetune.method.backbone).
+    # tyro reads this from the annotation of the field, which is therefore changed in the classes themselves.
+    for phase in (Train, Online, Guarded):
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")
         phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
     return dataclasses.make_dataclass(

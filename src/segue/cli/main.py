@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from segue.cli import data, exits, improve, policy, report, run, show, sweep
+from segue.cli import data, exits, improve, overview, policy, report, run, sweep
 from segue.errors import similar
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
@@ -97,9 +97,9 @@ COMMANDS = {
     "sweep": Command(sweep.sweep, sweep.parser),
     "data": Command(data.data, data.parser),
     "policy": Command(policy.policy, policy.parser),
-    "recipes": Command(show.recipes, show.recipes_parser),
-    "tasks": Command(show.tasks, show.tasks_parser),
-    "doctor": Command(show.doctor, show.doctor_parser),
+    "recipes": Command(overview.recipes, overview.recipes_parser),
+    "tasks": Command(overview.tasks, overview.tasks_parser),
+    "doctor": Command(overview.doctor, overview.doctor_parser),
     "completion": Command(_completion, _completion_parser),
 }
 """All commands, in the order in which they are listed."""

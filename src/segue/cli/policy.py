@@ -41,11 +41,11 @@ def policy(words: list[str]) -> None:
 
 
 def _export(asked: argparse.Namespace) -> None:
-    from segue.deploy import export, find
+    from segue.deploy import export, stored_policy
 
-    found = find.find(asked.source, asked.which, asked.seed)
-    card = export.export(found, asked.out, asked.format)
-    print(f"{found}\n{asked.out}: segue policy show {asked.out}\n{card}: how to use it, and how good it was found")
+    stored = stored_policy.find_policy(asked.source, asked.which, asked.seed)
+    card = export.export(stored, asked.out, asked.format)
+    print(f"{stored}\n{asked.out}: segue policy show {asked.out}\n{card}: how to use it, and how good it was found")
 
 
 def _show(asked: argparse.Namespace) -> None:

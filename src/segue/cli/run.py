@@ -17,17 +17,17 @@ def run(words: list[str]) -> None:
     import dataclasses
 
     from segue.runs import config
-    from segue.runs import run as runs
+    from segue.runs import run as run_module
     from segue.system import machine
     from segue.tasks.budget import PRESETS
 
-    options, phases, job = asked
+    options, phases, task = asked
     machine.compile_cache()
-    out = options["out"] or f"runs/{options['recipe']}-{job.name or job.env_id}-{options['seed']}"
-    with exits.resumable(out, job.env_id):
-        done = runs.run(
+    out = options["out"] or f"runs/{options['recipe']}-{task.name or task.env_id}-{options['seed']}"
+    with exits.resumable(out, task.env_id):
+        done = run_module.run(
             phases,
-            job,
+            task,
             out=out,
             seeds=options["seeds"],
             seed=options["seed"],
@@ -35,12 +35,12 @@ def run(words: list[str]) -> None:
                 PRESETS[options["preset"]], **{name: options[name] for name in config.MEASURING}
             ),
             since=options["from_"],
-            **{name: options[name] for name in flags.CARE},
+            **{name: options[name] for name in config.Safeguards._fields},
             track=() if options["track"] == ("none",) else options["track"],
-            about={"recipe": options["recipe"], "preset": options["lengths"]},
+            about={"recipe": options["recipe"], "preset": options["preset_label"]},
             quiet=options["quiet"],
         )
-    _done(done)
+    _done(done, task.env_id)
 
 
 def resume_parser() -> argparse.ArgumentParser:
@@ -55,12 +55,12 @@ def resume_parser() -> argparse.ArgumentParser:
 def resume(words: list[str]) -> None:
     """Continue a run from its newest commit."""
     asked = resume_parser().parse_args(words)
-    from segue.runs import run as runs
+    from segue.runs import run as run_module
     from segue.system import machine
 
     machine.compile_cache()
     with exits.resumable(asked.run, asked.env_id):
-        done = runs.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
+        done = run_module.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
     _done(done, asked.env_id)
 
 
@@ -79,26 +79,26 @@ def evaluate(words: list[str]) -> None:
     asked = evaluate_parser().parse_args(words)
     from segue.errors import at_least
     from segue.results import stats
-    from segue.runs import evaluate as runs
+    from segue.runs import evaluate as evaluate_module
 
     at_least(1, episodes=asked.episodes)
     at_least(0, seed=asked.seed)
 
-    found, score = runs.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
+    evaluation, score = evaluate_module.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
     what = "normalised score" if score else "return"
-    for seed, row in enumerate(stats.normalise(found.returns, score)):
+    for seed, row in enumerate(stats.normalise(evaluation.returns, score)):
         print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
-    print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(found.returns), score))}")
+    print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(evaluation.returns), score))}")
 
 
 def _done(done: Any, env_id: str | None = None) -> None:
     """Print a run's returns, or what became of the policy that a gate guards, and the command that reports them."""
     from segue.report.tables import table
-    from segue.runs import improve as runs
+    from segue.runs import improve as improve_module
     from segue.system import disk
 
-    if runs.is_guarded(disk.read_json(done.folder / "config.json")):
-        show(runs.verdicts(done.folder, env_id), str(done.folder))
+    if improve_module.is_guarded(disk.read_json(done.folder / "config.json")):
+        show(improve_module.verdicts(done.folder, env_id), str(done.folder))
         return
     print(table([done.evaluations]))
     print(f"\n{done.folder}: segue report {done.folder}")

@@ -88,7 +88,7 @@ def prepare(folder: Path, command: Sequence[str]) -> list[str]:
             env_id = [command[at : at + 2] for at, word in enumerate(command) if word == "--env-id"]
             return ["resume", str(folder), *(word for pair in env_id for word in pair)]
         if (folder / "status.json").exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-            shutil.rmtree(folder)  # it had not begun to learn
+            shutil.rmtree(folder)  # the trial had not started to learn
     return list(command)
 
 
@@ -116,7 +116,7 @@ def check(commands: list[list[str]]) -> list[str | None]:
             assert asked is not None  # help is no flag of a sweep
             options, phases, _ = asked
             if options["from_"] is not None:
-                checkpoints.skip(phases, options["from_"])
+                checkpoints.split_phases(phases, options["from_"])
             errors.append(None)
         except SegueError as error:
             errors.append(str(error))

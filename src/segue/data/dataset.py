@@ -108,21 +108,21 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
     return _in_box(data, clip_actions)
 
 
-def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> Dataset:
-    """Check a dataset against `world`, a `Spec` or a Gymnasium env, and return it with the action box of `world`.
+def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dataset:
+    """Check a dataset against `env`, a Gymnasium env or a `Spec`, and return it with the action box of `env`.
 
     Notes are added where more terminal episodes end at the environment's time limit than are cut there, and where
     observations are too large for networks.
 
     **Raises:** `DataError` where the shapes, the boxes or the ids differ, and for actions outside the box.
     """
-    theirs, id_, limit = _spec_of(world)
+    env_spec, id_, limit = _spec_of(env)
     t = data.transitions
-    ours = (t.obs.shape[1], t.action.shape[1])
-    if ours != (theirs.obs, theirs.act):
+    sizes = (t.obs.shape[1], t.action.shape[1])
+    if sizes != (env_spec.obs, env_spec.act):
         raise DataError(
-            f"{data.name} has observations of shape ({ours[0]},) and actions of shape ({ours[1]},), and "
-            f"{id_ or 'the environment'} has ({theirs.obs},) and ({theirs.act},): this is another task's data, "
+            f"{data.name} has observations of shape ({sizes[0]},) and actions of shape ({sizes[1]},), and "
+            f"{id_ or 'the environment'} has ({env_spec.obs},) and ({env_spec.act},): this is another task's data, "
             "or another version's."
         )
     plain = lambda name: name.rpartition("-v")[0] or name
@@ -131,11 +131,13 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
     if (
         data.low
         and data.high
-        and not np.allclose(np.array([data.low, data.high]), np.array([theirs.low, theirs.high]), rtol=1e-5, atol=1e-6)
+        and not np.allclose(
+            np.array([data.low, data.high]), np.array([env_spec.low, env_spec.high]), rtol=1e-5, atol=1e-6
+        )
     ):
         raise DataError(
             f"{data.name} has the action box {_box_words(data.low, data.high)} and {id_ or 'the environment'} has "
-            f"{_box_words(theirs.low, theirs.high)}: rescale the dataset's actions or wrap the environment."
+            f"{_box_words(env_spec.low, env_spec.high)}: rescale the dataset's actions or wrap the environment."
         )
     notes = data.notes
     if id_ and data.env_id and id_ != data.env_id:
@@ -148,7 +150,7 @@ def check_against(data: Dataset, world: Any, *, clip_actions: bool = False) -> D
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
     notes += _unscaled(t.obs)
-    return _in_box(replace(data, low=theirs.low, high=theirs.high, notes=notes), clip_actions)
+    return _in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
 
 
 def _unscaled(obs: Any) -> tuple[str, ...]:
@@ -374,14 +376,14 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
     return replace(data, transitions=data.transitions._replace(action=np.clip(action, low, high)), notes=notes)
 
 
-def _spec_of(world: Any) -> tuple[Spec, str | None, int | None]:
+def _spec_of(env: Any) -> tuple[Spec, str | None, int | None]:
     """Return the spec and, for a registered env, the id and the time limit."""
-    if isinstance(world, Spec):
-        return world, None, None
+    if isinstance(env, Spec):
+        return env, None, None
     from segue.envs.make import spec_of
 
-    registered = world.spec
-    return (spec_of(world), registered.id, registered.max_episode_steps) if registered else (spec_of(world), None, None)
+    registered = env.spec
+    return (spec_of(env), registered.id, registered.max_episode_steps) if registered else (spec_of(env), None, None)
 
 
 def _box_words(low: Any, high: Any) -> str:

@@ -117,8 +117,8 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     needed = ("observations", "actions", "rewards", "terminals")
     for name in (*needed, "next_observations", "timeouts", *ENDS):
-        found = table.shape(name)
-        if found is None:
+        stored = table.shape(name)
+        if stored is None:
             if name not in needed:
                 continue
             gymnasium = {"terminations", "truncations"} & set(table.names())
@@ -126,7 +126,7 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
             raise DataError(
                 f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}{hint}."
             )
-        shapes[name] = found
+        shapes[name] = stored
     for name, (shape, dtype) in shapes.items():
         if dtype.kind not in "fiub":
             raise DataError(f"{where}: column {name!r} is of type {dtype}, not numbers: convert it first.")
@@ -161,10 +161,10 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
 
 def _flag(table: _Table, name: str, rows: int, where: str) -> np.ndarray | None:
     """Read a column of 0 and 1, in any number type, as a copy, bool [N]; None where there is no such column."""
-    found = table.shape(name)
-    if found is None:
+    stored = table.shape(name)
+    if stored is None:
         return None
-    raw = table.read(name, found[1]).reshape(rows)
+    raw = table.read(name, stored[1]).reshape(rows)
     flag = raw != 0
     odd = flag & (raw != 1)
     if odd.any():
@@ -185,8 +185,8 @@ class ArrayTable:
         return list(self.columns)
 
     def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
-        found = self.columns.get(name)
-        return None if found is None else (found.shape, found.dtype)
+        column = self.columns.get(name)
+        return None if column is None else (column.shape, column.dtype)
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         with np.errstate(
@@ -210,14 +210,14 @@ class Hdf5Table:
         return list(map(str, self.file.keys()))  # h5py gives bytes for a name that is no text
 
     def shape(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
-        found = hdf5.column(self.file, name, self.where)
-        return None if found is None else (found.shape, found.dtype)
+        column = hdf5.column(self.file, name, self.where)
+        return None if column is None else (column.shape, column.dtype)
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-        found = hdf5.column(self.file, name, self.where)
-        assert found is not None
-        out = room(found.shape, dtype)
-        hdf5.read(found, out)
+        column = hdf5.column(self.file, name, self.where)
+        assert column is not None
+        out = room(column.shape, dtype)
+        hdf5.read(column, out)
         return out
 
     def metadata(self) -> dict[str, Any]:

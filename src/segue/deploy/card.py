@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segue import predict
-from segue.deploy.find import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
+from segue.deploy.stored_policy import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
 from segue.results import records, stats
 from segue.system import machine
 

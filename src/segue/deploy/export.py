@@ -1,8 +1,8 @@
 """Export the deterministic policy of a run as ONNX, .npz or .safetensors, with a card that states its origin.
 
 An exported policy takes raw observations and returns actions in the env's units: observation statistics, the tanh or
-the clip, and the action's box are part of the file. `policy_file.plain` turns an actor into arrays; `predict.py` needs
-NumPy alone to act with these arrays.
+the clip, and the action's box are part of the file. `policy_file.to_exported` turns an actor into arrays; `predict.py`
+needs NumPy alone to act with these arrays.
 """
 
 import io
@@ -15,8 +15,8 @@ import safetensors.numpy
 
 from segue import predict
 from segue.deploy.card import card, facts
-from segue.deploy.find import SUFFIXES, StoredPolicy
 from segue.deploy.onnx import onnx_bytes
+from segue.deploy.stored_policy import SUFFIXES, StoredPolicy
 from segue.errors import SegueError
 from segue.policies import policy_file
 from segue.system import disk
@@ -31,7 +31,7 @@ def export(stored: StoredPolicy, out: str | Path, kind: str) -> Path:
     out = Path(out)
     vacant(out, SUFFIXES[kind])
     card_path = vacant(out.with_name(f"{out.name}.md"), ".md")
-    policy = policy_file.plain(stored.actor, stored.spec, **facts(stored))
+    policy = policy_file.to_exported(stored.actor, stored.spec, **facts(stored))
     content = {"onnx": onnx_bytes, "npz": npz_bytes, "safetensors": safetensors_bytes}[kind](policy)
     disk.write_bytes(out, content)
     disk.write_bytes(card_path, card(stored, policy, out).encode())

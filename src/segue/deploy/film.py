@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segue import predict
-from segue.deploy import export, find
+from segue.deploy import export, stored_policy
 from segue.envs.faults import check_observation, describe_error
 from segue.envs.lockstep import EVALUATE, episode_seed
 from segue.envs.make import make_env, spec_of
@@ -22,7 +22,7 @@ from segue.envs.rollouts import LONGEST
 from segue.errors import SegueError
 from segue.policies import importers, policy_file
 from segue.runs import config
-from segue.system import disk
+from segue.system import disk, untrusted
 
 START_SEED = 1_000
 """Seed of the episodes' first states: the one of `segue evaluate` for policy 0."""
@@ -51,7 +51,7 @@ def film(
     except ImportError:
         raise SegueError("A film needs ffmpeg's package: pip install 'segue[film]'.") from None
     if path.is_dir():
-        stored = find.find(path)
+        stored = stored_policy.find_policy(path)
         file, name, source = stored.path, str(stored), path / "config.json"
         metadata = stored.record.config if stored.record else {}
     else:
@@ -67,7 +67,7 @@ def film(
     try:
         _follow_robot(env)
         spec = spec_of(env)
-        policy = policy_file.plain(importers.read(file, spec)[0], spec)
+        policy = policy_file.to_exported(importers.read(file, spec)[0], spec)
         results: list[tuple[float, int]] = []
         pictures = _pictures(env, spec, policy, episodes, results)
         first = next(pictures)
@@ -84,9 +84,9 @@ def film(
 
 def _metadata(path: Path) -> Mapping[str, Any]:
     """Return the metadata of a policy file of Segue's, exported or not; of other files none."""
-    if predict.exported(path):
-        return policy_file.load_plain(path).about["about"]
-    return policy_file.load_with_metadata(path)[2] if path.is_file() and importers.sealed(path) else {}
+    if predict.is_exported(path):
+        return policy_file.load_exported(path).about["about"]
+    return policy_file.load_with_metadata(path)[2] if path.is_file() and importers.is_policy_file(path) else {}
 
 
 def offscreen() -> None:
@@ -125,7 +125,7 @@ def _pictures(env: Any, spec: Any, policy: Any, episodes: int, results: list[tup
             obs = check_observation(env.reset(seed=episode_seed(START_SEED, EVALUATE, episode))[0], spec)
             total, length, over = 0.0, 0, False
         except Exception as error:
-            raise SegueError(f"The env could not be reset: {_line(describe_error(error))}.") from error
+            raise SegueError(f"The env could not be reset: {untrusted.shown(describe_error(error))}.") from error
         yield _picture(env)
         while not over:
             try:
@@ -133,7 +133,7 @@ def _pictures(env: Any, spec: Any, policy: Any, episodes: int, results: list[tup
                 obs = check_observation(next_obs, spec, reward)
             except Exception as error:
                 raise SegueError(
-                    f"The env failed at step {length} of episode {episode}: {_line(describe_error(error))}."
+                    f"The env failed at step {length} of episode {episode}: {untrusted.shown(describe_error(error))}."
                 ) from error
             total, length, over = total + float(reward), length + 1, terminated or truncated
             if length >= LONGEST:
@@ -150,16 +150,12 @@ def _picture(env: Any) -> np.ndarray:
         rendered = env.render()
     except Exception as error:
         raise SegueError(
-            f"The env cannot draw itself here ({_line(describe_error(error))}; {_mujoco_gl()})."
+            f"The env cannot draw itself here ({untrusted.shown(describe_error(error))}; {_mujoco_gl()})."
         ) from error
     picture = np.asarray(rendered)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape) < 2:
         raise SegueError("The env shows no picture: it has no render mode 'rgb_array'.")
     return np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _pack(ffmpeg: str, pictures: Iterable[np.ndarray], shape: tuple[int, ...], fps: float, reel: Path) -> None:
@@ -182,5 +178,5 @@ def _pack(ffmpeg: str, pictures: Iterable[np.ndarray], shape: tuple[int, ...], f
                 raise
         if process.returncode:
             log.seek(0)
-            why = _line(log.read().decode(errors="replace"))[:300]
+            why = untrusted.shown(log.read().decode(errors="replace"))[:300]
             raise SegueError(f"ffmpeg could not pack the film: {why or process.returncode}.")

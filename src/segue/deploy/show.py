@@ -8,26 +8,26 @@ import numpy as np
 
 from segue import predict
 from segue.deploy.card import ABOUT, network
-from segue.deploy.find import as_plain, find
+from segue.deploy.stored_policy import as_plain, find_policy
 from segue.policies import importers, policy_file
 
 
 def show(path: str | Path) -> str:
-    """Describe a policy file, or of a run the policy that `find` takes.
+    """Describe a policy file, or of a run the policy that `find_policy` chooses.
 
     Nothing in the file is executed, and no env is made.
 
     Raises:
         DataError: if the file is damaged, hostile or of an unknown kind.
-        SegueError: if a run has no policy (see `find`).
+        SegueError: if a run has no policy (see `find_policy`).
     """
-    path = find(path).path if Path(path).is_dir() else Path(path)
-    if predict.exported(path):
-        policy = policy_file.load_plain(path)
+    path = find_policy(path).path if Path(path).is_dir() else Path(path)
+    if predict.is_exported(path):
+        policy = policy_file.load_exported(path)
         return _lines(f"{path}: an exported policy", *network(policy), *_box(policy), *_stated(policy.about["about"]))
-    if path.is_file() and importers.sealed(path):
+    if path.is_file() and importers.is_policy_file(path):
         actor, spec, metadata = policy_file.load_with_metadata(path)
-        policy = policy_file.plain(actor, spec)
+        policy = policy_file.to_exported(actor, spec)
         kind = f"kind {metadata['kind']}" + (", with a spread of its own" if metadata["own_spread"] else "")
         about = {key: metadata[key] for key in ABOUT if metadata.get(key) is not None}
         return _lines(f"{path}: a policy of Segue's", kind, *network(policy), *_box(policy), *_stated(about))

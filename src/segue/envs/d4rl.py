@@ -188,11 +188,11 @@ class _NamedJoints:
     an enum does not equal such a number (the number still equals the enum), and hinges and slides fail an assertion.
     """
 
-    def __init__(self, theirs: Any):
-        self.theirs = theirs
+    def __init__(self, helpers: Any):
+        self.helpers = helpers
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.theirs, name)
+        return getattr(self.helpers, name)
 
     @staticmethod
     def set_joint_qpos(model: Any, data: Any, name: str, value: Any) -> None:
@@ -263,9 +263,9 @@ def fetch(task: str, **options: Any) -> gym.Env:
     from gymnasium_robotics.envs.fetch import pick_and_place, push, reach
 
     envs = (reach.MujocoFetchReachEnv, push.MujocoFetchPushEnv, pick_and_place.MujocoFetchPickAndPlaceEnv)
-    theirs: Any = envs[FETCH.index(task)]
+    base: Any = envs[FETCH.index(task)]
 
-    class Patched(theirs):
+    class Patched(base):
         def _initialize_simulation(self) -> None:
             self._utils = _NamedJoints(self._utils)
             super()._initialize_simulation()

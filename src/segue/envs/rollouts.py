@@ -50,7 +50,7 @@ class Evaluator:
         *,
         watchdog: Watchdog | None = None,
         restarts: int = 100,
-        now_and_then: Callable[[], object] = lambda: None,
+        on_step: Callable[[], object] = lambda: None,
         reward: Callable[[float], float] = float,
     ):
         """Make the environments.
@@ -62,11 +62,11 @@ class Evaluator:
             episodes: environments, hence episodes, per seed.
             watchdog: interrupts an env that takes too long; None: nothing does.
             restarts: how many envs may be rebuilt in one evaluation.
-            now_and_then: called at every step; it may raise to end an evaluation early.
+            on_step: called at every step; it may raise to end an evaluation early.
             reward: maps an env's reward to the training reward, for `Evaluation.discounted`.
         """
         self.make, self.spec, self.seeds, self.episodes = make, spec, tuple(seeds), episodes
-        self.watchdog, self.restarts, self.now_and_then = watchdog or contextlib.nullcontext(), restarts, now_and_then
+        self.watchdog, self.restarts, self.on_step = watchdog or contextlib.nullcontext(), restarts, on_step
         self.reward = reward
         self.envs = [[make() for _ in range(episodes)] for _ in seeds]
 
@@ -86,7 +86,7 @@ class Evaluator:
         returns, lengths, alive = np.zeros(shape), np.zeros(shape, int), np.ones(shape, bool)
         starts, discounted = obs.copy(), np.zeros(shape)
         while alive.any():
-            self.now_and_then()
+            self.on_step()
             action = self.spec.denormalise(np.nan_to_num(np.asarray(act(actor, obs))))
             for index in zip(*np.nonzero(alive), strict=True):
                 try:

@@ -79,18 +79,18 @@ def outline(path: str | Path) -> dict[str, Any]:
 def _outline(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"There is no policy file {file}.")
-    found, about = _arrays(file)
+    arrays, about = _arrays(file)
     description = _description(file)
-    shapes: dict[str, Any] = {"arrays": {name: array.shape for name, array in found.items()}}
+    shapes: dict[str, Any] = {"arrays": {name: array.shape for name, array in arrays.items()}}
     about = {**about, **description}
     stated = set(about)
     try:
-        layers, spread = _layers(found, about, "log_std" in description, str(file))
+        layers, spread = _layers(arrays, about, "log_std" in description, str(file))
     except DataError as error:
         return {**shapes, "why": str(error)}
     weights = [weight for weight, _ in layers]
     act = weights[-1].shape[-2]
-    _actors(layers, spread, found, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
+    _actors(layers, spread, arrays, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
     return {
         **shapes,
         "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
@@ -98,7 +98,7 @@ def _outline(file: Path) -> dict[str, Any]:
         "squash": about.get("squash", "tanh"),
         "assumed": [key for key in ("activation", "squash") if key not in stated],
         "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
-        "standardised": any(name in found or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
+        "standardised": any(name in arrays or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
         "snapshots": _snapshots(layers),
     }
 
@@ -111,25 +111,25 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     file = Path(name)
     if not file.is_file():
         raise DataError(f"There is no policy file {file}.")
-    if predict.exported(file):
-        actor, theirs = policy_file.from_plain(policy_file.load_plain(file), name)
+    if predict.is_exported(file):
+        actor, file_spec = policy_file.from_exported(policy_file.load_exported(file), name)
         rounded = Spec(*spec[:2], *(tuple(np.asarray(side, np.float32).tolist()) for side in spec[2:]))
-        if theirs != rounded:
-            raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
+        if file_spec != rounded:
+            raise DataError(f"{file} is a policy for {file_spec}, and the env has {spec}.")
         return [actor]
-    if sealed(file):
-        actor, theirs = policy_file.load(file)
-        if theirs != spec:
-            raise DataError(f"{file} is a policy for {theirs}, and the env has {spec}.")
+    if is_policy_file(file):
+        actor, file_spec = policy_file.load(file)
+        if file_spec != spec:
+            raise DataError(f"{file} is a policy for {file_spec}, and the env has {spec}.")
         return [actor]
-    found, about = _arrays(file)
+    arrays, about = _arrays(file)
     description = _description(file)
     about = {**about, **description}
-    layers, spread = _layers(found, about, "log_std" in description, name)
+    layers, spread = _layers(arrays, about, "log_std" in description, name)
     count = _snapshots(layers)
     if snapshots is not None and (count is None or max(snapshots, default=count) >= count):
         raise DataError(f"{file} has {count or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
-    return _actors(layers, spread, found, about, spec, name, snapshots)
+    return _actors(layers, spread, arrays, about, spec, name, snapshots)
 
 
 def _snapshots(layers: list[list[Any]]) -> int | None:
@@ -140,7 +140,7 @@ def _snapshots(layers: list[list[Any]]) -> int | None:
 def _actors(
     layers: list[list[Any]],
     spread: list[Any],
-    found: Arrays,
+    arrays: Arrays,
     about: dict[str, Any],
     spec: Spec,
     name: str,
@@ -151,13 +151,13 @@ def _actors(
     if count == 0:
         raise DataError(f"{name} is a ladder of no snapshots.")
     if count is None:
-        return [_actor(layers, spread, found, about, spec, name)]
+        return [_actor(layers, spread, arrays, about, spec, name)]
     snapshot = lambda part, k: [value if value is None else value[k] for value in part]
     return [
         _actor(
             [snapshot(layer, k) for layer in layers],
             snapshot(spread, k),
-            {key: value[k] if value.ndim == 2 and len(value) == count else value for key, value in found.items()},
+            {key: value[k] if value.ndim == 2 and len(value) == count else value for key, value in arrays.items()},
             about,
             spec,
             f"{name}:{k}",
@@ -166,7 +166,7 @@ def _actors(
     ]
 
 
-def sealed(file: Path) -> bool:
+def is_policy_file(file: Path) -> bool:
     """Return whether a file claims to be a policy file of a run. `policy_file.load` verifies the claim."""
     if file.suffix != ".safetensors":
         return False
@@ -214,15 +214,15 @@ def _sb3(archive: zipfile.ZipFile, where: str) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _npz(archive: zipfile.ZipFile, where: str) -> Arrays:
-    found = {}
+    arrays = {}
     for name in archive.namelist():
         try:
             array = predict.npy(torch_files.member(archive, name, where), f"{where}: {name}")
         except ValueError as error:
             raise DataError(str(error)) from None
         if array is not None and array.dtype.kind != "U":  # a network has no use for text
-            found[name.removesuffix(".npy")] = array
-    return found
+            arrays[name.removesuffix(".npy")] = array
+    return arrays
 
 
 def _description(file: Path) -> dict[str, Any]:
@@ -255,49 +255,49 @@ _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
 """
 
 
-def _layers(found: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:
+def _layers(arrays: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:
     """Find the layers, each [weight [out, in], bias], and log_std: such a layer, one array, or nothing.
 
     Settings that the layout implies are added to `about`.
     """
-    prefix = "policy." if any(name.startswith("policy.fc") for name in found) else ""
+    prefix = "policy." if any(name.startswith("policy.fc") for name in arrays) else ""
     names = list(map(str, about.get("layers", ())))
     for pattern, last, implied in () if names else _LAYOUTS:
-        hidden = sorted((int(match[1]), name) for name in found if (match := re.fullmatch(pattern, name)))
-        if hidden or (last and f"{prefix}{last}.weight" in found):
+        hidden = sorted((int(match[1]), name) for name in arrays if (match := re.fullmatch(pattern, name)))
+        if hidden or (last and f"{prefix}{last}.weight" in arrays):
             names = [name.removesuffix(".weight") for _, name in hidden] + ([f"{prefix}{last}"] if last else [])
             about |= {key: value for key, value in implied.items() if key not in about}
             break
     if not names:
         raise DataError(f"{where} has no layers that Segue knows by name: describe them in a .json beside it.")
-    layers, spread = [_layer(found, name, where) for name in names], str(about.get("log_std", "log_std"))
+    layers, spread = [_layer(arrays, name, where) for name in names], str(about.get("log_std", "log_std"))
     if about.get("transposed"):
         layers = [[np.swapaxes(w, -1, -2), b] for w, b in layers]
-    if f"{prefix}{spread}.weight" in found:
-        w, b = _layer(found, f"{prefix}{spread}", where)
+    if f"{prefix}{spread}.weight" in arrays:
+        w, b = _layer(arrays, f"{prefix}{spread}", where)
         return layers, [np.swapaxes(w, -1, -2) if about.get("transposed") else w, b]
-    if must_spread and spread not in found:
+    if must_spread and spread not in arrays:
         raise DataError(f"{where} has no {spread!r} for log_std.")
-    return layers, [found[spread]] if spread in found else []
+    return layers, [arrays[spread]] if spread in arrays else []
 
 
-def _layer(found: Arrays, name: str, where: str) -> list[Any]:
-    weight = found.get(f"{name}.weight", found.get(name))
+def _layer(arrays: Arrays, name: str, where: str) -> list[Any]:
+    weight = arrays.get(f"{name}.weight", arrays.get(name))
     if weight is None or weight.ndim not in (2, 3):
         raise DataError(f"{where} has no matrix {name!r}.")
-    bias = found.get(f"{name}.bias", found.get(re.sub(r"^W(?=\d+$)", "b", name)))
+    bias = arrays.get(f"{name}.bias", arrays.get(re.sub(r"^W(?=\d+$)", "b", name)))
     return [weight, None if bias is weight else bias]
 
 
 def _actor(
-    layers: list[list[Any]], spread: list[Any], found: Arrays, about: dict[str, Any], spec: Spec, where: str
+    layers: list[list[Any]], spread: list[Any], arrays: Arrays, about: dict[str, Any], spec: Spec, where: str
 ) -> AbstractActor:
     f64 = lambda x: np.asarray(x, np.float64)
     pairs = [_pair(*layer) for layer in layers]
     squash, activation = about.get("squash", "tanh"), about.get("activation", "relu")
     if squash not in ("tanh", "clip") or activation not in ACTIVATIONS:
         raise DataError(
-            f"{where} is said to have {activation!r} and {squash!r}, and not relu, tanh or elu and tanh or clip."
+            f"{where} states activation {activation!r} and squash {squash!r}, not relu, tanh or elu and tanh or clip."
         )
     if not _fit(pairs):
         hint, turned = "", [_pair(weight.T, bias) for weight, bias in layers]
@@ -311,8 +311,8 @@ def _actor(
         raise DataError(
             f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
         )
-    if "out_scale" in found:  # DAPG scales outputs after the last layer
-        scale, shift = f64(found["out_scale"]), f64(found["out_shift"])
+    if "out_scale" in arrays:  # DAPG scales outputs after the last layer
+        scale, shift = f64(arrays["out_scale"]), f64(arrays["out_shift"])
         pairs[-1] = (pairs[-1][0] * scale, pairs[-1][1] * scale + shift)
     unit = np.ones(spec.act)
     if squash == "clip":  # outputs are in the env's units, and Segue's actors act in [-1, 1]
@@ -329,7 +329,7 @@ def _actor(
     if not all(np.isfinite(array).all() for array in flat):
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))
-    statistics = _statistics(found, about, spec, where)
+    statistics = _statistics(arrays, about, spec, where)
     outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, statistics=statistics, key=jax.random.key(0)))
     leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves(statistics)
     mlp = jax.tree.unflatten(jax.tree.structure(outline), leaves)
@@ -354,22 +354,22 @@ def _pair(weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.n
     return np.asarray(weight, np.float64).T, np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
 
 
-def _statistics(found: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
+def _statistics(arrays: Arrays, about: dict[str, Any], spec: Spec, where: str) -> Statistics | None:
     def statistic(key: str) -> Any:
         value = about.get(key)
-        if isinstance(value, str) and value not in found:
+        if isinstance(value, str) and value not in arrays:
             raise DataError(f"{where} has no {value!r} for {key}.")
-        return found[value] if isinstance(value, str) else value
+        return arrays[value] if isinstance(value, str) else value
 
     mean, std = statistic("obs_mean"), statistic("obs_std")
     limit = about.get("obs_clip", np.inf)
-    if "obs_rms.mean" in found and mean is None:  # VecNormalize's
-        mean, std = found["obs_rms.mean"], np.sqrt(np.asarray(found["obs_rms.var"], float) + 1e-8)
-        limit = float(found.get("clip_obs", np.asarray(10.0)))
-    elif "obs_mean" in found and mean is None:
-        mean, std = found["obs_mean"], found.get("obs_std")
-    elif "in_shift" in found and mean is None:
-        mean, std = found["in_shift"], np.asarray(found["in_scale"], float) + 1e-8
+    if "obs_rms.mean" in arrays and mean is None:  # VecNormalize's
+        mean, std = arrays["obs_rms.mean"], np.sqrt(np.asarray(arrays["obs_rms.var"], float) + 1e-8)
+        limit = float(arrays.get("clip_obs", np.asarray(10.0)))
+    elif "obs_mean" in arrays and mean is None:
+        mean, std = arrays["obs_mean"], arrays.get("obs_std")
+    elif "in_shift" in arrays and mean is None:
+        mean, std = arrays["in_shift"], np.asarray(arrays["in_scale"], float) + 1e-8
     if mean is None and std is None:
         return None
     try:

@@ -111,22 +111,22 @@ def load_with_metadata(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]
     return disk.unflatten(arrays, outline, str(path)), spec, meaning
 
 
-def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
+def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
     """Convert an actor into a policy that NumPy alone runs: its deterministic action (`act`), in the env's units.
 
     Raises:
         DataError: where the actor is not valid, as with a standard deviation of 0 or an action box without width.
     """
-    meaning, found = describe(actor, spec), disk.flatten(actor)
+    meaning, leaves = describe(actor, spec), disk.flatten(actor)
     sizes = [*meaning["layers"][:-1], spec.act]
     arrays = {"low": np.asarray(spec.low), "high": np.asarray(spec.high)}
     for i in range(len(sizes) - 1):  # of a tanh-Gaussian's last layer only the half for the mean
-        arrays[f"layer{i}.weight"] = found[f"mlp.layers.{i}.weight"].T[: sizes[i + 1]]
-        arrays[f"layer{i}.bias"] = found[f"mlp.layers.{i}.bias"][: sizes[i + 1]]
+        arrays[f"layer{i}.weight"] = leaves[f"mlp.layers.{i}.weight"].T[: sizes[i + 1]]
+        arrays[f"layer{i}.bias"] = leaves[f"mlp.layers.{i}.bias"][: sizes[i + 1]]
     for i in range(len(sizes) - 2 if meaning["layer_norm"] else 0):
-        arrays |= {f"norm{i}.{part}": found[f"mlp.norms.{i}.{part}"] for part in ("weight", "bias")}
+        arrays |= {f"norm{i}.{part}": leaves[f"mlp.norms.{i}.{part}"] for part in ("weight", "bias")}
     if meaning["standardised"]:
-        arrays |= {f"obs_{part}": found[f"mlp.statistics.{part}"] for part in ("mean", "std")}
+        arrays |= {f"obs_{part}": leaves[f"mlp.statistics.{part}"] for part in ("mean", "std")}
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     description = {
         "format": predict.EXPORT_FORMAT,
@@ -134,7 +134,7 @@ def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
         "activation": meaning["activation"],
         "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
         "standardised": meaning["standardised"],
-        "obs_clip": float(found["mlp.statistics.limit"]) if meaning["standardised"] else None,
+        "obs_clip": float(leaves["mlp.statistics.limit"]) if meaning["standardised"] else None,
         "output": meaning["output"],
         "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,
         "about": about,
@@ -145,7 +145,7 @@ def plain(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Policy:
         raise DataError(str(error)) from None
 
 
-def load_plain(path: Path) -> predict.Policy:
+def load_exported(path: Path) -> predict.Policy:
     """Read a policy that `segue policy export` wrote. Raises `DataError` where the file is damaged."""
     try:
         return predict.load(path)
@@ -153,7 +153,7 @@ def load_plain(path: Path) -> predict.Policy:
         raise DataError(str(error)) from None
 
 
-def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]:
+def from_exported(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]:
     """Convert an exported policy into an actor and its spec. The actor is deterministic and does not explore.
 
     Raises:
@@ -168,13 +168,13 @@ def from_plain(policy: predict.Policy, where: str) -> tuple[AbstractActor, Spec]
     kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
     meaning = {**about, **kind, "layer_norm": bool(about["layer_norm"]), "low": spec.low, "high": spec.high}
     outline, _ = build(meaning, where)
-    found: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.MIN_LOG_STD, np.float32)} if edge else {}
+    leaves: dict[str, np.ndarray] = {"log_std": np.full(spec.act, TanhGaussian.MIN_LOG_STD, np.float32)} if edge else {}
     if about["standardised"]:
-        found |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
-        found["mlp.statistics.limit"] = np.asarray(about["obs_clip"], np.float32)
+        leaves |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
+        leaves["mlp.statistics.limit"] = np.asarray(about["obs_clip"], np.float32)
     for name, array in arrays.items():
         kind, part = name.partition(".")[::2]
         if part:
             place = "layers" if kind.startswith("layer") else "norms"
-            found[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
-    return disk.unflatten(found, outline, where), spec
+            leaves[f"mlp.{place}.{kind.removeprefix(place[:-1])}.{part}"] = array.T if part == "weight" else array
+    return disk.unflatten(leaves, outline, where), spec

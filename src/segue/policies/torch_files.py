@@ -79,14 +79,14 @@ def read(content: bytes, where: str) -> dict[str, np.ndarray]:
             if names.get("byteorder") and archive.read(names["byteorder"]).strip() != b"little":
                 raise DataError(f"{where} was written on a big-endian machine: write it again on another.")
             storage = lambda key, dtype: np.frombuffer(member(archive, names[f"data/{key}"], where), dtype)
-            found = _Tensors(member(archive, names["data.pkl"], where), storage).load()
+            loaded = _Tensors(member(archive, names["data.pkl"], where), storage).load()
     except DataError as error:
         raise (error if str(error).startswith(where) else DataError(f"{where} is refused: {error}.")) from None
     except Exception as error:  # an unpickler raises anything
         wrong = f"{type(error).__name__}: {error}"
         raise DataError(f"{where} cannot be read as a file of torch.save ({wrong}): is it one?") from None
     try:
-        return dict(_flat(found, "", where))
+        return dict(_flat(loaded, "", where))
     except RecursionError:
         raise DataError(f"{where} holds itself: save a state_dict alone.") from None
 
@@ -103,14 +103,14 @@ def member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
     return content
 
 
-def _flat(found: Any, prefix: str, where: str) -> Any:
-    if isinstance(found, np.ndarray):
-        yield prefix, found
-    elif isinstance(found, dict) and len(prefix) < 200:
-        for key, value in found.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key), where)
-    elif not isinstance(found, str | int | float | bool | None):
-        raise DataError(f"{where} holds a {type(found).__name__} under {prefix!r}: save a state_dict alone.")
+def _flat(value: Any, prefix: str, where: str) -> Any:
+    if isinstance(value, np.ndarray):
+        yield prefix, value
+    elif isinstance(value, dict) and len(prefix) < 200:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key), where)
+    elif not isinstance(value, str | int | float | bool | None):
+        raise DataError(f"{where} holds a {type(value).__name__} under {prefix!r}: save a state_dict alone.")
 
 
 ERRORS = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.report.tables import by_task, comparable, failures, labels, method_name, plain, source, steps_label
-from segue.results.records import RunRecord, borders, offline_curve, online_curve
+from segue.results.records import RunRecord, offline_curve, online_curve, phase_ends
 from segue.results.stats import half_width
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def panel(
     _mark(axis, 0, "goes online", "0.15")
     ended: dict[int, list[str]] = {}
     for record in group:
-        for phase, step in borders(record).items():
+        for phase, step in phase_ends(record).items():
             if phase not in ended.setdefault(step, []):
                 ended[step].append(phase)
     for step, phases in ended.items():

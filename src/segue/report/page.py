@@ -29,7 +29,7 @@ from segue.report.tables import (
     task_tables,
 )
 from segue.report.tables import provenance as provenance_line
-from segue.results.gather import Lost
+from segue.results.gather import SkippedRun
 from segue.results.records import RunRecord
 from segue.results.stats import estimate
 
@@ -73,13 +73,13 @@ def escape(text: object) -> str:
 
 
 def page(
-    records: Sequence[RunRecord], lost: Sequence[Lost] = (), advance: Callable[[int, int], None] | None = None
+    records: Sequence[RunRecord], skipped: Sequence[SkippedRun] = (), advance: Callable[[int, int], None] | None = None
 ) -> str:
     """Return the page of some runs as HTML.
 
     Args:
         records: the runs; each is one row.
-        lost: the runs that could not be read.
+        skipped: the runs that could not be read.
         advance: called after each task with the number of tasks that are drawn and the number of all tasks.
     """
     groups, styles = by_task(records), line_styles(records)
@@ -95,7 +95,7 @@ def page(
     sections.append(("Distribution shift", _shifts(records)))
     sections.append(("Settings", _settings(records)))
     sections.append(("Versions, machine and speed", _machine(records)))
-    sections.append(("Notes and failures", _notes(records, lost)))
+    sections.append(("Notes and failures", _notes(records, skipped)))
     sections.append(("How every number is computed", _method(records)))
     sections = [(name, body) for name, body in sections if body]
 
@@ -114,7 +114,7 @@ def page(
         "'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><title>{title} - Segue report</title><style>{style}</style></head>\n'
         f'<body><a class="skip" href="#main">Skip to the results</a><header><h1>{title}</h1>'
-        f'{_summary(records, lost)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
+        f'{_summary(records, skipped)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
         f'<main id="main" tabindex="-1">{body}</main>\n</body></html>\n'
     )
 
@@ -128,7 +128,7 @@ def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     ]
 
 
-def _summary(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
+def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
     runs, groups = sum(len(record.parts) for record in records), by_task(records)
     seeds = sum(record.scores.shape[1] for record in records)
     methods = len(line_styles(records))
@@ -142,8 +142,8 @@ def _summary(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
     text += "<p>± is the half width of a 95 % interval over seeds; brackets are a 95 % interval.</p>"
     if any(map(comparable, groups)):
         text += "<p>† marks published numbers: they are of other versions of environments and data.</p>"
-    if lost:
-        text += f'<p class="warn">{_count(len(lost), "run")} left out: see notes and failures.</p>'
+    if skipped:
+        text += f'<p class="warn">{_count(len(skipped), "run")} left out: see notes and failures.</p>'
     return text
 
 
@@ -366,10 +366,10 @@ def _machine(records: Sequence[RunRecord]) -> str:
     return speeds + _folded("Versions and machines", _table(provenance.versions(records), words=True))
 
 
-def _notes(records: Sequence[RunRecord], lost: Sequence[Lost]) -> str:
+def _notes(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
     text = ""
-    if lost:
-        rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in lost]
+    if skipped:
+        rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in skipped]
         text += _table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
     if found := notes(records):
         items = "".join(f"<li>{escape(note)}</li>" for note in found)

@@ -8,7 +8,7 @@ from segue.errors import SegueError
 from segue.report import curves, distribution_shift, writers
 from segue.report.page import page
 from segue.report.tables import brief, plain
-from segue.results.gather import Lost, gather
+from segue.results.gather import SkippedRun, gather
 from segue.results.records import RunRecord
 from segue.runs.console import Console
 from segue.system import disk
@@ -38,26 +38,26 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
     console = Console(quiet or not sys.stderr.isatty())
     try:
         with console.counting("runs", len(run_dirs), "runs") as advance:
-            records, lost = gather(run_dirs, advance)
-        print(text := brief(records, [one.why for one in lost]))
+            records, skipped = gather(run_dirs, advance)
+        print(text := brief(records, [one.why for one in skipped]))
         with console.counting("tasks drawn", 1, "tasks") as advance:
-            summary = plain(write(records, lost, path, advance))
+            summary = plain(write(records, skipped, path, advance))
     finally:
         console.close()
     print(f"\n{summary}")
     return f"{text}\n\n{summary}"
 
 
-Writer = Callable[[Sequence[RunRecord], Sequence[Lost], Path, Callable[[int, int], None]], str]
+Writer = Callable[[Sequence[RunRecord], Sequence[SkippedRun], Path, Callable[[int, int], None]], str]
 """Writes a report to a path and returns a line that names the file."""
 
 
 def _writers() -> dict[str, Writer]:
     def text(make: Callable[..., str]) -> Writer:
-        return lambda records, lost, path, advance: f"Table: {_write(path, make(records))}"
+        return lambda records, skipped, path, advance: f"Table: {_write(path, make(records))}"
 
-    def markdown(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
-        return f"Table: {_write(path, writers.markdown_file(records, [one.why for one in lost]))}"
+    def markdown(records: Sequence[RunRecord], skipped: Sequence[SkippedRun], path: Path, advance: object) -> str:
+        return f"Table: {_write(path, writers.markdown_file(records, [one.why for one in skipped]))}"
 
     return {
         ".html": _page,
@@ -68,9 +68,11 @@ def _writers() -> dict[str, Writer]:
     }
 
 
-def _page(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: Callable[[int, int], None]) -> str:
+def _page(
+    records: Sequence[RunRecord], skipped: Sequence[SkippedRun], path: Path, advance: Callable[[int, int], None]
+) -> str:
     """Write the page. Without matplotlib it has tables alone, and the returned text says what to install."""
-    summary = f"Page: {_write(path, page(records, lost, advance))}"
+    summary = f"Page: {_write(path, page(records, skipped, advance))}"
     try:
         with curves.canvas():
             return summary
@@ -78,7 +80,7 @@ def _page(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advanc
         return f"{summary}\n{error}"
 
 
-def _picture(records: Sequence[RunRecord], lost: Sequence[Lost], path: Path, advance: object) -> str:
+def _picture(records: Sequence[RunRecord], skipped: Sequence[SkippedRun], path: Path, advance: object) -> str:
     """Draw learning curves, and of a single run its distribution shift as well, in a file beside them.
 
     Without matplotlib nothing is drawn, and the returned text says what to install.

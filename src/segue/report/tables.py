@@ -69,12 +69,12 @@ def _published() -> dict[str, Any]:
     return json.loads(resources.files("segue.report").joinpath("published.json").read_text("utf-8"))
 
 
-def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
+def table(records: Sequence[RunRecord], skipped: Sequence[str] = ()) -> str:
     """Return Markdown: the tables of each task, and the small print.
 
     Args:
         records: the runs; each is one row. Published numbers stand below ours.
-        lost: the reasons why other runs were left out.
+        skipped: the reasons why other runs were left out.
     """
     parts = []
     for group in by_task(records):
@@ -85,7 +85,7 @@ def table(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
     return "\n\n".join(
         [
             *parts,
-            "\n".join([*small_print(records), *(f"Note: {line(note)}" for note in notes(records)), *left_out(lost)]),
+            "\n".join([*small_print(records), *(f"Note: {line(note)}" for note in notes(records)), *left_out(skipped)]),
         ]
     )
 
@@ -121,7 +121,7 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
         small.append(
             "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on."
         )
-    if any(record.summary.never_half_way is not None for record in records):
+    if any(record.summary.never_reached_50 is not None for record in records):
         small.append(
             f"`to {SCORE_50:g}` is the env step of a seed's first evaluation at a score of {SCORE_50:g} or above, over "
             "the seeds that got there."
@@ -141,17 +141,17 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
     """Return what a reader must know about these runs: budgets that differ, damaged files, unfinished phases."""
-    found = []
+    sentences = []
     for group in by_task(records):
         budgets = {record.summary.env_steps for record in group if online_curve(record).x.size}
         if len(budgets) > 1:
-            found.append(f"runs of {group[0].task} differ in env steps: their final scores are not comparable.")
-    found += [note for record in records for note in record.notes]
+            sentences.append(f"runs of {group[0].task} differ in env steps: their final scores are not comparable.")
+    sentences += [note for record in records for note in record.notes]
     for record in records:
         phase, phases = record.evaluations[-1].phase, record.config["phases"]
         if phases and phase != phases[-1]:
-            found.append(f"{record.path} was last evaluated in phase `{phase}`, before `{phases[-1]}`.")
-    return found
+            sentences.append(f"{record.path} was last evaluated in phase `{phase}`, before `{phases[-1]}`.")
+    return sentences
 
 
 def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -237,8 +237,8 @@ def _switch(group: Sequence[RunRecord]) -> list[Table]:
     summaries = [record.summary for record in group]
     columns = {
         "dip": [cell(s.dip) for s in summaries],
-        "recovered": [_steps(s.recovered, s.never) for s in summaries],
-        f"to {SCORE_50:g}": [_steps(s.half_way, s.never_half_way or 0) for s in summaries],
+        "recovered": [_steps(s.recovered, s.never_recovered) for s in summaries],
+        f"to {SCORE_50:g}": [_steps(s.reached_50, s.never_reached_50 or 0) for s in summaries],
         "regret": [cell(s.regret, ".2f") for s in summaries],
     }
     return _columns("Going online", group, columns)
@@ -285,17 +285,17 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
     return tables
 
 
-def left_out(lost: Sequence[str]) -> list[str]:
+def left_out(skipped: Sequence[str]) -> list[str]:
     """Return a line for each reason why a run was left out."""
-    return [f"Left out: {line(why)}" for why in lost]
+    return [f"Left out: {line(why)}" for why in skipped]
 
 
-def brief(records: Sequence[RunRecord], lost: Sequence[str] = ()) -> str:
+def brief(records: Sequence[RunRecord], skipped: Sequence[str] = ()) -> str:
     """Return Markdown for a terminal: of more than `MAX_ROWS` runs the last scores alone."""
     if len(records) <= MAX_ROWS:
-        return table(records, lost)
+        return table(records, skipped)
     parts = [part for each in matrix(records) for part in (f"## {each.caption}", markdown(each))]
-    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes).", *left_out(lost)]
+    small = ["± is the half width of a 95 % Student-t interval over seeds (not over episodes).", *left_out(skipped)]
     return "\n\n".join([*parts, "\n".join(small)])
 
 

@@ -48,10 +48,10 @@ def overview(records: Sequence[RunRecord]) -> list[Table]:
     return [*matrix(records), *([aggregates.table(shared)] if shared else [])]
 
 
-def markdown_file(records: Sequence[RunRecord], lost: Sequence[str]) -> str:
-    """Return all tables, the small print, and why runs were left out (`lost`), as Markdown."""
+def markdown_file(records: Sequence[RunRecord], skipped: Sequence[str]) -> str:
+    """Return all tables, the small print, and why runs were left out (`skipped`), as Markdown."""
     parts = [part for each in overview(records) for part in (f"## {line(each.caption)}", markdown(each))]
-    return "\n\n".join([*parts, table(records, lost)]) + "\n"
+    return "\n\n".join([*parts, table(records, skipped)]) + "\n"
 
 
 def tex(text: object) -> str:
@@ -135,12 +135,12 @@ def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
     named = {"offline": s.offline, "final": s.final, "gain": s.gain, "best": s.best, "dip": s.dip}
     named |= {f"at {n}": score for n, score in s.at.items()} | {f"area {n}": area for n, area in s.areas.items()}
     yield from ((name, score, scale) for name, score in named.items() if score is not None)
-    times = {"recovered": s.recovered, f"to {SCORE_50:g}": s.half_way}
+    times = {"recovered": s.recovered, f"to {SCORE_50:g}": s.reached_50}
     yield from ((name, steps, "env steps, of the seeds that got there") for name, steps in times.items() if steps)
     if s.dip is not None:
-        yield "never recovered", count(s.never), "seeds"
-    if s.never_half_way is not None:
-        yield f"never to {SCORE_50:g}", count(s.never_half_way), "seeds"
+        yield "never recovered", count(s.never_recovered), "seeds"
+    if s.never_reached_50 is not None:
+        yield f"never to {SCORE_50:g}", count(s.never_reached_50), "seeds"
     if s.regret is not None:
         yield "regret", s.regret, "1 - mean score / 100"
     yield "failed", count(len(record.failed)), "seeds"

@@ -1,4 +1,4 @@
-"""Find runs: their directories, folders that hold them at any depth, and sweeps, which name their tasks and arms."""
+"""Find runs in folders at any depth and in sweeps, read them, and join those that differ only in their seeds."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from segue.results.records import RunRecord
 from segue.system import disk
 
 SWEEP = "sweep.json"
+"""The file with a sweep's plan, in the sweep's folder."""
 
 
 class RunFolder(NamedTuple):
@@ -23,14 +24,14 @@ class RunFolder(NamedTuple):
     sweep: Path | None = None
 
 
-class Lost(NamedTuple):
+class SkippedRun(NamedTuple):
     """A run that is left out, and the reason in one sentence."""
 
     run: RunFolder
     why: str
 
 
-def find(folder: str | Path) -> list[RunFolder]:
+def find_runs(folder: str | Path) -> list[RunFolder]:
     """Return the runs in a folder, in the order of their names, or of the sweep.
 
     Raises:
@@ -39,19 +40,19 @@ def find(folder: str | Path) -> list[RunFolder]:
     root = Path(folder)
     if not root.is_dir():
         raise SegueError(f"{root} is not a run, for there is no such folder: name a run, or a folder that holds some.")
-    found: list[RunFolder] = []
+    runs: list[RunFolder] = []
     for here, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if SWEEP in files:
-            found += _trials(Path(here))
+            runs += _trials(Path(here))
         elif "config.json" in files:
-            found.append(RunFolder(Path(here)))
+            runs.append(RunFolder(Path(here)))
         else:
             continue
         folders.clear()
-    if not found:
+    if not runs:
         raise SegueError(f"{root} is not a run, and no folder in it is one: a run has a config.json.")
-    return found
+    return runs
 
 
 def _trials(folder: Path) -> list[RunFolder]:
@@ -60,44 +61,51 @@ def _trials(folder: Path) -> list[RunFolder]:
     trials = disk.read_json(file).get("trials")
     if not isinstance(trials, list) or not trials:
         raise DataError(f"{file} lists no trials: is it a sweep's?")
-    found = []
+    runs = []
     for number, trial in enumerate(trials):
-        words = [trial.get(key) if isinstance(trial, dict) else None for key in ("folder", "task", "arm")]
-        if not all(isinstance(word, str) and word for word in words):
+        texts = [trial.get(key) if isinstance(trial, dict) else None for key in ("folder", "task", "arm")]
+        if not all(isinstance(text, str) and text for text in texts):
             raise DataError(f"{file}: trial {number} (counted from 0) needs texts in `folder`, `task` and `arm`.")
-        place, task, arm = map(str, words)
+        place, task, arm = map(str, texts)
         if Path(place).is_absolute() or ".." in Path(place).parts:
             raise DataError(f"{file}: trial {number} (counted from 0) lies outside the sweep: {place!r}.")
-        found.append(RunFolder(folder / place, (task, arm), folder.resolve()))
-    return found
+        runs.append(RunFolder(folder / place, (task, arm), folder.resolve()))
+    return runs
 
 
 def gather(
     folders: Sequence[str | Path], advance: Callable[[int, int], None] | None = None
-) -> tuple[list[RunRecord], list[Lost]]:
-    """Return all runs in some folders, merged where they differ only in seeds, and the runs that are left out.
+) -> tuple[list[RunRecord], list[SkippedRun]]:
+    """Read all runs in some folders.
 
-    `advance` is called with the number read so far and the total.
+    Args:
+        folders: runs, folders that hold runs at any depth, or sweeps.
+        advance: called with the number of runs read so far and the total.
+
+    Returns:
+        The records, merged where runs differ only in their seeds; and the runs that were left out.
 
     Raises:
         SegueError: where no run can be read, with the first one's reason.
     """
-    found: dict[Path, RunFolder] = {}
-    for run in (run for folder in folders for run in find(folder)):
-        place = run.path.resolve()
-        found[place] = run if run.names else found.get(place, run)  # the sweep names its trial
-    records, lost = [], []
-    for number, run in enumerate(found.values(), start=1):
+    by_path: dict[Path, RunFolder] = {}
+    for run in (run for folder in folders for run in find_runs(folder)):
+        path = run.path.resolve()
+        by_path[path] = run if run.names else by_path.get(path, run)  # the sweep names its trial
+    records, skipped = [], []
+    for number, run in enumerate(by_path.values(), start=1):
         try:
             if not run.path.is_dir():
                 raise SegueError(f"{run.path} has not begun.")
             records.append(replace(read(run.path), names=run.names, sweep=run.sweep))
         except SegueError as error:
-            lost.append(Lost(run, str(error)))
+            skipped.append(SkippedRun(run, str(error)))
         if advance:
-            advance(number, len(found))
+            advance(number, len(by_path))
     if not records:
         raise SegueError(
-            lost[0].why if len(lost) == 1 else f"None of {len(lost):,} runs can be read; the first: {lost[0].why}"
+            skipped[0].why
+            if len(skipped) == 1
+            else f"None of {len(skipped):,} runs can be read; the first: {skipped[0].why}"
         )
-    return merge(records), lost
+    return merge(records), skipped

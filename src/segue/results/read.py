@@ -1,6 +1,5 @@
-"""Read a run's directory. Files may come from anybody: every number is checked."""
+"""Read a run's directory into a `RunRecord`. The files are not trusted: every number is checked."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,71 +8,77 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from segue.errors import DataError, SegueError
-from segue.results.records import FORMATS, Evaluation, Pace, RunRecord
+from segue.results.records import FORMATS, EvaluationRecord, Pace, RunRecord
 from segue.system import untrusted
 
 LARGEST = 4 << 30
-"""Bytes of a log at most: twenty million episodes or more."""
+"""The largest log that is read, in bytes: twenty million episodes or more."""
 
 
 PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy")
-"""What of config.json is an object, where it is there at all."""
+"""The entries of config.json that are objects, if they are there."""
 
 
 HIGHEST = 1e100
-"""A score beyond it is no score: it could not even be drawn."""
+"""A larger score is refused: it could not be drawn."""
 
 
 LONGEST = 1e12
-"""Seconds that no run takes."""
+"""A longer wall-clock time is refused, in seconds."""
 
 
 def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
-    """Read a run directory, finished or not.
+    """Read a run's directory, whether the run has finished or not.
 
-    The last line of a log may be torn (a killed process): it is left out and noted. Any other damage is a
-    `DataError`; a directory that is not a run is a `SegueError`, and so is a run without an evaluation, unless
-    `evaluated` is False: then its record has none.
+    The last line of a log may be cut short, if the process was killed; it is left out and noted.
+
+    Args:
+        run_dir: the run's directory.
+        evaluated: whether the run must have an evaluation.
+
+    Raises:
+        SegueError: where the directory is not a run, or has no evaluation and must have one.
+        DataError: where a file is damaged.
     """
     path = Path(run_dir)
     config = _config(path)
-    found, notes = lines(path / "returns.jsonl")
-    evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in found)
+    returns, notes = lines(path / "returns.jsonl")
+    evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in returns)
     if evaluated and not evaluations:
         raise SegueError(_unevaluated(path, config))
-    for before, after, (where, _) in zip(evaluations, evaluations[1:], found[1:], strict=False):
+    for before, after, (where, _) in zip(evaluations, evaluations[1:], returns[1:], strict=False):
         if after.updates < before.updates or after.env_step < before.env_step:
             raise DataError(f"{where} lies earlier in the run than the line above it: was it edited?")
-    logs, torn = lines(path / "times.jsonl")
+    times, times_notes = lines(path / "times.jsonl")
     failures, _ = lines(path / "failures.jsonl")
     failed = {
         line["seed"]: line
         for _, line in failures
         if line.get("halted") and is_count(line.get("seed")) and line["seed"] < config["seeds"]
     }
-    lost = [
+    diverged = [
         f"{path}: seed {seed} failed in phase {line.get('phase')!r} at update {line.get('update')} "
         f"({line.get('why')}); its scores are those of its last finite policy."
         for seed, line in failed.items()
     ]
-    lost += [
+    diverged += [
         f"{path}: seed {line.get('seed')}, phase {line.get('phase')!r}, update {line.get('update')}: {line.get('why')}."
         for _, line in failures
         if not line.get("halted")
     ]
-    word, why = _status(path)
-    unfinished = [] if word == "finished" else [f"{path} is {word}{why}, not finished."]
-    ended, cut = lines(path / "episodes.jsonl")
+    status, why = _status(path)
+    unfinished = [] if status == "finished" else [f"{path} is {status}{why}, not finished."]
+    episodes, episodes_notes = lines(path / "episodes.jsonl")
     record = RunRecord(
         path,
         config,
         evaluations,
-        _seconds(logs),
-        (*notes, *torn, *cut, *lost, *unfinished),
+        _seconds(times),
+        (*notes, *times_notes, *episodes_notes, *diverged, *unfinished),
         tuple(failed),
-        word,
-        _paces(logs),
-        episodes=_episodes(ended, config["seeds"]),
+        status,
+        _paces(times),
+        episodes=_episodes(episodes, config["seeds"]),
     )
     with np.errstate(over="ignore", invalid="ignore"):
         if evaluations and not (np.abs(record.scores) < HIGHEST).all():
@@ -84,27 +89,28 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
 
 
 def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
-    """Why a run has nothing to report, and what to do."""
+    """Return in one sentence why a run has no evaluation, and what to do."""
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
-    return (  # its world is the caller's, and there is no second one to evaluate in
+    return (  # the caller's loop has one env, and evaluations need another
         f"{path} was driven by segue.Agent, which never evaluates, so there is nothing to report: its episodes.jsonl "
         f"has the returns of its training episodes, and `segue evaluate {path} --env-id ID` measures its policy, "
-        "where there is a Gymnasium env like its world."
+        "where there is a Gymnasium env like the agent's own."
     )
 
 
 def _status(path: Path) -> tuple[str, str]:
-    """What status.json says: a word, and in brackets why, if it says so; a run without one counts as finished."""
+    """Return the status in status.json and, in brackets, the reason, if there is one; without the file: finished."""
     try:
         status = untrusted.parse(untrusted.content(path / "status.json", LARGEST))
-        word, why = str(status["status"]), status.get("why")
+        name, why = str(status["status"]), status.get("why")
     except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return "finished", ""
-    return word, f" ({why})" if why else ""
+    return name, f" ({why})" if why else ""
 
 
 def _config(path: Path) -> dict[str, Any]:
+    """Read and check config.json. Raises SegueError where the directory is not a run, DataError for damage."""
     file = path / "config.json"
     try:
         config = untrusted.parse(untrusted.content(file, LARGEST))
@@ -120,7 +126,7 @@ def _config(path: Path) -> dict[str, Any]:
     if "care" in config:  # as version 0.1 called it
         config["safeguards"] = config.pop("care")
     phases, score = config.get("phases"), config.get("score")
-    sound = {
+    valid = {
         "recipe": isinstance(config.get("recipe"), str),
         "env_id": isinstance(config.get("env_id"), str),
         "task": config.get("task") is None or isinstance(config["task"], str),
@@ -136,15 +142,23 @@ def _config(path: Path) -> dict[str, Any]:
         ),
         **{part: isinstance(config.get(part) or {}, dict) for part in PARTS},
     }
-    if sound["settings"]:
-        sound["settings"] = all(isinstance(phase, dict) for phase in (config.get("settings") or {}).values())
-    if wrong := [name for name, fine in sound.items() if not fine]:
+    if valid["settings"]:
+        valid["settings"] = all(isinstance(phase, dict) for phase in (config.get("settings") or {}).values())
+    if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
 
 
 def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """The objects of a JSONL file, each with its place for messages, and a note if the last line was torn."""
+    """Read a JSONL file.
+
+    Returns:
+        The objects, each with its place for messages; and a note where the last line was cut short. Nothing of either
+        where there is no file.
+
+    Raises:
+        DataError: where the file cannot be read or is damaged.
+    """
     try:
         *whole, last = untrusted.content(file, LARGEST).split(b"\n")  # `last` is empty in a finished log
     except FileNotFoundError:
@@ -175,11 +189,12 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether a value from a file is a whole number, 0 or above, that a float holds exactly."""
+    """Return whether a value from a file is a whole number, 0 or above, that a float holds exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
+def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> EvaluationRecord:
+    """Check a line of returns.jsonl. Raises DataError."""
     phase, kind = line.get("phase"), line.get("kind")
     if not isinstance(phase, str) or kind not in ("offline", "online"):
         raise DataError(f"{where} needs a `phase`, and a `kind` that is `offline` or `online`.")
@@ -193,23 +208,23 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> Evaluation:
         raise DataError(f"{where} needs `returns` of {seeds} seeds, equally many episodes each.")
     if not np.isfinite(returns).all():
         raise DataError(f"{where} holds a return that is not a finite number.")
-    return Evaluation(phase, kind, line["update"], line["updates"], line["env_step"], returns)
+    return EvaluationRecord(phase, kind, line["update"], line["updates"], line["env_step"], returns)
 
 
-def _seconds(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
-    """Wall-clock of the run. Where the count starts again (a resumed run), the pieces are added."""
+def _seconds(times: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:
+    """Return the wall-clock time in times.jsonl; the times of a resumed run, which start again at 0, are added up."""
     total, last = 0.0, 0.0
-    for where, line in logs:
+    for where, line in times:
         now = line.get("seconds")
         if not isinstance(now, int | float) or not 0 <= now < LONGEST:
             raise DataError(f"{where} needs a number in `seconds`, from 0 to {LONGEST:g}.")
         total, last = total + (now - last if now >= last else now), now
-    return total if logs else None
+    return total if times else None
 
 
-def _paces(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
-    """By phase, from the first line of each stretch to its last; a stretch ends where the run stopped."""
-    found: dict[str, Pace] = {}
+def _paces(times: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
+    """Return each phase's pace in times.jsonl; time between a stop and the next start is left out."""
+    paces: dict[str, Pace] = {}
 
     def add(first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
         phase, (a, b, c, d) = (
@@ -217,50 +232,30 @@ def _paces(logs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Pace]:
             [line.get(k) for k in ("updates", "env_step") for line in (first, last)],
         )
         if isinstance(phase, str) and is_count(a) and is_count(b) and is_count(c) and is_count(d):
-            found[phase] = found.get(phase, Pace()).plus(Pace(last["seconds"] - first["seconds"], b - a, d - c))
+            paces[phase] = paces.get(phase, Pace()).plus(Pace(last["seconds"] - first["seconds"], b - a, d - c))
 
     stretch: list[Mapping[str, Any]] = []
-    for _, line in logs:
+    for _, line in times:
         if stretch and (line.get("phase") != stretch[0].get("phase") or line["seconds"] < stretch[-1]["seconds"]):
             add(stretch[0], stretch[-1])
             stretch = []
         stretch[1:] = [line]
     if stretch:
         add(stretch[0], stretch[-1])
-    return found
+    return paces
 
 
-def _episodes(ended: Sequence[tuple[str, Mapping[str, Any]]], seeds: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Seed by seed, from episodes.jsonl."""
-    found: list[tuple[list[int], list[float]]] = [([], []) for _ in range(seeds if ended else 0)]
-    for where, line in ended:
+def _episodes(
+    episodes: Sequence[tuple[str, Mapping[str, Any]]], seeds: int
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Return each seed's env steps and returns in episodes.jsonl; nothing without lines. Raises DataError."""
+    by_seed: list[tuple[list[int], list[float]]] = [([], []) for _ in range(seeds if episodes else 0)]
+    for where, line in episodes:
         seed, step, value = line.get("seed"), line.get("env_step"), line.get("return")
         if not (is_count(seed) and seed < seeds and is_count(step)):
             raise DataError(f"{where} needs a `seed` below {seeds} and a whole number in `env_step`.")
         if not isinstance(value, int | float) or not abs(value) < HIGHEST:
             raise DataError(f"{where} needs a finite number in `return`.")
-        found[seed][0].append(step)
-        found[seed][1].append(value)
-    return tuple((np.array(steps, np.int64), np.array(values, np.float64)) for steps, values in found)
-
-
-def is_kind(record: RunRecord) -> str:
-    """What runs must share to be one."""
-    names = ("recipe", "task", "env_id", "phases", "settings", "safeguards", "measuring", "score", "reward")
-    data, policy = record.config.get("dataset") or {}, record.config.get("policy") or {}
-    origin = [policy.get("sha256"), record.config.get("start")]
-    if record.sweep is not None and any(origin):
-        origin = [str(record.sweep)]
-    episodes = record.evaluations[0].returns.shape[1]
-    same = [record.config.get(name) for name in names]
-    said = [record.names, record.ended, episodes, data.get("name"), data.get("sha256")]
-    return json.dumps([*said, *same, *origin], sort_keys=True)
-
-
-def is_numbers(record: RunRecord) -> set[int]:
-    first = record.config.get("seed", 0)
-    return set(range(first, first + record.config["seeds"]))
-
-
-def place_of(evaluation: Evaluation) -> tuple[int, int]:
-    return evaluation.env_step, evaluation.updates
+        by_seed[seed][0].append(step)
+        by_seed[seed][1].append(value)
+    return tuple((np.array(steps, np.int64), np.array(values, np.float64)) for steps, values in by_seed)

@@ -1,4 +1,4 @@
-"""Statistics as pure functions of a matrix; every average that Segue shows is taken here.
+"""Statistics as pure functions of a matrix. Every average that Segue shows is taken here.
 
 For one evaluation, a matrix R of shape [seeds, episodes],
 
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def normalise(returns: Any, reference: tuple[float, float] | None) -> Any:
-    """100 (R - min) / (max - min), element by element; raw returns pass when there is no reference."""
+    """Return 100 (R - min) / (max - min), element by element; without a reference, the raw returns."""
     if reference is None:
         return returns
     low, high = reference
@@ -51,12 +51,12 @@ def normalise(returns: Any, reference: tuple[float, float] | None) -> Any:
 
 
 def seed_means(returns: np.ndarray) -> np.ndarray:
-    """[seeds, episodes] -> [seeds]."""
+    """Return the mean over episodes: [seeds, episodes] -> [seeds]."""
     return returns.mean(axis=1)
 
 
 def half_width(values: np.ndarray, level: float = 0.95) -> Any:
-    """Half width of Student's t interval over the last axis: [..., seeds] -> [...]; None for one seed."""
+    """Return the half width of Student's t interval over the last axis: [..., seeds] -> [...]; None for one seed."""
     seeds = values.shape[-1]
     if seeds < 2:
         return None
@@ -66,59 +66,60 @@ def half_width(values: np.ndarray, level: float = 0.95) -> Any:
 
 
 def estimate(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """[seeds] -> their mean and interval. A matrix [seeds, episodes] is averaged over episodes first."""
+    """Return mean and interval of values [seeds]; a matrix [seeds, episodes] is averaged over episodes first."""
     seeds = seed_means(values) if values.ndim == 2 else values
     half = float(half_width(seeds, level)) if np.ptp(seeds) > 0 else None
     return Estimate(float(seeds.mean()), half, len(seeds))
 
 
 def dips(start: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """How far each seed's lowest score lies below its start, 0 where none does: [seeds], [points, seeds] -> [seeds]."""
-    _sound(scores)
+    """Return how far each seed's lowest score lies below its start, at least 0: [seeds], [points, seeds] -> [seeds]."""
+    _check_curve(scores)
     return np.maximum(start - scores.min(axis=0), 0.0)
 
 
 def recoveries(start: np.ndarray, steps: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The step at which each seed is back at its start, from its lowest score on.
+    """Return the step at which each seed, after its lowest score, is back at its start.
 
-    [seeds], [points], [points, seeds] -> [seeds]; 0 where it never was below, inf where it did not come back.
+    [seeds], [points], [points, seeds] -> [seeds]; 0 where the seed never was below, inf where it did not come back.
     """
-    _sound(scores)
+    _check_curve(scores)
     back = (np.arange(len(steps))[:, None] >= scores.argmin(axis=0)) & (scores >= start)
     step = np.where(back.any(axis=0), steps[back.argmax(axis=0)], np.inf)
     return np.where(scores.min(axis=0) < start, step, 0.0)
 
 
 def area(steps: np.ndarray, scores: np.ndarray, until: int) -> np.ndarray | None:
-    """The area under a learning curve over its first `until` steps, by trapezoids and over `until`: a mean score.
+    """Return the area under a learning curve over its first `until` steps, divided by `until`: a mean score.
 
-    [points] ascending, [points, seeds] -> [seeds]; None where the curve begins after step 0 or ends before `until`.
+    The area is taken by trapezoids. [points] ascending, [points, seeds] -> [seeds]; None where the curve begins after
+    step 0 or ends before `until`.
     """
     if not len(steps) or steps[0] > 0 or steps[-1] < until:
         return None
-    _sound(scores)
+    _check_curve(scores)
     last = [np.interp(until, steps, seed) for seed in scores.T]
     inside = steps < until
     return np.trapezoid(np.vstack([scores[inside], last]), [*steps[inside], until], axis=0) / until
 
 
 def at(steps: np.ndarray, scores: np.ndarray, until: int) -> np.ndarray | None:
-    """Scores at env step `until`: those of the last evaluation at or before it, for no policy was scored in between.
+    """Return the scores at env step `until`: those of the last evaluation at or before it.
 
     [points] ascending, [points, seeds] -> [seeds]; None where the curve begins after `until` or ends before it.
     """
     if not len(steps) or steps[0] > until or steps[-1] < until:
         return None
-    _sound(scores)
+    _check_curve(scores)
     return scores[np.searchsorted(steps, until, side="right") - 1]
 
 
 def steps_to(steps: np.ndarray, scores: np.ndarray, level: float) -> np.ndarray:
-    """The env step of each seed's first evaluation at `level` or above, inf where there is none.
+    """Return the env step of each seed's first evaluation at `level` or above; inf where there is none.
 
     [points] ascending, [points, seeds] -> [seeds].
     """
-    _sound(scores)
+    _check_curve(scores)
     there = scores >= level
     return np.where(there.any(axis=0), np.asarray(steps)[there.argmax(axis=0)], np.inf)
 
@@ -126,13 +127,21 @@ def steps_to(steps: np.ndarray, scores: np.ndarray, level: float) -> np.ndarray:
 def regret(
     steps: Sequence[np.ndarray], returns: Sequence[np.ndarray], reference: tuple[float, float], until: int
 ) -> np.ndarray | None:
-    """What learning cost: 1 - mean score / 100 over the training episodes that ended within `until` env steps.
+    """Return the regret: 1 - mean score / 100 over the training episodes that ended within `until` env steps.
 
-    One array a seed of env steps at which episodes ended, and one of their raw returns -> [seeds]; None where a seed
-    has no such episode. 0 is an expert from the first episode on, 1 the reference's zero throughout; a policy better
-    than the reference goes below 0. Every episode weighs the same, however long. So CORL logs it (`train/regret`,
-    Tarasov et al. 2022, after Nakamoto et al. 2023, Cal-QL), there of success, 0 or 1: what the returns of AntMaze
-    are. Exploration is part of it, as it is of what the robot did.
+    Args:
+        steps: for each seed the env steps at which its episodes ended.
+        returns: for each seed the raw returns of these episodes.
+        reference: the returns that count as 0 and 100.
+        until: the last env step.
+
+    Returns:
+        [seeds]; None where a seed has no such episode.
+
+    A regret of 0 is an expert from the first episode on, 1 is the reference's zero throughout; a policy better than the
+    reference goes below 0. Every episode has the same weight, however long it is. CORL logs the same number
+    (`train/regret`, Tarasov et al. 2022, after Nakamoto et al. 2023, Cal-QL) of success, 0 or 1, which is what the
+    returns of AntMaze are. Training episodes explore, so exploration is part of the regret.
     """
     for seed, r in enumerate(returns):
         _finite(r, f"The training returns of seed {seed} (from 0)")
@@ -142,7 +151,8 @@ def regret(
     return np.array([1 - normalise(r, reference).mean() / 100 for r in ended])
 
 
-def _sound(scores: np.ndarray) -> None:
+def _check_curve(scores: np.ndarray) -> None:
+    """Raise SegueError where a curve [points, seeds] is empty or not finite."""
     if not len(scores):
         raise SegueError("The curve has no evaluation: let the run reach its first one.")
     _finite(scores, "The scores of the curve")
@@ -151,25 +161,25 @@ def _sound(scores: np.ndarray) -> None:
 # --- aggregates over tasks -------------------------------------------------------------------------
 
 Scores = Sequence[np.ndarray] | np.ndarray
-"""One array a task, the scores of its runs, [..., runs]: tasks may have lost seeds. Of a matrix [seeds, tasks] it is
-the transpose. Leading axes are batches: every aggregate maps them to [...]."""
+"""For each task an array of the scores of its runs, [..., runs]; the tasks may have different numbers of runs. A matrix
+[seeds, tasks] is transposed first. Leading axes are batches: every aggregate maps them to [...]."""
 
 
 def mean(scores: Scores) -> Any:
-    """The mean over tasks of means over seeds."""
+    """Return the mean over tasks of means over seeds."""
     return _task_means(scores).mean(axis=-1)
 
 
 def median(scores: Scores) -> Any:
-    """The median over tasks of means over seeds."""
+    """Return the median over tasks of means over seeds."""
     return np.median(_task_means(scores), axis=-1)
 
 
 def iqm(scores: Scores) -> Any:
-    """The interquartile mean: the mean of all runs without the lowest and the highest quarter.
+    """Return the interquartile mean: the mean of all runs without the lowest and the highest quarter.
 
-    A run weighs 1 / (tasks x runs of its task), and at either end goes the weight of every fourth of all runs, rounded
-    down: with as many runs of every task it is `scipy.stats.trim_mean`.
+    A run has the weight 1 / (tasks x runs of its task). At either end the weight of a quarter of all runs, rounded
+    down, is left out. Where every task has as many runs, this is `scipy.stats.trim_mean`.
     """
     tasks = _checked(scores)
     runs = np.concatenate(tasks, axis=-1)
@@ -181,20 +191,20 @@ def iqm(scores: Scores) -> Any:
 
 
 def optimality_gap(scores: Scores, gamma: float = 100.0) -> Any:
-    """By how much runs fall short of `gamma` in the mean, those above it by 0."""
+    """Return the mean of how far runs fall short of `gamma`; runs above it count as 0."""
     return _task_means([np.maximum(gamma - task, 0.0) for task in _checked(scores)]).mean(axis=-1)
 
 
 def performance_profile(scores: Scores, taus: np.ndarray) -> np.ndarray:
-    """The fraction of runs whose score is above each of `taus`: [taus] -> [..., taus]."""
+    """Return the fraction of runs whose score is above each of `taus`: [taus] -> [..., taus]."""
     above = [(task[..., None] > taus).mean(axis=-2) for task in _checked(scores)]
     return np.mean(above, axis=0)
 
 
 def probability_of_improvement(a: Scores, b: Scores) -> Any:
-    """The probability that a run of `a` scores above one of `b` on the same task, a tie being half; mean over tasks.
+    """Return the probability that a run of `a` scores above one of `b` on the same task; mean over tasks.
 
-    It is Mann and Whitney's U over the number of pairs.
+    A tie counts as half. This is Mann and Whitney's U, divided by the number of pairs.
     """
     a, b = _checked(a), _checked(b)
     if len(a) != len(b):
@@ -204,10 +214,12 @@ def probability_of_improvement(a: Scores, b: Scores) -> Any:
 
 
 def _task_means(scores: Scores) -> np.ndarray:
+    """Return the means over runs, [..., tasks]."""
     return np.stack([task.mean(axis=-1) for task in _checked(scores)], axis=-1)
 
 
 def _checked(scores: Scores) -> list[np.ndarray]:
+    """Return the scores as arrays, one for each task. Raises SegueError where one is empty or not finite."""
     tasks = [np.asarray(task) for task in scores]
     if not tasks:
         raise SegueError("There is no task to take a statistic of: give one array of scores a task.")
@@ -221,14 +233,18 @@ def _checked(scores: Scores) -> list[np.ndarray]:
 
 
 def _finite(values: np.ndarray, what: str) -> None:
+    """Raise SegueError where `values`, which the message calls `what`, are not all finite."""
     if not np.isfinite(values).all():
         raise SegueError(f"{what} are not finite throughout: leave out what failed.")
 
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A statistic and its interval, numbers or arrays [...]; no interval (None; NaN where others of an array have one)
-    where a task has a single run, or `interval` finds none."""
+    """A statistic and its interval, numbers or arrays [...].
+
+    There is no interval where a task has a single run or `interval` finds none: `low` and `high` are then None, or NaN
+    where other elements of an array have one.
+    """
 
     value: Any
     low: Any
@@ -236,7 +252,7 @@ class Interval:
 
 
 ALONE = 100
-"""Resamples of each task alone: they give degrees of freedom, which need not be exact."""
+"""Resamples of each task alone. They give the degrees of freedom, which need not be exact."""
 
 
 def interval(
@@ -247,12 +263,19 @@ def interval(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of one or more methods' scores, with its interval over seeds; the tasks are given, not drawn.
+    """Return a statistic of one or more methods' scores, with its interval over seeds; the tasks are given, not drawn.
 
-    `statistic` maps batches as the aggregates here do: `iqm`, or `partial(performance_profile, taus=taus)`, whose bands
-    are then pointwise. It takes one argument for each of `samples`, which are resampled independently. `within` is
-    where it can lie at all, for instance 0 to 1. Where all resamples agree, as shares at 0 and 1 do, there is no
-    interval, for that of width 0 would claim certainty. One method's mean on one task has the interval of `estimate`.
+    Args:
+        statistic: maps batches as the aggregates here do: `iqm`, or `partial(performance_profile, taus=taus)`, whose
+            bands are then pointwise. It takes one argument for each of `samples`.
+        samples: the scores of each method; they are resampled independently.
+        within: the range of the statistic, for instance 0 to 1, to which the interval is clipped.
+        level: the confidence level.
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the resamples.
+
+    Where all resamples agree, as shares at 0 and 1 do, there is no interval: one of width 0 would claim certainty. The
+    mean of one method on one task has the interval of `estimate`.
 
     half = t(1/2 + level/2, d) sqrt(sum_t w_t / sum_t v_t) std(statistic of stratified resamples)
     w_t  = v_t n_t / (n_t - 1)        v_t: the variance where task t alone, of n_t runs, is resampled
@@ -302,14 +325,14 @@ def interval(
 
 
 def bootstrap(statistic: Callable[..., Any], *samples: Scores, resamples: int = 2_000, seed: int = 0) -> np.ndarray:
-    """A statistic of stratified resamples, [resamples, ...]: of each task as many runs as it has, with replacement."""
+    """Return a statistic of stratified resamples [resamples, ...]: each task's runs are drawn with replacement."""
     return np.asarray(statistic(*_resample(samples, resamples, np.random.default_rng(seed))))
 
 
 def _resample(
     samples: Sequence[Scores], resamples: int, rng: np.random.Generator, only: int | None = None
 ) -> list[list[np.ndarray]]:
-    """Each task's runs drawn anew, [resamples, runs]; or those of one task only, by its number over all samples."""
+    """Draw each task's runs with replacement, [resamples, runs]; or those of one task, numbered over all samples."""
     number = itertools.count()
 
     def draw(task: np.ndarray) -> np.ndarray:

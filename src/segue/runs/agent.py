@@ -1,4 +1,4 @@
-"""Your own loop: a robot, a simulator that is no Gymnasium env, or logs drive a recipe from outside.
+"""Drive a recipe from a loop of your own: a robot, a simulator that is no Gymnasium env, or logs.
 
     spec = segue.Spec(obs=24, act=7, low=(-1.0,) * 7, high=(1.0,) * 7)
     task = segue.task(env_id="my-arm", policy="clone.npz")
@@ -39,11 +39,11 @@ from segue.data.loading import load
 from segue.envs.faults import EnvFault, check_observation
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
-from segue.runs.config import Safeguards, check_settings, in_order, read_unfinished
+from segue.runs.all_hooks import make_hooks
+from segue.runs.config import Safeguards, check_order, check_settings, read_unfinished
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.opening import Opening, new_run, reopened_run
-from segue.runs.watching import watch
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER
 from segue.tasks.task import AbstractDatasetRecipe, Task
@@ -52,8 +52,12 @@ from segue.training.phases import AbstractPhase
 from segue.training.pipeline import Drive
 
 
-class _Body:
-    """What hooks and commits ask of `LockstepEnvs`, of a world that cannot be made to go back."""
+class _CallerEnv:
+    """The caller's environment, as far as hooks and commits need to know it: `LockstepEnvs` without an env.
+
+    It counts steps and returns. It cannot be brought back into the middle of an episode, so an episode that a stop
+    interrupted counts as cut.
+    """
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -61,54 +65,59 @@ class _Body:
         self.ended: list[Episode] = []
         self.episode, self.length, self.returned = 1, 0, 0.0
 
-    def moved(self, reward: float, terminated: bool, truncated: bool) -> None:
+    def count_step(self, reward: float, terminated: bool, truncated: bool) -> None:
+        """Count one env step and its reward; end the episode where the step ended it."""
         self.length += 1
         self.returned += reward
         self.ended = []
         if terminated or truncated:
             self.ended = [Episode(0, self.returned, self.length, terminated)]
-            self.over()
+            self.end_episode()
 
-    def copy(self) -> "_Body":
-        new = _Body(self.spec)
-        new.take(self)
+    def copy(self) -> "_CallerEnv":
+        """Return a copy that later steps do not change."""
+        new = _CallerEnv(self.spec)
+        new.copy_from(self)
         return new
 
-    def take(self, other: "_Body") -> None:
-        """Be as the other one is."""
+    def copy_from(self, other: "_CallerEnv") -> None:
+        """Take over the counts of `other`."""
         self.ended, self.episode, self.length, self.returned = other.ended, other.episode, other.length, other.returned
 
-    def over(self) -> None:
-        """The next step begins an episode."""
+    def end_episode(self) -> None:
+        """End the episode: the next step belongs to a new one."""
         self.episode, self.length, self.returned = self.episode + 1, 0, 0.0
 
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
-        begun = np.zeros((min(self.length, 1), self.spec.act), np.float32)  # no world takes actions again
-        return {"obs": np.zeros((1, self.spec.obs), np.float32), "actions.0": begun}, [self.episode]
+        """Return what `restore` takes, in the form of `LockstepEnvs.state`; it has an action in mid-episode only."""
+        actions = np.zeros((min(self.length, 1), self.spec.act), np.float32)  # nothing repeats them
+        return {"obs": np.zeros((1, self.spec.obs), np.float32), "actions.0": actions}, [self.episode]
 
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
+        """Restore the episode's number; return False where the state is one in mid-episode, which is now cut."""
         cut = len(state["actions.0"]) > 0
         self.episode = episodes[0] + cut
         return not cut
 
 
 class Agent:
-    """A run whose world is the caller's. One seed.
+    """A run whose environment is the caller's own loop. It has one seed.
 
-    Ctrl-C, or an error of the run itself, ends the agent: `close` keeps every step that was observed, as far as it can,
-    and the same call goes on from there. (A number that is refused ends nothing.)
+    Ctrl-C, or an error of the run itself, ends the agent: `close` saves every step that was observed, as far as that is
+    possible, and the same call continues the run. A number that `observe` or `feed` refuses does not end the agent.
 
     Args:
         phases: a recipe's value, for instance `segue.porl(task)`.
-        task: what the recipe was made for: its `env_id` is a label here, no env is made; its policy, dataset, reward
-            and score are used.
-        spec: sizes and action box of the world; a side of the box may be one number or an array.
-        out: the run's directory, new or empty; or an earlier one of the same phases and task, which goes on.
+        task: the task for which the recipe was made. Its policy, dataset, reward and score are used; its `env_id` is a
+            label here, and no env is made.
+        spec: the sizes of observations and actions, and the action box; a side of the box is one number or an array.
+        out: the run's directory, new or empty; or the directory of an earlier run with the same phases and task, which
+            is continued.
         seed: the seed's number.
-        background: learn in a thread beside the caller's loop. `act` then answers by the latest policy that is ready,
-            without waiting for updates, which catch up when they can; no two runs are the same. What is alive when a
-            phase has begun is taken out of Python's garbage collection (`gc.freeze`), whose full passes stop every
-            thread for some 0.1 s.
+        background: learn in a thread beside the caller's loop. `act` then uses the newest policy that is ready and
+            never waits for updates, which catch up when they can; no two runs are the same. The objects that are alive
+            when a phase takes its first update are taken out of Python's garbage collection (`gc.freeze`), because a
+            full collection stops every thread for some 0.1 s.
         log_every: updates or env steps from one line of metrics.jsonl to the next.
         commit_every: updates or env steps from one commit to the next.
 
@@ -128,39 +137,41 @@ class Agent:
         log_every: int = 1_000,
         commit_every: int = 10_000,
     ):
-        self.spec, self.folder = _sane(spec), Path(out)
+        self.spec, self.folder = _checked_spec(spec), Path(out)
         safeguards = Safeguards(log_every, commit_every, 60.0, 0, False, False)
         self.job = Job(phases, task, self.folder, 1, seed, PAPER, safeguards, None, True)
-        opening = self._again() if (self.folder / "config.json").exists() else self._anew()
+        opening = self._opening_again() if (self.folder / "config.json").exists() else self._opening_new()
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk.locked(self.folder))
             try:
                 self._open(opening, stack)
             except BaseException:
-                self.job.forget()
+                self.job.remove_if_new()
                 raise
             self.job.status("running")
-            self.opened = stack.pop_all()
+            self.opened = stack.pop_all()  # what `close` closes
         self.pending: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self.background, self.front, self.closed = background, None, False
+        """Between `act` and `observe`: the observation, and the action in [-1, 1] and in the env's units."""
+        self.background, self.published, self.closed = background, None, False
         self.failed: BaseException | None = None
-        self.mine = self.body.copy() if background else self.body
+        self.env_now = self.env.copy() if background else self.env
+        """The environment as the caller has it now; `env` is as far as the run has learned from it."""
         if background:
-            self.commit.inexact()
-            self.steps, self.over = self.env_step, False
+            self.commit.mark_inexact()
+            self.observed_steps, self.finished = self.env_step, False
             self.rows: queue.Queue = queue.Queue()
-            self.awake = threading.Event()
-            self.thread = threading.Thread(target=self._learn, daemon=True, name="segue-tuner")
+            self.can_act = threading.Event()
+            self.thread = threading.Thread(target=self._learn, daemon=True, name="segue-agent")
             self.thread.start()
 
-    def _anew(self) -> Opening:
-        """Make the directory of a new run."""
-        in_order(self.job.phases)
+    def _opening_new(self) -> Opening:
+        """Make the directory of a new run, and return how to open it."""
+        check_order(self.job.phases)
         disk.new_folder(self.folder)
         return functools.partial(new_run, about={"recipe": "tuner", "spec": self.spec._asdict()})
 
-    def _again(self) -> Opening:
-        """Refuse to go on with a run that was begun with anything else than this call says. Raises DataError."""
+    def _opening_again(self) -> Opening:
+        """Return how to open the earlier run. Raises DataError where it was begun with other arguments."""
         config, task = read_unfinished(self.folder), self.job.task
         check_settings(self.job.phases, config, self.folder)
         plain = lambda part: json.loads(json.dumps(part._asdict()))
@@ -173,18 +184,20 @@ class Agent:
         return functools.partial(reopened_run, config=config)
 
     def _open(self, opening: Opening, stack: contextlib.ExitStack) -> None:
-        hold = lambda thing: stack.enter_context(contextlib.closing(thing))
-        console = hold(Console(True))
+        """Open the run, make its hooks and its `Drive`; `stack` receives what must be closed."""
+        closing = lambda resource: stack.enter_context(contextlib.closing(resource))
+        console = closing(Console(True))
         opened = opening(self.job, self.spec, self._load, console)
-        self.journal = hold(opened.journal)
-        self.reward, self.body, self.stop = opened.reward, _Body(self.spec), signals.Stop()
-        watching, self.commit = watch(self.job, opened, self.body, self.stop, console, stack)
+        self.journal = closing(opened.journal)
+        self.reward, self.env, self.stop = opened.reward, _CallerEnv(self.spec), signals.Stop()
+        hooks, self.commit = make_hooks(self.job, opened, self.env, self.stop, console, stack)
         origin = opened.origin
-        self.drive = Drive(origin.run, origin.phases, watching, resumed=origin.resumed)
+        self.drive = Drive(origin.run, origin.phases, hooks, resumed=origin.resumed)
 
     def _load(self) -> Dataset:
+        """Load the task's dataset; return an empty one where no phase reads it. Raises SegueError."""
         task = self.job.task
-        if not self.job.reads:
+        if not self.job.reads_dataset:
             return nothing(self.spec, task.env_id)
         if task.dataset is None or isinstance(task.dataset, AbstractDatasetRecipe):
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
@@ -193,14 +206,18 @@ class Agent:
 
     @property
     def done(self) -> bool:
-        """Whether all phases have ended. Learns what is due before the next action, a whole offline phase for one."""
+        """Whether all phases have ended. This learns what is due before the next action: perhaps a whole offline phase.
+
+        Raises:
+            SegueError: after an error that ended the agent.
+        """
         if self.closed:
             return not self.drive.left
         if self.background:
-            self.awake.wait()
-        self._check()
+            self.can_act.wait()
+        self._check_open()
         if self.background:
-            return self.over
+            return self.finished
         with self._fatal():
             return not self.drive.ready()
 
@@ -211,79 +228,83 @@ class Agent:
 
     @property
     def env_step(self) -> int:
-        """Env steps that were learned from, or are about to be."""
+        """Env steps that the run has learned from, or is about to learn from."""
         phase_state = self.drive.phase_state or (self.drive.resumed[0] if self.drive.resumed else None)
         return self.drive.run.env_step if phase_state is None else phase_state.env_step
 
     def act(self, obs: Any) -> Float[np.ndarray, " act"]:
-        """The action to take now, in the env's units, to learn from: it explores.
+        """Return the exploration action to take now [act], in the env's units.
 
         Args:
-            obs: what the world shows [obs]: the last `next_obs`, or the first of an episode.
+            obs: the present observation [obs]: the last `next_obs`, or the first one of an episode.
 
         Raises:
-            SegueError: where all phases have ended, the last action was not observed, or `obs` is not what it must be.
+            SegueError: where all phases have ended, the last action was not observed, or `obs` has a wrong shape or a
+                number that is not finite.
         """
-        self._check()
+        self._check_open()
         if self.pending is not None:
             raise SegueError("The last action was not observed: call observe, or cut() if it was never taken.")
-        seen, episode_steps = self._sound(obs), np.array([self.mine.length], np.int32)
+        obs, episode_steps = self._checked_obs(obs), np.array([self.env_now.length], np.int32)
         if self.done:
             raise SegueError(f"All phases have ended: nothing is left to do in {self.folder}.")
         with self._fatal():
-            action = (
-                self._swift(seen[None], episode_steps) if self.background else self.drive.act(seen[None], episode_steps)
-            )
-            own = np.nan_to_num(np.asarray(action))[0]
-        taken = np.array(self.spec.denormalise(own))
-        self.pending = seen, own, taken
-        return taken.copy()
+            act = self._act_published if self.background else self.drive.act
+            chosen = np.nan_to_num(np.asarray(act(obs[None], episode_steps)))[0]
+        action = np.array(self.spec.denormalise(chosen))
+        self.pending = obs, chosen, action
+        return action.copy()
 
     def observe(self, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool = False) -> None:
-        """What the world did.
+        """Record one env step, and learn from it.
 
         Args:
-            action: the one that was taken, in the env's units [act], be it another than `act` gave.
-            reward: the world's own.
-            next_obs: what it shows now [obs]; at an episode's end its last observation, not the next one's first.
-            terminated: the task ended there, and nothing follows.
-            truncated: the episode was cut, and something would have followed.
+            action: the action that was taken [act], in the env's units; it may differ from the one that `act` returned.
+            reward: the env's own reward.
+            next_obs: the observation after the step [obs]; at the end of an episode its last observation, not the first
+                one of the next episode.
+            terminated: whether the task ended with this step, so that nothing follows.
+            truncated: whether the episode was cut here, for instance by a time limit.
 
         Raises:
-            SegueError: before `act`, or where a number is not what it must be.
+            SegueError: before `act`, or where a number is not finite, has a wrong shape or lies outside the box.
         """
-        self._check()
+        self._check_open()
         if self.pending is None:
             raise SegueError("observe tells what an action of act brought: call act first, or feed for logs.")
-        (obs, own, taken), worth = self.pending, np.float32(self.reward(float(reward)))
-        seen = self._sound(next_obs, worth)
-        did = own if np.array_equal(action, taken) else self._boxed(action)
+        (obs, chosen, suggested), train_reward = self.pending, np.float32(self.reward(float(reward)))
+        next_obs = self._checked_obs(next_obs, train_reward)
+        taken = chosen if np.array_equal(action, suggested) else self._normalised(action)
         self.pending = None
-        self.mine.moved(float(reward), bool(terminated), bool(truncated))
-        row = Transition(obs[None], did[None], np.array([worth]), seen[None], np.array([bool(terminated)]))
+        self.env_now.count_step(float(reward), bool(terminated), bool(truncated))
+        row = _one_row(obs, taken, train_reward, next_obs, terminated)
         if self.background:
-            self.steps += 1
-            self.rows.put((row, self.mine.copy()))
+            self.observed_steps += 1
+            self.rows.put((row, self.env_now.copy()))
             return
         with self._fatal():
-            self.drive.observe(row, self.body.ended)
+            self.drive.observe(row, self.env.ended)
 
     def cut(self) -> None:
-        """The episode is over without another step, its last action was not taken or not seen to its end."""
+        """End the episode without another step, for instance where the last action was never taken."""
         self.pending = None
-        if self.mine.length:
-            self.mine.over()
+        if self.env_now.length:
+            self.env_now.end_episode()
 
     def feed(self, rows: Transition) -> int:
-        """Learn from logged transitions as if they had just been lived, without any world.
+        """Learn from logged transitions, in order, as if each had just been observed. Nothing acts.
 
         Args:
-            rows: obs [n, obs], action [n, act] in the env's units, the world's own reward [n], next_obs, terminal [n].
+            rows: obs [n, obs], action [n, act] in the env's units, the env's own reward [n], next_obs [n, obs] and
+                terminal [n].
 
         Returns:
-            How many were taken: fewer than n where the phases have ended.
+            The number of rows that were used: fewer than n where the phases ended.
+
+        Raises:
+            SegueError: in the background, between `act` and `observe`, or where a number is not what it must be.
         """
-        self._check()
+        self._check_open()
         if self.background or self.pending is not None:
             raise SegueError(
                 "feed is for an agent that nobody acts with: not in the background, nor between act and observe."
@@ -294,88 +315,88 @@ class Agent:
         for index, (obs, action, reward, next_obs, terminal) in enumerate(zip(*columns, strict=True)):
             if self.done:
                 return index
-            worth = np.float32(self.reward(float(reward)))
-            seen = [self._sound(part, worth)[None] for part in (obs, next_obs)]
-            boxed = self._boxed(action)[None]
-            self.body.ended = []
+            train_reward = np.float32(self.reward(float(reward)))
+            obs, next_obs = (self._checked_obs(part, train_reward) for part in (obs, next_obs))
+            row = _one_row(obs, self._normalised(action), train_reward, next_obs, terminal)
+            self.env.ended = []
             with self._fatal():
                 self.drive.learn()
-                self.drive.observe(Transition(seen[0], boxed, np.array([worth]), seen[1], np.array([bool(terminal)])))
+                self.drive.observe(row, self.env.ended)
         return len(columns[0])
 
-    def _sound(self, obs: Any, worth: Any = 0.0) -> Float[np.ndarray, " obs"]:
+    def _checked_obs(self, obs: Any, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
+        """Return the observation as float32 [obs]. Raises SegueError for it or for a reward that is not finite."""
         try:
-            return check_observation(np.asarray(obs), self.spec, worth)
-        except EnvFault as wrong:
-            raise SegueError(f"The world {wrong}.") from None
+            return check_observation(np.asarray(obs), self.spec, reward)
+        except EnvFault as error:
+            raise SegueError(f"The env {error}.") from None
         except (TypeError, ValueError):
-            raise SegueError(f"The world gave an observation that is no array of numbers: {obs!r:.100}.") from None
+            raise SegueError(f"The env gave an observation that is no array of numbers: {obs!r:.100}.") from None
 
-    def _boxed(self, action: Any) -> Float[np.ndarray, " act"]:
-        found = np.asarray(action, np.float32)
-        if found.shape != (self.spec.act,) or not np.isfinite(found).all():
-            raise SegueError(f"An action is {self.spec.act} finite numbers, not {found.tolist()}.")
-        inside = np.asarray(self.spec.normalise(found), np.float32)
-        if (np.abs(inside) > 1 + 1e-4).any():
-            raise SegueError(f"The action {found.tolist()} lies outside the box {self.spec.low} to {self.spec.high}.")
-        return np.clip(inside, -1.0, 1.0)
+    def _normalised(self, action: Any) -> Float[np.ndarray, " act"]:
+        """Return an action, given in the env's units, in [-1, 1]. Raises SegueError where it lies outside the box."""
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.spec.act,) or not np.isfinite(action).all():
+            raise SegueError(f"An action is {self.spec.act} finite numbers, not {action.tolist()}.")
+        normalised = np.asarray(self.spec.normalise(action), np.float32)
+        if (np.abs(normalised) > 1 + 1e-4).any():
+            raise SegueError(f"The action {action.tolist()} lies outside the box {self.spec.low} to {self.spec.high}.")
+        return np.clip(normalised, -1.0, 1.0)
 
     @contextlib.contextmanager
     def _fatal(self) -> Iterator[None]:
-        """What goes wrong inside ends the agent: a hook may have heard of a step that another has not."""
+        """Let an error in the block end the agent: some hooks may have seen a step that others have not."""
         try:
             yield
         except BaseException as error:
             self.failed = error
             raise
 
-    # --- beside the caller's loop ------------------------------------------------------------------------------------
+    # --- the learning thread, with background=True -------------------------------------------------------------------
 
     def _learn(self) -> None:
-        spared = None
+        """Learn from the observed rows in order, until all phases have ended or `close` ends the queue."""
+        frozen = None
         try:
             while True:
-                self.over = not self.drive.ready()
+                self.finished = not self.drive.ready()
                 self._publish()
-                if self.over or (item := self.rows.get()) is None:
+                if self.finished or (item := self.rows.get()) is None:
                     return
-                row, then = item
-                self.body.take(then)
+                row, env = item
+                self.env.copy_from(env)
                 self.drive.learn()
-                self.drive.observe(row, self.body.ended)
-                if (
-                    (phase_state := self.drive.phase_state) is not None
-                    and phase_state.update
-                    and phase_state.algorithm is not spared
-                ):
-                    spared = phase_state.algorithm
-                    gc.freeze()  # the phase's programs: a full pass over them holds every thread up for 0.1 s
+                self.drive.observe(row, self.env.ended)
+                phase_state = self.drive.phase_state
+                if phase_state is not None and phase_state.update and phase_state.algorithm is not frozen:
+                    frozen = phase_state.algorithm
+                    gc.freeze()  # the phase's programs: a full collection of them stops every thread for 0.1 s
         except Stopped:  # by `close`
             pass
         except BaseException as error:  # the caller's thread raises it
             self.failed = error
         finally:
-            self.awake.set()
+            self.can_act.set()
 
     def _publish(self) -> None:
-        """A copy of who acts: the learner's own arrays are written over by the next updates."""
+        """Copy the learner for `act`: the next updates write over the learner's own arrays."""
         phase_state = self.drive.phase_state
         if phase_state is None:
             return
-        ready = jax.block_until_ready(
-            phase_state.learner
-        )  # a copy that has to wait for updates lets nothing else through
+        ready = jax.block_until_ready(phase_state.learner)  # a copy that waits for updates would block other dispatches
         learner = jax.block_until_ready(jax.tree.map(jnp.copy, ready))
-        self.front = (phase_state.algorithm, learner, phase_state.keys, phase_state.clock)
-        self.awake.set()
+        self.published = (phase_state.algorithm, learner, phase_state.keys, phase_state.clock)
+        self.can_act.set()
 
-    def _swift(self, obs: np.ndarray, episode_steps: np.ndarray) -> Any:
-        assert self.front is not None
-        rule, learner, keys, clock = self.front
-        now = Clock(clock.update, np.int32(self.steps), clock.phase_start)  # pyright: ignore[reportArgumentType]
-        return engine.explore(rule, learner, obs, episode_steps, keys, now)
+    def _act_published(self, obs: np.ndarray, episode_steps: np.ndarray) -> Any:
+        """Return the action [1, act] of the newest published learner, in [-1, 1]."""
+        assert self.published is not None
+        algorithm, learner, keys, clock = self.published
+        now = Clock(clock.update, np.int32(self.observed_steps), clock.phase_start)  # pyright: ignore
+        return engine.explore(algorithm, learner, obs, episode_steps, keys, now)
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
+        """Raise SegueError after `close`, and again the error that ended the agent."""
         if self.closed:
             raise SegueError(f"This agent was closed: open {self.folder} again to go on.")
         if self.failed is not None:
@@ -389,9 +410,12 @@ class Agent:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Learn from what was observed, save, and end. The same call as before goes on from here.
+        """Learn from what was observed, save the run, and end. The same call as before continues from here.
 
-        In the background a phase that only learns is stopped where it is; what was observed during it is lost.
+        In the background a phase that only learns is stopped at once; the steps observed during it are lost.
+
+        Raises:
+            SegueError, OSError: where the run could not be saved; in the background also an error not yet raised.
         """
         self._end(None)
 
@@ -402,45 +426,48 @@ class Agent:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
+        """Save the run, write status.json, and close everything; `error` is what ended the caller's `with` block."""
         if self.closed:
             return
         self.closed = True
         with self.opened:
             if self.background:
-                self._join()
-            unsaid, why = (self.failed if self.background else None), self.failed or error
+                self._stop_thread()
+            unraised, reason = (self.failed if self.background else None), self.failed or error
             try:
-                self._keep()
-            except Exception as wrong:
-                if why is None:
-                    unsaid = why = self.failed = wrong
-                else:  # the first reason is the one to tell
-                    print(f"segue: what came since the last commit could not be saved ({wrong}).", file=sys.stderr)
-            word, more = "failed" if isinstance(why, Exception) else "interrupted", {}
+                self._save()
+            except Exception as unsaved:
+                if reason is None:
+                    unraised = reason = self.failed = unsaved
+                else:  # the first error is the one to report
+                    print(f"segue: what came since the last commit could not be saved ({unsaved}).", file=sys.stderr)
+            status, more = "failed" if isinstance(reason, Exception) else "interrupted", {}
             if not self.drive.left and self.failed is None:
-                word = "finished"
-            elif why is not None:
-                more = {"why": str(why) or type(why).__name__}
+                status = "finished"
+            elif reason is not None:
+                more = {"why": str(reason) or type(reason).__name__}
             try:
-                self.job.status(word, resume="exact" if self.commit.exact else "statistical", **more)
+                self.job.status(status, resume="exact" if self.commit.exact else "statistical", **more)
             except OSError:  # a full disk is reported by what needed the space first
-                if word == "finished":
+                if status == "finished":
                     raise
-            if unsaid is not None and unsaid is not error:
-                raise unsaid
+            if unraised is not None and unraised is not error:
+                raise unraised
 
-    def _join(self) -> None:
+    def _stop_thread(self) -> None:
+        """Wait until the thread has learned from every observed row; stop a phase that only learns."""
         self.rows.put(None)
         while self.thread.is_alive():
-            if any(not phase.acts for _, phase in self.drive.left[:1]):  # it would not look at the rows for long
+            if any(not phase.acts for _, phase in self.drive.left[:1]):  # it may not look at the rows for hours
                 self.stop.asked = signal.SIGINT
             self.thread.join(0.1)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
+        """End the last phase where it is done, commit the state, and make everything durable. Raises OSError."""
         drive = self.drive
         last = self.failed is None and len(drive.left) == 1
         if last and drive.phase_state is not None and drive.phase.done(drive.phase_state):
-            drive.ready()  # ends it
+            drive.ready()  # ends the phase
         if drive.phase_state is not None and drive.halfway:
             drive.broken()
         elif drive.phase_state is not None:
@@ -450,8 +477,13 @@ class Agent:
         self.journal.sync()
 
 
-def _sane(spec: Spec) -> Spec:
-    """The same in plain numbers. Raises SegueError, or DataError for the box."""
+def _one_row(obs: Any, action: Any, reward: Any, next_obs: Any, terminal: Any) -> Transition:
+    """Return one env step as a row of one seed [1, ...]."""
+    return Transition(obs[None], action[None], np.array([reward]), next_obs[None], np.array([bool(terminal)]))
+
+
+def _checked_spec(spec: Spec) -> Spec:
+    """Return the spec in plain numbers. Raises SegueError for a size, DataError for the box."""
     for name, size in (("obs", spec.obs), ("act", spec.act)):
         if not isinstance(size, int | np.integer) or size < 1:
             raise SegueError(f"A spec's {name} is a whole number above 0, not {size!r}.")

@@ -1,4 +1,4 @@
-"""What each phase leaves behind, the best policy so far, and how another run starts from them."""
+"""Keep a checkpoint at the end of each phase and the best policy so far; start another run from a checkpoint."""
 
 import dataclasses
 import sys
@@ -22,11 +22,13 @@ from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
 
-def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, AbstractPhase], dict[str, AbstractPhase]]:
-    """The phases that an earlier run has done, and those that are left."""
+def split_phases(
+    phases: Mapping[str, AbstractPhase], since: str
+) -> tuple[dict[str, AbstractPhase], dict[str, AbstractPhase]]:
+    """Return the phases up to the checkpoint RUN:PHASE `since`, and those after it. Raises SegueError."""
     name = since.rpartition(":")[2]
     if name not in phases:
-        there = kept(since)
+        there = checkpoint_names(since)
         has = f"; {since.removesuffix(f':{name}')} has {', '.join(there)}" if there else ""
         raise SegueError(
             f"--from is RUN:PHASE, and {since!r} names none of this recipe's phases, {', '.join(phases)}{has}."
@@ -37,25 +39,35 @@ def skip(phases: Mapping[str, AbstractPhase], since: str) -> tuple[dict[str, Abs
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 
-def go_on(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> RunState:
-    """The state at an earlier run's checkpoint, after the phases that are done."""
-    like = state.pretrained
+def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> RunState:
+    """Return the run's state after the phases `done`, loaded from the checkpoint RUN:PHASE `since`.
+
+    Args:
+        state: the state before the first phase.
+        done: the phases up to the checkpoint, with the present settings.
+        since: the checkpoint of the earlier run.
+        env_id: the env of this run, which must be that of the earlier one.
+
+    Raises:
+        SegueError, DataError: as `load_checkpoint`.
+    """
+    shapes = state.pretrained
     for phase in done.values():
-        like = phase.output_shapes(state.spec, like, state.keys)
-    return dataclasses.replace(load_checkpoint(since, state, like, env_id), phases=len(done))
+        shapes = phase.output_shapes(state.spec, shapes, state.keys)
+    return dataclasses.replace(load_checkpoint(since, state, shapes, env_id), phases=len(done))
 
 
 class PolicyWriter:
     """Writes policies of a run as files. An actor that no file can describe is left out, with one note."""
 
     def __init__(self):
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
 
     def can_write(self, actor: Any) -> bool:
-        """Whether there is a file format for this actor; if not, say so, unless it was said."""
+        """Return whether a file can describe this actor; if not, print the reason once."""
         why = policy_file.lacks(actor)
-        if why is not None and why not in self.said:
-            self.said.add(why)
+        if why is not None and why not in self.reported:
+            self.reported.add(why)
             print(
                 f"segue: policy-S and best-S files are left out, for {why}; commits and checkpoints keep the policy.",
                 file=sys.stderr,
@@ -63,20 +75,21 @@ class PolicyWriter:
             )
         return why is None
 
-    def write_of(self, actors: Any, seed: int, spec: Spec, about: dict[str, Any]) -> Callable[[Path], None]:
-        """A function that writes one seed's actor, of those stacked over seeds, as it is now."""
+    def writer_of(self, actors: Any, seed: int, spec: Spec, about: dict[str, Any]) -> Callable[[Path], None]:
+        """Return a function that writes one seed's actor to a path; later changes of `actors` do not reach it."""
         actor = jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors)
         return lambda path: policy_file.save(actor, spec, path, **about)
 
 
 class Best:
-    """Keeps each seed's best policy so far, the pre-trained one included, as best-S beside the last one."""
+    """Keeps each seed's best policy so far, the pre-trained one included, as best-S beside policy-S."""
 
     def __init__(self, folder: Path, spec: Spec, about: dict[str, Any], writer: PolicyWriter | None = None):
         self.folder, self.spec, self.about, self.writer = folder, spec, about, writer or PolicyWriter()
         files = {seed: path for path in folder.glob("best-*.safetensors") if (seed := path.stem[5:]).isdecimal()}
         self.returns: dict[int, float] = {}
-        self.owed: dict[int, Callable[[Path], None]] = {}
+        self.unwritten: dict[int, Callable[[Path], None]] = {}
+        """What writes the best policies that are not on the disk yet, by seed."""
         for seed, path in files.items():
             try:
                 value = disk.read_arrays(path)[1].get("return")
@@ -86,7 +99,8 @@ class Best:
             except DataError as error:
                 print(f"segue: {error} The next evaluation's policy takes its place.", file=sys.stderr, flush=True)
 
-    def heard(self, name: str, phase_state: PhaseState, net: Any, found: Evaluation) -> None:
+    def evaluated(self, name: str, phase_state: PhaseState, net: Any, evaluation: Evaluation) -> None:
+        """Keep the policy of each seed whose mean return is higher than any before."""
         if not self.writer.can_write(net):
             return
         place = {
@@ -95,16 +109,16 @@ class Best:
             "env_step": phase_state.env_step,
             "updates": phase_state.updates,
         }
-        for seed, mean in enumerate(map(float, found.returns.mean(1))):
+        for seed, mean in enumerate(map(float, evaluation.returns.mean(1))):
             if mean > self.returns.get(seed, -np.inf):
                 self.returns[seed] = mean
                 about = {**self.about, **place, "return": mean}
-                self.owed[seed] = self.writer.write_of(net, seed, self.spec, about)
+                self.unwritten[seed] = self.writer.writer_of(net, seed, self.spec, about)
         try:
-            for seed in list(self.owed):
-                self.owed[seed](self.folder / f"best-{seed}")
-                del self.owed[seed]
-        except OSError as error:  # to be saved when there is room
+            for seed in list(self.unwritten):
+                self.unwritten[seed](self.folder / f"best-{seed}")
+                del self.unwritten[seed]
+        except OSError as error:  # the next evaluation tries again
             print(f"segue: the best policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
 
@@ -141,59 +155,66 @@ class Champion(NullHook):
             for seed in range(len(deployed)):
                 if deployed[seed] != before[seed]:
                     about = {**self.about, "phase": name, "env_step": phase_state.env_step, "deployed": deployed[seed]}
-                    self.writer.write_of(actor.net, seed, self.spec, about)(self.folder / f"{stem}-{seed}")
+                    self.writer.writer_of(actor.net, seed, self.spec, about)(self.folder / f"{stem}-{seed}")
             self.written = deployed
         except OSError as error:
             print(f"segue: the deployed policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
 
 class Checkpoint(NullHook):
-    """Keeps what a phase leaves behind, and the policy as it is then. What finds no room is tried again later."""
+    """A hook that keeps, where a phase ends, its checkpoint and the policies policy-S.
+
+    What a full disk does not take is written later, before the next commit.
+    """
 
     def __init__(self, folder: Path, about: dict[str, Any], writer: PolicyWriter | None = None):
         self.folder, self.about, self.writer = folder, about, writer or PolicyWriter()
-        self.owed: dict[Path, Callable[[Path], None]] = {}
-        self.lock = threading.RLock()  # the thread that saves commits settles too
+        self.unwritten: dict[Path, Callable[[Path], None]] = {}
+        """What writes the files and folders that are not on the disk yet, by path."""
+        self.lock = threading.RLock()  # the thread that writes commits calls `flush` too
 
     def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
         rows = jax.tree.map(lambda column: column[:, : int(run.online.written)], run.online.rows)
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
         files = {"pretrained.safetensors": disk.dump(run.pretrained), "replay.safetensors": disk.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
-        owed: dict[Path, Callable[[Path], None]] = {}
-        owed[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
+        unwritten: dict[Path, Callable[[Path], None]] = {}
+        unwritten[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
         if run.pretrained.actor is not None and self.writer.can_write(run.pretrained.actor.net):
             for seed in range(run.seeds):
-                write = self.writer.write_of(run.pretrained.actor.net, seed, run.spec, {**self.about, **place})
-                owed[self.folder / f"policy-{seed}"] = write
+                write = self.writer.writer_of(run.pretrained.actor.net, seed, run.spec, {**self.about, **place})
+                unwritten[self.folder / f"policy-{seed}"] = write
         with self.lock:
-            self.owed |= owed
+            self.unwritten |= unwritten
         try:
             self.flush()
         except OSError as error:
             print(f"segue: the end of phase {name!r} could not be kept yet ({error}).", file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Write what is owed. Raises OSError where there is no room."""
+        """Write what is not on the disk yet. Raises OSError."""
         with self.lock:
-            while self.owed:
-                path = next(iter(self.owed))
-                self.owed[path](path)
-                del self.owed[path]
+            while self.unwritten:
+                path = next(iter(self.unwritten))
+                self.unwritten[path](path)
+                del self.unwritten[path]
 
 
-def kept(source: str) -> list[str]:
-    """The phases at whose ends a run has kept checkpoints: `source` is DIRECTORY:PHASE, or the directory alone."""
+def checkpoint_names(source: str) -> list[str]:
+    """Return the phases of which a run has checkpoints; `source` is DIRECTORY:PHASE, or the directory alone."""
     directory, _, name = source.rpartition(":")
     there = (path.name for path in (Path(directory or name) / "checkpoints").glob("[!.]*"))
     return sorted(filter(str.isprintable, there))
 
 
-def load_checkpoint(source: str, run: RunState, like: Pretrained, env_id: str) -> RunState:
-    """The run as it was when a phase of an earlier run ended: `source` is DIRECTORY:PHASE.
+def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str) -> RunState:
+    """Return the run's state as an earlier run had it at the end of a phase, ready for the next phase.
 
-    `like` tells the shapes that the phase leaves behind under the present settings. Returns the run, ready for the
-    next phase.
+    Args:
+        source: the checkpoint, DIRECTORY:PHASE.
+        run: the state before the first phase.
+        shapes: arrays or shapes like the pre-trained parts at the end of that phase, under the present settings.
+        env_id: the env of this run, which must be that of the earlier one.
 
     Raises:
         SegueError, DataError: where there is no such checkpoint, it is damaged, or env, shapes or seeds disagree.
@@ -201,29 +222,29 @@ def load_checkpoint(source: str, run: RunState, like: Pretrained, env_id: str) -
     directory, _, name = source.rpartition(":")
     folder = Path(directory) / "checkpoints" / name
     if not directory or not folder.is_dir():
-        there = kept(source)
+        there = checkpoint_names(source)
         hint = f"; it has {', '.join(there)}" if there else ""
         raise SegueError(f"There is no checkpoint {source!r} (say DIRECTORY:PHASE){hint}.")
     files, manifest = disk.read_checked(folder)
     advice = f"start from its policy instead, --policy {directory}/policy-0.safetensors, or go on with that version"
     disk.refuse_old(manifest, source, advice)
-    numbers = all(
+    counts_valid = all(
         type(manifest.get(key)) is int and manifest[key] >= 0 for key in ("seeds", "rows", "env_step", "updates")
     )
-    if not numbers or not {"pretrained.safetensors", "replay.safetensors"} <= files.keys():
+    if not counts_valid or not {"pretrained.safetensors", "replay.safetensors"} <= files.keys():
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     if manifest.get("env_id") != env_id:
         raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
-    pretrained = disk.restore(files["pretrained.safetensors"], like, f"{folder}/pretrained.safetensors")
+    pretrained = disk.restore(files["pretrained.safetensors"], shapes, f"{folder}/pretrained.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:
         raise SegueError(f"{source} holds {count} online rows, more than the env steps of this run's phases.")
-    shaped = jax.tree.map(
+    row_shapes = jax.tree.map(
         lambda column: jax.ShapeDtypeStruct((run.seeds, count, *column.shape[2:]), column.dtype), run.online.rows
     )
-    rows = disk.restore(files["replay.safetensors"], shaped, f"{folder}/replay.safetensors")
+    rows = disk.restore(files["replay.safetensors"], row_shapes, f"{folder}/replay.safetensors")
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
     ring = Ring(filled, jnp.asarray(count, jnp.int32))
     place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}

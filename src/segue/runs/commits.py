@@ -1,9 +1,9 @@
-"""Commits: a run's whole state on disk, so that it goes on after any end as if there had been none.
+"""Commit a run: write its whole state to disk, from which `segue resume` continues the run as if it had not stopped.
 
 RUN/commits/rows-N.safetensors   online rows that came with commit N; never rewritten
-RUN/commits/N/                   state.safetensors, worlds.safetensors, manifest.json
+RUN/commits/N/                   state.safetensors, worlds.safetensors (of the environments), manifest.json
 
-A commit is put in place by one rename, after everything that it needs is on the disk; the last two are kept. A commit
+A commit is put in place by one rename, after everything that it needs is on the disk; the newest two are kept. A commit
 holds the state before the other hooks ran; a resumed run runs them again.
 """
 
@@ -21,7 +21,7 @@ from segue.envs.lockstep import EnvHolder
 from segue.errors import SegueError
 from segue.runs.hooks import NullHook, passed
 from segue.runs.journal import Journal
-from segue.runs.restore import State, Stored, numbers
+from segue.runs.restore import PhaseArrays, StoredCommits, numbers
 from segue.system import disk
 from segue.system.signals import Stop
 from segue.training.gate import json_of
@@ -37,32 +37,35 @@ FAILURES = 3
 
 
 class Snapshot(NamedTuple):
-    """A run between two steps, before the hooks have heard of it."""
+    """A run between two env steps or strides, before the other hooks run."""
 
     name: str
+    """The phase's name."""
     phase_state: PhaseState
     ticked: bool
+    """Whether the snapshot belongs to a tick; False: to the start of the phase."""
     sizes: dict[str, int]
+    """Bytes of each journal."""
     hooks: dict[str, Any]
+    """The states of the hooks, by name."""
 
 
 class Commit(NullHook):
-    """Commits at each phase's start and end, at intervals, and when the run is asked to stop. Of the hooks that
-    remember anything it is the first.
+    """A hook that commits at each phase's start and end, at intervals, and when the run is asked to stop.
 
-    The state is copied in the loop and written by a thread. A save that fails is reported; the run goes on with the
-    commit before, and stops after `FAILURES` in a row.
+    It runs before all other hooks that have a state. The state is copied in the loop and written by a thread. A save
+    that fails is reported, and the run continues with the commit before; after `FAILURES` in a row it stops.
 
     Args:
         folder: the run's directory.
-        journal: what was written to it counts with a commit, and what comes later does not.
-        hooks: those whose state is committed too, by name.
-        stop: asked to stop, the run is committed and ends.
-        every: updates, or env steps where there are any, from one commit to the next.
-        world: who acts, whose state is committed too; None: nobody does.
-        seal: the hash of the settings that the run goes by.
-        settle: writes what else must be on the disk before a commit.
-        since: what the directory holds already.
+        journal: the run's journals; a commit stores their sizes.
+        hooks: the hooks whose states are committed too, by name.
+        stop: the request to stop; the run is then committed and ends.
+        every: updates, or env steps where a phase acts, from one commit to the next.
+        envs: the environments, whose state is committed too; None: no phase acts.
+        seal: the hash of the settings that decide the result.
+        flush: writes what else must be on the disk before a commit.
+        stored: the commits that the directory holds already.
     """
 
     def __init__(
@@ -73,30 +76,32 @@ class Commit(NullHook):
         stop: Stop,
         every: int,
         *,
-        world: EnvHolder | None = None,
+        envs: EnvHolder | None = None,
         seal: str = "",
-        settle: Callable[[], None] = lambda: None,
-        since: Stored = Stored(),
+        flush: Callable[[], None] = lambda: None,
+        stored: StoredCommits = StoredCommits(),
     ):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
-        self.worlds, self.config, self.flush = world, seal, settle
-        self.number, self.segments, self.rows, self.last = since.number, since.segments, since.rows, since.last
-        self.exact, self.again = since.exact, since.due
+        self.envs, self.seal, self.flush = envs, seal, flush
+        self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
+        self.exact, self.due = stored.exact, stored.due
         self.failed = 0
-        self.moment: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
+        """What the next commit writes; None: it is committed."""
         self.seen: tuple[str, int, int] | None = None
+        """Phase, update and env step of the newest snapshot."""
         self.writer = ThreadPoolExecutor(1, "segue-commit")
         self.writing: Future | None = None
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        self._see(name, phase_state, False)
+        self._take_snapshot(name, phase_state, False)
         self._commit()
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
-        self._see(name, phase_state, True)
+        self._take_snapshot(name, phase_state, True)
         asked = self.stop.asked
         if (
-            self.again
+            self.due
             or asked
             or phase.done(phase_state)
             or passed(phase, phase_state, self.every, self.every, self.last)
@@ -104,72 +109,75 @@ class Commit(NullHook):
             self._commit()
         if asked:
             self.wait()
-            self.stop.now()
+            self.stop.raise_if_asked()
         return phase_state
 
     def rescue(self, name: str = "", phase_state: PhaseState | None = None) -> None:
-        """Commit the last moment after all: the run was stopped while the hooks were hearing of it.
+        """Commit the newest snapshot after all, if it can be: the run stops, perhaps while the hooks were running.
 
         Args:
-            name, live: where the run is, between two steps: that becomes the last moment, if it was not yet heard of.
+            name, phase_state: where the run is now. If no snapshot of this place was taken, one is taken first.
         """
         if phase_state is not None and self.seen != (name, phase_state.update, phase_state.env_step):
-            self._see(name, phase_state, (phase_state.update, phase_state.env_step) != (0, phase_state.run.env_step))
-        if self.moment:
-            phase_state = self.moment.phase_state
-            kept = (
+            at_start = (phase_state.update, phase_state.env_step) == (0, phase_state.run.env_step)
+            self._take_snapshot(name, phase_state, not at_start)
+        if self.snapshot:
+            phase_state = self.snapshot.phase_state
+            donated = (
                 phase_state.learner,
                 phase_state.sampler_state,
                 phase_state.metrics,
                 phase_state.run.online,
-            )  # a dispatch since then has taken them over
-            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept) if isinstance(leaf, jax.Array)):
+            )  # a later dispatch writes over these, and then nothing can be committed
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(donated) if isinstance(leaf, jax.Array)):
                 self._commit()
         self.wait()
 
-    def _see(self, name: str, phase_state: PhaseState, ticked: bool) -> None:
+    def _take_snapshot(self, name: str, phase_state: PhaseState, ticked: bool) -> None:
         hooks = {key: hook.state() for key, hook in self.hooks.items()}
-        self.moment = Snapshot(name, phase_state, ticked, self.journal.sizes(), hooks)
+        self.snapshot = Snapshot(name, phase_state, ticked, self.journal.sizes(), hooks)
         self.seen = (name, phase_state.update, phase_state.env_step)
 
     def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        """The updates of this step are done, its row never came: going on repeats the updates."""
+        """Commit in the middle of an env step: its updates are done, its row never came. A resumed run repeats them."""
         self.exact = False
-        self._see(name, phase_state, True)
+        self._take_snapshot(name, phase_state, True)
         self.rescue()
 
-    def inexact(self) -> None:
-        """From here on the run is not the one that it would have been."""
-        self.exact, self.again = False, True
+    def mark_inexact(self) -> None:
+        """Label the commits from here on `statistical`: the result may differ from that of an uninterrupted run."""
+        self.exact, self.due = False, True
 
     def _commit(self) -> None:
+        """Copy the snapshot's state and let the thread write it."""
         self.wait()
-        moment = self.moment
-        assert moment is not None
-        self.last, self.again = (moment.phase_state.update, moment.phase_state.env_step), False
-        files, manifest = self._state(moment)
+        snapshot = self.snapshot
+        assert snapshot is not None
+        self.last, self.due = (snapshot.phase_state.update, snapshot.phase_state.env_step), False
+        files, manifest = self._copied(snapshot)
         floats = (leaf for leaf in files["state"].values() if leaf.dtype.kind == "f")
         if all(np.isfinite(leaf).all() for leaf in floats):
             self.writing = self.writer.submit(self._write, files, json.loads(json.dumps(manifest)))
         else:
-            self.again = True  # a seed has diverged: its log will say so and put it right
-        self.moment = None  # now, and not before: what is interrupted here can be rescued
+            self.due = True  # a seed has diverged: `Log` reports it and restores or halts the seed
+        self.snapshot = None  # now, and not before: if this is interrupted, `rescue` can still commit it
 
-    def _state(self, moment: "Snapshot") -> tuple[dict[str, Any], dict[str, Any]]:
-        """Copies: the next dispatch writes over the arrays."""
-        phase_state = moment.phase_state
+    def _copied(self, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return copies of the arrays, by file, and the manifest. The next dispatch writes over the originals."""
+        phase_state = snapshot.phase_state
         copied = lambda tree: {key: np.array(leaf) for key, leaf in disk.flatten(tree).items()}
-        written = int(phase_state.run.online.written)
-        first = max(self.rows, written - phase_state.run.online.capacity)
-        slots = np.arange(first, written) % phase_state.run.online.capacity
-        near = jax.default_backend() == "cpu"  # then an array is only looked at; elsewhere only its new rows come over
-        new = lambda column: np.asarray(column)[:, slots] if near else np.asarray(column[:, slots])
-        rows = jax.tree.map(new, phase_state.run.online.rows) if len(slots) else None
-        worlds, episodes = self.worlds.state() if self.worlds else ({}, [])
+        ring = phase_state.run.online
+        written = int(ring.written)
+        first = max(self.rows, written - ring.capacity)
+        slots = np.arange(first, written) % ring.capacity
+        on_cpu = jax.default_backend() == "cpu"  # then NumPy sees the array itself; elsewhere only new rows are copied
+        new = lambda column: np.asarray(column)[:, slots] if on_cpu else np.asarray(column[:, slots])
+        rows = jax.tree.map(new, ring.rows) if len(slots) else None
+        envs, episodes = self.envs.state() if self.envs else ({}, [])
         manifest = {
-            "phase": moment.name,
+            "phase": snapshot.name,
             "phases": phase_state.run.phases,
-            "ticked": moment.ticked,
+            "ticked": snapshot.ticked,
             "pending_row": phase_state.pending_row is not None,
             "update": phase_state.update,
             "env_step": phase_state.env_step,
@@ -179,20 +187,19 @@ class Commit(NullHook):
             "trials": [json_of(trial) for trial in phase_state.trials],
             "halted": [seed for seed, halted in enumerate(phase_state.run.halted) if halted],
             "rows": [first, written],
-            "logs": {f"{name}.jsonl": {"size": size} for name, size in moment.sizes.items()},
-            "hooks": moment.hooks,
+            "logs": {f"{name}.jsonl": {"size": size} for name, size in snapshot.sizes.items()},
+            "hooks": snapshot.hooks,
             "episodes": episodes,
             "resume": "exact" if self.exact else "statistical",
-            "config": self.config,
+            "config": self.seal,
         }
-        state = copied(
-            State(
-                phase_state.learner.tree, phase_state.sampler_state.tree, phase_state.metrics, phase_state.pending_row
-            )
+        arrays = PhaseArrays(
+            phase_state.learner.tree, phase_state.sampler_state.tree, phase_state.metrics, phase_state.pending_row
         )
-        return {"state": state, "worlds": worlds, "rows": rows}, manifest
+        return {"state": copied(arrays), "worlds": envs, "rows": rows}, manifest
 
     def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """Write a commit, in the thread: journals and rows first, then the commit's own folder. Raises OSError."""
         self.flush()  # what earlier phases left comes first: a resumed run does not write it again
         root, number = self.folder / "commits", self.number + 1
         root.mkdir(exist_ok=True)
@@ -204,14 +211,14 @@ class Commit(NullHook):
             name, content = f"rows-{number:06}.safetensors", disk.dump(files["rows"])
             disk.write_bytes(root / name, content)
             segments[name] = {**disk.seal(content), "first": first, "last": written}
-        sealed = {f"{key}.safetensors": disk.dump(files[key]) for key in ("state", "worlds")}
-        disk.write_checked(root / f"{number:06}", sealed, {**manifest, "rows": written, "segments": segments})
+        contents = {f"{key}.safetensors": disk.dump(files[key]) for key in ("state", "worlds")}
+        disk.write_checked(root / f"{number:06}", contents, {**manifest, "rows": written, "segments": segments})
         self.number, self.segments, self.rows = number, segments, written
         for old in sorted(numbers(self.folder))[:-KEPT]:
             disk.remove(root / f"{old:06}")
 
     def wait(self) -> None:
-        """Until the save under way is on the disk, or has failed."""
+        """Wait until the present save is on the disk or has failed. Raises SegueError after `FAILURES` in a row."""
         if (writing := self.writing) is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""config.json: what a run was asked to do, described, checked and built again."""
+"""Write config.json, check it, and build phases and task from it again."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from segue.data.dataset import Dataset
 from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError, at_least
 from segue.runs import trackers
-from segue.runs.checkpoints import skip
+from segue.runs.checkpoints import split_phases
 from segue.system import disk, untrusted
 from segue.system.machine import machine, revision, versions
 from segue.tasks import recipes  # noqa: F401 (imports every class that `rebuild` must know)
@@ -24,23 +24,26 @@ from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase, Collect, Online
 
 
-def in_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -> None:
-    """Refuse a phase that would be over before it begins. Raises SegueError."""
-    before, ended = "", 0
-    for name, phase in (skip(phases, since)[1] if since else phases).items():
+def check_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -> None:
+    """Raise SegueError for a phase whose `until` is not above that of the acting phase before it.
+
+    `since` is RUN:PHASE, the checkpoint from which the run starts; earlier phases are not checked.
+    """
+    before, until = "", 0
+    for name, phase in (split_phases(phases, since)[1] if since else phases).items():
         if not isinstance(phase, Collect | Online):
             continue
-        if ended and phase.until <= ended:
+        if until and phase.until <= until:
             raise SegueError(
-                f"{name}.until is {phase.until:,} and {before}.until {ended:,}, both counted from the run's first env "
+                f"{name}.until is {phase.until:,} and {before}.until {until:,}, both counted from the run's first env "
                 f"step: nothing would be left of phase {name!r}."
             )
-        if not (isinstance(phase, Online) and phase.early_stopping):  # which may be over earlier
-            before, ended = name, phase.until
+        if not (isinstance(phase, Online) and phase.early_stopping):  # which may end earlier
+            before, until = name, phase.until
 
 
 def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: int) -> None:
-    """Refuse numbers that cannot be. Raises SegueError; TypeError for what is no number."""
+    """Raise SegueError for a number that is out of range, TypeError for a value that is no number."""
     at_least(1, seeds=seeds, log_every=safeguards.log_every, commit_every=safeguards.commit_every)
     at_least(1, rows=budget.rows, episodes=budget.episodes)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
@@ -52,11 +55,11 @@ def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: in
 
 
 def read_unfinished(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a run that can go on.
+    """Read the config.json of a run that can be continued.
 
     Raises:
-        SegueError: where the run has finished, or an older version began it; DataError: where a link leads out of the
-            directory.
+        SegueError: where the run has finished, or an older version of Segue began it.
+        DataError: where a symbolic link leads out of the directory.
     """
     config = disk.read_json(folder / "config.json")
     if disk.read_json(folder / "status.json").get("status") == "finished":
@@ -72,12 +75,23 @@ def read_unfinished(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:
-    """Refuse phases that are not those of an earlier run. Raises DataError."""
+    """Raise DataError where the phases are not those in an earlier run's config.json."""
     if json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()})) != config["settings"]:
         raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
 
 
 def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
+    """Build the task of an earlier run from its config.json.
+
+    Args:
+        config: the content of config.json.
+        folder: the run's directory, for messages.
+        env_id: the env's id, which the user gives where it names a module to import; None: the one in config.json.
+
+    Raises:
+        SegueError: where `env_id` is not the run's; DataError: where config.json names a module to import.
+        KeyError, TypeError, ValueError: where config.json is damaged.
+    """
     name = str(config["env_id"]) if env_id is not None else plain_env(config, folder / "config.json")
     if env_id is not None and env_id != name:
         raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
@@ -92,25 +106,29 @@ def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
     )
 
 
-def plain_env(said: Mapping[str, Any], where: Path) -> str:
-    """The env that a file names. Raises `DataError` for one of a module to import: a file is not to run code."""
-    name = str(said.get("env_id"))
-    if not untrusted.plain(name):
+def plain_env(metadata: Mapping[str, Any], where: Path) -> str:
+    """Return the env id in the metadata of the file `where`.
+
+    Raises:
+        DataError: where the id names a module to import, because a file must not be able to run code.
+    """
+    name = str(metadata.get("env_id"))
+    if not untrusted.names_no_module(name):
         raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass {untrusted.trusting(name)}.")
     return name
 
 
-def pinned(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what a run goes by, as far as it decides what it computes."""
+def settings_hash(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the settings that decide the result: the seal that every commit stores."""
     keys = ("settings", "safeguards", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
-    part = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
+    decisive = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
     if config.get("policy"):
-        part["policy"] = config["policy"].get("sha256")
-    return disk.sha256_json(part)
+        decisive["policy"] = config["policy"].get("sha256")
+    return disk.sha256_json(decisive)
 
 
 class Safeguards(NamedTuple):
-    """How a run is watched over; the names are `run`'s."""
+    """How often a run logs and commits, and what it does about faults; the names are the arguments of `run`."""
 
     log_every: int
     commit_every: int
@@ -121,39 +139,40 @@ class Safeguards(NamedTuple):
 
 
 def changes(config: dict[str, Any]) -> list[str]:
-    """Why a resumed run cannot be bit for bit what it would have been: what is no longer as config.json has it."""
+    """Return why a resumed run may differ from an uninterrupted one: what is no longer as in config.json, in words."""
     now = {"versions": versions(), "machine": machine(), "code": {"revision": revision()}}
     config = {**config, "code": {"revision": config.get("git")}}
-    found = []
+    differences = []
     for part, values in now.items():
         before = config.get(part) or {}
-        found += [
+        differences += [
             f"{key} was {before.get(key)} and is {value}" for key, value in values.items() if before.get(key) != value
         ]
     if jax.default_backend() != "cpu":
-        found.append(f"the {jax.default_backend()} backend is not held to give the same bits twice")
-    return found
+        differences.append(f"the {jax.default_backend()} backend is not held to give the same bits twice")
+    return differences
 
 
 def rebuild(value: Any) -> Any:
-    """What `settings` made JSON of. Only classes of Segue's own are built, and nothing is imported by name."""
+    """Build what `settings` described as JSON. Only Segue's own classes are built; nothing is imported by name."""
     if not isinstance(value, dict):
         return value
-    known = {cls.__name__: cls for cls in _modules(eqx.Module) if cls.__module__.startswith("segue.")}
+    known = {cls.__name__: cls for cls in _subclasses(eqx.Module) if cls.__module__.startswith("segue.")}
     cls = known.get(value.get("is", ""))
     if cls is None:
         raise SegueError(f"The run has a {value.get('is')!r}, not a class of Segue's: resume from Python, with phases.")
     return cls(**{name: rebuild(inner) for name, inner in value.items() if name != "is"})
 
 
-def _modules(cls: type) -> Iterator[type]:
-    for below in cls.__subclasses__():
-        yield below
-        yield from _modules(below)
+def _subclasses(cls: type) -> Iterator[type]:
+    """Yield the subclasses of a class, at any depth."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def settings(value: Any) -> Any:
-    """Settings as plain JSON: a module becomes its fields and its class's name."""
+    """Return settings as plain JSON: a module becomes a dictionary of its fields, with the class's name as "is"."""
     if isinstance(value, eqx.Module):
         fields = {field.name: settings(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"is": type(value).__name__, **fields}
@@ -161,7 +180,7 @@ def settings(value: Any) -> Any:
 
 
 MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps", "evaluate_early")
-"""What a run takes of a budget; the phases carry the rest."""
+"""The fields of a `Budget` that a run uses; the other ones are in the phases."""
 
 
 def describe(
@@ -174,7 +193,7 @@ def describe(
     since: str | None,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """config.json: all that is needed to do it again, and to know what was compared with what."""
+    """Return the content of config.json: what it takes to repeat the run, and to see how two runs differ."""
     return {
         "format": disk.RUN_FORMAT,
         "recipe": about.pop("recipe", "custom"),

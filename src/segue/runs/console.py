@@ -1,4 +1,4 @@
-"""What a person sees while a run runs: a bar per phase on a terminal, a line now and then elsewhere."""
+"""Show a run's progress: a bar for each phase on a terminal, a line every 30 seconds elsewhere."""
 
 import dataclasses
 import sys
@@ -25,17 +25,19 @@ from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
 LINE_EVERY = 30.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds from one line to the next where there is no terminal."""
 
 
 class _Rate(ProgressColumn):
+    """The speed of a bar, in its own unit per second."""
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
 class Console(NullHook):
-    """A hook, and the owner of the screen. Everything goes to standard error; results go to standard output."""
+    """A hook that shows progress. It writes to standard error, because results go to standard output."""
 
     def __init__(self, quiet: bool):
         self.quiet = quiet
@@ -55,39 +57,39 @@ class Console(NullHook):
             speed_estimate_period=30,
         )
         self.bars: dict[str, int] = {}
-        self.score, self.since, self.said = "", time.monotonic(), time.monotonic()
-        self.before: tuple[float, int] | None = None
-        """When the phase's last line was said, and how far it was then."""
+        self.score, self.phase_began, self.last_line = "", time.monotonic(), time.monotonic()
+        self.last_progress: tuple[float, int] | None = None
+        """The time of the phase's last line, and the steps or updates that were done then."""
 
-    def say(self, text: str) -> None:
-        """A line where there is no terminal."""
+    def print_line(self, text: str) -> None:
+        """Print a line where there is no terminal."""
         if not self.quiet and not self.live:
             print(text, file=sys.stderr, flush=True)
-            self.said = time.monotonic()
+            self.last_line = time.monotonic()
 
     def note(self, text: str) -> None:
-        """What a person should know, terminal or not."""
+        """Print a line that the user should read, on a terminal or not."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def counting(self, what: str, total: int, unit: str = "rows") -> Iterator[Callable[[int, int], None]]:
-        """A bar for work outside the phases, shown once the work says that it advances."""
+        """Show a bar for work outside the phases, from the first call of the yielded function (done, total) on."""
         bar: list[int] = []
 
         def advance(done: int, total: int) -> None:
             if not bar:
                 self.progress.start()
                 bar.append(self.progress.add_task(what, total=total, unit=unit, score=""))
-                self.say(f"{what} ...")
+                self.print_line(f"{what} ...")
             self.progress.update(bar[0], completed=done)  # pyright: ignore[reportArgumentType]
-            if time.monotonic() - self.said > LINE_EVERY:
-                self.say(f"{what}: {done:,}")
+            if time.monotonic() - self.last_line > LINE_EVERY:
+                self.print_line(f"{what}: {done:,}")
 
         yield advance
 
-    def plan(self, phases: Mapping[str, AbstractPhase], run: RunState) -> None:
-        """Show all the phases that are to come."""
+    def add_phases(self, phases: Mapping[str, AbstractPhase], run: RunState) -> None:
+        """Add a bar for each phase of the run."""
         env_step = run.env_step
         for name, phase in phases.items():
             total = phase.length(dataclasses.replace(run, env_step=env_step))
@@ -96,37 +98,38 @@ class Console(NullHook):
             self.bars[name] = self.progress.add_task(name, total=total, start=False, unit=unit, score="")
         self.progress.start()
 
-    def scored(self, name: str, scores: np.ndarray, normalised: bool) -> None:
-        """An evaluation: the score of each seed."""
+    def show_score(self, name: str, scores: np.ndarray, normalised: bool) -> None:
+        """Show the mean of an evaluation's scores [seeds] beside the bar of phase `name`."""
         mean, word = float(np.mean(scores)), "score" if normalised else "return"
         self.score = f"{word} {mean:,.1f}"
         if name in self.bars:
             self.progress.update(self.bars[name], score=self.score)  # pyright: ignore[reportArgumentType]
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        self.since, self.before = time.monotonic(), None
+        self.phase_began, self.last_progress = time.monotonic(), None
         self.progress.start_task(self.bars[name])  # pyright: ignore[reportArgumentType]
-        self.say(f"{name}: begins at update {phase_state.updates:,}, env step {phase_state.env_step:,}")
+        self.print_line(f"{name}: begins at update {phase_state.updates:,}, env step {phase_state.env_step:,}")
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
         if self.live:
             shown = "; ".join(filter(None, (self.score, phase.status(phase_state))))
             self.progress.update(self.bars[name], completed=done, score=shown)  # pyright: ignore[reportArgumentType]
-        elif time.monotonic() - self.said > LINE_EVERY:
-            begun, before = self.before or (0.0, 0)  # the first line tells no speed: most of it was compilation
-            self.before = time.monotonic(), done
-            speed = (done - before) / (self.before[0] - begun) if begun else 0.0
-            self.say(self._line(name, phase, phase_state, done, speed))
+        elif time.monotonic() - self.last_line > LINE_EVERY:
+            then, before = self.last_progress or (0.0, 0)  # the first line has no speed: compilation took most of it
+            self.last_progress = time.monotonic(), done
+            speed = (done - before) / (self.last_progress[0] - then) if then else 0.0
+            self.print_line(self._phase_line(name, phase, phase_state, done, speed))
         return phase_state
 
     def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
         done = phase_state.env_step - phase_state.run.env_step if phase.acts else phase_state.update
         self.progress.update(self.bars[name], completed=done, score=self.score)  # pyright: ignore
-        speed = done / max(time.monotonic() - self.since, 1e-9)
-        self.say(f"{self._line(name, phase, phase_state, done, speed)}; done")
+        speed = done / max(time.monotonic() - self.phase_began, 1e-9)
+        self.print_line(f"{self._phase_line(name, phase, phase_state, done, speed)}; done")
 
-    def _line(self, name: str, phase: AbstractPhase, phase_state: PhaseState, done: int, speed: float) -> str:
+    def _phase_line(self, name: str, phase: AbstractPhase, phase_state: PhaseState, done: int, speed: float) -> str:
+        """Return a line on a phase: its progress, its speed, the time left and the last score."""
         total, unit = phase.length(phase_state.run), "env steps" if phase.acts else "updates"
         rate = f", {speed:,.{0 if speed >= 10 else 1}f}/s" if speed else ""
         left = f", {(total - done) / speed:,.0f} s left" if done < total and speed else ""

@@ -1,4 +1,4 @@
-"""Evaluate the policies that a run keeps."""
+"""Evaluate policies: those that a run keeps (`evaluate`), and those of a run in progress (the hook `Evaluate`)."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluation, EvaluationFailed, Evaluator
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
-from segue.runs.checkpoints import kept
+from segue.runs.checkpoints import checkpoint_names
 from segue.runs.config import plain_env
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
@@ -27,16 +27,27 @@ from segue.training.state import PhaseState, RunState
 def evaluate(
     folder: str | Path, episodes: int = 10, seed: int = 1_000, env_id: str | None = None
 ) -> tuple[Evaluation, tuple[float, float] | None]:
-    """Evaluate the policies that a run keeps: raw returns [seeds, episodes], and the score reference.
+    """Evaluate the policies that a run keeps.
 
-    `seed` numbers the episodes' starts; the default's are not those of the run's own evaluations. `env_id` replaces
-    the one in config.json, which may not name a module to import ("module:Env-v0"): a file is not to run code.
+    Args:
+        folder: the run's directory.
+        episodes: episodes for each policy.
+        seed: chooses the episodes' first states; those of the default are not those of the run's own evaluations.
+        env_id: the environment; None: the one in config.json, which must not name a module to import
+            ("module:Env-v0"), because a file must not be able to run code.
+
+    Returns:
+        The evaluation, with raw returns [seeds, episodes]; and the returns that count as 0 and 100, or None.
+
+    Raises:
+        SegueError: where the run has no policy file, or the env fails; DataError: where the files are damaged or do not
+            fit the env.
     """
     folder = Path(folder)
     config = disk.read_json(folder / "config.json")
     env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
     names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
-    if not names and (ended := kept(f"{folder}:")):
+    if not names and (ended := checkpoint_names(f"{folder}:")):
         raise SegueError(
             f"{folder} holds no policy file, though {', '.join(ended)} ended: there is no policy, or no file describes "
             "its class."
@@ -46,30 +57,41 @@ def evaluate(
     loaded = [policy_file.load(name) for name in names]
     spec = loaded[0][1]
     make = Task(env_id).make
-    theirs = read_spec(make)
-    if theirs != spec:
-        raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {theirs}.")
+    env_spec = read_spec(make)
+    if env_spec != spec:
+        raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {env_spec}.")
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}
     if len(shapes) > 1:
         raise DataError(f"The policies in {folder} are not of one shape: they do not belong to one run.")
     actor = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(actor for actor, _ in loaded))
     evaluator = Evaluator(make, spec, range(seed, seed + len(loaded)), episodes)
     try:
-        found = evaluator(actor)
+        evaluation = evaluator(actor)
     finally:
         evaluator.close()
     score = config.get("score")
-    return found, (score["min"], score["max"]) if score else None
+    return evaluation, (score["min"], score["max"]) if score else None
 
 
 class Evaluate(NullHook):
-    """Evaluates the policy at intervals and at a phase's two ends; a policy that did not change only once, but its
-    returns stand at the end of the phase `last` as well.
+    """A hook that evaluates the policy at intervals, and where a phase begins and ends.
 
-    Over the first `early` env steps of a phase that acts, evaluations come every `EARLY` env steps as well.
+    A policy that has not changed is not evaluated again; only at the end of the phase `last` are its returns written
+    once more.
+
+    Args:
+        evaluator: has the environments.
+        journal: receives a line of returns.jsonl for each evaluation.
+        steps: env steps from one evaluation to the next in phases that act.
+        updates: updates from one to the next in phases that only learn.
+        early: over so many env steps at the start of a phase that acts, the policy is evaluated every `EARLY` env steps
+            as well.
+        evaluated: called after each evaluation with the phase's name and state, the policy and the evaluation.
+        last: the name of the run's last phase.
     """
 
     EARLY = 1_000
+    """Env steps from one early evaluation to the next."""
 
     def __init__(
         self,
@@ -78,70 +100,74 @@ class Evaluate(NullHook):
         steps: int,
         updates: int,
         early: int,
-        listen: Callable[[str, PhaseState, Any, Evaluation], None],
+        evaluated: Callable[[str, PhaseState, Any, Evaluation], None],
         last: str,
     ):
-        self.evaluator, self.journal, self.listen = evaluator, journal, listen
-        self.steps, self.updates, self.early, self.final = steps, updates, early, last
-        self.seen: str | None = None
+        self.evaluator, self.journal, self.evaluated = evaluator, journal, evaluated
+        self.steps, self.updates, self.early, self.last_phase = steps, updates, early, last
+        self.digest: str | None = None
+        """The hash of the policy that was evaluated last."""
         self.last = (0, 0)
-        self.found: dict[str, Any] = {}
+        """(update, env step) of the last look at the policy."""
+        self.result: dict[str, Any] = {}
+        """The last evaluation: returns, lengths, and where it was last written."""
 
     def state(self) -> Any:
-        return {"seen": self.seen, "last": self.last, "found": dict(self.found)}
+        return {"seen": self.digest, "last": self.last, "found": dict(self.result)}
 
     def restore(self, state: Any) -> None:
-        self.seen, self.last, self.found = state["seen"], parse_place(state["last"]), dict(state.get("found", {}))
+        self.digest, self.last, self.result = state["seen"], parse_place(state["last"]), dict(state.get("found", {}))
 
-    def _look(self, name: str, phase: AbstractPhase, phase_state: PhaseState, again: bool = False) -> None:
-        """Evaluate the policy; one that did not change, `again`, has the returns that it had."""
+    def _evaluate(self, name: str, phase: AbstractPhase, phase_state: PhaseState, again: bool = False) -> None:
+        """Evaluate the policy if it has changed; if not, and `again`, write its last returns once more."""
         self.last = (phase_state.update, phase_state.env_step)
         actor = phase.release(phase_state).actor
         if actor is None:
             return
-        if self._known(actor.net):
-            if again and self.found.get("at") not in (None, [name, *self.last]):
+        if self._unchanged(actor.net):
+            if again and self.result.get("at") not in (None, [name, *self.last]):
                 self._write(name, phase, phase_state)
             return
-        self.found = {}
+        self.result = {}
         if not np.asarray(finite_seeds(actor.net)).all():
-            return  # `Log` says so, at its next line or at the phase's end
+            return  # `Log` reports it, at its next line or at the end of the phase
         try:
             discount = discount_of(phase_state)
-            found = self.evaluator(actor.net, 1.0 if discount is None else discount)
-        except EvaluationFailed as error:  # training does not depend on it
+            evaluation = self.evaluator(actor.net, 1.0 if discount is None else discount)
+        except EvaluationFailed as error:  # training continues without the evaluation
             print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
             return
-        more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, found)}
-        self.found = {"returns": found.returns.tolist(), "lengths": found.lengths.tolist()}
+        more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, evaluation)}
+        self.result = {"returns": evaluation.returns.tolist(), "lengths": evaluation.lengths.tolist()}
         self._write(name, phase, phase_state, **more)
-        self.listen(name, phase_state, actor.net, found)
+        self.evaluated(name, phase_state, actor.net, evaluation)
 
     def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState, **more: Any) -> None:
-        returns, lengths = self.found["returns"], self.found["lengths"]
+        """Write the last evaluation as a line of returns.jsonl, and plot its means."""
+        returns, lengths = self.result["returns"], self.result["lengths"]
         kind = "online" if phase.acts or phase_state.env_step else "offline"
         self.journal.write("returns", name, phase_state, kind=kind, returns=returns, lengths=lengths, **more)
         axis = phase_state.env_step if kind == "online" else phase_state.updates
         self.journal.plot(f"return/{kind}", np.mean(returns, 1), axis)
-        self.found["at"] = [name, *self.last]
+        self.result["at"] = [name, *self.last]
 
     @staticmethod
-    def _values(pretrained: Pretrained, actor: Any, found: Evaluation) -> dict[str, list[float | None]]:
-        """What each critic says of the episodes' first steps and what they brought, both means over episodes."""
+    def _values(pretrained: Pretrained, actor: Any, evaluation: Evaluation) -> dict[str, list[float | None]]:
+        """Return each critic's value of the first steps, and the discounted returns, as means over episodes."""
         critics = pretrained.critics()
-        said = {name: _worth(critic.net, actor, found.starts) for name, critic in critics.items()}
-        said["return"] = np.asarray(found.discounted).mean(1)
-        return {name: [round(float(v), 6) if np.isfinite(v) else None for v in row] for name, row in said.items()}
+        values = {name: _mean_value(critic.net, actor, evaluation.starts) for name, critic in critics.items()}
+        values["return"] = np.asarray(evaluation.discounted).mean(1)
+        return {name: [round(float(v), 6) if np.isfinite(v) else None for v in row] for name, row in values.items()}
 
-    def _known(self, net: Any) -> bool:
-        """Whether this is the policy that was evaluated last; if not, remember it."""
+    def _unchanged(self, net: Any) -> bool:
+        """Return whether this is the policy that was evaluated last; if not, remember it."""
         digest = disk.sha256(*jax.tree.leaves(net))
-        same, self.seen = digest == self.seen, digest
+        same, self.digest = digest == self.digest, digest
         return same
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         if phase_state.run.pretrained.actor is not None:
-            self._look(name, phase, phase_state)
+            self._evaluate(name, phase, phase_state)
         self.last = (phase_state.update, phase_state.env_step)
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
@@ -149,16 +175,16 @@ class Evaluate(NullHook):
             {self.steps, self.EARLY} if phase_state.env_step - phase_state.run.env_step <= self.early else {self.steps}
         )
         if any(passed(phase, phase_state, steps, self.updates, self.last) for steps in intervals):
-            self._look(name, phase, phase_state)
+            self._evaluate(name, phase, phase_state)
         return phase_state
 
     def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
-        if name == self.final or self.last != (phase_state.update, phase_state.env_step):
-            self._look(name, phase, phase_state, again=name == self.final)
+        if name == self.last_phase or self.last != (phase_state.update, phase_state.env_step):
+            self._evaluate(name, phase, phase_state, again=name == self.last_phase)
 
 
 @jax.jit
-def _worth(critics: Any, actors: Any, obs: jax.Array) -> jax.Array:
-    """mean Q(s, pi(s)) of every seed, over critics and observations [seeds, episodes, obs]."""
+def _mean_value(critics: Any, actors: Any, obs: jax.Array) -> jax.Array:
+    """Return each seed's mean of Q(s, pi(s)) over its critics and over `obs` [seeds, episodes, obs]."""
     one = lambda critic, actor, obs: jax.vmap(lambda s: critic(s, actor.act(s)).mean())(obs).mean()
     return jax.vmap(one)(critics, actors, obs)

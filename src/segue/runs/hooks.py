@@ -1,4 +1,4 @@
-"""The base of all hooks, which watch a run without its phases knowing, and the hook that journals episodes."""
+"""The base of all hooks, which observe a run without its phases knowing, and the hook that journals episodes."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class NullHook:
     def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None: ...
 
     def state(self) -> Any:
-        """Return what the hook must have again when the run is resumed, as JSON."""
+        """Return what the hook needs when the run is resumed, as JSON."""
         return None
 
     def restore(self, state: Any) -> None:
@@ -39,23 +39,23 @@ def passed(phase: AbstractPhase, phase_state: PhaseState, steps: int, updates: i
 
 
 def parse_place(value: Any) -> tuple[int, int]:
-    """Return (update, env_step), read from JSON. Raises ValueError."""
+    """Return (update, env_step), read from JSON. Raises TypeError or ValueError where it is damaged."""
     update, env_step = map(int, value)
     return update, env_step
 
 
 class Episodes(NullHook):
-    """Journals the training episodes that ended with an env step.
+    """A hook that writes the training episodes that ended with an env step to episodes.jsonl.
 
     It runs before `Commit`, so that a commit includes these lines: the environments of a resumed run no longer know
     which episodes ended with the step before.
     """
 
-    def __init__(self, journal: Journal, worlds: EnvHolder):
-        self.journal, self.worlds = journal, worlds
+    def __init__(self, journal: Journal, envs: EnvHolder):
+        self.journal, self.envs = journal, envs
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
-        for seed, returned, length, terminated in self.worlds.ended if phase.acts else ():
+        for seed, returned, length, terminated in self.envs.ended if phase.acts else ():
             entry = {"seed": seed, "return": returned, "length": length, "terminated": terminated}
             self.journal.write("episodes", name, phase_state, **entry, **phase.judgement(phase_state, seed))
             self.journal.tracker.add(f"return/training/seed{seed}", returned, phase_state.env_step)

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and the directory that it does it in."""
+"""Describe what a run is asked to do, and where."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
 
 GIVEN = "given.safetensors"
-"""The policy that a run was given, as its directory keeps it."""
+"""The file with the run's copy of the given policy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a run is asked to do, and where; `run` and `resume` describe it by the same names."""
+    """What a run is asked to do, and its directory; the fields are the arguments of `run`."""
 
     phases: Mapping[str, AbstractPhase]
     task: Task
@@ -28,30 +28,31 @@ class Job:
     budget: Budget
     safeguards: Safeguards
     since: str | None
+    """RUN:PHASE, the checkpoint after which the run starts: --from on the command line, "start" in config.json."""
     quiet: bool
     track: tuple[str, ...] = trackers.DEFAULT
 
     @property
-    def reads(self) -> bool:
+    def reads_dataset(self) -> bool:
         """Whether any phase learns from a dataset."""
         return any(phase.reads_dataset for phase in self.phases.values())
 
     @property
-    def given(self) -> Path:
-        """The file that keeps the policy that the run was given."""
+    def given_policy(self) -> Path:
+        """The path of the run's copy of the given policy."""
         return self.folder / GIVEN
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the run's policies and checkpoints say of where they are from."""
+        """The metadata in the run's policies and checkpoints that say where they are from."""
         return {"env_id": self.task.env_id, "task": self.task.name}
 
     def status(self, word: str, **more: Any) -> None:
-        """Write status.json."""
+        """Write status.json: the status `word`, and more entries."""
         disk.write_json(self.folder / "status.json", {"format": disk.FORMAT, "status": word, **more})
 
-    def forget(self) -> None:
-        """Leave the directory's name free if nothing was learnt in it."""
+    def remove_if_new(self) -> None:
+        """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""
         if not (self.folder / "config.json").exists():
             for name in ("status.json", ".lock", GIVEN):
                 (self.folder / name).unlink(missing_ok=True)

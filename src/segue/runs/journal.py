@@ -1,4 +1,4 @@
-"""The journals of a run: one JSON object a line, mirrored to trackers."""
+"""Write a run's journals: files with one JSON object a line, mirrored to trackers."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from segue.training.state import PhaseState
 
 
 class Place(NamedTuple):
-    """Where a run is, without its arrays; the names are `Live`'s."""
+    """Where a run is; the fields are those of `PhaseState`, without its arrays."""
 
     update: int
     updates: int
@@ -24,38 +24,39 @@ class Place(NamedTuple):
 
 
 class Journal:
-    """Appends to the run's journals, and mirrors them to trackers.
+    """Appends lines to the run's journals, and plots curves in trackers.
 
-    They hold nothing but what the run computed, so that the same run writes the same bytes; times.jsonl says when, and
-    machine.jsonl how fast and on how busy a machine.
+    A journal holds only what the run computed, so that the same run writes the same bytes. Exceptions are times.jsonl,
+    with the time of every line, and machine.jsonl, with the speed and the load of the machine.
     """
 
     NAMES = ("returns", "metrics", "episodes", "failures", "times", "machine")
 
     def __init__(self, folder: Path, track: Sequence[str] = trackers.DEFAULT):
-        self.folder, self.begun = folder, time.monotonic()
+        self.folder, self.opened_at = folder, time.monotonic()
         self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
         self.written = {name: file.tell() for name, file in self.files.items()}
         self.waiting: dict[str, bytes] = dict.fromkeys(self.NAMES, b"")
-        self.lock = threading.Lock()  # the thread that saves commits makes the files durable
+        self.lock = threading.Lock()  # the thread that writes commits calls `sync`
         self.tracker = trackers.Trackers(track, folder)
 
     def write(self, file: str, phase: str, phase_state: PhaseState | Place, **entry: Any) -> None:
+        """Append a line to the journal `file`: where the run is, and `entry`; and its time to times.jsonl."""
         place = {
             "phase": phase,
             "update": phase_state.update,
             "updates": phase_state.updates,
             "env_step": phase_state.env_step,
         }
-        seconds = round(time.monotonic() - self.begun, 3)
+        seconds = round(time.monotonic() - self.opened_at, 3)
         with self.lock:  # a commit's sizes have both lines or none
             for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
                 self.waiting[name] += (json.dumps(line) + "\n").encode()
-                with contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` says so
+                with contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` raises
                     self._flush(name)
 
     def _flush(self, name: str) -> None:
-        """Write what waits, whole lines or nothing."""
+        """Write the waiting lines of one journal: all or none. Raises OSError."""
         file, text = self.files[name], self.waiting[name]
         try:
             done = 0
@@ -68,16 +69,17 @@ class Journal:
         self.waiting[name] = b""
 
     def plot(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Plot one value for each seed [seeds]."""
         for seed, value in enumerate(values):
             self.tracker.add(f"{tag}/seed{seed}", float(value), step)
 
     def sizes(self) -> dict[str, int]:
-        """How long each file is, lines that wait included."""
+        """Return the bytes of each journal, waiting lines included."""
         with self.lock:
             return {name: size + len(self.waiting[name]) for name, size in self.written.items()}
 
     def sync(self) -> None:
-        """Make every line durable. Raises OSError where a line still waits for room."""
+        """Make every line durable. Raises OSError where a line finds no room on the disk."""
         for name, file in self.files.items():
             with self.lock:
                 self._flush(name)

@@ -1,6 +1,6 @@
-"""Open a run's directory: a new one, or that of a run which was begun before.
+"""Open a run's directory: a new one (`new_run`), or that of an earlier run (`reopened_run`).
 
-Both ways end in one value, `OpenRun`. Nothing after it needs to know which way was taken.
+Both return an `OpenRun`. The code after them does not need to know which of the two was called.
 """
 
 import json
@@ -17,7 +17,7 @@ from segue.errors import DataError, SegueError
 from segue.nn.actors import AbstractActor
 from segue.policies import importers, policy_file
 from segue.runs import checkpoints, restore
-from segue.runs.config import changes, describe, pinned
+from segue.runs.config import changes, describe, settings_hash
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.journal import Journal
@@ -28,117 +28,117 @@ from segue.training.state import RunState
 
 
 class OpenRun(NamedTuple):
-    """A run in its opened directory, ready to be driven."""
+    """A run in its opened directory, ready for `Drive`."""
 
     spec: Spec
     phases: Mapping[str, AbstractPhase]
-    """All that the run goes through: the job's, but for those that an earlier run's checkpoint has done."""
+    """The phases of the run: those of the job, without those that come before the checkpoint of `--from`."""
     state: RunState
     """The state before the first of them."""
     reward: Reward
-    """What training sees of the env's rewards."""
+    """Maps the env's rewards to the training rewards."""
     seal: str
-    """The hash of the settings that decide the result, which every commit carries."""
+    """The hash of the settings that decide the result; every commit stores it."""
     journal: Journal
-    """To be closed by who opened the run."""
+    """The run's journals, which the caller closes."""
     origin: restore.AbstractOrigin
-    """Where the run goes on from."""
+    """Where the run starts: the first phase, or a commit."""
 
 
 Load = Callable[[], Dataset]
-"""Loads the run's dataset, or makes it, which may take long."""
+"""Loads the run's dataset, or makes it; that may take minutes."""
 
 Opening = Callable[[Job, Spec, Load, Console], OpenRun]
-"""`new_run` or `reopened_run`, with the arguments that the other one does not have already bound."""
+"""`new_run` or `reopened_run`, with the argument that the other one does not have already bound."""
 
 
 def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[str, Any]) -> OpenRun:
-    """Open an empty directory: keep the given policy, load the dataset, write config.json.
+    """Open an empty directory: copy the given policy, load the dataset, write config.json.
 
     Args:
         job: what the run is asked to do.
-        spec: sizes and action box of its env.
-        load: called once the given policy is known to be sound.
-        console: shows the notes about the dataset.
-        about: what to note in config.json besides.
+        spec: the sizes and the action box of the env.
+        load: loads the dataset; called after the given policy was checked.
+        console: prints the notes about the dataset.
+        about: more entries for config.json.
 
     Raises:
         SegueError, DataError: for anything the user can mend.
     """
-    its = _keep_policy(job, spec)
+    policy_entry = _copy_policy(job, spec)
     data = load()
-    reward, state, digest = _prepared(job, spec, _policy(job, its), data, console)
-    phases, state = _remaining(job), _beginning(job, state)
+    reward, state, digest = _prepare(job, spec, _policy(job, policy_entry), data, console)
+    phases, state = _phases_left(job), _first_state(job, state)
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest
-    config |= {"phases": list(phases), "safeguards": job.safeguards._asdict(), "policy": its}
+    config |= {"phases": list(phases), "safeguards": job.safeguards._asdict(), "policy": policy_entry}
     config |= {"track": job.track, "id": uuid.uuid4().hex}
     disk.write_json(job.folder / "config.json", config)
-    seal, journal = pinned(json.loads(json.dumps(config))), Journal(job.folder, job.track)
-    return OpenRun(spec, phases, state, reward, seal, journal, restore.Beginning(state, phases))
+    seal, journal = settings_hash(json.loads(json.dumps(config))), Journal(job.folder, job.track)
+    return OpenRun(spec, phases, state, reward, seal, journal, restore.FromStart(state, phases))
 
 
 def reopened_run(job: Job, spec: Spec, load: Load, console: Console, *, config: dict[str, Any]) -> OpenRun:
-    """Open the directory of a run that has not come to its end, and cut its journals back to its newest commit.
+    """Open the directory of an unfinished run, and truncate its journals to its newest commit.
 
-    A run that ended before its first commit goes on from its beginning.
+    A run that stopped before its first commit starts again from the beginning.
 
     Args:
-        job: what config.json says that the run was asked to do.
+        job: what the run is asked to do, according to config.json.
         spec, load, console: as for `new_run`.
-        config: what config.json says.
+        config: the content of config.json.
 
     Raises:
-        DataError: where policy, dataset, config.json or commits are not those that the run learned from and by.
+        DataError: where the policy, the dataset, config.json or the commits have changed or are damaged.
     """
     policy, data = _policy(job, config.get("policy")), load()
-    reward, state, digest = _prepared(job, spec, policy, data, console)
-    folder, phases, seal = job.folder, _remaining(job), pinned(config)
-    begins_again = not restore.numbers(folder)
-    if begins_again:
-        state = _beginning(job, state)
+    reward, state, digest = _prepare(job, spec, policy, data, console)
+    folder, phases, seal = job.folder, _phases_left(job), settings_hash(config)
+    starts_again = not restore.numbers(folder)
+    if starts_again:
+        state = _first_state(job, state)
     if config["dataset"].get("sha256") != digest:
         raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
-    if begins_again:
-        restore.cut(folder, {f"{name}.jsonl": {"size": 0} for name in Journal.NAMES})
-        origin = restore.Beginning(state, phases)
+    if starts_again:
+        restore.truncate_journals(folder, {f"{name}.jsonl": {"size": 0} for name in Journal.NAMES})
+        origin = restore.FromStart(state, phases)
     else:
-        found, damage = restore.newest(folder)
-        if found.manifest["config"] != seal:
+        commit, damage = restore.newest(folder)
+        if commit.manifest["config"] != seal:
             raise DataError(f"{folder / 'config.json'} is not the one that its commits were made by: was it edited?")
-        for each in damage:
-            console.note(f"{each} Going on from the commit before.")
-        restore.cut(folder, found.manifest["logs"])
-        restore.sweep(folder, found)
-        origin = restore.Midway(found, folder, state, job.phases, phases, changes(config))
+        for reason in damage:
+            console.note(f"{reason} Going on from the commit before.")
+        restore.truncate_journals(folder, commit.manifest["logs"])
+        restore.set_aside_newer(folder, commit)
+        origin = restore.FromCommit(commit, folder, state, job.phases, phases, changes(config))
     return OpenRun(spec, phases, state, reward, seal, Journal(folder, job.track), origin)
 
 
-def _keep_policy(job: Job, spec: Spec) -> dict[str, str] | None:
-    """Copy the task's policy into the run's directory, and return what config.json says of it."""
+def _copy_policy(job: Job, spec: Spec) -> dict[str, str] | None:
+    """Copy the task's policy into the run's directory; return its entry of config.json, None where there is none."""
     if (source := job.task.policy) is None:
         return None
-    found = importers.read(source, spec)
-    if len(found) > 1:
-        raise SegueError(f"{source} holds {len(found)} policies: say which one, as FILE:NUMBER.")
-    policy_file.save(found[0], spec, job.given, source=Path(source).name, env_id=job.task.env_id)
-    return {"path": str(source), "sha256": disk.sha256(job.given.read_bytes())}
+    policies = importers.read(source, spec)
+    if len(policies) > 1:
+        raise SegueError(f"{source} holds {len(policies)} policies: say which one, as FILE:NUMBER.")
+    policy_file.save(policies[0], spec, job.given_policy, source=Path(source).name, env_id=job.task.env_id)
+    return {"path": str(source), "sha256": disk.sha256(job.given_policy.read_bytes())}
 
 
-def _policy(job: Job, said: Any) -> AbstractActor | None:
-    """Read the given policy from the run's directory, if config.json says that there is one, and verify it."""
-    if said is None:
+def _policy(job: Job, entry: Any) -> AbstractActor | None:
+    """Read and verify the run's copy of the given policy; None where config.json has no `entry` of it."""
+    if entry is None:
         return None
-    known = isinstance(said, dict) and job.given.is_file()
-    if not known or disk.sha256(job.given.read_bytes()) != said.get("sha256"):
-        raise DataError(f"{job.given} is not the policy that this run was given.")
-    return policy_file.load(job.given)[0]
+    known = isinstance(entry, dict) and job.given_policy.is_file()
+    if not known or disk.sha256(job.given_policy.read_bytes()) != entry.get("sha256"):
+        raise DataError(f"{job.given_policy} is not the policy that this run was given.")
+    return policy_file.load(job.given_policy)[0]
 
 
-def _prepared(
+def _prepare(
     job: Job, spec: Spec, policy: AbstractActor | None, data: Dataset, console: Console
 ) -> tuple[Reward, RunState, str]:
-    """The fitted reward rule, the state before the job's first phase, and the hash of the rows that it learns from."""
+    """Return the fitted reward rule, the state before the job's first phase, and the hash of the dataset's rows."""
     for note in data.notes:
         console.note(f"{data.name}: {note}")
     reward = job.task.reward.fitted(data.returns())
@@ -147,13 +147,15 @@ def _prepared(
     return reward, state, fingerprint(rows)
 
 
-def _remaining(job: Job) -> Mapping[str, AbstractPhase]:
-    """The phases that an earlier run's checkpoint leaves to do."""
-    return job.phases if job.since is None else checkpoints.skip(job.phases, job.since)[1]
+def _phases_left(job: Job) -> Mapping[str, AbstractPhase]:
+    """Return the phases after the checkpoint of `--from`; without one, all."""
+    return job.phases if job.since is None else checkpoints.split_phases(job.phases, job.since)[1]
 
 
-def _beginning(job: Job, state: RunState) -> RunState:
-    """The state before the first of the remaining phases: that of the checkpoint, if there is one."""
+def _first_state(job: Job, state: RunState) -> RunState:
+    """Return the state before the first of these phases: that of the checkpoint, or `state` without one."""
     if job.since is None:
         return state
-    return checkpoints.go_on(state, checkpoints.skip(job.phases, job.since)[0], job.since, job.task.env_id)
+    return checkpoints.state_after(
+        state, checkpoints.split_phases(job.phases, job.since)[0], job.since, job.task.env_id
+    )

@@ -1,12 +1,12 @@
-"""A run: phases, a task and seeds in; a directory out.
+"""Run a recipe's phases on a task, and resume runs. A run is its directory:
 
 config.json       every setting, versions, seeds, revision      status.json    running, finished, failed ...
 returns.jsonl     raw returns of every evaluation episode       metrics.jsonl  what learning reported
 policy-S.*        seed S's policy (safetensors)                 best-S.*       the best policy that was evaluated
 episodes.jsonl    returns of training episodes                  failures.jsonl seeds that diverged
 commits/          the whole state, to resume from               checkpoints/   one folder for each phase's end
-tensorboard/      the same curves, live (others: tracking.py)   times.jsonl    when each line of the others came
-given.*           the policy that it started from, if any       machine.jsonl  rates, and how busy the machine was
+tensorboard/      live curves (other programs: trackers.py)     times.jsonl    when each line of the others came
+given.*           the policy that it started from, if any       machine.jsonl  rates, and the load of the machine
 """
 
 import contextlib
@@ -30,20 +30,20 @@ from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, Stopped
 from segue.results import read, records
 from segue.runs import trackers
+from segue.runs.all_hooks import make_hooks
 from segue.runs.config import (
     Safeguards,
     check_numbers,
+    check_order,
     check_settings,
-    in_order,
-    pinned,
     read_unfinished,
     rebuild,
+    settings_hash,
     task_of,
 )
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.opening import Opening, new_run, reopened_run
-from segue.runs.watching import watch
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
@@ -54,11 +54,13 @@ from segue.training.state import RunState
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run left: its directory, its last state and its evaluations."""
+    """A finished run: its directory, its last state and its evaluations."""
 
     folder: Path
     run: RunState
+    """The state after the last phase."""
     evaluations: records.RunRecord
+    """What its directory holds, as a report reads it."""
 
     @property
     def returns(self) -> np.ndarray:
@@ -85,31 +87,35 @@ def run(
     about: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Result:
-    """Run a recipe's phases on a task and keep everything in the directory `out`.
+    """Run a recipe's phases on a task, and write everything to the directory `out`.
 
     Args:
-        phases: a recipe's value, for instance `segue.opt(task)`; any dictionary of phases by name.
+        phases: what a recipe returns, for instance `segue.opt(task)`, or any dictionary of phases by name.
         task: `segue.task("walker2d-random")`, or `segue.task(env_id=..., dataset=...)`.
         out: a directory that is new or empty.
-        seeds: independent repetitions, trained side by side; numbered from `seed`.
-        budget: how many rows to make and how often to evaluate; the phases carry their own lengths.
-        since: DIRECTORY:PHASE, a checkpoint of an earlier run to go on from, after the phase of the same name here.
-        log_every: updates (or env steps, where there are any) from one line of metrics.jsonl to the next.
-        commit_every: updates (or env steps) from one commit to the next; `resume` goes on from the last one.
+        seeds: the number of seeds, which are trained side by side.
+        seed: the first seed's number.
+        budget: how many rows to make, and how often to evaluate; the phases have their own lengths.
+        since: DIRECTORY:PHASE, a checkpoint of an earlier run; this run starts after its own phase of that name.
+        log_every: updates (or env steps, in phases that act) from one line of metrics.jsonl to the next.
+        commit_every: updates (or env steps) from one commit to the next; `resume` continues from the last one.
         env_limit: seconds after which an env that does not answer is rebuilt.
-        env_restarts: how often an env may be rebuilt before the run stops.
-        rollback: a seed that diverges goes on from where it last was finite, three times, before it is halted.
-        halt_on_explosion: treat a critic above any reachable return like one that is not finite.
-        track: which of `tracking.TRACKERS` draw live curves; the result does not depend on them.
-        about: what to note in config.json besides, such as the recipe's name.
-        quiet: no progress display.
+        env_restarts: how often envs may be rebuilt before the run stops.
+        rollback: return a seed that diverges to its last finite state, up to three times, before it is halted.
+        halt_on_explosion: halt a seed whose critic is above any reachable return, as if it were not finite.
+        track: programs that draw live curves, by name (`runs.trackers.TRACKERS`); no result depends on them.
+        about: more entries for config.json, such as the recipe's name.
+        quiet: show no progress.
+
+    Returns:
+        The finished run.
 
     Raises:
-        SegueError: for anything the user can mend, with `out` left readable.
+        SegueError: for anything the user can mend; what was written to `out` stays readable.
     """
     safeguards = Safeguards(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     check_numbers(safeguards, budget, seeds, seed)
-    in_order(phases, since)
+    check_order(phases, since)
     track = trackers.known(track)
     job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, safeguards, since, quiet, track)
     return _run(job, functools.partial(new_run, about=dict(about or {})))
@@ -123,20 +129,24 @@ def resume(
     env_id: str | None = None,
     quiet: bool = True,
 ) -> Result:
-    """Go on with a run that was stopped, killed or failed, from its newest commit, in whatever phase it was.
+    """Continue a run that was stopped, killed or failed, from its newest commit, in any phase.
 
-    On a CPU, with the versions, cores and machine of before, the result is the one that the uninterrupted run would
-    have had, bit for bit. Where that cannot be had, the commits that follow say `"resume": "statistical"`.
+    On a CPU, with the same versions, cores and machine, the result is that of an uninterrupted run, bit for bit. Where
+    this cannot be, the commits that follow say `"resume": "statistical"`.
 
     Args:
         folder: the run's directory.
-        phases: what `run` was given; None: made from config.json, which serves methods and sources of Segue's own.
-        task: the same; None: made from config.json.
-        env_id: needed where config.json names an env of a module to import: a file is not to run code.
+        phases: the phases that `run` was given; None: built from config.json, possible for Segue's own methods only.
+        task: the task that `run` was given; None: built from config.json.
+        env_id: the env's id, needed where it names a module to import, because a file must not be able to run code.
+        quiet: show no progress.
+
+    Returns:
+        The finished run.
 
     Raises:
         SegueError: where the run is finished, in use, or has no commit; DataError: where it is damaged, or the
-            dataset is no longer the one it learned from.
+            dataset is no longer the one that it learned from.
     """
     folder = Path(folder)
     config = read_unfinished(folder)
@@ -150,7 +160,7 @@ def resume(
         budget = Budget(**config["measuring"])
         safeguards, numbers = Safeguards(**config["safeguards"]), {key: int(config[key]) for key in ("seeds", "seed")}
         check_numbers(safeguards, budget, **numbers)
-        pinned(config)
+        settings_hash(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
             raise TypeError("versions, machine and dataset are objects")
@@ -166,8 +176,8 @@ def resume(
 
 
 def _run(job: Job, opening: Opening) -> Result:
-    """Take a run to its end in its locked directory, whose status.json says how it ended."""
-    begun = time.monotonic()
+    """Drive a run to its end in its locked directory, and write to status.json how it ended."""
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk.locked(job.folder))
         stop = stack.enter_context(signals.stoppable())
@@ -175,35 +185,37 @@ def _run(job: Job, opening: Opening) -> Result:
             job.status("running")
             state, exact = _drive(job, opening, stop, stack)
             label = "exact" if exact else "statistical"
-            job.status("finished", seconds=round(time.monotonic() - begun, 1), resume=label)
+            job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label)
         except BaseException as error:
-            word, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
+            status, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
             with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
-                job.status(word, seconds=round(time.monotonic() - begun, 1), why=why or type(error).__name__)
-            job.forget()
+                job.status(status, seconds=round(time.monotonic() - began, 1), why=why or type(error).__name__)
+            job.remove_if_new()
             raise
     return Result(job.folder, state, read.read(job.folder))
 
 
 def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[RunState, bool]:
-    """The run at its end, and whether it is, bit for bit, what it would have been without a stop."""
-    hold = lambda thing: stack.enter_context(contextlib.closing(thing))
-    task, safeguards, console = job.task, job.safeguards, hold(Console(job.quiet))
+    """Return the state after the last phase, and whether it is, bit for bit, that of an uninterrupted run."""
+    closing = lambda resource: stack.enter_context(contextlib.closing(resource))
+    task, safeguards, console = job.task, job.safeguards, closing(Console(job.quiet))
     spec = read_spec(task.make)
     opened = opening(job, spec, lambda: _load(job, spec, console, stop), console)
-    hold(opened.journal)
+    closing(opened.journal)
     numbers = range(job.seed, job.seed + job.seeds)
-    guard = {"watchdog": hold(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
-    rule = {"reward": opened.reward, **guard}
-    evaluator = hold(Evaluator(task.make, spec, numbers, job.budget.episodes, now_and_then=stop.now, **rule))
-    worlds = None
+    faults = {"watchdog": closing(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
+    env_options = {"reward": opened.reward, **faults}
+    evaluator = closing(
+        Evaluator(task.make, spec, numbers, job.budget.episodes, on_step=stop.raise_if_asked, **env_options)
+    )
+    envs = None
     if any(phase.acts for phase in opened.phases.values()):
         tell = lambda text: print(f"segue: {text}", file=sys.stderr, flush=True)
-        worlds = hold(LockstepEnvs(task.make, spec, numbers, tell=tell, **rule))
-    watching, commit = watch(job, opened, worlds, stop, console, stack, evaluator)
+        envs = closing(LockstepEnvs(task.make, spec, numbers, tell=tell, **env_options))
+    hooks, commit = make_hooks(job, opened, envs, stop, console, stack, evaluator)
     origin = opened.origin
     try:
-        state = pipeline(origin.run, origin.phases, worlds, watching, resumed=origin.resumed)
+        state = pipeline(origin.run, origin.phases, envs, hooks, resumed=origin.resumed)
         commit.wait()
         commit.flush()
         opened.journal.sync()
@@ -214,14 +226,14 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
 
 
 def _load(job: Job, spec: Spec, console: Console, stop: signals.Stop) -> Dataset:
-    """Load the run's dataset, or make it; none where no phase learns from one."""
+    """Load the run's dataset, or make it; return an empty one where no phase reads it."""
     task, rows = job.task, job.budget.rows
-    if not job.reads:
+    if not job.reads_dataset:
         return nothing(spec, task.env_id)
     with console.counting(f"making the rows of {task.name or task.env_id}", rows) as advance:
 
-        def heard(done: int, total: int) -> None:
-            stop.now()
+        def progress(done: int, total: int) -> None:
+            stop.raise_if_asked()
             advance(done, total)
 
-        return task.load(rows, heard)
+        return task.load(rows, progress)

@@ -1,9 +1,9 @@
-"""Live curves: what the journals say, mirrored to programs that draw it. No run depends on any of them.
+"""Live curves: the numbers of the journals, mirrored to programs that draw them. No run depends on these programs.
 
-`TRACKERS` has them by name. Each is opened with the run's directory, whose config.json says the rest, and gives what
-has `add_scalar(tag, value, step)` and `close()`. W&B and MLflow, which talk to a network and leave threads and exit
-handlers behind, live in a process of their own (`python -m segue.tracking NAME DIR`), so that neither a hang, a crash
-nor a slow exit of theirs is the run's. This module imports nothing heavy, because that process does.
+`TRACKERS` maps names to functions that open a `Board` for a run's directory, whose config.json has the settings. W&B
+and MLflow use the network and leave threads and exit handlers behind, so each runs in a process of its own
+(`python -m segue.runs.trackers NAME DIR`): if it hangs, crashes or exits slowly, the run does not. That process is the
+reason why this module imports nothing heavy.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from segue.errors import SegueError
+from segue.system import untrusted
 
 
 @runtime_checkable
 class Board(Protocol):
-    """Where curves are drawn."""
+    """A program that draws curves."""
 
     def add_scalar(self, tag: str, value: float, step: int) -> None: ...
 
@@ -33,11 +34,13 @@ class Board(Protocol):
 
 
 class Tracker:
-    """A board behind a bounded queue and a thread: dead, slow or full, it neither stops nor slows a run. What it cannot
-    take is left out; the journals have it."""
+    """A board behind a bounded queue and a thread, so that it can neither stop nor slow a run.
+
+    Scalars for which the queue has no room are left out; the journals have them.
+    """
 
     LONGEST, PATIENCE = 10_000, 2.0
-    """Scalars that may wait; seconds that closing may take."""
+    """Scalars that may wait in the queue; seconds that closing may take."""
 
     def __init__(self, open_board: Callable[[], Board | None], name: str = "live curves"):
         self.name = name
@@ -54,15 +57,16 @@ class Tracker:
             if board is not None:
                 board.close()
         except Exception as error:  # whatever a tracker raises
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = untrusted.shown(str(error)) or type(error).__name__
             print(f"segue: {self.name}: live curves have stopped ({why}); the run goes on.", file=sys.stderr)
 
     def add(self, tag: str, value: float, step: int) -> None:
+        """Draw one value, later and in the thread."""
         with contextlib.suppress(queue.Full):
             self.waiting.put_nowait((tag, value, step))
 
     def end(self) -> None:
-        """Let it come to its end. Where the queue is full, its oldest scalar makes room for the word."""
+        """Let the thread end after what is in the queue; of a full queue the oldest scalar is dropped."""
         while True:
             try:
                 return self.waiting.put_nowait(None)
@@ -72,12 +76,13 @@ class Tracker:
 
 
 class Trackers:
-    """Some of `TRACKERS`, side by side: none waits for another."""
+    """Several trackers side by side; none waits for another."""
 
     def __init__(self, names: Iterable[str], folder: Path):
         self.all = [Tracker(lambda n=name: TRACKERS[n](folder), name) for name in names]
 
     def add(self, tag: str, value: float, step: int) -> None:
+        """Draw one value in each of them."""
         for tracker in self.all:
             tracker.add(tag, value, step)
 
@@ -91,7 +96,7 @@ class Trackers:
 
 
 def tensorboard(folder: Path) -> Board | None:
-    """RUN/tensorboard; nothing where tensorboardX is not installed, because nobody has asked for it by name."""
+    """Open RUN/tensorboard; return None where tensorboardX is not installed, because it is only the default."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -102,8 +107,8 @@ def tensorboard(folder: Path) -> Board | None:
 class WandB:
     """A run of Weights & Biases under the run's own id, so that a resumed run goes on in the same one.
 
-    Account, project and mode are W&B's own business (`wandb login`, WANDB_PROJECT, WANDB_MODE=offline); files go to
-    RUN/wandb. Scalars of one step make one row, whose axis is "step".
+    Account, project and mode are set by W&B's own means (`wandb login`, WANDB_PROJECT, WANDB_MODE=offline); files go to
+    RUN/wandb. Scalars of one step become one row, with the axis "step".
     """
 
     def __init__(self, folder: Path):
@@ -116,7 +121,7 @@ class WandB:
             name=folder.name,
             resume="allow",
             dir=folder,
-            config=_told(config),
+            config=_shared_settings(config),
             settings=wandb.Settings(
                 console="off",
                 host="segue",
@@ -149,8 +154,8 @@ class WandB:
 class MLflow:
     """A run of MLflow with the tag "segue.id", by which a resumed run finds it again.
 
-    It lies where MLFLOW_TRACKING_URI says, else in RUN/mlflow/mlflow.db; its experiment is the one that
-    MLFLOW_EXPERIMENT_NAME says, else "segue".
+    It is stored where MLFLOW_TRACKING_URI says, by default in RUN/mlflow/mlflow.db, in the experiment
+    MLFLOW_EXPERIMENT_NAME, by default "segue".
     """
 
     def __init__(self, folder: Path):
@@ -171,7 +176,7 @@ class MLflow:
             self.client.update_run(self.id, "RUNNING")
             return
         self.id = self.client.create_run(experiment, tags={"segue.id": config["id"]}, run_name=folder.name).info.run_id
-        self.client.log_batch(self.id, params=[Param(key, value) for key, value in _flat(_told(config))])
+        self.client.log_batch(self.id, params=[Param(key, value) for key, value in _flat(_shared_settings(config))])
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.client.log_metric(self.id, tag, value, step=step, synchronous=False)
@@ -184,7 +189,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_bytes())
 
 
-def _told(config: dict[str, Any]) -> dict[str, Any]:
+def _shared_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a tracker receives, without the machine, paths and command."""
     keys = (
         "recipe",
@@ -203,7 +208,7 @@ def _told(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """MLflow's parameters: leaves by the path that leads to them, as texts."""
+    """Yield the leaves of a nested dictionary as texts, named by their dotted paths: MLflow's parameters."""
     if not isinstance(value, dict):
         yield name, str(value)
         return
@@ -212,13 +217,14 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
 
 
 class SubprocessTracker:
-    """A board in a process of its own: one line of JSON for each scalar, the file's end for the end.
+    """A board in a process of its own, which reads one line of JSON for each scalar from its standard input.
 
-    What it prints goes to RUN/NAME.log. After the end it may take `LINGER` seconds to bring what it has where it
-    belongs, also when the run's process is no more.
+    Its output goes to RUN/NAME.log. When the input ends, the process has `LINGER` seconds to send what it has, also
+    where the run's process no longer exists.
     """
 
     LINGER = 60
+    """Seconds from the end of the input to the end of the process."""
 
     def __init__(self, name: str, folder: Path):
         if importlib.util.find_spec(name) is None:
@@ -242,7 +248,7 @@ class SubprocessTracker:
             self.close()
 
     def close(self) -> None:
-        """Raises SegueError where it did not end well."""
+        """End the process's input and wait for it. Raises SegueError where it failed."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -251,8 +257,8 @@ class SubprocessTracker:
             self.process.kill()
             code = self.process.wait()
         if code:
-            said = self.log.read_text(errors="replace").strip().splitlines() if code > 0 else []
-            raise SegueError(f"{said[-1] if said else 'its process was killed'}; see {self.log}")
+            lines = self.log.read_text(errors="replace").strip().splitlines() if code > 0 else []
+            raise SegueError(f"{lines[-1] if lines else 'its process was killed'}; see {self.log}")
 
 
 TRACKERS: dict[str, Callable[[Path], Board | None]] = {
@@ -260,29 +266,31 @@ TRACKERS: dict[str, Callable[[Path], Board | None]] = {
     "wandb": lambda folder: SubprocessTracker("wandb", folder),
     "mlflow": lambda folder: SubprocessTracker("mlflow", folder),
 }
+"""What opens each tracker, by name."""
 
 
 DEFAULT = ("tensorboard",)
+"""The trackers of a run that names none."""
 
 
 def known(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, each once. Raises SegueError for one that is not in `TRACKERS`."""
-    found = tuple(dict.fromkeys(names))
-    if odd := [name for name in found if name not in TRACKERS]:
-        raise SegueError(f"{odd[0]!r} is no tracker beside others: there are {', '.join(TRACKERS)}; or none alone.")
-    return found
+    """Return the names, each once. Raises SegueError for one that is not in `TRACKERS`."""
+    unique = tuple(dict.fromkeys(names))
+    if unknown := [name for name in unique if name not in TRACKERS]:
+        raise SegueError(f"{unknown[0]!r} is no tracker beside others: there are {', '.join(TRACKERS)}; or none alone.")
+    return unique
 
 
 def main(name: str, folder: str) -> None:
-    """The process of an `Apart`: scalars come in by standard input."""
+    """Draw the scalars that come by standard input: the process of a `SubprocessTracker`."""
     scalars = os.fdopen(os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nobody is there to be asked for a password
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # so that nothing can ask for a password
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        signal.alarm(SubprocessTracker.LINGER)  # the run is no more; this ends whatever hangs
+        signal.alarm(SubprocessTracker.LINGER)  # the run's process has ended; this ends what hangs
 
     threading.Thread(target=watch, daemon=True).start()
     board = {"wandb": WandB, "mlflow": MLflow}[name](Path(folder))

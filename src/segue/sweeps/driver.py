@@ -40,7 +40,7 @@ class SweepResult:
     failed: dict[str, str]
     """The reason, by folder, why a trial failed."""
     skipped: dict[str, str]
-    """The reason, by folder, why a trial was not begun: a trial that it needs failed or was skipped."""
+    """The reason, by folder, why a trial was not started: a trial that it needs failed or was skipped."""
 
     def __str__(self) -> str:
         lines = [f"failed   {folder}: {why}" for folder, why in self.failed.items()]
@@ -154,7 +154,7 @@ def _record_end(progress: Progress, place: storage.Place, folder: str, code: int
 def last_line(place: storage.Place, folder: str) -> str:
     """Return the last line of a trial's log."""
     lines = place.tail(f"{folder}.log").decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
     return untrusted.shown(last).removeprefix("segue: ")
 
 

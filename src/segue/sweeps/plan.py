@@ -128,7 +128,7 @@ class Sweep:
             plan = cls._parse(content, path.resolve().parent)
             for trial in plan.trials():
                 for flag, env_id in itertools.pairwise(trial.command):
-                    if flag == "--env-id" and env_id not in env_ids and not untrusted.plain(env_id):
+                    if flag == "--env-id" and env_id not in env_ids and not untrusted.names_no_module(env_id):
                         shown, flag = untrusted.shown(env_id), untrusted.trusting(env_id)
                         raise DataError(f"{shown} names a module to import: if you trust it, pass {flag}.")
         except SegueError as error:

@@ -35,7 +35,7 @@ class Board:
         self.terminal = Console(stderr=True)
         live = self.terminal.is_terminal and not quiet
         self.live = Live(console=self.terminal, auto_refresh=False) if live else None
-        self.begun = time.monotonic()
+        self.began = time.monotonic()
         self.looked, self.lined, self.ended = 0.0, 0.0, -1
         self.lengths: dict[str, float] = {}
         self.first: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Board:
         worked += sum(share - self.first.get(folder, share) for folder, (_, share) in at.items())
         todo = len(progress.waiting) + sum(1 - share for _, share in at.values())
         if worked > 0.02 and todo:
-            words.append(f"about {_span(todo / worked * (time.monotonic() - self.begun))} left")
+            words.append(f"about {_span(todo / worked * (time.monotonic() - self.began))} left")
         return ", ".join(words)
 
     def _table(self, at: dict[str, tuple[str, float]], counts: str) -> Group:

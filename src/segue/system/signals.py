@@ -27,12 +27,12 @@ class Stop:
         if self.asked is not None and number != signal.SIGALRM:
             os._exit(128 + number)
         if self.asked is not None:
-            self.now()
+            self.raise_if_asked()
         self.asked = number
         signal.alarm(self.SECONDS_TO_END)
 
-    def now(self) -> None:
-        """Raise `Stopped` if a stop was asked for. Long work between two ticks calls this now and then."""
+    def raise_if_asked(self) -> None:
+        """Raise `Stopped` if a stop was asked for. Work that takes long between two ticks calls this often."""
         if self.asked is not None:
             raise Stopped(self.asked)
 

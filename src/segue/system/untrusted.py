@@ -31,7 +31,7 @@ def shown(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())[:500]
 
 
-def plain(env_id: str) -> bool:
+def names_no_module(env_id: str) -> bool:
     """Return whether an environment's id names no module to import: a file must not be able to run code."""
     return re.fullmatch(r"[\w/.-]+", env_id) is not None
 

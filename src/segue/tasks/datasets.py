@@ -1,4 +1,7 @@
-"""Dataset recipes: they make a task's rows where the original dataset is not available."""
+"""Dataset recipes: they make the rows of a named task where the original dataset is not available.
+
+Files are read by `data.loading`; recipes of phases are in `tasks.recipes`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -277,7 +280,7 @@ def train_sac(
                 phase_state = phase.observe(phase.learn(phase_state, 0), envs.step(action))
                 if stop.asked is not None:
                     jax.block_until_ready(phase_state.learner)
-                    stop.now()
+                    stop.raise_if_asked()
                 if progress is not None and step % 1_000 == 0:
                     progress(step, limit)
                 if step % every == 0:

@@ -246,6 +246,7 @@ class Collect(AbstractPhase):
 
     @property
     def algorithm(self) -> tuple[Any, AbstractSampler]:
+        """The phase itself, which acts by `explore` as a method does, and a sampler from which nothing is drawn."""
         return self, Uniform()
 
     def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:

@@ -105,7 +105,7 @@ class Drive:
         return False
 
     def _current_state(self) -> PhaseState:
-        """Return the state of the phase in progress, which is begun or resumed first if need be."""
+        """Return the state of the phase in progress, and begin or resume the phase where it is not in progress yet."""
         if self.phase_state is not None:
             return self.phase_state
         phase_state, ticked = self.resumed or (self.phase.begin(self.run), False)

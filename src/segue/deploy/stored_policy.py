@@ -1,4 +1,4 @@
-"""Find the policy that a run or a file holds."""
+"""The policy files of a run: find one of them, and what is known about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from segue.errors import SegueError
 from segue.nn.actors import AbstractActor
 from segue.policies import policy_file
 from segue.results import read, records
+from segue.system import untrusted
 
 SUFFIXES = {"onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
 """Format of an exported policy -> the suffix of its file."""
@@ -36,7 +37,7 @@ class StoredPolicy:
     """The policy's row among the seeds of the run."""
 
     @property
-    def evaluation(self) -> records.Evaluation | None:
+    def evaluation(self) -> records.EvaluationRecord | None:
         """Return the run's evaluation of this very policy; None where there is none."""
         place = tuple(map(self.metadata.get, ("phase", "updates", "env_step")))
         stated = self.metadata.get("return")
@@ -61,7 +62,7 @@ class StoredPolicy:
         return f"{self.path} ({place}, {'return not known' if self.score is None else f'return {self.score:,.1f}'})"
 
 
-def find(path: str | Path, which: str | None = None, seed: int | None = None) -> StoredPolicy:
+def find_policy(path: str | Path, which: str | None = None, seed: int | None = None) -> StoredPolicy:
     """Find the policy of a file, or one of the policies of a run.
 
     Args:
@@ -77,7 +78,7 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
     if not path.is_dir():
         if which is not None or seed is not None:
             raise SegueError(f"--which and --seed choose from a run's directory, and {path} is none.")
-        if path.suffix != ".safetensors" or predict.exported(path):
+        if path.suffix != ".safetensors" or predict.is_exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
         return StoredPolicy(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
@@ -100,8 +101,8 @@ def find(path: str | Path, which: str | None = None, seed: int | None = None) ->
 
 
 def as_plain(value: Any) -> Any:
-    """Return a number as it is, anything else as a text of one line: files from others may hold anything."""
-    return value if isinstance(value, int | float) else " ".join(str(value).split())[:200]
+    """Return a number as it is, anything else as one line that is safe to print: a file may hold anything."""
+    return value if isinstance(value, int | float) else untrusted.shown(str(value))[:200]
 
 
 def as_word(value: Any) -> str:

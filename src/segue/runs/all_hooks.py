@@ -6,79 +6,81 @@ from typing import Any, NamedTuple
 from segue.envs.lockstep import EnvHolder
 from segue.envs.rollouts import Evaluation, Evaluator
 from segue.results import stats
-from segue.runs import checkpoints, hooks
+from segue.runs import checkpoints
 from segue.runs.commits import Commit
 from segue.runs.console import Console
-from segue.runs.divergence import Log
 from segue.runs.evaluate import Evaluate
+from segue.runs.hooks import Episodes, NullHook
 from segue.runs.job import Job
+from segue.runs.log import Log
 from segue.runs.meter import Meter
 from segue.runs.opening import OpenRun
 from segue.system.signals import Stop
 from segue.training.state import PhaseState
 
 
-class Watchers(NamedTuple):
-    """The hooks of a run, in the order in which they run."""
+class RunHooks(NamedTuple):
+    """The hooks of a run, in the order in which they run, and the one among them that commits."""
 
-    hooks: list[hooks.NullHook]
+    hooks: list[NullHook]
     commit: Commit
 
 
-def watch(
+def make_hooks(
     job: Job,
     opened: OpenRun,
-    world: EnvHolder | None,
+    envs: EnvHolder | None,
     stop: Stop,
     console: Console,
     stack: contextlib.ExitStack,
     evaluator: Evaluator | None = None,
-) -> Watchers:
-    """Make a run's hooks, and restore them and the environments to the last commit.
+) -> RunHooks:
+    """Make a run's hooks, and restore the hooks and the environments to the last commit.
 
-    `Commit` runs before all other hooks that have a state; `Episodes` alone comes before it, because restored
+    `Commit` runs before all other hooks that have a state. `Episodes` alone comes before it, because restored
     environments do not know which episodes ended with the step before.
 
     Args:
-        job, opened: the run.
-        world: the environments; None: no phase acts.
+        job: what the run is asked to do.
+        opened: its opened directory.
+        envs: the environments; None: no phase acts.
         stop: the request to stop; the run commits and stops at its next step.
         console: the last hook.
         stack: receives what must be closed.
-        evaluator: None: the policies of this run cannot be evaluated.
+        evaluator: evaluates the policies; None: this run has no evaluations.
 
     Raises:
-        DataError: where the commit to go on from does not fit.
+        DataError: where the commit does not fit the run.
     """
     folder, journal, safeguards, origin = job.folder, opened.journal, job.safeguards, opened.origin
-    console.plan(opened.phases, opened.state)
+    console.add_phases(opened.phases, opened.state)
     log = Log(journal, safeguards.log_every, safeguards.rollback, safeguards.halt_on_explosion)
     writer = checkpoints.PolicyWriter()
-    keep = checkpoints.Checkpoint(folder, job.about, writer)
-    remembering: dict[str, hooks.NullHook] = {"log": log}
+    checkpoint = checkpoints.Checkpoint(folder, job.about, writer)
+    with_state: dict[str, NullHook] = {"log": log}
     if evaluator is not None:
-        remembering["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
-    why = origin.bring_back(world)
+        with_state["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
+    differences = origin.restore_envs(envs)
     commit = Commit(
         folder,
         journal,
-        remembering,
+        with_state,
         stop,
         safeguards.commit_every,
-        world=world,
+        envs=envs,
         seal=opened.seal,
-        settle=keep.flush,
-        since=origin.stored(exact=not why),
+        flush=checkpoint.flush,
+        stored=origin.stored_commits(exact=not differences),
     )
     stack.enter_context(contextlib.closing(commit))
-    log.inexact = commit.inexact
-    if why:
-        console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(why)}.")
-    origin.recall(remembering)
+    log.mark_inexact = commit.mark_inexact
+    if differences:
+        console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(differences)}.")
+    origin.restore_hooks(with_state)
     meter = stack.enter_context(contextlib.closing(Meter(journal)))
-    episodes = [] if world is None else [hooks.Episodes(journal, world)]
+    episodes = [] if envs is None else [Episodes(journal, envs)]
     champion = checkpoints.Champion(folder, opened.spec, job.about, writer)
-    return Watchers([*episodes, commit, *remembering.values(), champion, keep, meter, console], commit)
+    return RunHooks([*episodes, commit, *with_state.values(), champion, checkpoint, meter, console], commit)
 
 
 def _evaluate(
@@ -87,9 +89,9 @@ def _evaluate(
     """Make the hook that evaluates, keeps the best policy so far and shows the score."""
     best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
 
-    def listen(name: str, phase_state: PhaseState, net: Any, found: Evaluation) -> None:
-        best.heard(name, phase_state, net, found)
-        console.scored(name, stats.normalise(stats.seed_means(found.returns), score), score is not None)
+    def evaluated(name: str, phase_state: PhaseState, net: Any, evaluation: Evaluation) -> None:
+        best.evaluated(name, phase_state, net, evaluation)
+        console.show_score(name, stats.normalise(stats.seed_means(evaluation.returns), score), score is not None)
 
     every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early
-    return Evaluate(evaluator, opened.journal, *every, listen, last=list(opened.phases)[-1])
+    return Evaluate(evaluator, opened.journal, *every, evaluated, last=list(opened.phases)[-1])

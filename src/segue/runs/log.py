@@ -1,4 +1,4 @@
-"""Write metrics at intervals, and halt the seeds whose numbers are no longer finite."""
+"""Write metrics at intervals, and halt seeds that diverge: whose parameters or losses are no longer finite."""
 
 import sys
 from typing import Any
@@ -16,7 +16,7 @@ from segue.training.state import PhaseState
 
 
 class Log(NullHook):
-    """Writes metrics at intervals, and halts a seed whose parameters or losses are not finite.
+    """A hook that writes metrics at intervals, and halts a seed whose parameters or losses are not finite.
 
     A halted seed keeps its last finite state; the other seeds continue, bit for bit as without it. When no seed is
     left, the run ends. With `rollback` a seed continues from its last finite state `ROLLBACKS` times before it is
@@ -24,6 +24,7 @@ class Log(NullHook):
     """
 
     ROLLBACKS = 3
+    """Rollbacks of a seed before it is halted."""
 
     def __init__(self, journal: Journal, every: int, rollback: bool = False, halt_on_explosion: bool = False):
         self.journal, self.every = journal, every
@@ -31,8 +32,12 @@ class Log(NullHook):
         self.last = (0, 0)
         self.rollbacks_left: dict[str, int] = {}
         self.exploded: list[str] = []
-        self.resumed, self.inexact = False, lambda: None
-        self.sound: tuple[engine.Packed, engine.Packed] | None = None
+        self.resumed = False
+        """Whether no line was written since the run was resumed."""
+        self.mark_inexact = lambda: None
+        """Called where a resumed run differs from an uninterrupted one: `Commit.mark_inexact`."""
+        self.last_finite: tuple[engine.Packed, engine.Packed] | None = None
+        """Learner and sampler state at the last line, or where the phase began or was resumed."""
 
     def state(self) -> Any:
         return {"last": self.last, "rollbacks_left": dict(self.rollbacks_left), "exploded": list(self.exploded)}
@@ -47,15 +52,17 @@ class Log(NullHook):
         self._remember(phase_state)
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
-        if self.sound is None:  # resumed
+        if self.last_finite is None:  # resumed
             self._remember(phase_state)
         due = passed(phase, phase_state, self.every, self.every, self.last) or phase.done(phase_state)
         return self._log(name, phase_state) if due else phase_state
 
     def _remember(self, phase_state: PhaseState) -> None:
-        self.sound = jax.tree.map(jnp.copy, (phase_state.learner, phase_state.sampler_state))
+        """Copy the finite state, to which a diverged seed returns."""
+        self.last_finite = jax.tree.map(jnp.copy, (phase_state.learner, phase_state.sampler_state))
 
     def _log(self, name: str, phase_state: PhaseState) -> PhaseState:
+        """Write a line of metrics, and halt or roll back the seeds that diverged; return the state to go on with."""
         self.last = (phase_state.update, phase_state.env_step)
         scalars = phase_state.scalars()
         if not scalars:
@@ -74,33 +81,33 @@ class Log(NullHook):
         exploded = self._explosions(name, phase_state, scalars)
         if self.halt_on_explosion:
             finite &= ~exploded
-        if (ruined := ~finite & ~halted).any():
-            phase_state = self._halt(name, phase_state, ruined, halted, scalars)
+        if (diverged := ~finite & ~halted).any():
+            phase_state = self._halt(name, phase_state, diverged, halted, scalars)
         self._remember(phase_state)
         self.resumed = False
         return phase_state.with_metrics_reset()
 
     def _explosions(self, name: str, phase_state: PhaseState, scalars: Any) -> np.ndarray:
-        """Which seeds [seeds] have a critic above any return that the rewards so far allow; each is reported once.
+        """Return which seeds [seeds] have a critic above any return that the rewards so far allow; report each once.
 
-        max |r| / (1 - gamma) bounds every return. A ruined critic is no end: OPT exists because Q_off can be one.
+        max |r| / (1 - gamma) bounds every return. The run does not end: OPT exists because Q_off can be such a critic.
         """
-        found = np.zeros(phase_state.run.seeds, bool)
+        exploded = np.zeros(phase_state.run.seeds, bool)
         discount = discount_of(phase_state)
         if discount is None or discount >= 1:
-            return found
+            return exploded
         reward = jnp.abs(phase_state.run.online.rows.reward).max()
         reward = jnp.maximum(reward, jnp.abs(phase_state.run.offline.reward).max(initial=0.0))
         bound = float(reward) / (1 - discount)
-        if bound == 0:  # no reward yet: it says nothing of those to come
-            return found
+        if bound == 0:  # no reward yet, and later ones may be of any size
+            return exploded
         for key, row in scalars.items():
             above = key.startswith("max_abs_q") & (row > bound) & np.isfinite(row)
-            found |= above
+            exploded |= above
             for seed in map(int, np.flatnonzero(above)):
-                if (once := f"{name} {key} {seed}") in self.exploded:
+                if (event := f"{name} {key} {seed}") in self.exploded:
                     continue
-                self.exploded.append(once)
+                self.exploded.append(event)
                 why = f"its {key} of {row[seed]:,.0f} is above any reachable return ({bound:,.0f})"
                 self.journal.write("failures", name, phase_state, seed=seed, why=why, halted=False)
                 print(
@@ -108,20 +115,25 @@ class Log(NullHook):
                     file=sys.stderr,
                     flush=True,
                 )
-        return found
+        return exploded
 
     def _halt(
-        self, name: str, phase_state: PhaseState, ruined: np.ndarray, halted: np.ndarray, scalars: Any
+        self, name: str, phase_state: PhaseState, diverged: np.ndarray, halted: np.ndarray, scalars: Any
     ) -> PhaseState:
-        assert self.sound is not None
-        if self.resumed:  # `sound` is where the run was resumed; it would have been the log's last line
-            self.inexact()
+        """Return the diverged seeds to their last finite state, and halt those that have no rollback left.
+
+        Raises:
+            SegueError: where no seed is left.
+        """
+        assert self.last_finite is not None
+        if self.resumed:  # an uninterrupted run would return to its last line, not to where this one resumed
+            self.mark_inexact()
         why = ""
-        for seed in map(int, np.flatnonzero(ruined)):
-            what = next((f"its {key} is" for key, row in scalars.items() if not np.isfinite(row[seed])), None)
-            lost = not bool(finite_seeds((phase_state.learner, phase_state.sampler_state))[seed])
-            why = f"{what or ('its parameters are' if lost else 'its critic is')} no longer "
-            why += f"{'finite' if what or lost else 'below a reachable return'} in seed {seed}"
+        for seed in map(int, np.flatnonzero(diverged)):
+            scalar = next((f"its {key} is" for key, row in scalars.items() if not np.isfinite(row[seed])), None)
+            parameters = not bool(finite_seeds((phase_state.learner, phase_state.sampler_state))[seed])
+            why = f"{scalar or ('its parameters are' if parameters else 'its critic is')} no longer "
+            why += f"{'finite' if scalar or parameters else 'below a reachable return'} in seed {seed}"
             self.rollbacks_left[str(seed)] = left = (
                 self.rollbacks_left.get(str(seed), self.ROLLBACKS if self.rollback else 0) - 1
             )
@@ -133,10 +145,9 @@ class Log(NullHook):
                 f"{' and every other seed has halted' if phase_state.run.seeds > 1 else ''}; try a lower learning rate "
                 "and look at max_abs_q in metrics.jsonl."
             )
-        learner = engine.select_seeds(ruined, self.sound[0], phase_state.learner)
-        broken = ruined & ~np.asarray(
-            finite_seeds(phase_state.sampler_state)
-        )  # a carry that is sound knows the rows since then
-        sampler_state = engine.select_seeds(broken, self.sound[1], phase_state.sampler_state)
+        learner = engine.select_seeds(diverged, self.last_finite[0], phase_state.learner)
+        # A finite sampler state is kept, because it knows the rows that were added since then.
+        sampler_diverged = diverged & ~np.asarray(finite_seeds(phase_state.sampler_state))
+        sampler_state = engine.select_seeds(sampler_diverged, self.last_finite[1], phase_state.sampler_state)
         phase_state = phase_state._replace(learner=learner, sampler_state=sampler_state)
         return phase_state.halt_seeds(tuple(map(bool, halted))) if halted.any() else phase_state
