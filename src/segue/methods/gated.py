@@ -1,7 +1,7 @@
 """A fine-tuning method whose policy does not act until it has been judged: see `segue.training.gate`.
 
-Any method is wrapped from outside. Its learner goes on learning from all rows; the champion or the candidate acts, by
-its deterministic action, with Gaussian noise in the champion's exploring episodes.
+Any method is wrapped from outside. Its learner goes on learning from all rows. Champion, candidate or learner acts, by
+its deterministic action, the learner with Gaussian noise.
 """
 
 from typing import Any
@@ -9,13 +9,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, TrainState, Transition
 from segue.errors import SegueError
 from segue.methods.backbone import Info, require
 from segue.methods.trust_region import Radius
 from segue.nn.actors import Mode, Noisy
+
+CHAMPION, CANDIDATE, LEARNER = range(3)
+"""Who acts."""
 
 
 class GatedLearner(eqx.Module):
@@ -27,8 +30,8 @@ class GatedLearner(eqx.Module):
     """The deployed policy."""
     candidate: Any
     """The policy that is judged."""
-    acting: Bool[Array, ""]
-    """Whether the candidate acts, and not the champion."""
+    acting: Int[Array, ""]
+    """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     noise: Float[Array, ""]
     """Standard deviation of the exploration noise."""
 
@@ -41,11 +44,9 @@ class GateStep(eqx.Module):
     reset: Bool[Any, "*seeds"]
     """The learner's policy goes back to the champion, with zero moments."""
     take: Bool[Any, "*seeds"]
-    """A new candidate is taken."""
-    share: Float[Any, "*seeds"]
-    """It is this share of the way from the champion to the learner's policy."""
-    acting: Bool[Any, "*seeds"]
-    """Whether the candidate acts next."""
+    """The learner's policy becomes the candidate."""
+    acting: Int[Any, "*seeds"]
+    """Who acts next."""
     radius: Float[Any, "*seeds"]
     """The trust region's radius."""
     noise: Float[Any, "*seeds"]
@@ -74,7 +75,7 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
-        return GatedLearner(inner, policy, policy, jnp.zeros((), bool), jnp.zeros(()))
+        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
     def update(
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
@@ -90,7 +91,8 @@ class Gated(AbstractMethod):
     def explore(
         self, learner: GatedLearner, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
     ) -> Float[Array, " act"]:
-        policy = _pick(learner.acting, learner.candidate, learner.champion)
+        other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.inner.actor.net)
+        policy = _pick(learner.acting == CHAMPION, learner.champion, other)
         return Noisy(Mode(policy), learner.noise).explore(obs, key)
 
     def error(self, learner: GatedLearner, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
@@ -102,8 +104,7 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
     inner = learner.inner
     champion = _pick(step.promote, learner.candidate, learner.champion)
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)
-    between = jax.tree.map(lambda c, new: c + step.share * (new - c), champion, actor.net)
-    candidate = _pick(step.take, _pick(step.share == 1.0, actor.net, between), learner.candidate)
+    candidate = _pick(step.take, actor.net, learner.candidate)
     parts = dict(inner.parts)
     if "reference_policy" in parts:
         parts["reference_policy"] = TrainState.new(champion, target=False)

@@ -218,6 +218,6 @@ def _last_trials(folder: Path) -> list[tuple[int, int, float]]:
         returns = np.array([entry["return"] for entry in episodes[seed]], float)
         width = min(10, len(returns))
         means = np.convolve(returns, np.ones(width) / width, "valid")
-        judged = sum(word in ("promoted", "unproven", "rejected", "reset") for word in words)
+        judged = words.count("taken")
         found.append((judged, words.count("promoted"), float(means.min())))
     return found

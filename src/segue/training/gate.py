@@ -2,24 +2,25 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
-    candidate       a frozen snapshot of the learner, or a point between the champion and the learner
+    learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
+    candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-Champion and candidate take turns at acting, an episode at a time. The candidate acts as it would be deployed, without
-noise, and so did the given policy when J_0 was measured; the champion's other episodes explore, with noise, and judge
-nothing. A candidate is judged twice, after n and after 2 n of its episodes (s: pooled standard deviation; L: the lowest
-return so far):
+The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after n
+and after 2 n of its episodes (s: pooled standard deviation; L: the lowest return so far):
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at the second
-judgement. Otherwise it is unproven after the second, and the learner, which has moved on, gives the next candidate. Two
-judgements at \delta / 2 each keep the probability that a candidate worse than J_0 - m is promoted below \delta.
+judgement. Otherwise it is unproven after the second, and the learner, which has moved on, acts again. Two judgements at
+\delta / 2 each keep the probability that a candidate worse than J_0 - m is promoted below \delta.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
-arXiv 1602.04282, by episodes). The candidate acts only while
+arXiv 1602.04282, by episodes). Learner and candidate act only while
 
-    a (J_0 - L) (episodes so far) - sum over its episodes of (J_0 - R)  >=  J_0 - L.
+    a (J_0 - L) (episodes so far) - sum over their episodes of (J_0 - R)  >=  J_0 - L,
+
+where J_0 is the given policy's mean with noise for an episode with noise, and the higher one outside the sum.
 """
 
 import math
@@ -56,59 +57,72 @@ class Trial(NamedTuple):
     """What one seed's gate has seen, and the candidate's trial in progress."""
 
     given: Tally = Tally()
-    """Episodes of the given policy without noise, before there was a candidate."""
+    """Episodes of the given policy, before another one acted."""
+    given_noisy: Tally = Tally()
+    """Episodes of the given policy with noise, of an earlier phase."""
     champion: Tally = Tally()
+    noisy: Tally = Tally()
+    """Episodes of the champion with noise: the level that the learner is to pass."""
+    learner: Tally = Tally()
+    """The learner's episodes since its last comparison."""
     candidate: Tally = Tally()
     episodes: int = 0
     lowest: float = math.inf
-    """The lowest return of any episode."""
+    """The lowest return of the given policy and of champions."""
+    lowest_other: float = math.inf
+    """The lowest return of learner and candidates."""
     cost: float = 0.0
-    """The sum of J_0 - R over the candidates' episodes."""
+    """The sum of J_0 - R over the episodes of learner and candidates."""
     need: int = 0
     """Episodes until the first judgement of the candidate; 0: there is no candidate."""
-    share: float = 1.0
-    """The next candidate is this share of the way from the champion to the learner."""
     radius: float = 0.0
     """The trust region's radius; 0: not yet set."""
     rest: int = 0
     """No candidate is taken before this env step."""
-    acting: bool = False
-    """Whether the candidate acts in the present episode."""
-    exploring: bool = False
-    """Whether the champion acts with noise in the present episode."""
-    acted: bool = False
-    """Whether the candidate acted in the last episode."""
+    acting: str = "champion"
+    """Who acts in the present episode: "champion", "learner" or "candidate"."""
+    acted: str = ""
+    """Who acted in the last episode; "" where it judges nothing, because it began in an earlier phase."""
     verdict: str = ""
-    """What the last episode decided: "promoted", "unproven", "rejected" (a point nearer the champion is tried), "reset"
-    (that failed too: the learner goes back to the champion), or ""."""
+    """What the last episode decided: "taken" (a candidate), "promoted", "unproven", "rejected" (the learner goes back
+    to the champion), or ""."""
     promoted: int = 0
     rejected: int = 0
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there is a candidate that has not acted yet."""
-        return self.need > 0 and self.candidate.count == 0
-
-    def seen(self, returned: float) -> "Trial":
-        """Count an episode that judges nothing."""
-        return self._replace(episodes=self.episodes + 1, lowest=min(self.lowest, returned))
+    def explored(self, returned: float) -> "Trial":
+        """Add an episode of the given policy with noise."""
+        return self._replace(
+            given_noisy=self.given_noisy.add(returned), noisy=self.noisy.add(returned), episodes=self.episodes + 1,
+            lowest=min(self.lowest, returned),
+        )  # fmt: skip
 
     def measured(self, returned: float) -> "Trial":
-        """Add an episode of the given policy without noise."""
-        return self.seen(returned)._replace(given=self.given.add(returned), champion=self.champion.add(returned))
+        """Add an episode of the champion; as long as no other policy has acted, it is the given one."""
+        alone = math.isinf(self.lowest_other)
+        return self._replace(
+            given=self.given.add(returned) if alone else self.given, champion=self.champion.add(returned),
+            episodes=self.episodes + 1, lowest=min(self.lowest, returned),
+        )  # fmt: skip
+
+    def tried(self, returned: float, level: float) -> "Trial":
+        """Add an episode of learner or candidate to the counts; `level` is what the given policy would have brought."""
+        return self._replace(
+            episodes=self.episodes + 1, lowest_other=min(self.lowest_other, returned), cost=self.cost + level - returned
+        )
 
 
 def json_of(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON, from which `parse_trial` rebuilds it."""
     fields = {name: list(field) if isinstance(field, Tally) else field for name, field in trial._asdict().items()}
-    return fields | {"lowest": None if math.isinf(trial.lowest) else trial.lowest}
+    infinite = {name: None for name in ("lowest", "lowest_other") if math.isinf(fields[name])}
+    return fields | infinite
 
 
 def parse_trial(value: Any) -> Trial:
     """Rebuild a trial from JSON. Raises ValueError or TypeError where it is not one."""
     if not isinstance(value, dict) or value.keys() != set(Trial._fields):
         raise ValueError("it has other fields than a trial")
-    value = value | {"lowest": math.inf if value["lowest"] is None else value["lowest"]}
+    value = value | {name: math.inf for name in ("lowest", "lowest_other") if value[name] is None}
     tally = lambda count, mean, squares: Tally(count, mean, squares)
     fields = {name: tally(*field) if isinstance(field, list) else field for name, field in value.items()}
     trial = Trial(**fields)
@@ -136,10 +150,9 @@ class Gate(eqx.Module):
     """A first judgement takes (v / this)^2 episodes, v the coefficient of variation of returns within policies."""
     measured_episodes: int = eqx.field(static=True, default=5)
     """Episodes in which J_0 is measured (inferred)."""
-    champion_every: int = eqx.field(static=True, default=4)
-    """The champion explores in every so-many-th episode; the candidate acts in the others, while its cost allows it."""
     rest: int = eqx.field(static=True, default=1_000)
-    """Env steps that the learner has before the first candidate and after each return to the champion (inferred)."""
+    """Env steps that the learner has before a candidate is taken from it, also after each promotion or return to the
+    champion (inferred)."""
     radius: float = 0.15
     """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square)."""
     radius_low: float = 0.02
@@ -147,13 +160,13 @@ class Gate(eqx.Module):
     """Bounds on the radius: promotions multiply it by 1.5 (by 2 where a judgement takes 12 episodes or more), and
     each return to the champion halves it."""
     noise: float = 0.05
-    """Standard deviation of the champion's exploration noise, clipped to +-0.5."""
+    """Standard deviation of the learner's exploration noise, clipped to +-0.5."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """Returns with the scores 0 and 100, where they are known. The first is a lowest return that need not be seen, and
     a given policy within 2 % of it has nothing to protect."""
 
     def __check_init__(self):
-        at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes, champion_every=self.champion_every)
+        at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes)
         at_least(2, measured_episodes=self.measured_episodes)
         at_least(0, rest=self.rest)
         if isinstance(self.share, int | float) and not (0 < self.share <= 1 and 0 < self.risk < 1 and self.margin >= 0):
@@ -161,24 +174,28 @@ class Gate(eqx.Module):
 
     def span(self, trial: Trial) -> float:
         """Return J_0 - L."""
-        lowest = trial.lowest if self.score is None else min(trial.lowest, self.score[0])
+        lowest = min(trial.lowest, trial.lowest_other, *([] if self.score is None else [self.score[0]]))
         return trial.given.mean - lowest
 
     def protects(self, trial: Trial) -> bool:
         """Return whether the given policy is better than one that does nothing, as far as that is known."""
         return self.score is None or self.span(trial) > 0.02 * (self.score[1] - self.score[0])
 
+    def stake(self, trial: Trial) -> float:
+        """Return what one episode can cost at most: the given policy's mean, with or without noise, less L."""
+        return self.span(trial) + max(trial.given_noisy.mean - trial.given.mean, 0.0) * (trial.given_noisy.count > 0)
+
     def purse(self, trial: Trial) -> float:
         """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
         if trial.given.count == 0:
             return 0.0
-        return float(self.share) * self.span(trial) * trial.episodes - trial.cost
+        return float(self.share) * self.stake(trial) * trial.episodes - trial.cost
 
     def affords(self, trial: Trial) -> bool:
-        """Return whether the candidate may act: the lowest return would not overdraw the purse, even if it turned out
+        """Return whether learner or candidate may act: the lowest return would not overdraw the purse, even one that is
         lower than any before."""
         enough = trial.episodes * float(self.share) >= 1
-        return not self.protects(trial) or (enough and self.purse(trial) >= self.span(trial))
+        return not self.protects(trial) or (enough and self.purse(trial) >= self.stake(trial))
 
     def episodes_needed(self, trial: Trial) -> int:
         """Return n, the episodes of a first judgement."""
@@ -191,7 +208,7 @@ class Gate(eqx.Module):
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
         given, champion, candidate = trial.given, trial.champion, trial.candidate
         span = self.span(trial)
-        if self.protects(trial) and candidate.count == 2 and candidate.mean < trial.lowest + 0.25 * span:
+        if candidate.count == 2 and self.fell(trial, candidate):
             return "rejected"
         if candidate.count not in (trial.need, 2 * trial.need):
             return ""
@@ -208,45 +225,66 @@ class Gate(eqx.Module):
             return "rejected"
         return "unproven" if last else ""
 
+    def fell(self, trial: Trial, tally: Tally) -> bool:
+        """Return whether a policy's returns lie below all of the champions' and in the lowest quarter of J_0 - L."""
+        low = min(trial.lowest, trial.given.mean - 0.75 * self.span(trial))
+        return self.protects(trial) and tally.mean < low
+
     def begin(self, trial: Trial, env_step: int) -> Trial:
-        """Return the trial at the start of a guarded phase. The given policy acts first; the episode in progress, which
-        may have begun in an earlier phase, judges nothing."""
-        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting=False, exploring=True)
+        """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
+        have begun in an earlier phase, judges nothing."""
+        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting="")
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
-        """Return the trial after an episode: its verdict, whether there is a candidate, and who acts next.
-
-        A candidate that is `waiting` is taken anew from the learner, so that it is as young as possible when it acts.
-        """
-        if trial.acting:
-            cost = trial.cost + trial.given.mean - returned
-            trial = trial.seen(returned)._replace(candidate=trial.candidate.add(returned), cost=cost)
+        """Return the trial after an episode: what it decided, and who acts next."""
+        acted, noisy_level = trial.acting, (trial.given_noisy if trial.given_noisy.count else trial.given).mean
+        trial = trial._replace(acted=acted, verdict="")
+        if acted == "":
+            trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
+        elif acted == "champion":
+            trial = trial.measured(returned)
+        elif acted == "candidate":
+            trial = trial.tried(returned, trial.given.mean)._replace(candidate=trial.candidate.add(returned))
+            trial = self._judged(trial, env_step)
         else:
-            trial = trial.seen(returned) if trial.exploring else trial.measured(returned)
-        trial = trial._replace(acted=trial.acting, verdict="")
-        if trial.acting:
-            trial = self._decided(trial, env_step)
+            trial = trial.tried(returned, noisy_level)._replace(learner=trial.learner.add(returned))
+            trial = self._compared(trial, env_step)
         known = trial.given.count >= self.measured_episodes
-        if trial.need == 0 and known and trial.episodes * float(self.share) >= 1 and env_step >= trial.rest:
-            trial = trial._replace(need=self.episodes_needed(trial), candidate=Tally())
-        turn = trial.episodes % self.champion_every != 0
-        return trial._replace(acting=trial.need > 0 and turn and self.affords(trial), exploring=known)
+        others = "candidate" if trial.need > 0 else "learner"
+        return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
-    def _decided(self, trial: Trial, env_step: int) -> Trial:
+    def _judged(self, trial: Trial, env_step: int) -> Trial:
+        """Return the trial with the verdict on the candidate, if there is one now."""
         verdict = self.judge(trial)
+        if verdict == "":
+            return trial
+        noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=Tally())
         if verdict == "promoted":
-            factor = 2.0 if trial.need >= 12 else 1.5
+            factor = 2.0 if trial.candidate.count >= 12 else 1.5
             return trial._replace(
-                champion=trial.candidate, need=0, share=1.0, radius=min(trial.radius * factor, float(self.radius_high)),
-                verdict=verdict, promoted=trial.promoted + 1,
+                champion=trial.candidate, noisy=noisy, radius=min(trial.radius * factor, float(self.radius_high)),
+                promoted=trial.promoted + 1, rest=env_step + self.rest,
             )  # fmt: skip
-        if verdict == "unproven":
-            return trial._replace(need=0, share=1.0, verdict=verdict, rejected=trial.rejected + 1)
-        if verdict == "rejected" and trial.share == 1.0:
-            return trial._replace(need=0, share=0.5, verdict=verdict, rejected=trial.rejected + 1)
-        if verdict == "rejected":
-            return trial._replace(
-                need=0, share=1.0, radius=max(trial.radius / 2, float(self.radius_low)), verdict="reset",
-                rejected=trial.rejected + 1, rest=env_step + self.rest,
-            )  # fmt: skip
-        return trial
+        trial = trial._replace(rejected=trial.rejected + 1)
+        return self._back(trial, env_step) if verdict == "rejected" else trial
+
+    def _compared(self, trial: Trial, env_step: int) -> Trial:
+        """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
+        learner, level = trial.learner, trial.noisy if trial.noisy.count else trial.champion
+        if learner.count == 2 and self.fell(trial, learner):
+            return self._back(trial._replace(verdict="rejected"), env_step)
+        if learner.count < self.min_episodes or env_step < trial.rest:
+            return trial
+        if learner.mean > level.mean:
+            need = self.episodes_needed(trial)
+            return trial._replace(verdict="taken", need=need, candidate=Tally())
+        if learner.count < 2 * self.min_episodes:
+            return trial
+        std, _ = pooled_std(level, learner)
+        behind = level.mean - learner.mean > std * math.sqrt(1 / learner.count + 1 / level.count)
+        return self._back(trial._replace(verdict="rejected"), env_step) if behind else trial._replace(learner=Tally())
+
+    def _back(self, trial: Trial, env_step: int) -> Trial:
+        """Return the trial in which the learner goes back to the champion, in a smaller trust region."""
+        radius = max(trial.radius / 2, float(self.radius_low))
+        return trial._replace(learner=Tally(), radius=radius, rest=env_step + self.rest)

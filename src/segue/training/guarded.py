@@ -9,7 +9,7 @@ import numpy as np
 
 from segue.core import AbstractMethod
 from segue.envs.lockstep import Episode
-from segue.methods.gated import Gated, GateStep, stepped
+from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GateStep, stepped
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
 from segue.training.gate import Gate, Trial
@@ -18,7 +18,7 @@ from segue.training.state import PhaseState
 
 
 class Guarded(AbstractOnline):
-    """A phase in which the champion and its candidate act, and `method` learns.
+    """A phase in which champion, candidate and learner take turns at acting, and `method` learns.
 
     It wraps any method whose learner starts from the given policy. Seeds decide for themselves.
     """
@@ -45,7 +45,7 @@ class Guarded(AbstractOnline):
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
         return {
-            "policy": "candidate" if trial.acted else "champion",
+            "policy": trial.acted or "champion",
             "verdict": trial.verdict,
             "purse": self.gate.purse(trial),
             "radius": trial.radius,
@@ -58,26 +58,25 @@ class Guarded(AbstractOnline):
         counts = ", ".join(f"{trial.promoted} of {trial.promoted + trial.rejected}" for trial in state.trials)
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
-        (trial,) = state.trials
-        who = f"the candidate acts, episode {trial.candidate.count + 1}" if trial.acting else "the champion acts"
-        return f"{who}; candidates promoted: {counts}; training may cost {max(self.gate.purse(trial), 0.0):,.0f} more"
+        trial = state.trials[0]
+        count = f", episode {trial.candidate.count + 1} of {trial.need}" if trial.acting == "candidate" else ""
+        return (
+            f"the {trial.acting or 'champion'} acts{count}; candidates promoted: {counts}; "
+            f"training may cost {self.gate.purse(trial):,.0f} more"
+        )
 
     def _following(self, state: PhaseState, trials: tuple[Trial, ...]) -> PhaseState:
         """Return the state in which the learners have followed the decisions that led to `trials`."""
-        new = [
-            not state.trials or now is not before for now, before in zip(trials, state.trials or trials, strict=True)
-        ]
-        verdicts = [trial.verdict if changed else "" for trial, changed in zip(trials, new, strict=True)]
+        before = state.trials or trials
+        verdicts = [now.verdict if now is not then else "" for now, then in zip(trials, before, strict=True)]
+        acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
         step = GateStep(
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
-            reset=np.array([verdict == "reset" for verdict in verdicts]),
-            take=np.array([trial.waiting and changed for trial, changed in zip(trials, new, strict=True)]),
-            share=np.array([trial.share for trial in trials], np.float32),
-            acting=np.array([trial.acting for trial in trials]),
+            reset=np.array([verdict == "rejected" for verdict in verdicts]),
+            take=np.array([verdict == "taken" for verdict in verdicts]),
+            acting=np.array([acting[trial.acting] for trial in trials], np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
-            noise=np.array(
-                [self.gate.noise if trial.exploring and not trial.acting else 0.0 for trial in trials], np.float32
-            ),
+            noise=np.array([self.gate.noise if trial.acting == "learner" else 0.0 for trial in trials], np.float32),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

@@ -264,7 +264,7 @@ class Collect(AbstractPhase):
             return state
         trials = list(state.trials or (Trial(),) * state.run.seeds)
         for episode in ended:
-            trials[episode.seed] = trials[episode.seed].seen(episode.returned)
+            trials[episode.seed] = trials[episode.seed].explored(episode.returned)
         return state._replace(trials=tuple(trials))
 
     def length(self, run: RunState) -> int:
