@@ -97,7 +97,6 @@ def test_returns_without_spread_are_judged_by_their_sign():
 
 
 @pytest.mark.parametrize(("spread", "episodes"), [(0.0, 3), (0.15, 3), (0.45, 9), (5.0, 20)])
-@pytest.mark.parametrize(("spread", "episodes"), [(0.0, 3), (0.15, 3), (0.45, 9), (5.0, 20)])
 def test_a_judgement_takes_more_episodes_where_returns_vary(spread, episodes):
     returns = 100 + 100 * spread * np.array([1, -1] * 5) * math.sqrt(9 / 10)
     trial = measured(returns)._replace(champion=Tally(), lowest=0.0)
@@ -125,13 +124,13 @@ def test_the_learner_acts_until_it_is_ahead_and_then_its_copy():
     level = lambda value: lambda trial: value
     seen = play(Gate(rest=0), {"champion": level(100), "learner": level(120), "candidate": level(130)}, 12)
     roles = [trial.acting for trial in seen]
-    assert roles[:7] == ["learner"] * 3 + ["candidate"] * 3 + ["learner"]
+    assert roles[:7] == ["learner"] * 3 + ["candidate"] * 3 + ["learner"]  # ten episodes of the champion are known
     assert [trial.verdict for trial in seen][:7] == ["", "", "", "taken", "", "", "promoted"]
 
 
 def test_a_learner_that_is_behind_goes_back_to_the_champion():
     """After six episodes if a little behind; at once where it falls twice. Each fall must be earned back."""
-    a_little = play(Gate(rest=0), {"champion": lambda t: 100.0, "learner": lambda t: 92.0}, 40)
+    a_little = play(Gate(rest=0), {"champion": lambda t: 100.0, "learner": lambda t: 92.0}, 400)
     verdicts = [trial.verdict for trial in a_little if trial.verdict]
     assert set(verdicts) == {"rejected"}
     assert a_little[-1].radius == 0.02
@@ -168,6 +167,12 @@ def test_the_learner_is_compared_under_the_noise_that_it_has():
     assert "taken" in {t.verdict for t in play(gate, roles, 30, trial)}
 
 
+def test_the_champion_plays_as_many_episodes_as_its_candidate():
+    roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t: 100.0}
+    for trial in play(Gate(rest=0, min_episodes=12), roles, 80):
+        assert trial.champion.count >= trial.candidate.count - 1 or trial.need == 0
+
+
 def test_no_candidate_is_taken_before_the_learner_has_had_its_rest():
     gate = Gate(rest=50)
     trial, taken = gate.begin(measured(GIVEN), 0), []
@@ -199,8 +204,8 @@ def test_a_worse_candidate_is_promoted_at_most_at_the_stated_rate():
     """10,000 candidates at the margin, 5 % below: risk 0.05. An equal one is no harm, and is promoted rarely too."""
     rng = np.random.default_rng(0)
     assert promotions(rng, -5.0, 10_000) <= binom.ppf(0.999, 10_000, 0.05)
-    assert promotions(rng, 0.0, 10_000) <= binom.ppf(0.999, 10_000, 0.20)
-    assert promotions(rng, 60.0, 1_000) >= 950
+    assert promotions(rng, 0.0, 1_000) <= binom.ppf(0.999, 1_000, 0.20)
+    assert promotions(rng, 60.0, 200) >= 190
 
 
 @given(
@@ -216,7 +221,7 @@ def test_the_purse_is_never_overdrawn(returns, before, share):
     trial = gate.begin(trial, 0)
     for champion, other in returns:
         trial = gate.after(trial, other if trial.acting in ("learner", "candidate") else champion, 0)
-        assert gate.purse(trial) >= -1e-6 * (1 + abs(trial.cost) + gate.stake(trial) * trial.episodes)
+        assert gate.purse(trial) >= -1e-6 * (1 + abs(trial.cost) + abs(gate.stake(trial)) * trial.episodes)
 
 
 def decisions(returns, scale, ahead=0.0):

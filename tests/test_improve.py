@@ -8,8 +8,8 @@ import signal
 import jax
 import numpy as np
 import pytest
-from helpers import RAGGED, Ragged, lines, new
-from test_resume import Killed, interrupted
+from helpers import lines, new
+from test_resume import STILL, Killed, Still, interrupted
 
 import segue
 from segue.cli import main
@@ -35,7 +35,7 @@ def policy():
 
 
 WORDS = [
-    "improve", "--env-id", RAGGED, "--policy", "POLICY", "--quiet", "--collect.until", "120", "--pretrain.steps", "20",
+    "improve", "--env-id", STILL, "--policy", "POLICY", "--quiet", "--collect.until", "120", "--pretrain.steps", "20",
     "--pretrain.backbone.networks.width", "8", "--pretrain.backbone.networks.depth", "1",
     "--pretrain.sampler.batch", "8",
     "--finetune.until", "200", "--finetune.backbone.networks.width", "8", "--finetune.backbone.networks.depth", "1",
@@ -77,7 +77,7 @@ def test_a_guarded_run_ends_with_a_verdict(capsys):
 
 def test_the_journal_says_who_acted_and_what_was_decided():
     entries = [e for e in lines(whole() / "episodes.jsonl") if e["phase"] == "finetune"]
-    assert {entry["policy"] for entry in entries} == {"champion", "candidate"}
+    assert {entry["policy"] for entry in entries} == {"champion", "candidate", "learner"}
     assert "promoted" in {entry["verdict"] for entry in entries}
     assert all(entry["purse"] >= -1e-6 for entry in entries)
     for seed in range(2):
@@ -101,7 +101,7 @@ def test_the_deployed_policy_is_the_champion_file():
 @pytest.mark.parametrize("how", [Killed, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_guarded_run_resumes_bit_for_bit(monkeypatch, moment, how):
     folder = interrupted(monkeypatch, moment, how, words())
-    main.main(["resume", str(folder), "--env-id", RAGGED, "--quiet"])
+    main.main(["resume", str(folder), "--env-id", STILL, "--quiet"])
     assert everything(folder) == everything(whole())
     assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
@@ -115,7 +115,7 @@ def test_damaged_gates_in_a_commit_are_refused(monkeypatch, capsys, trials):
     content["trials"] = trials
     path.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
-        main.main(["resume", str(folder), "--env-id", RAGGED, "--quiet"])
+        main.main(["resume", str(folder), "--env-id", STILL, "--quiet"])
     assert "manifest.json" in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ def short(task, budget):
 def test_improve_from_python(monkeypatch):
     monkeypatch.setattr(improve, "recipe", short)
     folder = new("python")
-    (verdict,) = segue.improve(segue.task(env_id=RAGGED, policy=str(policy())), out=folder, env_steps=150)
+    (verdict,) = segue.improve(segue.task(env_id=STILL, policy=str(policy())), out=folder, env_steps=150)
     assert verdict.policy == f"{folder}/champion-0.safetensors"
     assert verdict.promoted <= verdict.candidates
     assert verdict.difference[0] <= verdict.deployed - verdict.given <= verdict.difference[1]
@@ -153,12 +153,12 @@ def test_improve_from_python(monkeypatch):
 def test_the_training_reward_has_one_scale(monkeypatch, scale):
     """Rewards of any unit reach the critics alike."""
 
-    class Scaled(Ragged):
+    class Scaled(Still):
         def step(self, action):
             obs, reward, *rest = super().step(action)
             return obs, scale * reward, *rest
 
-    task = segue.task(env_id=RAGGED, policy=str(policy()))
+    task = segue.task(env_id=STILL, policy=str(policy()))
     plain = improve.scaled_reward(task).scale
     monkeypatch.setattr(type(task), "make", lambda self: Scaled())
     np.testing.assert_allclose(improve.scaled_reward(task).scale * scale, plain, rtol=1e-6)
@@ -166,7 +166,7 @@ def test_the_training_reward_has_one_scale(monkeypatch, scale):
 
 def test_a_policy_is_needed():
     with pytest.raises(SegueError, match="improve starts from a policy"):
-        segue.improve(segue.task(env_id=RAGGED), out=new())
+        segue.improve(segue.task(env_id=STILL), out=new())
 
 
 def test_a_full_directory_is_refused_before_any_episode(monkeypatch):
@@ -175,7 +175,7 @@ def test_a_full_directory_is_refused_before_any_episode(monkeypatch):
     (folder / "mine").write_text("x")
     monkeypatch.setattr(improve, "scaled_reward", lambda *args: pytest.fail("it played"))
     with pytest.raises(SegueError, match="not empty"):
-        segue.improve(segue.task(env_id=RAGGED, policy=str(policy())), out=folder)
+        segue.improve(segue.task(env_id=STILL, policy=str(policy())), out=folder)
     assert (folder / "mine").read_text() == "x"
 
 
@@ -201,10 +201,10 @@ def test_a_verdict_in_words():
     ("more", "message"),
     [
         ([], "--policy"),
-        (["--policy", "absent.zip", "--env-id", RAGGED], "absent.zip"),
+        (["--policy", "absent.zip", "--env-id", STILL], "absent.zip"),
         (["--policy", "POLICY"], "Give either a task's name or an env_id"),
-        (["--policy", "POLICY", "--env-id", RAGGED, "--env-steps", "0"], "env_steps"),
-        (["--policy", "POLICY", "--env-id", RAGGED, "--score", "3", "1"], "must lie below"),
+        (["--policy", "POLICY", "--env-id", STILL, "--env-steps", "0"], "env_steps"),
+        (["--policy", "POLICY", "--env-id", STILL, "--score", "3", "1"], "must lie below"),
     ],
 )
 def test_wrong_flags_of_improve(capsys, more, message):
@@ -217,13 +217,13 @@ def test_wrong_flags_of_improve(capsys, more, message):
 def test_a_gate_around_another_recipe(capsys):
     folder = new("porl")
     main.main(
-        ["run", "porl", "--env-id", RAGGED, "--policy", str(policy()), "--guard", "--quiet", "--preset", "quick",
+        ["run", "porl", "--env-id", STILL, "--policy", str(policy()), "--guard", "--quiet", "--preset", "quick",
          "--presample.until", "60", "--finetune.until", "150", "--finetune.gate.rest", "5", "--episodes", "2",
          "--finetune.sampler.batch", "8", "--presample.sampler.batch", "8", "--out", str(folder)]
     )  # fmt: skip
     assert "Deployed policy" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main.main(["run", "td3bc", "--env-id", RAGGED, "--dataset", "x.npz", "--guard", "--out", str(new())])
+        main.main(["run", "td3bc", "--env-id", STILL, "--dataset", "x.npz", "--guard", "--out", str(new())])
     assert "fine-tunes" in capsys.readouterr().err
 
 

@@ -187,7 +187,9 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
                 str(path),
             )
         )  # fmt: skip
-    disk.write_json(folder / "verdict.json", {"verdicts": [dataclasses.asdict(each) for each in found]})
+    disk.write_json(
+        folder / "verdict.json", {"format": disk.FORMAT, "verdicts": [dataclasses.asdict(each) for each in found]}
+    )
     return found
 
 

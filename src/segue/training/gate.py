@@ -5,8 +5,9 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after n
-and after 2 n of its episodes (s: pooled standard deviation; L: the lowest return so far):
+The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
+n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation; L: the lowest return so
+far):
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
@@ -57,7 +58,7 @@ class Trial(NamedTuple):
     """What one seed's gate has seen, and the candidate's trial in progress."""
 
     given: Tally = Tally()
-    """Episodes of the given policy, before another one acted."""
+    """Episodes of the given policy."""
     given_noisy: Tally = Tally()
     """Episodes of the given policy with noise, of an earlier phase."""
     champion: Tally = Tally()
@@ -66,6 +67,8 @@ class Trial(NamedTuple):
     learner: Tally = Tally()
     """The learner's episodes since its last comparison."""
     candidate: Tally = Tally()
+    level: float = 0.0
+    """J_0 when learner or candidate acted first, by which costs are counted from then on."""
     episodes: int = 0
     lowest: float = math.inf
     """The lowest return of the given policy and of champions."""
@@ -97,11 +100,11 @@ class Trial(NamedTuple):
         )  # fmt: skip
 
     def measured(self, returned: float) -> "Trial":
-        """Add an episode of the champion; as long as no other policy has acted, it is the given one."""
-        alone = math.isinf(self.lowest_other)
+        """Add an episode of the champion, which is the given policy until the first promotion."""
+        given = self.given if self.promoted else self.given.add(returned)
         return self._replace(
-            given=self.given.add(returned) if alone else self.given, champion=self.champion.add(returned),
-            episodes=self.episodes + 1, lowest=min(self.lowest, returned),
+            given=given, champion=self.champion.add(returned), episodes=self.episodes + 1,
+            level=given.mean if math.isinf(self.lowest_other) else self.level, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
     def tried(self, returned: float, level: float) -> "Trial":
@@ -149,7 +152,7 @@ class Gate(eqx.Module):
     variation: float = 0.15
     """A first judgement takes (v / this)^2 episodes, v the coefficient of variation of returns within policies."""
     measured_episodes: int = eqx.field(static=True, default=5)
-    """Episodes in which J_0 is measured (inferred)."""
+    """Episodes in which J_0 is measured before another policy than the given one acts (inferred)."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before a candidate is taken from it, also after each promotion or return to the
     champion (inferred)."""
@@ -175,7 +178,7 @@ class Gate(eqx.Module):
     def span(self, trial: Trial) -> float:
         """Return J_0 - L."""
         lowest = min(trial.lowest, trial.lowest_other, *([] if self.score is None else [self.score[0]]))
-        return trial.given.mean - lowest
+        return trial.level - lowest
 
     def protects(self, trial: Trial) -> bool:
         """Return whether the given policy is better than one that does nothing, as far as that is known."""
@@ -183,7 +186,7 @@ class Gate(eqx.Module):
 
     def stake(self, trial: Trial) -> float:
         """Return what one episode can cost at most: the given policy's mean, with or without noise, less L."""
-        return self.span(trial) + max(trial.given_noisy.mean - trial.given.mean, 0.0) * (trial.given_noisy.count > 0)
+        return self.span(trial) + max(trial.given_noisy.mean - trial.level, 0.0) * (trial.given_noisy.count > 0)
 
     def purse(self, trial: Trial) -> float:
         """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
@@ -200,7 +203,7 @@ class Gate(eqx.Module):
     def episodes_needed(self, trial: Trial) -> int:
         """Return n, the episodes of a first judgement."""
         std, _ = pooled_std(trial.given, trial.champion)
-        scale = max(abs(trial.given.mean), self.span(trial))
+        scale = max(abs(trial.level), self.span(trial))
         variation = std / scale if scale > 0 else 0.0
         return min(max(math.ceil((variation / float(self.variation)) ** 2), self.min_episodes), self.max_episodes)
 
@@ -227,7 +230,7 @@ class Gate(eqx.Module):
 
     def fell(self, trial: Trial, tally: Tally) -> bool:
         """Return whether a policy's returns lie below all of the champions' and in the lowest quarter of J_0 - L."""
-        low = min(trial.lowest, trial.given.mean - 0.75 * self.span(trial))
+        low = min(trial.lowest, trial.level - 0.75 * self.span(trial))
         return self.protects(trial) and tally.mean < low
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
@@ -237,20 +240,21 @@ class Gate(eqx.Module):
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: what it decided, and who acts next."""
-        acted, noisy_level = trial.acting, (trial.given_noisy if trial.given_noisy.count else trial.given).mean
+        acted, noisy_level = trial.acting, trial.given_noisy.mean if trial.given_noisy.count else trial.level
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
         elif acted == "champion":
             trial = trial.measured(returned)
         elif acted == "candidate":
-            trial = trial.tried(returned, trial.given.mean)._replace(candidate=trial.candidate.add(returned))
+            trial = trial.tried(returned, trial.level)._replace(candidate=trial.candidate.add(returned))
             trial = self._judged(trial, env_step)
         else:
             trial = trial.tried(returned, noisy_level)._replace(learner=trial.learner.add(returned))
             trial = self._compared(trial, env_step)
-        known = trial.given.count >= self.measured_episodes
         others = "candidate" if trial.need > 0 else "learner"
+        first = 0 if trial.promoted else self.measured_episodes
+        known = trial.champion.count >= (max(trial.candidate.count, first) if trial.need > 0 else first)
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:
