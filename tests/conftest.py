@@ -1,10 +1,12 @@
 """Strict flags for every test, and what the tests share: data, pre-trained networks, a second implementation.
 
-Every annotation of the library is checked at run time, rank promotion raises, and warnings are errors (pyproject).
+Every annotation of the library is checked at run time, promotions of rank and of dtype raise, and warnings are errors
+(pyproject).
 """
 
 # ruff: noqa: E402 (the import hook stands before the first import of segue)
 import dataclasses
+import functools
 import gc
 import os
 
@@ -30,6 +32,7 @@ import numpy as np
 import optax
 import pytest
 
+from segue import core
 from segue.core import Clock, Pretrained, Spec, TrainState, Transition
 from segue.methods.sac import LogAlpha
 from segue.methods.td3 import TD3
@@ -39,6 +42,22 @@ from segue.nn.vae import VAE
 from segue.replay.ring import Ring
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def leniently(function):
+    """`function`, in which arrays of different dtypes may meet."""
+
+    @functools.wraps(function)
+    def lenient(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return lenient
+
+
+core.ADAM = optax.GradientTransformation(core.ADAM.init, leniently(core.ADAM.update))
+"""Optax raises a float to the power of an integer count, which strict promotion refuses."""
 
 SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
 WIDTH, BATCH = 16, 24
