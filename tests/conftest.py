@@ -65,6 +65,11 @@ WIDTH, BATCH = 16, 24
 NETS = Networks(width=WIDTH)
 
 
+def pytest_configure(config):
+    """Markers are named here, for test_own_method runs a copy of the laws without pyproject.toml."""
+    config.addinivalue_line("markers", "slow: takes long; `make test-quick` leaves it out")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Compiled programs are mapped into memory, a dozen maps each, and a process may have 65,530: more is a crash."""

@@ -50,6 +50,8 @@ from segue.replay.ring import Ring
 from segue.replay.sampler import Uniform
 from segue.training.phases import Collect, Collected
 
+pytestmark = pytest.mark.slow
+
 KEY, DUE = jax.random.key(3), at(1)
 OFFLINE = jax.tree.map(jnp.asarray, rows(BATCH, 1))
 ONLINE = jax.tree.map(jnp.asarray, rows(BATCH, 2))

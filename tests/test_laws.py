@@ -32,6 +32,8 @@ from segue.nn.networks import Networks
 from segue.replay.next_actions import NextActionBatch
 from segue.replay.returns_to_go import ReturnsBatch
 
+pytestmark = pytest.mark.slow
+
 
 class Law(NamedTuple):
     method: AbstractMethod
