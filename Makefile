@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup test check wheel format pictures docs docs-check bench bench-peers demo paper-table-small faults clean
+.PHONY: help setup test test-quick check wheel format pictures docs docs-check bench bench-peers demo paper-table-small faults clean
 
 help:  ## list these targets (the default)
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-26s %s\n", $$1, $$2}'
@@ -23,8 +23,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: setup  ## run the tests, files in two processes side by side
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+# A process that has no tests left takes some of the other's, so that both end together.
+test: setup  ## run the tests, in two processes side by side
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-quick: setup  ## run the tests but for those marked slow
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 check: setup  ## lint, formatting, the order of imports between rooms, and types
 	$(BIN)/ruff check .

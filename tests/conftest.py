@@ -1,10 +1,12 @@
 """Strict flags for every test, and what the tests share: data, pre-trained networks, a second implementation.
 
-Every annotation of the library is checked at run time, rank promotion raises, and warnings are errors (pyproject).
+Every annotation of the library is checked at run time, promotions of rank and of dtype raise, and warnings are errors
+(pyproject).
 """
 
 # ruff: noqa: E402 (the import hook stands before the first import of segue)
 import dataclasses
+import functools
 import gc
 import os
 
@@ -15,8 +17,14 @@ typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """An int is a float, as PEP 484 has it."""
 
 install_import_hook("segue", "conftest.typechecked")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-"""The same programs, compiled three times faster; nothing here measures speed."""
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+"""XLA compiles four times faster so, and nothing here measures speed. Processes that tests start inherit the flags."""
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION])
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +32,7 @@ import numpy as np
 import optax
 import pytest
 
+from segue import core
 from segue.core import Clock, Pretrained, Spec, TrainState, Transition
 from segue.methods.sac import LogAlpha
 from segue.methods.td3 import TD3
@@ -33,11 +42,32 @@ from segue.nn.vae import VAE
 from segue.replay.ring import Ring
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def leniently(function):
+    """`function`, in which arrays of different dtypes may meet."""
+
+    @functools.wraps(function)
+    def lenient(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return lenient
+
+
+core.ADAM = optax.GradientTransformation(core.ADAM.init, leniently(core.ADAM.update))
+"""Optax raises a float to the power of an integer count, which strict promotion refuses."""
 
 SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
 WIDTH, BATCH = 16, 24
 """They differ, so that a shape tells a weight from a batch of activations."""
 NETS = Networks(width=WIDTH)
+
+
+def pytest_configure(config):
+    """Markers are named here, for test_own_method runs a copy of the laws without pyproject.toml."""
+    config.addinivalue_line("markers", "slow: takes long; `make test-quick` leaves it out")
 
 
 @pytest.fixture(autouse=True, scope="module")

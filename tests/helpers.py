@@ -16,7 +16,6 @@ from segue.cli import main
 ROOT = Path(tempfile.mkdtemp(prefix="segue-tests-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 os.environ["SEGUE_CACHE"] = str(ROOT / "cache")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
 class Ragged(gym.Env):

@@ -50,6 +50,8 @@ from segue.replay.ring import Ring
 from segue.replay.sampler import Uniform
 from segue.training.phases import Collect, Collected
 
+pytestmark = pytest.mark.slow
+
 KEY, DUE = jax.random.key(3), at(1)
 OFFLINE = jax.tree.map(jnp.asarray, rows(BATCH, 1))
 ONLINE = jax.tree.map(jnp.asarray, rows(BATCH, 2))
@@ -302,7 +304,7 @@ def test_rebrac_s_losses_and_their_gradients(x64):
     Oracle.agree(loss_of, given.actor.net, slope, rtol=1e-5)
     online = backbone.online()
     for env_step, left in ((250_000, 0.75), (900_000, 0.5)):
-        value, _, _ = policy_loss(online, given, OFFLINE, clock=at(1, env_step))
+        value, _, _ = policy_loss(online, given, x64(OFFLINE), clock=at(1, env_step))
         np.testing.assert_allclose(value, loss_of(Oracle.params(given.actor.net), left), rtol=1e-9)
 
 

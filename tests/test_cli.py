@@ -14,6 +14,8 @@ from segue.cli.main import main
 from segue.data import collecting
 from segue.tasks import suite
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -28,6 +28,8 @@ from segue.tasks import datasets
 from segue.tasks.suite import TASKS, task
 from segue.tasks.task import AbstractDatasetRecipe, Task
 
+pytestmark = pytest.mark.slow
+
 
 def env_of(id_):
     env = make_env(id_)

@@ -32,6 +32,8 @@ from segue.system import disk
 from segue.tasks.budget import Budget
 from segue.tasks.suite import task
 
+pytestmark = pytest.mark.slow
+
 SPEC = spec_of(Ragged())
 ACTOR = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
 COMMON = ["--quiet", "--seeds", "2", "--episodes", "2", "--log-every", "1", "--evaluate-steps", "4"]

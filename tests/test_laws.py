@@ -34,6 +34,8 @@ from segue.nn.networks import Networks
 from segue.replay.next_actions import NextActionBatch
 from segue.replay.returns_to_go import ReturnsBatch
 
+pytestmark = pytest.mark.slow
+
 
 class Law(NamedTuple):
     method: AbstractMethod
@@ -196,8 +198,8 @@ class Case:
         ]
         self.learners = [law.method.init(SPEC, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
         self.batches = [self.batch(s) for s in range(SEEDS)]
-        self.one = lambda m, learner, batch, key, clock: m.update(learner, batch, key=key, clock=clock)
-        self.jitted = jax.jit(self.one)
+        # Jitted, so that Python runs once through the update, and not once more for each law that looks at the program.
+        self.one = jax.jit(lambda m, learner, batch, key, clock: m.update(learner, batch, key=key, clock=clock))
         self.several = jax.vmap(self.one, in_axes=(None, 0, 0, 0, None))
 
     def batch(self, seed: int, terminal: float = 0.3) -> Any:
@@ -212,7 +214,7 @@ class Case:
 
     def update(self, learner=None, *, method=None, batch=None, key=0, clock=DUE):
         learner, batch = learner or self.learners[0], batch or self.batches[0]
-        return self.jitted(method or self.method, learner, batch, jax.random.key(key), clock)
+        return self.one(method or self.method, learner, batch, jax.random.key(key), clock)
 
     def all_seeds(self):
         return stack(*self.learners), stack(*self.batches), jax.vmap(jax.random.key)(jnp.arange(SEEDS))
@@ -258,7 +260,7 @@ def test_a_new_float_does_not_recompile_and_is_used(case):
     other = jax.tree.map(lambda leaf: 0.9 * leaf if isinstance(leaf, float) else leaf, case.method)
     assert any(isinstance(leaf, float) for leaf in jax.tree.leaves(case.method))
     assert not same(before, case.update(method=other))
-    assert case.jitted._cache_size() == 1
+    assert case.one._cache_size() == 1
 
 
 def jaxpr_equations(jaxpr):

@@ -34,6 +34,8 @@ from segue.training.phases import Train
 from segue.training.pipeline import pipeline
 from segue.training.state import RunState
 
+pytestmark = pytest.mark.slow
+
 inf = np.inf
 BACKBONE = TD3(networks=NETS, target_noise=0.0)
 OFFLINE, ONLINE = rows(BATCH, 1), rows(BATCH, 2)

@@ -26,6 +26,8 @@ from segue.replay.sampler import Uniform
 from segue.runs import commits, restore
 from segue.training.phases import Collect, Online, Train
 
+pytestmark = pytest.mark.slow
+
 SPEC = Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
 
 

@@ -29,6 +29,8 @@ from segue.nn.networks import AbstractNetworks
 from segue.replay import Paired, Uniform
 from segue.training import Collect, Online, Train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "own_method.py"
 PART = "cloning_weight"

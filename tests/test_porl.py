@@ -38,6 +38,8 @@ from segue.training import start as start_module
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import pipeline
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 ONLINE = Ratio(Linear(1.0, 1.0, 0), batch=8)
 TINY = SAC(networks=Networks(width=8, depth=1, critic_depth=1), critics=3, subset=2, delay=2, entropy_backup=False)

@@ -1,4 +1,4 @@
-"""The recorder of random keys finds what it is for. The laws that use it are in test_laws and test_sources."""
+"""The recorder of random keys finds what it is for. The laws that use it are in test_laws and test_replay."""
 
 import jax
 from random_keys import recorded

@@ -42,6 +42,8 @@ from segue.system.signals import Stop
 from segue.tasks.suite import task
 from segue.training.state import PhaseState
 
+pytestmark = pytest.mark.slow
+
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
 

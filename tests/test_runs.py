@@ -37,6 +37,8 @@ from segue.tasks.recipes import opt
 from segue.tasks.suite import task
 from segue.training.phases import Collect, Online, Train
 
+pytestmark = pytest.mark.slow
+
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 
 

@@ -25,6 +25,8 @@ from segue.runs.journal import Journal, Place
 from segue.runs.run import resume
 from segue.runs.trackers import TRACKERS, SubprocessTracker, Tracker, Trackers, known
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = ("metrics.jsonl", "returns.jsonl", "episodes.jsonl", "failures.jsonl")
 
 # A package of W&B's name and ways, which misbehaves as FAKE_WANDB says and notes what it heard.

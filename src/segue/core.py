@@ -101,8 +101,8 @@ class Linear(eqx.Module):
 
     def __call__(self, clock: Clock) -> Float[Array, ""]:
         """Return the value at `clock`; the interpolation starts where the calling phase started."""
-        length = jnp.maximum(self.until - clock.phase_start, 1)
-        share = jnp.clip((clock.env_step - clock.phase_start) / length, 0.0, 1.0)
+        length = jnp.asarray(jnp.maximum(self.until - clock.phase_start, 1), float)
+        share = jnp.clip(jnp.asarray(clock.env_step - clock.phase_start, float) / length, 0.0, 1.0)
         return self.start + (self.end - self.start) * share
 
 

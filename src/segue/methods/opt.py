@@ -161,6 +161,6 @@ def mixed(q_off: QFunction, q_on: QFunction, kappa: Float[Array, ""]) -> QFuncti
 
     def q_kappa(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         both = lambda s, a: (1 - kappa) * q_off(s, a) + kappa * q_on(s, a)
-        return jax.lax.switch((kappa > 0).astype(int) + (kappa >= 1), (q_off, both, q_on), obs, action)
+        return jax.lax.switch((kappa > 0).astype(int) + (kappa >= 1).astype(int), (q_off, both, q_on), obs, action)
 
     return q_kappa

@@ -50,7 +50,8 @@ def returns_to_go(
     followed = jnp.concatenate([followed, jnp.zeros(1, bool)])
     rest = jnp.where(followed | rows.terminal, 0.0, discount * tail)
     after = lambda later, row: (row[0] * later[0], row[1] + row[0] * later[1])  # G = b + a G of the next row
-    _, return_to_go = jax.lax.associative_scan(after, (discount * followed, rows.reward + rest), reverse=True)
+    share = jnp.where(followed, discount, 0.0)
+    _, return_to_go = jax.lax.associative_scan(after, (share, rows.reward + rest), reverse=True)
     return return_to_go, jax.lax.associative_scan(jnp.logical_or, ended, reverse=True)
 
 

@@ -93,7 +93,7 @@ def mixed_index(share: Any, batch: int, size: int, ring: Ring, key: PRNGKeyArray
     online = size + jax.random.randint(key_on, (batch,), 0, ring.size)
     if size == 0:
         return online
-    is_online = jnp.arange(batch) < jnp.round(share * batch)
+    is_online = jnp.arange(batch, dtype=float) < jnp.round(share * batch)
     return jnp.where(is_online, online, jax.random.randint(key_off, (batch,), 0, size))
 
 

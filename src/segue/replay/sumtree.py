@@ -47,7 +47,8 @@ def draw(tree: Tree, count: int, key: PRNGKeyArray) -> Int[Array, " count"]:
 
     def down(node: Int[Array, " count"], coin: Float[Array, " count"]) -> tuple[Int[Array, " count"], None]:
         left, right = tree[2 * node], tree[2 * node + 1]
-        return 2 * node + ((right > 0) & (coin * (left + right) >= left)), None
+        goes_right = (right > 0) & (coin * (left + right) >= left)
+        return 2 * node + goes_right.astype(node.dtype), None
 
     node, _ = jax.lax.scan(down, jnp.ones(count, jnp.int32), jax.random.uniform(key, (depth(tree), count)))
     return node - len(tree) // 2

@@ -37,6 +37,8 @@ from segue.training import engine, start
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import Drive, pipeline
 
+pytestmark = pytest.mark.slow
+
 SPEC = spec_of(Ragged())
 POLICY = Deterministic(MLP((3, 8, 2), key=jax.random.key(5)))
 TINY = SAC(networks=Networks(width=8, depth=1, critic_depth=1), critics=3, subset=2, delay=2)

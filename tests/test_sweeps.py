@@ -30,6 +30,8 @@ from segue.system import cores as cores_module
 from segue.system import disk
 from segue.system.cores import Claims, pin
 
+pytestmark = pytest.mark.slow
+
 PLAN = """
 seeds = 3
 together = 2
