@@ -24,6 +24,7 @@ from segue.envs.lockstep import TRAIN, LockstepEnvs, episode_seed
 from segue.envs.make import spec_of
 from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError
+from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.sac import SAC
 from segue.nn.actors import Deterministic
@@ -34,6 +35,8 @@ from segue.replay.sampler import Ratio, Uniform
 from segue.runs import checkpoints, commits, hooks, journal, log, meter
 from segue.runs.agent import Agent, _CallerEnv
 from segue.training import engine, start
+from segue.training.gate import Gate
+from segue.training.guarded import Guarded
 from segue.training.phases import Collect, Online, Train
 from segue.training.pipeline import Drive, pipeline
 
@@ -681,3 +684,21 @@ def test_a_dataset_is_checked_against_the_spec(tmp_path):
         assert not folder.exists()
     with tuner(changed(saved(3, 7.0), clip_actions=True), new("arm"), OFFLINE) as mine:
         assert (np.asarray(mine.drive.run.offline.action)[:, 1] == 1).all()
+
+
+def test_a_guarded_agent_deploys_its_champion(task):
+    learner = PORL(EnsembleTD3(networks=Networks(width=8, depth=1), critics=2, delay=1, actor_lr=0.01))
+    gate = Gate(rest=5, min_episodes=1, max_episodes=2, margin=1e6)
+    phases = {"finetune": Guarded(learner, 150, ONLINE, 1, gate=gate)}
+    folder, obs = new(), np.array([3.0, 1.0, 0.5], np.float32)
+    with tuner(task, folder, phases) as agent:
+        with pytest.raises(SegueError, match="no deployed policy"):
+            _ = agent.champion
+        Arm().phase_state(agent, 1)
+        np.testing.assert_allclose(agent.champion(obs), SPEC.denormalise(POLICY.act(jnp.asarray(obs))), atol=1e-5)
+        Arm().phase_state(agent)
+        deployed = agent.champion(obs)
+    last = policy_file.load(folder / "policy-0.safetensors")[0]
+    np.testing.assert_allclose(deployed, SPEC.denormalise(last.act(jnp.asarray(obs))), atol=1e-5)
+    entries = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert {entry["policy"] for entry in entries} >= {"champion", "learner"}

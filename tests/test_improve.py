@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import signal
 
 import jax
@@ -17,6 +18,8 @@ from segue.errors import SegueError
 from segue.nn.actors import Deterministic
 from segue.nn.networks import Networks
 from segue.policies import policy_file
+from segue.report import guard
+from segue.report.page import escape
 from segue.runs import improve, restore
 from segue.system import disk
 from segue.training.gate import Gate
@@ -233,3 +236,40 @@ def test_gate_settings_are_checked_as_flags(capsys):
         main.main(["run", *words(), "--finetune.gate.share", "0", "--out", str(new())])
     assert "share" in capsys.readouterr().err
     assert Gate().share == 0.1
+
+
+def test_the_page_opens_with_the_verdict_and_shows_who_acted():
+    folder = new("paged")
+    main.main(["run", *words(), "--out", str(folder)])
+    main.main(["report", str(folder), "--out", str(folder / "page.html")])
+    page = (folder / "page.html").read_text()
+    sentences = disk.read_json(folder / "verdict.json")["sentences"]
+    assert len(sentences) == 2
+    first = page.index(escape(sentences[0]))
+    assert first < page.index("<figure>") < page.index("<table")
+    assert "returns of training episodes by who acted" in page
+    found = guard.episodes(folder)
+    entries = [e for e in lines(folder / "episodes.jsonl") if e["seed"] == 0 and "policy" in e]
+    assert found.returns.tolist() == [e["return"] for e in entries]
+    assert len(found.promoted) == sum(e["verdict"] == "promoted" for e in entries)
+    assert guard.table("x", found).rows[0][1].value == str(sum(e["policy"] == "champion" for e in entries))
+
+
+@pytest.mark.parametrize("content", [{"sentences": "x"}, {"sentences": [1]}, {}])
+def test_a_damaged_verdict_is_named(content):
+    folder = new()
+    folder.mkdir()
+    disk.write_json(folder / "verdict.json", {"format": disk.FORMAT, **content})
+    with pytest.raises(SegueError, match=r"verdict\.json"):
+        guard.verdicts(folder)
+    assert guard.verdicts(new()) == []
+
+
+@pytest.mark.parametrize("change", [{"policy": "thief"}, {"return": "x"}, {"env_step": -1}, {"return": 1e300}])
+def test_a_damaged_episode_is_named(change):
+    folder = new()
+    folder.mkdir()
+    entry = {"seed": 0, "env_step": 3, "return": 1.0, "policy": "champion", "verdict": ""} | change
+    (folder / "episodes.jsonl").write_text(json.dumps(entry) + "\n")
+    with pytest.raises(SegueError, match="damaged"):
+        guard.episodes(folder)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segue.errors import SegueError
-from segue.report import aggregates, distribution_shift, provenance
+from segue.report import aggregates, distribution_shift, guard, provenance
 from segue.report.curves import PANELS, LineStyle, NoPicture, counted_seeds, limits, line_styles, panel, svg
 from segue.report.tables import (
     Cell,
@@ -259,8 +259,7 @@ def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]
 
 
 def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> str:
-    first, *rest = task_tables(group)
-    text = f"<p>{escape(provenance_line(group))}.</p>{_table(first)}"
+    text = f"<p>{escape(provenance_line(group))}.</p>{_verdicts(group)}"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
     text += _legend(names, styles)
@@ -281,7 +280,42 @@ def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle
         )
         for name in drawn
     ]
-    return text + _figures(figures) + "".join(_table(of_task(title, more)) for more in rest)
+    figures += [figure for record, label in zip(group, labels(group), strict=True) for figure in _gate(record, label)]
+    first, *rest = task_tables(group)
+    return text + _figures(figures) + _table(first) + "".join(_table(of_task(title, more)) for more in rest)
+
+
+def _verdicts(group: Sequence[RunRecord]) -> str:
+    """Return what became of the policies that a gate guarded, a sentence for each seed."""
+    text = ""
+    for part in (part for record in group for part in record.parts):
+        try:
+            sentences = guard.verdicts(part.path)
+        except SegueError as error:
+            sentences = [str(error)]
+        text += "".join(f"<p><strong>{escape(sentence)}</strong></p>" for sentence in sentences)
+    return text
+
+
+def _gate(record: RunRecord, label: str) -> list[Figure]:
+    """Return the picture of the first seed's training episodes under a gate; none where there was no gate."""
+    try:
+        found = guard.episodes(record.parts[0].path)
+    except SegueError:
+        return []  # the notes name the damaged journal
+    if found is None:
+        return []
+    counts = f"{_count(found.candidates, 'candidate')} taken, {len(found.promoted)} promoted"
+    seeds = record.scores.shape[1]
+    return [
+        Figure(
+            lambda: svg(lambda axis: guard.paint(axis, found)),
+            f"Training returns of {label} by who acted: {counts}.",
+            f"{label}{', its first seed' * (seeds > 1)}: returns of training episodes by who acted; dashed lines are "
+            f"promotions ({counts}).",
+            guard.table(label, found),
+        )
+    ]
 
 
 def _ends(group: Sequence[RunRecord], name: str) -> str:

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from segue import predict
 from segue.core import Clock, Spec, Transition
 from segue.data.dataset import Dataset, box, check_against
 from segue.data.device import nothing
@@ -39,6 +40,7 @@ from segue.data.loading import load
 from segue.envs.faults import EnvFault, check_observation
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
+from segue.policies import policy_file
 from segue.runs.all_hooks import make_hooks
 from segue.runs.config import Safeguards, check_order, check_settings, read_unfinished
 from segue.runs.console import Console
@@ -231,6 +233,19 @@ class Agent:
         """Env steps that the run has learned from, or is about to learn from."""
         phase_state = self.drive.phase_state or (self.drive.resumed[0] if self.drive.resumed else None)
         return self.drive.run.env_step if phase_state is None else phase_state.env_step
+
+    @property
+    def champion(self) -> predict.Policy:
+        """The deployed policy of a guarded phase, as a function of NumPy: `agent.champion(obs)` is its action [act], in
+        the env's units. It does not explore. The file champion-0 in the run's directory holds the same policy.
+
+        Raises:
+            SegueError: where no phase with a gate has begun.
+        """
+        path = self.folder / "champion-0.safetensors"
+        if not path.exists():
+            raise SegueError(f"{self.folder} has no deployed policy: a phase with a gate must have begun.")
+        return policy_file.to_exported(*policy_file.load(path))
 
     def act(self, obs: Any) -> Float[np.ndarray, " act"]:
         """Return the exploration action to take now [act], in the env's units.

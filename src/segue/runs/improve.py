@@ -187,9 +187,8 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
                 str(path),
             )
         )  # fmt: skip
-    disk.write_json(
-        folder / "verdict.json", {"format": disk.FORMAT, "verdicts": [dataclasses.asdict(each) for each in found]}
-    )
+    content = {"verdicts": [dataclasses.asdict(each) for each in found], "sentences": list(map(str, found))}
+    disk.write_json(folder / "verdict.json", {"format": disk.FORMAT, **content})
     return found
 
 
