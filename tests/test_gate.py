@@ -170,7 +170,7 @@ def test_the_learner_is_compared_under_the_noise_that_it_has():
 def test_the_champion_plays_as_many_episodes_as_its_candidate():
     roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t: 100.0}
     for trial in play(Gate(rest=0, min_episodes=12), roles, 80):
-        assert trial.champion.count >= trial.candidate.count - 1 or trial.need == 0
+        assert trial.champion.episodes >= trial.candidate.episodes - 1 or trial.need == 0
 
 
 def test_no_candidate_is_taken_before_the_learner_has_had_its_rest():
@@ -322,14 +322,14 @@ class Always(Gate):
     """Promotes every candidate."""
 
     def judge(self, trial):
-        return "promoted" if trial.candidate.count else ""
+        return "promoted" if trial.candidate.episodes else ""
 
 
 class Never(Gate):
     """Rejects every candidate."""
 
     def judge(self, trial):
-        return "rejected" if trial.candidate.count else ""
+        return "rejected" if trial.candidate.episodes else ""
 
 
 ALWAYS = Always(rest=5, min_episodes=1, max_episodes=2, margin=1e6)

@@ -85,8 +85,8 @@ class Gated(AbstractMethod):
 
     def release(self, learner: GatedLearner) -> Pretrained:
         released = self.method.release(learner.inner)
-        champion = TrainState.new(learner.champion)
-        return released._replace(actor=champion).with_parts(learner=released.actor)
+        assert released.actor is not None
+        return released._replace(actor=TrainState.new(learner.champion)).with_parts(learner=released.actor)
 
     def explore(
         self, learner: GatedLearner, obs, *, key: PRNGKeyArray, clock: Clock, episode_step

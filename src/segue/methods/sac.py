@@ -127,7 +127,8 @@ class AbstractSAC(AbstractBackbone):
         return {name: part for name, part in parts.items() if name != "temperature"}
 
     def new_fit(self) -> Parts:
-        return {"spread": TrainState.new(SpreadFit(*(jnp.zeros(()) for _ in range(3))), target=False)}
+        zero = jnp.zeros(())
+        return {"spread": TrainState.new(SpreadFit(zero, zero, zero), target=False)}
 
     def fit(self, parts: Parts, actor: TrainState, q: QFunction, batch: Any, *, key: PRNGKeyArray) -> Parts:
         """Average the slopes of value and entropy in log sigma over some hundred updates.
@@ -143,7 +144,7 @@ class AbstractSAC(AbstractBackbone):
             return (jax.vmap(q)(batch.obs, action).mean(), entropy), entropy
 
         slopes, entropy = jax.jacrev(averages, has_aux=True)(jnp.zeros(()))
-        now = SpreadFit(*slopes, entropy)
+        now = SpreadFit(slopes[0], slopes[1], entropy)
         fitted = jax.tree.map(lambda old, new: old + 0.01 * (new - old), parts["spread"].net, now)
         temperature = TrainState.new(LogAlpha(fitted.log_alpha), target=False)
         return {**parts, "spread": TrainState.new(fitted, target=False), "temperature": temperature}

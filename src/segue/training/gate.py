@@ -36,21 +36,21 @@ from segue.errors import SegueError, at_least
 class Tally(NamedTuple):
     """The returns of one policy's episodes."""
 
-    count: int = 0
+    episodes: int = 0
     mean: float = 0.0
     squares: float = 0.0
     """Sum of squared deviations from the mean."""
 
     def add(self, returned: float) -> "Tally":
         """Add an episode's return."""
-        count, ahead = self.count + 1, returned - self.mean
-        mean = self.mean + ahead / count
-        return Tally(count, mean, self.squares + ahead * (returned - mean))
+        episodes, ahead = self.episodes + 1, returned - self.mean
+        mean = self.mean + ahead / episodes
+        return Tally(episodes, mean, self.squares + ahead * (returned - mean))
 
 
 def pooled_std(*tallies: Tally) -> tuple[float, int]:
     """Compute the standard deviation within policies, and its degrees of freedom."""
-    freedom = sum(max(tally.count - 1, 0) for tally in tallies)
+    freedom = sum(max(tally.episodes - 1, 0) for tally in tallies)
     return math.sqrt(sum(tally.squares for tally in tallies) / max(freedom, 1)), freedom
 
 
@@ -116,24 +116,30 @@ class Trial(NamedTuple):
 
 def json_of(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON, from which `parse_trial` rebuilds it."""
-    fields = {name: list(field) if isinstance(field, Tally) else field for name, field in trial._asdict().items()}
-    infinite = {name: None for name in ("lowest", "lowest_other") if math.isinf(fields[name])}
-    return fields | infinite
+    fields: dict[str, Any] = {}
+    for name, field in trial._asdict().items():
+        infinite = isinstance(field, float) and math.isinf(field)
+        fields[name] = list(field) if isinstance(field, Tally) else None if infinite else field
+    return fields
 
 
 def parse_trial(value: Any) -> Trial:
     """Rebuild a trial from JSON. Raises ValueError or TypeError where it is not one."""
     if not isinstance(value, dict) or value.keys() != set(Trial._fields):
         raise ValueError("it has other fields than a trial")
-    value = value | {name: math.inf for name in ("lowest", "lowest_other") if value[name] is None}
-    tally = lambda count, mean, squares: Tally(count, mean, squares)
-    fields = {name: tally(*field) if isinstance(field, list) else field for name, field in value.items()}
-    trial = Trial(**fields)
-    kinds = lambda parts: [type(part) for part in parts]
-    alike = kinds(trial) == kinds(Trial()) and all(kinds(t) == kinds(Tally()) for t in trial if isinstance(t, Tally))
-    if not alike or any(math.isnan(part) for part in trial if isinstance(part, float)):
-        raise ValueError("a field is of another type than a trial's")
-    return trial
+    fields: dict[str, Any] = {}
+    for name, default in Trial()._asdict().items():
+        field = value[name]
+        if isinstance(default, Tally):
+            episodes, mean, squares = field
+            field = Tally(episodes, mean, squares)
+        elif field is None and isinstance(default, float) and math.isinf(default):
+            field = math.inf
+        wanted, found = [tuple(each) if isinstance(each, Tally) else (each,) for each in (default, field)]
+        if list(map(type, found)) != list(map(type, wanted)) or any(part != part for part in found):
+            raise ValueError(f"{name} is not what it must be")
+        fields[name] = field
+    return Trial(**fields)
 
 
 class Gate(eqx.Module):
@@ -186,11 +192,11 @@ class Gate(eqx.Module):
 
     def stake(self, trial: Trial) -> float:
         """Return what one episode can cost at most: the given policy's mean, with or without noise, less L."""
-        return self.span(trial) + max(trial.given_noisy.mean - trial.level, 0.0) * (trial.given_noisy.count > 0)
+        return self.span(trial) + max(trial.given_noisy.mean - trial.level, 0.0) * (trial.given_noisy.episodes > 0)
 
     def purse(self, trial: Trial) -> float:
         """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
-        if trial.given.count == 0:
+        if trial.given.episodes == 0:
             return 0.0
         return float(self.share) * self.stake(trial) * trial.episodes - trial.cost
 
@@ -211,19 +217,19 @@ class Gate(eqx.Module):
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
         given, champion, candidate = trial.given, trial.champion, trial.candidate
         span = self.span(trial)
-        if candidate.count == 2 and self.fell(trial, candidate):
+        if candidate.episodes == 2 and self.fell(trial, candidate):
             return "rejected"
-        if candidate.count not in (trial.need, 2 * trial.need):
+        if candidate.episodes not in (trial.need, 2 * trial.need):
             return ""
         std, freedom = pooled_std(given, candidate)
-        error = std * math.sqrt(1 / candidate.count + 1 / given.count)
+        error = std * math.sqrt(1 / candidate.episodes + 1 / given.episodes)
         quantile = float(stdtrit(max(freedom, 1), 1 - float(self.risk) / 2))
         not_worse = candidate.mean - given.mean + float(self.margin) * span > quantile * error
         std, _ = pooled_std(champion, candidate)
-        ahead, error = candidate.mean - champion.mean, std * math.sqrt(1 / candidate.count + 1 / champion.count)
+        ahead, error = candidate.mean - champion.mean, std * math.sqrt(1 / candidate.episodes + 1 / champion.episodes)
         if ahead > 0.5 * error and (not_worse or not self.protects(trial)):
             return "promoted"
-        last = candidate.count == 2 * trial.need
+        last = candidate.episodes == 2 * trial.need
         if ahead < -error or (last and ahead <= 0):
             return "rejected"
         return "unproven" if last else ""
@@ -240,7 +246,7 @@ class Gate(eqx.Module):
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: what it decided, and who acts next."""
-        acted, noisy_level = trial.acting, trial.given_noisy.mean if trial.given_noisy.count else trial.level
+        acted, noisy_level = trial.acting, trial.given_noisy.mean if trial.given_noisy.episodes else trial.level
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
@@ -254,7 +260,7 @@ class Gate(eqx.Module):
             trial = self._compared(trial, env_step)
         others = "candidate" if trial.need > 0 else "learner"
         first = 0 if trial.promoted else self.measured_episodes
-        known = trial.champion.count >= (max(trial.candidate.count, first) if trial.need > 0 else first)
+        known = trial.champion.episodes >= (max(trial.candidate.episodes, first) if trial.need > 0 else first)
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:
@@ -264,7 +270,7 @@ class Gate(eqx.Module):
             return trial
         noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=Tally())
         if verdict == "promoted":
-            factor = 2.0 if trial.candidate.count >= 12 else 1.5
+            factor = 2.0 if trial.candidate.episodes >= 12 else 1.5
             return trial._replace(
                 champion=trial.candidate, noisy=noisy, radius=min(trial.radius * factor, float(self.radius_high)),
                 promoted=trial.promoted + 1, rest=env_step + self.rest,
@@ -274,18 +280,18 @@ class Gate(eqx.Module):
 
     def _compared(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
-        learner, level = trial.learner, trial.noisy if trial.noisy.count else trial.champion
-        if learner.count == 2 and self.fell(trial, learner):
+        learner, level = trial.learner, trial.noisy if trial.noisy.episodes else trial.champion
+        if learner.episodes == 2 and self.fell(trial, learner):
             return self._back(trial._replace(verdict="rejected"), env_step)
-        if learner.count < self.min_episodes or env_step < trial.rest:
+        if learner.episodes < self.min_episodes or env_step < trial.rest:
             return trial
         if learner.mean > level.mean:
             need = self.episodes_needed(trial)
             return trial._replace(verdict="taken", need=need, candidate=Tally())
-        if learner.count < 2 * self.min_episodes:
+        if learner.episodes < 2 * self.min_episodes:
             return trial
         std, _ = pooled_std(level, learner)
-        behind = level.mean - learner.mean > std * math.sqrt(1 / learner.count + 1 / level.count)
+        behind = level.mean - learner.mean > std * math.sqrt(1 / learner.episodes + 1 / level.episodes)
         return self._back(trial._replace(verdict="rejected"), env_step) if behind else trial._replace(learner=Tally())
 
     def _back(self, trial: Trial, env_step: int) -> Trial:

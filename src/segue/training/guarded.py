@@ -56,10 +56,10 @@ class Guarded(AbstractOnline):
 
     def status(self, state: PhaseState) -> str:
         counts = ", ".join(f"{trial.promoted} of {trial.promoted + trial.rejected}" for trial in state.trials)
+        trial = next(iter(state.trials))
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
-        trial = state.trials[0]
-        count = f", episode {trial.candidate.count + 1} of {trial.need}" if trial.acting == "candidate" else ""
+        count = f", episode {trial.candidate.episodes + 1} of {trial.need}" if trial.acting == "candidate" else ""
         return (
             f"the {trial.acting or 'champion'} acts{count}; candidates promoted: {counts}; "
             f"training may cost {self.gate.purse(trial):,.0f} more"
