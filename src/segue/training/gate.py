@@ -7,14 +7,15 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation; L: the lowest return so
-far):
+far). Of two policies that are compared, returns above the higher of their 0.8 quantiles count as that quantile, so that
+a rare high return decides nothing; low returns count in full.
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at the second
 judgement. Otherwise it is unproven after the second, and the learner, which has moved on, acts again. Two judgements at
-\delta / 2 each keep the probability that a candidate worse than J_0 - m is promoted below \delta.
+\delta / 2 each keep the probability that a candidate worse by more than the margin is promoted below \delta.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
@@ -32,41 +33,63 @@ from scipy.special import stdtrit
 
 from segue.errors import SegueError, at_least
 
+Returns = tuple[float, ...]
+"""The returns of a policy's episodes, at most the newest `KEPT`."""
 
-class Tally(NamedTuple):
-    """The returns of one policy's episodes."""
+KEPT = 100
+"""Episodes that are remembered of each policy."""
 
-    episodes: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared deviations from the mean."""
-
-    def add(self, returned: float) -> "Tally":
-        """Add an episode's return."""
-        episodes, ahead = self.episodes + 1, returned - self.mean
-        mean = self.mean + ahead / episodes
-        return Tally(episodes, mean, self.squares + ahead * (returned - mean))
+CAP = 0.8
+"""Returns above this quantile of either policy's own returns count as the higher of the two quantiles (inferred)."""
 
 
-def pooled_std(*tallies: Tally) -> tuple[float, int]:
-    """Compute the standard deviation within policies, and its degrees of freedom."""
-    freedom = sum(max(tally.episodes - 1, 0) for tally in tallies)
-    return math.sqrt(sum(tally.squares for tally in tallies) / max(freedom, 1)), freedom
+class Comparison(NamedTuple):
+    """Two policies' returns, capped at one level so that a rare high return decides nothing."""
+
+    ahead: float
+    """The difference of the means, the first policy's less the second's."""
+    error: float
+    """Its standard error, from the pooled standard deviation."""
+    freedom: int
+    """Degrees of freedom."""
+
+
+def compare(one: Returns, other: Returns) -> Comparison:
+    """Compare two policies by their returns. Low returns count in full, so that falls are not hidden."""
+    cap = max(sorted(returns)[int(CAP * (len(returns) - 1))] for returns in (one, other))
+    means, squares = [], 0.0
+    for returns in (one, other):
+        capped = [min(each, cap) for each in returns]
+        means.append(math.fsum(capped) / len(capped))
+        squares += math.fsum((each - means[-1]) ** 2 for each in capped)
+    freedom = max(len(one) + len(other) - 2, 1)
+    error = math.sqrt(squares / freedom) * math.sqrt(1 / len(one) + 1 / len(other))
+    return Comparison(means[0] - means[1], error, freedom)
+
+
+def mean(returns: Returns) -> float:
+    """Return the mean, 0 of nothing."""
+    return math.fsum(returns) / len(returns) if returns else 0.0
+
+
+def with_one(returns: Returns, new: float) -> Returns:
+    """Add a return and forget the oldest beyond `KEPT`."""
+    return (*returns, new)[-KEPT:]
 
 
 class Trial(NamedTuple):
     """What one seed's gate has seen, and the candidate's trial in progress."""
 
-    given: Tally = Tally()
+    given: Returns = ()
     """Episodes of the given policy."""
-    given_noisy: Tally = Tally()
+    given_noisy: Returns = ()
     """Episodes of the given policy with noise, of an earlier phase."""
-    champion: Tally = Tally()
-    noisy: Tally = Tally()
+    champion: Returns = ()
+    noisy: Returns = ()
     """Episodes of the champion with noise: the level that the learner is to pass."""
-    learner: Tally = Tally()
+    learner: Returns = ()
     """The learner's episodes since its last comparison."""
-    candidate: Tally = Tally()
+    candidate: Returns = ()
     level: float = 0.0
     """J_0 when learner or candidate acted first, by which costs are counted from then on."""
     episodes: int = 0
@@ -95,16 +118,16 @@ class Trial(NamedTuple):
     def explored(self, returned: float) -> "Trial":
         """Add an episode of the given policy with noise."""
         return self._replace(
-            given_noisy=self.given_noisy.add(returned), noisy=self.noisy.add(returned), episodes=self.episodes + 1,
-            lowest=min(self.lowest, returned),
+            given_noisy=with_one(self.given_noisy, returned), noisy=with_one(self.noisy, returned),
+            episodes=self.episodes + 1, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
     def measured(self, returned: float) -> "Trial":
         """Add an episode of the champion, which is the given policy until the first promotion."""
-        given = self.given if self.promoted else self.given.add(returned)
+        given = self.given if self.promoted else with_one(self.given, returned)
         return self._replace(
-            given=given, champion=self.champion.add(returned), episodes=self.episodes + 1,
-            level=given.mean if math.isinf(self.lowest_other) else self.level, lowest=min(self.lowest, returned),
+            given=given, champion=with_one(self.champion, returned), episodes=self.episodes + 1,
+            level=mean(given) if math.isinf(self.lowest_other) else self.level, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
     def tried(self, returned: float, level: float) -> "Trial":
@@ -116,11 +139,8 @@ class Trial(NamedTuple):
 
 def json_of(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON, from which `parse_trial` rebuilds it."""
-    fields: dict[str, Any] = {}
-    for name, field in trial._asdict().items():
-        infinite = isinstance(field, float) and math.isinf(field)
-        fields[name] = list(field) if isinstance(field, Tally) else None if infinite else field
-    return fields
+    infinite = lambda field: isinstance(field, float) and math.isinf(field)
+    return {name: None if infinite(field) else field for name, field in trial._asdict().items()}
 
 
 def parse_trial(value: Any) -> Trial:
@@ -130,14 +150,14 @@ def parse_trial(value: Any) -> Trial:
     fields: dict[str, Any] = {}
     for name, default in Trial()._asdict().items():
         field = value[name]
-        if isinstance(default, Tally):
-            episodes, mean, squares = field
-            field = Tally(episodes, mean, squares)
-        elif field is None and isinstance(default, float) and math.isinf(default):
+        if field is None and isinstance(default, float) and math.isinf(default):
             field = math.inf
-        wanted, found = [tuple(each) if isinstance(each, Tally) else (each,) for each in (default, field)]
-        if list(map(type, found)) != list(map(type, wanted)) or any(part != part for part in found):
+        field = tuple(field) if isinstance(field, list) else field
+        numbers = field if isinstance(field, tuple) else ()
+        if type(field) is not type(default) or not all(type(n) is float and math.isfinite(n) for n in numbers):
             raise ValueError(f"{name} is not what it must be")
+        if isinstance(field, float) and math.isnan(field):
+            raise ValueError(f"{name} is not a number")
         fields[name] = field
     return Trial(**fields)
 
@@ -192,11 +212,12 @@ class Gate(eqx.Module):
 
     def stake(self, trial: Trial) -> float:
         """Return what one episode can cost at most: the given policy's mean, with or without noise, less L."""
-        return self.span(trial) + max(trial.given_noisy.mean - trial.level, 0.0) * (trial.given_noisy.episodes > 0)
+        noisy = mean(trial.given_noisy) if trial.given_noisy else trial.level
+        return self.span(trial) + max(noisy - trial.level, 0.0)
 
     def purse(self, trial: Trial) -> float:
         """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
-        if trial.given.episodes == 0:
+        if len(trial.given) == 0:
             return 0.0
         return float(self.share) * self.stake(trial) * trial.episodes - trial.cost
 
@@ -208,36 +229,32 @@ class Gate(eqx.Module):
 
     def episodes_needed(self, trial: Trial) -> int:
         """Return n, the episodes of a first judgement."""
-        std, _ = pooled_std(trial.given, trial.champion)
+        error = compare(trial.given, trial.champion).error
+        std = error / math.sqrt(1 / len(trial.given) + 1 / len(trial.champion))
         scale = max(abs(trial.level), self.span(trial))
         variation = std / scale if scale > 0 else 0.0
         return min(max(math.ceil((variation / float(self.variation)) ** 2), self.min_episodes), self.max_episodes)
 
     def judge(self, trial: Trial) -> str:
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
-        given, champion, candidate = trial.given, trial.champion, trial.candidate
-        span = self.span(trial)
-        if candidate.episodes == 2 and self.fell(trial, candidate):
+        played, last = len(trial.candidate), len(trial.candidate) == 2 * trial.need
+        if played == 2 and self.fell(trial, trial.candidate):
             return "rejected"
-        if candidate.episodes not in (trial.need, 2 * trial.need):
+        if played != trial.need and not last:
             return ""
-        std, freedom = pooled_std(given, candidate)
-        error = std * math.sqrt(1 / candidate.episodes + 1 / given.episodes)
-        quantile = float(stdtrit(max(freedom, 1), 1 - float(self.risk) / 2))
-        not_worse = candidate.mean - given.mean + float(self.margin) * span > quantile * error
-        std, _ = pooled_std(champion, candidate)
-        ahead, error = candidate.mean - champion.mean, std * math.sqrt(1 / candidate.episodes + 1 / champion.episodes)
-        if ahead > 0.5 * error and (not_worse or not self.protects(trial)):
+        over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
+        quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
+        not_worse = over_given.ahead + float(self.margin) * self.span(trial) > quantile * over_given.error
+        if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
             return "promoted"
-        last = candidate.episodes == 2 * trial.need
-        if ahead < -error or (last and ahead <= 0):
+        if over_champion.ahead < -over_champion.error or (last and over_champion.ahead <= 0):
             return "rejected"
         return "unproven" if last else ""
 
-    def fell(self, trial: Trial, tally: Tally) -> bool:
+    def fell(self, trial: Trial, returns: Returns) -> bool:
         """Return whether a policy's returns lie below all of the champions' and in the lowest quarter of J_0 - L."""
         low = min(trial.lowest, trial.level - 0.75 * self.span(trial))
-        return self.protects(trial) and tally.mean < low
+        return self.protects(trial) and mean(returns) < low
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
@@ -246,21 +263,21 @@ class Gate(eqx.Module):
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: what it decided, and who acts next."""
-        acted, noisy_level = trial.acting, trial.given_noisy.mean if trial.given_noisy.episodes else trial.level
+        acted, noisy_level = trial.acting, mean(trial.given_noisy) if len(trial.given_noisy) else trial.level
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
         elif acted == "champion":
             trial = trial.measured(returned)
         elif acted == "candidate":
-            trial = trial.tried(returned, trial.level)._replace(candidate=trial.candidate.add(returned))
+            trial = trial.tried(returned, trial.level)._replace(candidate=with_one(trial.candidate, returned))
             trial = self._judged(trial, env_step)
         else:
-            trial = trial.tried(returned, noisy_level)._replace(learner=trial.learner.add(returned))
+            trial = trial.tried(returned, noisy_level)._replace(learner=with_one(trial.learner, returned))
             trial = self._compared(trial, env_step)
         others = "candidate" if trial.need > 0 else "learner"
         first = 0 if trial.promoted else self.measured_episodes
-        known = trial.champion.episodes >= (max(trial.candidate.episodes, first) if trial.need > 0 else first)
+        known = len(trial.champion) >= (max(len(trial.candidate), first) if trial.need > 0 else first)
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:
@@ -268,9 +285,9 @@ class Gate(eqx.Module):
         verdict = self.judge(trial)
         if verdict == "":
             return trial
-        noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=Tally())
+        noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
-            factor = 2.0 if trial.candidate.episodes >= 12 else 1.5
+            factor = 2.0 if len(trial.candidate) >= 12 else 1.5
             return trial._replace(
                 champion=trial.candidate, noisy=noisy, radius=min(trial.radius * factor, float(self.radius_high)),
                 promoted=trial.promoted + 1, rest=env_step + self.rest,
@@ -280,21 +297,20 @@ class Gate(eqx.Module):
 
     def _compared(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
-        learner, level = trial.learner, trial.noisy if trial.noisy.episodes else trial.champion
-        if learner.episodes == 2 and self.fell(trial, learner):
+        learner, level = trial.learner, trial.noisy or trial.champion
+        if len(learner) == 2 and self.fell(trial, learner):
             return self._back(trial._replace(verdict="rejected"), env_step)
-        if learner.episodes < self.min_episodes or env_step < trial.rest:
+        if len(learner) < self.min_episodes or env_step < trial.rest:
             return trial
-        if learner.mean > level.mean:
-            need = self.episodes_needed(trial)
-            return trial._replace(verdict="taken", need=need, candidate=Tally())
-        if learner.episodes < 2 * self.min_episodes:
+        found = compare(learner, level)
+        if found.ahead > 0:
+            return trial._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
+        if len(learner) < 2 * self.min_episodes:
             return trial
-        std, _ = pooled_std(level, learner)
-        behind = level.mean - learner.mean > std * math.sqrt(1 / learner.episodes + 1 / level.episodes)
-        return self._back(trial._replace(verdict="rejected"), env_step) if behind else trial._replace(learner=Tally())
+        behind = found.ahead < -found.error
+        return self._back(trial._replace(verdict="rejected"), env_step) if behind else trial._replace(learner=())
 
     def _back(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial in which the learner goes back to the champion, in a smaller trust region."""
         radius = max(trial.radius / 2, float(self.radius_low))
-        return trial._replace(learner=Tally(), radius=radius, rest=env_step + self.rest)
+        return trial._replace(learner=(), radius=radius, rest=env_step + self.rest)

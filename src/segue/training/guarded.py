@@ -59,7 +59,7 @@ class Guarded(AbstractOnline):
         trial = next(iter(state.trials))
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
-        count = f", episode {trial.candidate.episodes + 1} of {trial.need}" if trial.acting == "candidate" else ""
+        count = f", episode {len(trial.candidate) + 1} of {trial.need}" if trial.acting == "candidate" else ""
         return (
             f"the {trial.acting or 'champion'} acts{count}; candidates promoted: {counts}; "
             f"training may cost {self.gate.purse(trial):,.0f} more"
