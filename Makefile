@@ -73,6 +73,9 @@ demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and 
 
 paper-table-small: evidence-paper-table-small  ## OPT and three others, 2 tasks, 2 seeds: from nothing to a page (an hour)
 
+evidence-guard: setup  ## given policies improved with and without the guard (hours; SEGUE_TEST_DATA has the policies), resumable
+	$(BIN)/python benchmarks/guard.py
+
 evidence-%: setup  ## NAME of benchmarks/sweeps: a comparison, kept under benchmarks/results (hours or days), resumable
 	$(BIN)/python benchmarks/evidence.py $*
 
