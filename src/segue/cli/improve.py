@@ -7,7 +7,8 @@ from typing import Any
 from segue.cli import exits
 
 ABOUT = """Improve a policy by acting, behind a gate: it is replaced only by one that proved itself in whole
-episodes, and training costs at most a tenth of what it would have brought. One setting serves all envs."""
+episodes, and training may cost at most a tenth of what it would have brought above the lowest return. One setting
+serves all envs. docs/will-it-fall.md says what is promised, and what is not."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="instead of --env-id: a named task, without its dataset")
     parser.add_argument("--dataset", help="logged data that help the critics: HDF5, .npz, or a Minari id or folder")
     parser.add_argument("--clip-actions", action="store_true", help="clip dataset actions that lie outside the box")
-    parser.add_argument("--env-steps", type=int, default=30_000, help="env steps of each seed (30000)")
+    parser.add_argument("--env-steps", type=int, default=30_000, help="env steps of each seed to train on (30000)")
     parser.add_argument("--score", type=float, nargs=2, metavar=("LOW", "HIGH"), help="returns that count as 0 and 100")
     parser.add_argument("--seeds", type=int, default=1, help="independent repetitions (1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed's number (0)")
