@@ -1,4 +1,4 @@
-"""`segue improve`: improve a policy that is handed over, without ever deploying a worse one."""
+"""`segue improve`: improve a policy that is handed over, behind a gate."""
 
 import argparse
 import dataclasses
