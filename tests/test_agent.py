@@ -691,6 +691,8 @@ def test_a_guarded_agent_deploys_its_champion(task):
     gate = Gate(rest=5, min_episodes=1, max_episodes=2, margin=1e6)
     phases = {"finetune": Guarded(learner, 150, ONLINE, 1, gate=gate)}
     folder, obs = new(), np.array([3.0, 1.0, 0.5], np.float32)
+    with pytest.raises(SegueError, match="leave `background` off"):
+        tuner(task, new(), phases, background=True)
     with tuner(task, folder, phases) as agent:
         with pytest.raises(SegueError, match="no deployed policy"):
             _ = agent.champion

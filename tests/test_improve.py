@@ -12,7 +12,7 @@ from helpers import lines, new
 from test_resume import STILL, Killed, Still, interrupted
 
 import segue
-from segue.cli import main
+from segue.cli import flags, main
 from segue.core import Spec
 from segue.errors import SegueError
 from segue.nn.actors import Deterministic
@@ -229,6 +229,13 @@ def test_a_gate_around_another_recipe(capsys):
     with pytest.raises(SystemExit):
         main.main(["run", "td3bc", "--env-id", STILL, "--dataset", "x.npz", "--guard", "--out", str(new())])
     assert "fine-tunes" in capsys.readouterr().err
+
+
+def test_the_gate_knows_the_score_that_a_flag_gives():
+    for more in (["improve"], ["porl", "--guard"]):
+        words = [*more, "--env-id", STILL, "--policy", str(policy()), "--score", "-3", "40"]
+        _, phases, task = flags.parsed(words)
+        assert phases["finetune"].gate.score == task.score == (-3.0, 40.0)
 
 
 def test_gate_settings_are_checked_as_flags(capsys):

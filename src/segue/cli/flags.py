@@ -35,6 +35,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
         first.add_argument(flag)
     first.add_argument("--clip-actions", action="store_true")
     first.add_argument("--guard", action="store_true")
+    first.add_argument("--score", type=float, nargs=2)
     chosen, _ = first.parse_known_args(argv)
     wants_help = "-h" in argv or "--help" in argv
     chosen.recipe = next(iter(argv), None)
@@ -61,6 +62,8 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     changes = {"backbone": backbone} if backbone else {}
     changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
     chosen_task = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
+    if chosen.score is not None:
+        chosen_task = with_score(chosen_task, *chosen.score)
     preset = chosen.preset or "paper"
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
@@ -71,13 +74,14 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
     config.check_order(phases, options["from_"])
     options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
-
-    if options["score"] is not None:
-        low, high = options["score"]
-        if not -float("inf") < low < high < float("inf"):
-            raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
-        chosen_task = dataclasses.replace(chosen_task, score=(low, high))
     return options, phases, chosen_task
+
+
+def with_score(chosen: Task, low: float, high: float) -> Task:
+    """Return the task with the returns that count as 0 and 100. Raises SegueError where they are not in order."""
+    if not -float("inf") < low < high < float("inf"):
+        raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
+    return dataclasses.replace(chosen, score=(low, high))
 
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:

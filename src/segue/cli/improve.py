@@ -1,4 +1,4 @@
-"""`segue improve`: improve a policy that is handed over, without ever deploying a worse one."""
+"""`segue improve`: improve a policy that is handed over, behind a gate."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,8 @@ from typing import Any
 from segue.cli import exits
 
 ABOUT = """Improve a policy by acting, behind a gate: it is replaced only by one that proved itself in whole
-episodes, and training costs at most a tenth of what it would have brought. One setting serves all envs."""
+episodes, and training may cost at most a tenth of what it would have brought above the lowest return. One setting
+serves all envs. docs/will-it-fall.md says what is promised, and what is not."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="instead of --env-id: a named task, without its dataset")
     parser.add_argument("--dataset", help="logged data that help the critics: HDF5, .npz, or a Minari id or folder")
     parser.add_argument("--clip-actions", action="store_true", help="clip dataset actions that lie outside the box")
-    parser.add_argument("--env-steps", type=int, default=30_000, help="env steps of each seed (30000)")
+    parser.add_argument("--env-steps", type=int, default=30_000, help="env steps of each seed to train on (30000)")
     parser.add_argument("--score", type=float, nargs=2, metavar=("LOW", "HIGH"), help="returns that count as 0 and 100")
     parser.add_argument("--seeds", type=int, default=1, help="independent repetitions (1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed's number (0)")
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def improve(words: list[str]) -> None:
     """Improve a policy and print what came of it."""
     asked = parser().parse_args(words)
-    from segue.errors import SegueError
+    from segue.cli.flags import with_score
     from segue.runs import improve as runs
     from segue.system import machine
     from segue.tasks.suite import task
@@ -38,10 +39,7 @@ def improve(words: list[str]) -> None:
     job = task(asked.task, env_id=asked.env_id, policy=asked.policy, clip_actions=asked.clip_actions)
     job = dataclasses.replace(job, dataset=asked.dataset)
     if asked.score is not None:
-        low, high = asked.score
-        if not -float("inf") < low < high < float("inf"):
-            raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
-        job = dataclasses.replace(job, score=(low, high))
+        job = with_score(job, *asked.score)
     machine.compile_cache()
     out = asked.out or f"runs/improve-{job.name or job.env_id}-{asked.seed}"
     with exits.resumable(out, job.env_id):

@@ -13,7 +13,7 @@ from segue.errors import similar
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
 
-  segue improve --policy FILE --env-id ID   make a policy better, and never deploy a worse one
+  segue improve --policy FILE --env-id ID   make a policy better; deploy only what proved itself
   segue run RECIPE --task NAME --out DIR    train; every setting of every phase is a flag (run RECIPE --help)
   segue resume RUN                          go on with a run that was stopped, killed or failed
   segue evaluate RUN                        more episodes of the policies that a run keeps

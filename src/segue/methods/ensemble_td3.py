@@ -27,7 +27,7 @@ from segue.nn.networks import AbstractNetworks, Networks
 
 
 class EnsembleTD3(AbstractTD3Settings):
-    """TD3 with an ensemble of critics."""
+    """TD3 with an ensemble of critics, for a given policy of any class."""
 
     policy = AbstractActor
     actor_lr: float = 1e-4
@@ -35,9 +35,9 @@ class EnsembleTD3(AbstractTD3Settings):
     target_noise: float = 0.1
     """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
     target_clip: float = 0.2
-    """Bound on the smoothing noise."""
+    """Bound on the smoothing noise, in the same units."""
     explore_noise: float = 0.05
-    """Standard deviation of the exploration noise, clipped to +-0.5."""
+    """Standard deviation of the exploration noise, in the same units, clipped to +-0.5. A gate has its own."""
     critics: int = eqx.field(static=True, default=5)
     """Members of the ensemble."""
     subset: int = eqx.field(static=True, default=2)

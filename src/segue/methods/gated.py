@@ -1,7 +1,7 @@
-"""A fine-tuning method whose policy does not act until it has been judged: see `segue.training.gate`.
+"""A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
-Any method is wrapped from outside. Its learner goes on learning from all rows. Champion, candidate or learner acts, by
-its deterministic action, the learner with Gaussian noise.
+Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
+action, to which the learner adds Gaussian noise. The champion is released as the policy.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class GatedLearner(eqx.Module):
     acting: Int[Array, ""]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     noise: Float[Array, ""]
-    """Standard deviation of the exploration noise."""
+    """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
 
 
 class GateStep(eqx.Module):
@@ -48,9 +48,9 @@ class GateStep(eqx.Module):
     acting: Int[Any, "*seeds"]
     """Who acts next."""
     radius: Float[Any, "*seeds"]
-    """The trust region's radius."""
+    """The trust region's radius, in units of actions from -1 to 1."""
     noise: Float[Any, "*seeds"]
-    """Standard deviation of the exploration noise."""
+    """Standard deviation of the exploration noise, in the same units."""
 
 
 def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
@@ -59,7 +59,10 @@ def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
 
 
 class Gated(AbstractMethod):
-    """A method behind a gate. It releases the champion as the policy, and its own policy as the part "learner"."""
+    """A method behind a gate. It releases the champion as the policy, and its own policy as the part "learner".
+
+    `init` raises SegueError where no policy is given, or where the method does not start from it.
+    """
 
     method: AbstractMethod
     """What learns. Its learner has an `actor` and `parts`, as `ActorCritic` has."""
@@ -100,7 +103,7 @@ class Gated(AbstractMethod):
 
 
 def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
-    """Return one seed's learner after a decision of its gate."""
+    """Return one seed's learner after a decision of its gate. A trust region follows the champion."""
     inner = learner.inner
     champion = _pick(step.promote, learner.candidate, learner.champion)
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)

@@ -26,6 +26,7 @@ class Radius(eqx.Module):
     """A network without inputs: the radius of a trust region that a gate moves."""
 
     rho: Float[Array, ""]
+    """The radius, in units of actions from -1 to 1."""
 
 
 class AbstractTrustRegion(eqx.Module):
@@ -33,7 +34,7 @@ class AbstractTrustRegion(eqx.Module):
 
     @abc.abstractmethod
     def anchored(self, learner: ActorCritic) -> ActorCritic:
-        """Add what the penalty needs to the learner's parts, its present policy as the reference policy above all."""
+        """Return the learner with the parts that the penalty needs, such as its present policy as the reference."""
 
     @abc.abstractmethod
     def __call__(self, q: QFunction, parts: Parts, clock: Clock, where: TrustedAction) -> QFunction:
@@ -41,7 +42,7 @@ class AbstractTrustRegion(eqx.Module):
 
 
 def with_reference(learner: ActorCritic, **parts: TrainState) -> ActorCritic:
-    """Add the learner's policy as the reference policy, if there is none yet, and `parts`."""
+    """Return the learner with its policy as the reference policy, if there is none yet, and with `parts`."""
     reference = TrainState.new(learner.actor.net, target=False)
     return ActorCritic(learner.actor, learner.critics, {"reference_policy": reference, **learner.parts, **parts})
 
@@ -66,7 +67,7 @@ class TrustRegion(AbstractTrustRegion):
     start: float = 0.05
     """Radius at the start, in units of actions from -1 to 1."""
     end: float = 0.25
-    """Radius from then on (inferred: on Hopper and Walker2d every policy that was let past 0.3 fell)."""
+    """Radius after `until` env steps (inferred: on Hopper and Walker2d every policy that was let past 0.3 fell)."""
 
     def __check_init__(self):
         at_least(0, until=self.until)

@@ -50,6 +50,7 @@ from segue.system import disk, signals
 from segue.tasks.budget import PAPER
 from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training import engine
+from segue.training.guarded import Guarded
 from segue.training.phases import AbstractPhase
 from segue.training.pipeline import Drive
 
@@ -140,6 +141,8 @@ class Agent:
         commit_every: int = 10_000,
     ):
         self.spec, self.folder = _checked_spec(spec), Path(out)
+        if background and any(isinstance(phase, Guarded) for phase in phases.values()):
+            raise SegueError("A gate judges episodes that one policy played to the end: leave `background` off.")
         safeguards = Safeguards(log_every, commit_every, 60.0, 0, False, False)
         self.job = Job(phases, task, self.folder, 1, seed, PAPER, safeguards, None, True)
         opening = self._opening_again() if (self.folder / "config.json").exists() else self._opening_new()

@@ -28,29 +28,33 @@ from segue.tasks.recipes import improve as recipe
 from segue.tasks.task import Task
 
 MEASURED, JUDGED = 5, 20
-"""Episodes of the given policy before the run; of either policy after it."""
+"""Episodes of the given policy before the run, and of each evaluation in it; and of either policy after it."""
 
 FRESH = 20_000
-"""The number of the first start of the episodes after the run, which no training and no evaluation of a run uses."""
+"""The seed of the episodes after the run, whose starts no episode of a run uses unless its seeds are as high."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of one seed. Returns are the env's own, undiscounted, of `JUDGED` episodes with the same starts."""
+    """What came of one seed: the given and the deployed policy in `JUDGED` fresh episodes each, with the same starts.
+
+    Returns are undiscounted sums of the env's own rewards.
+    """
 
     given: float
     """The given policy's mean return."""
     deployed: float
     """The deployed policy's mean return."""
     difference: tuple[float, float]
-    """95 % interval of the mean difference, deployed less given, over pairs of episodes."""
+    """95 % interval of the mean difference, deployed less given, over pairs of episodes; (0, 0) without a promotion."""
     candidates: int
-    """Candidates that were judged."""
+    """Candidates that were taken, one whose trial the end of the run cut short included."""
     promoted: int
+    """Candidates that were promoted."""
     lowest: float
     """The lowest mean return of any 10 training episodes in a row; of all where there were fewer."""
     policy: str
-    """The deployed policy's file."""
+    """The path of the deployed policy's file."""
 
     def __str__(self) -> str:
         low, high = self.difference
@@ -79,13 +83,14 @@ def improve(
     evaluate_steps: int | None = None,
     **options: Any,
 ) -> list[Verdict]:
-    """Improve the task's policy and return a verdict for each seed.
+    """Improve the task's policy behind a gate (`segue.training.gate`).
 
-    The given policy plays a few episodes first, which fix the scale of the training rewards; a gate then protects it
-    (`segue.training.gate`). `segue.resume` continues a run that was stopped, and `verdicts` judges it afterwards.
+    The given policy plays a few episodes first, which fix the scale of the training rewards. `segue.resume` continues a
+    run that was stopped, and `verdicts` judges it afterwards.
 
     Args:
-        task: an env and a policy, `segue.task(env_id=..., policy=FILE)`, optionally with a dataset.
+        task: an env and a policy, `segue.task(env_id=..., policy=FILE)`, optionally with a dataset and a score. A task
+            that has a name brings its dataset along.
         out: a directory that is new or empty.
         env_steps: env steps of each seed, without the episodes before and after.
         seeds: independent repetitions; each has its own gate.
@@ -93,6 +98,9 @@ def improve(
         quiet: no progress display.
         evaluate_steps: env steps from one evaluation of the deployed policy to the next; None: a twelfth of all.
         options: other arguments of `segue.run`.
+
+    Returns:
+        A verdict for each seed, which verdict.json has too.
 
     Raises:
         SegueError: where the task has no policy, or for anything else that the user can mend.
@@ -120,7 +128,8 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
     """Return the task's training reward, scaled so that the given policy's discounted returns span about 10.
 
     Rewards of any unit then suit the same learning rates. The span is between the 5th and the 95th percentile of the
-    discounted returns to come at every step of `MEASURED` episodes; where it is 0 the scale stays.
+    discounted returns (0.99) to come at every step of `MEASURED` episodes; where it is 0 the scale stays. A line on
+    standard error says what the policy returned, unless `quiet`.
     """
     spec, reward = read_spec(task.make), task.reward
     (actor,) = importers.read(str(task.policy), spec)[:1]
@@ -161,13 +170,20 @@ def _discounted(rewards: Float[np.ndarray, " steps"], discount: float = 0.99) ->
 
 
 def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
-    """Judge a finished guarded run by fresh episodes of the given and of the deployed policy; write verdict.json.
+    """Judge a guarded run by fresh episodes of the given and of the deployed policy, and write verdict.json.
 
-    Both policies play the same `JUDGED` starts, so that pairs of episodes compare. `env_id` is needed where config.json
-    names an env of a module to import.
+    Both policies play the same `JUDGED` starts, so that pairs of episodes compare. A policy that was kept plays once.
+
+    Args:
+        folder: the run's directory.
+        env_id: the env; None: the one in config.json, which must not name a module to import.
+
+    Returns:
+        A verdict for each seed.
 
     Raises:
-        SegueError, DataError: where the run is not guarded or not finished, or a file is damaged.
+        SegueError: where no gate has judged an episode yet, or the env fails.
+        DataError: where a file is damaged.
     """
     folder = Path(folder)
     config = disk.read_json(folder / "config.json")
@@ -199,13 +215,13 @@ def is_guarded(config: Mapping[str, Any]) -> bool:
 
 
 def _returns(make: Any, spec: Spec, actor: AbstractActor) -> Float[np.ndarray, " episodes"]:
-    """Play `JUDGED` fresh episodes, one per environment."""
+    """Return a policy's returns in `JUDGED` fresh episodes, each in its own environment."""
     with contextlib.closing(Evaluator(make, spec, [FRESH], JUDGED)) as evaluator:
         return evaluator(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)).returns[0]
 
 
 def _last_trials(folder: Path) -> list[tuple[int, int, float]]:
-    """Return for each seed how many candidates were judged and promoted, and the lowest mean of 10 returns in a row."""
+    """Return for each seed how many candidates were taken and promoted, and the lowest mean of 10 returns in a row."""
     episodes: dict[int, list[dict[str, Any]]] = {}
     for where, entry in read.lines(folder / "episodes.jsonl")[0]:
         if type(entry.get("seed")) is not int or not isinstance(entry.get("return"), int | float):

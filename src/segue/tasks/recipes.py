@@ -225,7 +225,11 @@ def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 
 
 def guarded(phases: Phases, gate: Gate) -> Phases:
-    """Return a recipe's phases with a gate around fine-tuning, and a trust region whose radius the gate moves."""
+    """Return a recipe's phases with a gate around "finetune", and a trust region whose radius the gate moves.
+
+    Phases that have a gate stay as they are. Raises SegueError where none fine-tunes. A method that does not start from
+    the given policy is refused when the phase begins.
+    """
     online = phases.get("finetune")
     if isinstance(online, Guarded):
         return phases
@@ -240,7 +244,8 @@ def guarded(phases: Phases, gate: Gate) -> Phases:
 def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """Improve a policy behind a gate, from one setting: PORL's critics for a policy alone, OPT's where there are data.
 
-    The algorithm is `EnsembleTD3`, whose critics learn the given policy's value before the policy moves.
+    The algorithm is `EnsembleTD3`, whose critics learn the given policy's value before the policy moves. Lengths and
+    numbers that the budget leaves open are inferred.
     """
     utd, updates = budget.updates_per_step or 2, 10_000
     learner = EnsembleTD3(critics=budget.critics or 2, delay=max(utd, 1))

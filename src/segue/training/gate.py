@@ -5,17 +5,24 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
+Returns are undiscounted sums of the env's own rewards, and L is the lowest one so far. A policy has fallen if the mean
+of its first two episodes lies below every return of the champions and in the lowest quarter between L and J_0.
+
+The learner is ahead if, after at least 3 episodes, its mean is above the champion's with noise. It goes back to the
+champion if it has fallen, or lies behind by more than one standard error after 6 episodes.
+
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
-n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation; L: the lowest return so
-far). Of two policies that are compared, returns above the higher of their 0.8 quantiles count as that quantile, so that
-a rare high return decides nothing; low returns count in full.
+n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
+two policies, returns above the higher of their 0.8 quantiles count as that quantile, so that a rare high return decides
+nothing; low returns count in full.
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
-It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at the second
-judgement. Otherwise it is unproven after the second, and the learner, which has moved on, acts again. Two judgements at
-\delta / 2 each keep the probability that a candidate worse by more than the margin is promoted below \delta.
+It is promoted where both hold, and rejected where it has fallen, J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at
+the second judgement. Otherwise it is unproven after the second, and the learner, which has moved on, acts again. Two
+judgements at \delta / 2 each keep the probability that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is
+promoted at or below \delta, as far as returns are normal with one spread.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
@@ -85,14 +92,17 @@ class Trial(NamedTuple):
     given_noisy: Returns = ()
     """Episodes of the given policy with noise, of an earlier phase."""
     champion: Returns = ()
+    """Episodes of the present champion; those in which it was judged as a candidate count."""
     noisy: Returns = ()
     """Episodes of the champion with noise: the level that the learner is to pass."""
     learner: Returns = ()
     """The learner's episodes since its last comparison."""
     candidate: Returns = ()
+    """Episodes of the present candidate, or of the last one."""
     level: float = 0.0
     """J_0 when learner or candidate acted first, by which costs are counted from then on."""
     episodes: int = 0
+    """Episodes of all policies."""
     lowest: float = math.inf
     """The lowest return of the given policy and of champions."""
     lowest_other: float = math.inf
@@ -102,7 +112,7 @@ class Trial(NamedTuple):
     need: int = 0
     """Episodes until the first judgement of the candidate; 0: there is no candidate."""
     radius: float = 0.0
-    """The trust region's radius; 0: not yet set."""
+    """The trust region's radius, in units of actions from -1 to 1; 0: not yet set."""
     rest: int = 0
     """No candidate is taken before this env step."""
     acting: str = "champion"
@@ -113,17 +123,19 @@ class Trial(NamedTuple):
     """What the last episode decided: "taken" (a candidate), "promoted", "unproven", "rejected" (the learner goes back
     to the champion), or ""."""
     promoted: int = 0
+    """Candidates that were promoted."""
     rejected: int = 0
+    """Candidates that were not, unproven ones included."""
 
     def explored(self, returned: float) -> "Trial":
-        """Add an episode of the given policy with noise."""
+        """Return the trial with one more episode of the given policy with noise."""
         return self._replace(
             given_noisy=with_one(self.given_noisy, returned), noisy=with_one(self.noisy, returned),
             episodes=self.episodes + 1, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
     def measured(self, returned: float) -> "Trial":
-        """Add an episode of the champion, which is the given policy until the first promotion."""
+        """Return the trial with one more episode of the champion: the given policy until the first promotion."""
         given = self.given if self.promoted else with_one(self.given, returned)
         return self._replace(
             given=given, champion=with_one(self.champion, returned), episodes=self.episodes + 1,
@@ -131,7 +143,8 @@ class Trial(NamedTuple):
         )  # fmt: skip
 
     def tried(self, returned: float, level: float) -> "Trial":
-        """Add an episode of learner or candidate to the counts; `level` is what the given policy would have brought."""
+        """Return the trial with one more episode of learner or candidate in its counts; `level` is the return that the
+        given policy would have brought."""
         return self._replace(
             episodes=self.episodes + 1, lowest_other=min(self.lowest_other, returned), cost=self.cost + level - returned
         )
@@ -144,7 +157,7 @@ def json_of(trial: Trial) -> dict[str, Any]:
 
 
 def parse_trial(value: Any) -> Trial:
-    """Rebuild a trial from JSON. Raises ValueError or TypeError where it is not one."""
+    """Rebuild a trial from what `json_of` returned. Raises ValueError or TypeError where it is not one."""
     if not isinstance(value, dict) or value.keys() != set(Trial._fields):
         raise ValueError("it has other fields than a trial")
     fields: dict[str, Any] = {}
@@ -163,36 +176,44 @@ def parse_trial(value: Any) -> Trial:
 
 
 class Gate(eqx.Module):
-    """The rule by which a candidate replaces the champion. Seeds decide for themselves."""
+    """The rule by which a candidate replaces the champion. It keeps nothing: what a seed has seen is its `Trial`.
+
+    Raises:
+        SegueError: for settings that make no sense.
+    """
 
     share: float = 0.1
     """a: the share of the given policy's return, above the lowest one, that training may cost."""
     margin: float = 0.05
-    """A candidate counts as not worse while it is within this share of J_0 - L below J_0."""
+    """A candidate counts as not worse while its mean return lies at most this share of J_0 - L below J_0."""
     risk: float = 0.05
-    r"""\delta: the probability with which a candidate that is worse by more than the margin is promoted."""
+    r"""\delta: the largest probability with which a candidate that is worse by more than the margin is promoted."""
     min_episodes: int = eqx.field(static=True, default=3)
-    """The smallest number of episodes of a first judgement."""
+    """The smallest number of episodes of a first judgement, and of the learner before a copy is taken (inferred)."""
     max_episodes: int = eqx.field(static=True, default=20)
-    """The largest."""
+    """The largest number of episodes of a first judgement (inferred)."""
     variation: float = 0.15
-    """A first judgement takes (v / this)^2 episodes, v the coefficient of variation of returns within policies."""
+    """A first judgement takes (v / this)^2 episodes, v the standard deviation of returns within policies divided by the
+    larger of |J_0| and J_0 - L (inferred)."""
     measured_episodes: int = eqx.field(static=True, default=5)
     """Episodes in which J_0 is measured before another policy than the given one acts (inferred)."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before a candidate is taken from it, also after each promotion or return to the
     champion (inferred)."""
     radius: float = 0.15
-    """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square)."""
+    """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square; inferred)."""
     radius_low: float = 0.02
+    """The smallest radius: each return to the champion halves it (inferred)."""
     radius_high: float = 0.25
-    """Bounds on the radius: promotions multiply it by 1.5 (by 2 where a judgement takes 12 episodes or more), and
-    each return to the champion halves it."""
+    """The largest radius: a promotion multiplies it by 1.5, or by 2 where the candidate played 12 episodes or more
+    (inferred)."""
     noise: float = 0.05
-    """Standard deviation of the learner's exploration noise, clipped to +-0.5."""
+    """Standard deviation of the learner's exploration noise, in units of actions from -1 to 1, clipped to +-0.5
+    (inferred)."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
-    """Returns with the scores 0 and 100, where they are known. The first is a lowest return that need not be seen, and
-    a given policy within 2 % of it has nothing to protect."""
+    """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen. A given
+    policy that lies above the lowest return by at most 2 % of their difference has nothing to protect: no candidate is
+    compared with it, and training may cost anything."""
 
     def __check_init__(self):
         at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes)
@@ -202,16 +223,16 @@ class Gate(eqx.Module):
             raise SegueError("A gate needs 0 < share <= 1, 0 < risk < 1 and margin >= 0.")
 
     def span(self, trial: Trial) -> float:
-        """Return J_0 - L."""
+        """Return J_0 - L, in units of returns."""
         lowest = min(trial.lowest, trial.lowest_other, *([] if self.score is None else [self.score[0]]))
         return trial.level - lowest
 
     def protects(self, trial: Trial) -> bool:
-        """Return whether the given policy is better than one that does nothing, as far as that is known."""
+        """Return whether the given policy is better than one that does nothing; True where no score says so."""
         return self.score is None or self.span(trial) > 0.02 * (self.score[1] - self.score[0])
 
     def stake(self, trial: Trial) -> float:
-        """Return what one episode can cost at most: the given policy's mean, with or without noise, less L."""
+        """Return what one episode can cost at most, in units of returns: J_0, with or without noise, less L."""
         noisy = mean(trial.given_noisy) if trial.given_noisy else trial.level
         return self.span(trial) + max(noisy - trial.level, 0.0)
 
@@ -262,8 +283,14 @@ class Gate(eqx.Module):
         return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting="")
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
-        """Return the trial after an episode: what it decided, and who acts next."""
-        acted, noisy_level = trial.acting, mean(trial.given_noisy) if len(trial.given_noisy) else trial.level
+        """Return the trial after an episode: what it decided, and who acts next.
+
+        Args:
+            trial: the trial before.
+            returned: the episode's return, in the env's own rewards.
+            env_step: env steps of the run so far.
+        """
+        acted, noisy_level = trial.acting, mean(trial.given_noisy) if trial.given_noisy else trial.level
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))

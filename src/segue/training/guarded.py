@@ -20,7 +20,8 @@ from segue.training.state import PhaseState
 class Guarded(AbstractOnline):
     """A phase in which champion, candidate and learner take turns at acting, and `method` learns.
 
-    It wraps any method whose learner starts from the given policy. Seeds decide for themselves.
+    It wraps any method whose learner starts from the given policy. Each seed has its own gate. Who acts changes only
+    between episodes.
     """
 
     gate: Gate = eqx.field(default_factory=Gate)
