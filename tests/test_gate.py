@@ -18,6 +18,7 @@ from segue.core import Linear, Spec
 from segue.envs.lockstep import LockstepEnvs
 from segue.errors import SegueError
 from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.gated import CHAMPION, GateStep, stepped
 from segue.methods.jsrl import JSRL
 from segue.methods.porl import PORL
 from segue.methods.sac import SAC
@@ -34,11 +35,11 @@ RETURNS = st.floats(-1e4, 1e4, allow_nan=False)
 
 
 def measured(returns):
-    """A trial that has seen the given policy's `returns`."""
+    """A trial that has seen the given policy's `returns`, and the same ones with noise."""
     trial = Trial()
     for each in returns:
         trial = trial.measured(float(each))
-    return trial
+    return trial._replace(given_noisy=trial.given, noisy=trial.given)
 
 
 def test_a_comparison_is_student_s_on_capped_returns():
@@ -68,8 +69,8 @@ GIVEN = [100.0, 110.0, 90.0, 100.0, 100.0, 105.0, 95.0, 100.0, 110.0, 90.0]
 
 
 def judged(candidate, **changes):
-    gate = dataclasses.replace(Gate(), **changes)
-    trial = measured(GIVEN)._replace(need=3, candidate=tuple(map(float, candidate)), lowest_other=min(0.0, *candidate))
+    gate = dataclasses.replace(Gate(score=(0.0, 1_000.0)), **changes)
+    trial = measured(GIVEN)._replace(need=3, candidate=tuple(map(float, candidate)), lowest_other=0.0)
     return gate.judge(trial)
 
 
@@ -105,6 +106,47 @@ def test_a_judgement_takes_more_episodes_where_returns_vary(spread, episodes):
     returns = 100 + 100 * spread * np.array([1, -1] * 5) * math.sqrt(9 / 10)
     trial = measured(returns)._replace(lowest=0.0)
     assert Gate().episodes_needed(trial) == episodes
+
+
+def test_rare_successes_are_neither_capped_nor_given_away():
+    """A policy that succeeds in a seventh of its episodes is not replaced by one that always brings a little more than
+    nothing; and of two rare successes the more frequent one is ahead."""
+    given = measured([0.0] * 17 + [100.0] * 3)
+    trial = given._replace(need=3, candidate=(0.5, 0.5, 0.5))
+    assert Gate().judge(trial) != "promoted"
+    rare, more = (0.0,) * 9 + (1.0,), (0.0,) * 17 + (1.0,) * 3
+    assert compare(more, rare).ahead > 0
+
+
+def test_a_learner_s_fall_widens_no_margin():
+    """The same candidate gets the same verdict, however low the learner has fallen before."""
+    for fallen in (80.0, -2_000.0):
+        trial = measured(GIVEN)._replace(
+            need=3, champion=(61.0,) * 5, candidate=(76.0,) * 3, lowest_other=fallen, promoted=1
+        )
+        assert Gate().judge(trial) == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_episodes": 60, "max_episodes": 60}, {"measured_episodes": 101}, {"variation": 0.0}, {"noise": -1.0},
+        {"radius": 0.0}, {"radius_low": 1.0},
+    ],
+)  # fmt: skip
+def test_a_gate_that_could_not_decide_is_refused(changes):
+    with pytest.raises(SegueError, match="A gate needs"):
+        Gate(**changes)
+
+
+def test_the_given_policy_plays_with_noise_first_where_no_phase_did():
+    seen = play(
+        Gate(rest=0), {"champion": lambda t: 100.0, "learner": lambda t: 100.0}, 14, Gate(rest=0).begin(Trial(), 0)
+    )
+    roles = [trial.acting for trial in seen]
+    assert roles[:5] == ["noisy"] * 5
+    assert "champion" in roles
+    assert roles.index("champion") < roles.index("learner")
 
 
 def test_where_nothing_is_to_be_protected_only_progress_counts():
@@ -362,7 +404,7 @@ def test_a_promotion_deploys_what_was_judged():
             else:
                 assert same(*champion)
             np.testing.assert_allclose(after[4][seed], new.radius, rtol=1e-6)
-            assert after[5][seed] == ["champion", "candidate", "learner"].index(new.acting or "champion")
+            assert after[5][seed] == {"candidate": 1, "learner": 2}.get(new.acting, 0)
     assert promoted > 1
 
 
@@ -382,6 +424,24 @@ def test_seeds_decide_for_themselves():
     together, alone = drive(ALWAYS)[1], drive(ALWAYS, seeds=1)[1]
     assert [moment[0][0].promoted for moment in together] == [moment[0][0].promoted for moment in alone]
     assert together[-1][0][0] != together[-1][0][1]
+
+
+def test_a_recovered_learner_keeps_what_the_gate_decided():
+    """After a divergence the learner goes back in time; champion, candidate and the role that acts do not."""
+    phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1)
+    run = start_module.start(SPEC, None, {"finetune": phase}, seeds=2, policy=POLICY)
+    state = phase.begin(run)
+    earlier = jax.tree.map(jax.numpy.copy, state.learner)
+    step = GateStep(
+        *(np.array([True, True]),) * 3, np.array([2, 2], np.int32), *(np.array([0.1, 0.2], np.float32),) * 2
+    )
+    moved = jax.tree.map(lambda leaf: leaf + 1, state.learner.tree)
+    now = state._replace(learner=state.learner.like(jax.vmap(stepped)(moved, step)))
+    found = phase.recovered(now, earlier, np.array([False, True])).tree
+    assert same(found.champion, now.learner.tree.champion)
+    assert same(found.candidate, now.learner.tree.candidate)
+    assert same(found.inner, earlier.tree.inner)
+    assert found.acting.tolist() == [2, CHAMPION]
 
 
 def test_what_does_not_start_from_the_given_policy_is_refused():

@@ -19,7 +19,7 @@ from segue.nn.actors import Deterministic
 from segue.nn.networks import Networks
 from segue.policies import policy_file
 from segue.report import guard
-from segue.report.page import escape
+from segue.report.pieces import escape
 from segue.runs import improve, restore
 from segue.system import disk
 from segue.training.gate import Gate

@@ -24,6 +24,13 @@ page = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "example
 STEPS = 6
 
 
+@pytest.fixture(autouse=True)
+def lenient():
+    """Optax's Adam mixes dtypes, and the page calls it as any user would."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 # --- from the library's states to the page's -------------------------------------------------------------------------
 
 PRE_TRAINING = partial(MetaCritic, TD3(networks=NETS), trainee="critic")

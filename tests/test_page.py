@@ -19,7 +19,7 @@ from segue.cli.main import main
 from segue.errors import DataError
 from segue.report import aggregates, curves, distribution_shift, provenance, report, tables, writers
 from segue.report import page as page_module
-from segue.report.page import _cell, _legend
+from segue.report.pieces import html_cell, legend
 from segue.results import gather, read, stats
 
 PHASES = ["offline", "collect", "finetune"]
@@ -444,12 +444,12 @@ def test_lines_can_be_told_apart_without_colour(run, tmp_path):
         channels = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
         light = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (light @ [0.2126, 0.7152, 0.0722] + 0.05) >= 3, colour  # WCAG 2.2, 1.4.11
-    legend = Page(_legend({name: name for name in known}, known)).all("line")
-    assert [(each["stroke"], "stroke-dasharray" in each) for each in legend] == [(c, s != "-") for c, s in ours]
+    drawn = Page(legend({name: name for name in known}, known)).all("line")
+    assert [(each["stroke"], "stroke-dasharray" in each) for each in drawn] == [(c, s != "-") for c, s in ours]
 
 
 def test_below_0_a_bracket_has_minus_signs_too():
-    assert _cell(tables.Cell("-1.5", "[-3.0, 2.0]")) == (
+    assert html_cell(tables.Cell("-1.5", "[-3.0, 2.0]")) == (
         '<span>\N{MINUS SIGN}1.5</span> <span class="pm">[\N{MINUS SIGN}3.0, 2.0]</span>'
     )
 

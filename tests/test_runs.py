@@ -563,5 +563,7 @@ def test_ctrl_c_leaves_a_readable_directory():
 
 
 def test_settings_are_plain_json():
-    assert settings(Collect(5, 0.25)) == {"is": "Collect", "until": 5, "noise": 0.25, "random": False}
+    assert settings(Collect(5, 0.25)) == {
+        "is": "Collect", "until": 5, "noise": 0.25, "random": False, "episodes": 0, "mode": False,
+    }  # fmt: skip
     assert settings(Linear(0.0, 1.0, 3)) == {"is": "Linear", "start": 0.0, "end": 1.0, "until": 3}

@@ -18,8 +18,8 @@ from segue.methods.sac import AbstractSAC
 ROOT = Path(segue.__file__).parent
 HOOKS = {
     AbstractMethod: "error",
-    AbstractBackbone: "new_critic policy_due targets_due explorer actor_rate sampler init_parts restart_parts "
-    "update_parts update_multipliers adapt_actor",
+    AbstractBackbone: "new_critic policy_due targets_due trusted_action explorer actor_rate sampler init_parts "
+    "restart_parts update_parts update_multipliers new_fit fit adapt_actor",
     AbstractSAC: "more_parts",
 }
 """Methods with a default that subclasses may replace, by the class that documents them."""

@@ -1,6 +1,7 @@
 """`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from segue.cli import exits
@@ -53,15 +54,31 @@ def resume_parser() -> argparse.ArgumentParser:
 
 
 def resume(words: list[str]) -> None:
-    """Continue a run from its newest commit."""
+    """Continue a run from its newest commit; where only the verdict of a guarded run is missing, give it."""
     asked = resume_parser().parse_args(words)
+    from segue.runs import improve as improve_module
     from segue.runs import run as run_module
     from segue.system import machine
 
     machine.compile_cache()
+    if _finished_under_a_gate(asked.run):
+        show(improve_module.verdicts(asked.run, asked.env_id), asked.run)
+        return
     with exits.resumable(asked.run, asked.env_id):
         done = run_module.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
     _done(done, asked.env_id)
+
+
+def _finished_under_a_gate(run: str) -> bool:
+    """Return whether a run is guarded and has ended without a verdict, as after Ctrl-C in the verdict's episodes."""
+    from segue.runs import improve as improve_module
+    from segue.system import disk
+
+    folder = Path(run)
+    if (folder / "verdict.json").exists() or not (folder / "status.json").is_file():
+        return False
+    finished = disk.read_json(folder / "status.json").get("status") == "finished"
+    return finished and improve_module.is_guarded(disk.read_json(folder / "config.json"))
 
 
 def evaluate_parser() -> argparse.ArgumentParser:

@@ -30,9 +30,9 @@ class GatedLearner(eqx.Module):
     """The deployed policy."""
     candidate: Any
     """The policy that is judged."""
-    acting: Int[Array, ""]
+    acting: Int[Any, "*seeds"]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
-    noise: Float[Array, ""]
+    noise: Float[Any, "*seeds"]
     """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
 
 

@@ -46,4 +46,4 @@ class JSRL(AbstractMethod):
         guide_key, own_key = jax.random.split(key)
         guided = learner.parts["reference_policy"].net.explore(obs, guide_key)
         own = self.backbone.explore(learner, obs, key=own_key, clock=clock, episode_step=episode_step)
-        return jnp.where(episode_step < self.horizon(clock), guided, own)
+        return jnp.where(jnp.asarray(episode_step, jnp.float32) < self.horizon(clock), guided, own)

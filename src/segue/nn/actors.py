@@ -1,7 +1,6 @@
 """Policies: networks with `act` (for evaluation) and `explore` (for training). They see one sample, not a batch."""
 
 import abc
-import functools
 from typing import Literal
 
 import equinox as eqx
@@ -23,33 +22,54 @@ EDGE = 1 - 1e-3
 """Bound on the mean of a tanh-Gaussian that is centred on a clipped action."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def clipped(x: Float[Array, " act"], bound: float) -> Float[Array, " act"]:
-    """Clip x to +-bound, with a gradient that leads back into the box.
+@jax.custom_vjp
+def clipped(x: Float[Array, " act"]) -> Float[Array, " act"]:
+    """Clip x to [-1, 1], with a gradient that leads back into the box.
 
     Where x is outside, the gradient of a loss passes if its descent moves x inwards, and is 0 if it moves x outwards
     (Hausknecht & Stone 2016, arXiv 1511.04143, invert it instead). The slope of a plain clip is 0 there, so that a
     policy whose outputs are far outside, as many of PPO and A2C are, would never move.
     """
-    return jnp.clip(x, -bound, bound)
+    return jnp.clip(x, -1.0, 1.0)
 
 
-def _clipped_forward(x: Float[Array, " act"], bound: float) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
-    return clipped(x, bound), x
+def _clipped_forward(x: Float[Array, " act"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+    return clipped(x), x
 
 
-def _clipped_backward(
-    bound: float, x: Float[Array, " act"], gradient: Float[Array, " act"]
-) -> tuple[Float[Array, " act"]]:
-    return (jnp.where((jnp.abs(x) <= bound) | (x * gradient > 0), gradient, 0.0),)
+def _clipped_backward(x: Float[Array, " act"], gradient: Float[Array, " act"]) -> tuple[Float[Array, " act"]]:
+    return (jnp.where((jnp.abs(x) <= 1.0) | (x * gradient > 0), gradient, 0.0),)
 
 
 clipped.defvjp(_clipped_forward, _clipped_backward)
 
 
+@jax.custom_vjp
+def unsquashed(x: Float[Array, " act"]) -> Float[Array, " act"]:
+    """Compute arctanh of x clipped to +-`EDGE`, with a gradient that leads back into the box, as that of `clipped`.
+
+    Outside the box the slope counts as 1: the one of arctanh at the edge, 500, would make gradients of a policy's
+    density explode.
+    """
+    return jnp.arctanh(jnp.clip(x, -EDGE, EDGE))
+
+
+def _unsquashed_forward(x: Float[Array, " act"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+    return unsquashed(x), x
+
+
+def _unsquashed_backward(x: Float[Array, " act"], gradient: Float[Array, " act"]) -> tuple[Float[Array, " act"]]:
+    inside, inwards = jnp.abs(x) <= EDGE, x * gradient > 0
+    slope = 1.0 / (1.0 - jnp.square(jnp.clip(x, -EDGE, EDGE)))
+    return (jnp.where(inside, slope * gradient, jnp.where(inwards, gradient, 0.0)),)
+
+
+unsquashed.defvjp(_unsquashed_forward, _unsquashed_backward)
+
+
 def boxed(x: Float[Array, " act"], output: Output) -> Float[Array, " act"]:
     """Map a network's output to an action in [-1, 1]."""
-    return jnp.tanh(x) if output == "tanh" else clipped(x, 1.0)
+    return jnp.tanh(x) if output == "tanh" else clipped(x)
 
 
 def normal_log_density(
@@ -155,7 +175,7 @@ class TanhGaussian(AbstractStochastic):
         else:
             mean, log_std = self.mlp(obs), self.log_std
         if self.output == "clip":
-            mean = jnp.arctanh(clipped(mean, EDGE))
+            mean = unsquashed(mean)
         return mean, jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:

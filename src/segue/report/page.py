@@ -1,17 +1,15 @@
 """Write the report as one HTML file without network access and scripts. What comes from a file can only be text."""
 
-import base64
-import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import NamedTuple
 
 import numpy as np
 
 from segue.errors import SegueError
 from segue.report import aggregates, distribution_shift, guard, provenance
-from segue.report.curves import PANELS, LineStyle, NoPicture, counted_seeds, limits, line_styles, panel, svg
+from segue.report.curves import PANELS, LineStyle, counted_seeds, limits, line_styles, panel, svg
+from segue.report.pieces import Figure, counted, escape, folded, html_figures, html_table, legend
 from segue.report.tables import (
     Cell,
     Table,
@@ -23,7 +21,6 @@ from segue.report.tables import (
     matrix,
     notes,
     of_task,
-    plain,
     scale,
     small_print,
     task_tables,
@@ -67,11 +64,6 @@ METHODS = {
 """Subject -> how its numbers are computed, with the sources."""
 
 
-def escape(text: object) -> str:
-    """Return text as HTML without markup and control characters."""
-    return html.escape(plain(text))
-
-
 def page(
     records: Sequence[RunRecord], skipped: Sequence[SkippedRun] = (), advance: Callable[[int, int], None] | None = None
 ) -> str:
@@ -85,7 +77,7 @@ def page(
     groups, styles = by_task(records), line_styles(records)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
-        sections.append(("Methods and tasks", "".join(map(_table, matrix(records)))))
+        sections.append(("Methods and tasks", "".join(map(html_table, matrix(records)))))
         if shared := aggregates.shared_scores(records):
             sections.append(("Over all tasks", _aggregates(shared, styles)))
     for number, (title, group) in enumerate(zip(_titles(groups), groups, strict=True), start=1):
@@ -132,7 +124,7 @@ def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str
     runs, groups = sum(len(record.parts) for record in records), by_task(records)
     seeds = sum(record.scores.shape[1] for record in records)
     methods = len(line_styles(records))
-    counts = [_count(methods, "method"), _count(len(groups), "task"), _count(runs, "run"), _count(seeds, "seed")]
+    counts = [counted(methods, "method"), counted(len(groups), "task"), counted(runs, "run"), counted(seeds, "seed")]
     scores = "Scores are normalised: 0 and 100 are the task's reference returns."
     if not any(record.reference for record in records):
         scores = "Scores are raw returns: no reference is known to normalise them with."
@@ -143,87 +135,8 @@ def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str
     if any(map(comparable, groups)):
         text += "<p>† marks published numbers: they are of other versions of environments and data.</p>"
     if skipped:
-        text += f'<p class="warn">{_count(len(skipped), "run")} left out: see notes and failures.</p>'
+        text += f'<p class="warn">{counted(len(skipped), "run")} left out: see notes and failures.</p>'
     return text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-# --- pieces ----------------------------------------------------------------------------------------
-
-
-def _table(table: Table, words: bool = False) -> str:
-    """Return a table in a region that scrolls by itself. `words` is true if the cells are texts, not numbers."""
-
-    def row(cells: Sequence[Cell | str | None]) -> str:
-        name, *rest = cells
-        breakable = re.sub(r"([._/])(?=\w)", r"\1<wbr>", escape(name))
-        return f'<tr><th scope="row">{breakable}</th>{"".join(f"<td>{_cell(each)}</td>" for each in rest)}</tr>'
-
-    caption = escape(table.caption)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
-    published = ""
-    if table.landmarks:
-        about = f'<tr><th class="about" scope="rowgroup" colspan="{len(table.head)}">Published: other versions of '
-        about += "environments and data</th></tr>"
-        published = f'<tbody class="theirs">{about}{"".join(map(row, table.landmarks))}</tbody>'
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table{" class=words" * words}>'
-        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(map(row, table.rows))}</tbody>{published}</table></div>"
-    )
-
-
-def _cell(each: Cell | str | None) -> str:
-    if each is None:
-        return "–"
-    if isinstance(each, str):
-        return escape(each)
-    value, spread = (escape(text).replace("-", "\N{MINUS SIGN}") for text in (each.value, each.spread))
-    interval = f' <span class="pm">{spread}</span>' if spread else ""
-    return f"<span>{value}</span>{interval}{escape(each.more)}"
-
-
-def _folded(summary: str, body: str, opened: bool = False) -> str:
-    return f"<details{' open' * opened}><summary>{escape(summary)}</summary>{body}</details>"
-
-
-class Figure(NamedTuple):
-    """A picture as a function that draws it, its alternative text, its caption, and its numbers as a table."""
-
-    picture: Callable[[], str]
-    alt: str
-    caption: str
-    data: Table | None
-
-
-def _figures(figures: Sequence[Figure]) -> str:
-    """Return pictures side by side, if there is room, and below them their numbers as tables."""
-    tables = [figure.data for figure in figures if figure.data]
-    numbers = "".join(_folded(f"Numbers: {table.caption}", _table(table)) for table in tables)
-    return f'<div class="figures">{"".join(map(_figure, figures))}</div>{numbers}'
-
-
-def _figure(figure: Figure) -> str:
-    try:
-        source = base64.b64encode(figure.picture().encode()).decode()
-        image = f'<img role="img" alt="{escape(figure.alt)}" src="data:image/svg+xml;base64,{source}">'
-    except NoPicture as error:
-        image = f"<p>{escape(error)}</p>"
-    return f"<figure>{image}<figcaption>{escape(figure.caption)}</figcaption></figure>"
-
-
-def _legend(names: Mapping[str, str], styles: Mapping[str, LineStyle]) -> str:
-    """Return a legend. `names` maps a method's label to the text beside its line."""
-    dashes = {"-": "", "-.": ' stroke-dasharray="8 3 2 3"', ":": ' stroke-dasharray="2 3"'}
-    entries = "".join(
-        f'<li><svg width="30" height="12" aria-hidden="true"><line x1="2" y1="6" x2="28" y2="6" stroke-width="3" '
-        f'stroke="{styles[label].colour}"{dashes[styles[label].style]}/></svg>{escape(text)}</li>'
-        for label, text in names.items()
-    )
-    return f'<ul class="legend" aria-label="Lines">{entries}</ul>'
 
 
 # --- sections --------------------------------------------------------------------------------------
@@ -231,16 +144,16 @@ def _legend(names: Mapping[str, str], styles: Mapping[str, LineStyle]) -> str:
 
 def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]) -> str:
     profiles = aggregates.profiles(shared)
-    text = f"<p>Last scores on {_count(len(shared.tasks), 'task')}: {escape(', '.join(shared.tasks))}.</p>"
+    text = f"<p>Last scores on {counted(len(shared.tasks), 'task')}: {escape(', '.join(shared.tasks))}.</p>"
     if shared.omitted:
         text += f"<p>Left out, with fewer than half of the tasks: {escape(', '.join(shared.omitted))}.</p>"
     if any(shared.failed.values()):
         text += "<p>Seeds that failed count with the scores of their last finite policies.</p>"
     if shared.unfinished:
-        text += f"<p>Left out, because they are unfinished: {_count(shared.unfinished, 'row')}.</p>"
-    text += _table(aggregates.table(shared))
+        text += f"<p>Left out, because they are unfinished: {counted(shared.unfinished, 'row')}.</p>"
+    text += html_table(aggregates.table(shared))
     if (improvement := aggregates.improvement(shared)) is not None:
-        text += _table(improvement)
+        text += html_table(improvement)
     stride = max(len(profiles.taus) // MAX_ROWS, 1)
     rows = [
         [f"{profiles.taus[i]:.0f}", *(Cell(f"{share.value[i]:.2f}") for share in profiles.shares.values())]
@@ -255,14 +168,14 @@ def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]
         "all resamples agree.",
         data,
     )
-    return text + _legend({name: name for name in shared.scores}, styles) + _figures([figure])
+    return text + legend({name: name for name in shared.scores}, styles) + html_figures([figure])
 
 
 def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> str:
     text = f"<p>{escape(provenance_line(group))}.</p>{_verdicts(group)}"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
-    text += _legend(names, styles)
+    text += legend(names, styles)
     ends = limits(group, drawn)
     right = 0.76 if comparable(group) else 0.97
     figures = [
@@ -282,7 +195,7 @@ def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle
     ]
     figures += [figure for record, label in zip(group, labels(group), strict=True) for figure in _gate(record, label)]
     first, *rest = task_tables(group)
-    return text + _figures(figures) + _table(first) + "".join(_table(of_task(title, more)) for more in rest)
+    return text + html_figures(figures) + html_table(first) + "".join(html_table(of_task(title, more)) for more in rest)
 
 
 def _verdicts(group: Sequence[RunRecord]) -> str:
@@ -305,7 +218,7 @@ def _gate(record: RunRecord, label: str) -> list[Figure]:
         return []  # the notes name the damaged journal
     if found is None:
         return []
-    counts = f"{_count(found.candidates, 'candidate')} taken, {len(found.promoted)} promoted"
+    counts = f"{counted(found.candidates, 'candidate')} taken, {len(found.promoted)} promoted"
     seeds = record.scores.shape[1]
     return [
         Figure(
@@ -363,7 +276,7 @@ def _shifts(records: Sequence[RunRecord]) -> str:
         ]
         if figures:
             summary = f"{record.task}, {name}" + (f": its first run, {first.path.name}" if record.runs else "")
-            text += _folded(summary, _figures(figures), opened=len(records) == 1)
+            text += folded(summary, html_figures(figures), opened=len(records) == 1)
     return text
 
 
@@ -383,31 +296,31 @@ def _series(title: str, shift: distribution_shift.Panel) -> Table | None:
 
 def _settings(records: Sequence[RunRecord]) -> str:
     compared = provenance.comparison(records)
-    text = "".join(_table(each, words=True) for each in compared.differ)
+    text = "".join(html_table(each, words=True) for each in compared.differ)
     if len(records) > 1 and not text:
         text = "<p>The methods do not differ in any setting.</p>"
     for tables in (compared.lacking, [compared.by_task], [compared.common]):
         if any(each.rows for each in tables):
-            body = "".join(_table(each, words=True) for each in tables)
-            text += _folded(f"{tables[0].caption} ({len(tables[0].rows)})", body)
+            body = "".join(html_table(each, words=True) for each in tables)
+            text += folded(f"{tables[0].caption} ({len(tables[0].rows)})", body)
     return text
 
 
 def _machine(records: Sequence[RunRecord]) -> str:
-    speeds = _table(provenance.speeds(records))
+    speeds = html_table(provenance.speeds(records))
     if len(records) > MAX_ROWS:
-        speeds = _folded(f"Speed of {len(records)} rows", speeds)
-    return speeds + _folded("Versions and machines", _table(provenance.versions(records), words=True))
+        speeds = folded(f"Speed of {len(records)} rows", speeds)
+    return speeds + folded("Versions and machines", html_table(provenance.versions(records), words=True))
 
 
 def _notes(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
     text = ""
     if skipped:
         rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in skipped]
-        text += _table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
+        text += html_table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
     if found := notes(records):
         items = "".join(f"<li>{escape(note)}</li>" for note in found)
-        text += f"<ul>{items}</ul>" if len(found) <= MAX_ROWS else _folded(f"{len(found)} notes", f"<ul>{items}</ul>")
+        text += f"<ul>{items}</ul>" if len(found) <= MAX_ROWS else folded(f"{len(found)} notes", f"<ul>{items}</ul>")
     return text or "<p>None: every run was read, and none failed.</p>"
 
 

@@ -85,6 +85,8 @@ class Commit(NullHook):
         self.envs, self.seal, self.flush = envs, seal, flush
         self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
         self.exact, self.due = stored.exact, stored.due
+        self.deployed: tuple[int, ...] = ()
+        """The number of policies that a gate had deployed at the last commit, by seed."""
         self.failed = 0
         self.snapshot: Snapshot | None = None
         """What the next commit writes; None: it is committed."""
@@ -95,15 +97,18 @@ class Commit(NullHook):
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self._take_snapshot(name, phase_state, False)
+        self.deployed = phase.deployments(phase_state)
         self._commit()
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         self._take_snapshot(name, phase_state, True)
-        asked = self.stop.asked
+        asked, before = self.stop.asked, self.deployed
+        self.deployed = phase.deployments(phase_state)
         if (
             self.due
             or asked
             or phase.done(phase_state)
+            or self.deployed != before
             or passed(phase, phase_state, self.every, self.every, self.last)
         ):
             self._commit()

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from segue.core import Spec
+from segue.envs.faults import check_observation, describe_error
 from segue.envs.make import read_spec
 from segue.envs.reward import Reward
-from segue.envs.rollouts import Evaluator, act
+from segue.envs.rollouts import LONGEST, Evaluator, act
 from segue.errors import DataError, SegueError, at_least
 from segue.nn.actors import EDGE, AbstractActor
 from segue.policies import importers, policy_file
@@ -69,6 +70,8 @@ class Verdict:
                 f"{high:+,.0f}, {JUDGED} episodes each). {counts[0].upper() + counts[1:]}, {self.promoted} promoted."
             )
         worst = f"The lowest training return over any 10 episodes was {self.lowest:,.0f}."
+        if np.isnan(self.lowest):
+            worst = "No training episode ended: give it more env steps."
         return f"{head} {worst} Deployed policy: {self.policy}"
 
 
@@ -110,7 +113,10 @@ def improve(
         raise SegueError(
             "improve starts from a policy: give one with --policy FILE. segue run td3bc --dataset FILE trains one."
         )
-    disk.new_folder(Path(out)).rmdir()  # refuses one that holds something before any episode is played
+    if not Path(out).exists():
+        disk.new_folder(Path(out)).rmdir()  # a place where none can be made is refused before any episode is played
+    else:
+        disk.new_folder(Path(out))
     task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
     every = evaluate_steps or max(env_steps // 12, 1)
     budget = dataclasses.replace(
@@ -132,32 +138,42 @@ def scaled_reward(task: Task, quiet: bool = True) -> Reward:
     standard error says what the policy returned, unless `quiet`.
     """
     spec, reward = read_spec(task.make), task.reward
+    if reward.by_returns:
+        raise SegueError("improve scales rewards by the given policy's returns: leave out a reward by the dataset's.")
     (actor,) = importers.read(str(task.policy), spec)[:1]
-    rewards, returns, actions = [], [], []
     actors = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)
     env = task.make()
     try:
-        for episode in range(MEASURED):
-            obs, over, seen = env.reset(seed=FRESH - 1 - episode)[0], False, []
-            while not over:
-                action = np.asarray(act(actors, np.asarray(obs, np.float32)[None, None]))[0, 0]
-                actions.append(action)
-                obs, value, terminated, truncated, _ = env.step(np.asarray(spec.denormalise(action)))
-                seen.append(float(value))
-                over = terminated or truncated
-            rewards.append(np.asarray(reward(np.asarray(seen))))
-            returns.append(sum(seen))
+        played = [_play(env, spec, actors, FRESH - 1 - episode) for episode in range(MEASURED)]
+    except SegueError:
+        raise
+    except Exception as error:
+        raise SegueError(f"The env failed while the given policy was measured: {describe_error(error)}.") from error
     finally:
         env.close()
+    returns, actions = [float(rewards.sum()) for rewards, _ in played], np.concatenate([each for _, each in played])
     if not quiet:
         print(
             f"The given policy returns {np.mean(returns):,.1f} (mean of {MEASURED} episodes, from {min(returns):,.1f} "
             f"to {max(returns):,.1f}); {np.mean(np.abs(actions) >= EDGE):.0%} of its action components lie at a bound.",
             file=sys.stderr,
         )
-    low, high = np.percentile(np.concatenate([_discounted(each) for each in rewards]), (5, 95))
+    low, high = np.percentile(np.concatenate([_discounted(reward(rewards)) for rewards, _ in played]), (5, 95))
     scale = 10.0 / (high - low) if high > low else 1.0
     return reward._replace(scale=reward.scale * scale, shift=reward.shift * scale)
+
+
+def _play(env: Any, spec: Spec, actors: Any, seed: int) -> tuple[Float[np.ndarray, " steps"], Any]:
+    """Play one episode; return the env's rewards and the actions [steps, act] in [-1, 1]."""
+    obs, over, rewards, actions = check_observation(env.reset(seed=seed)[0], spec), False, [], []
+    while not over:
+        actions.append(np.nan_to_num(np.asarray(act(actors, obs[None, None]))[0, 0]))
+        next_obs, reward, terminated, truncated, _ = env.step(np.asarray(spec.denormalise(actions[-1])))
+        obs, over = check_observation(next_obs, spec, reward), terminated or truncated
+        rewards.append(float(reward))
+        if len(rewards) >= LONGEST:
+            raise SegueError(f"An episode did not end within {LONGEST:,} steps: wrap the env in a TimeLimit.")
+    return np.asarray(rewards), np.asarray(actions)
 
 
 def _discounted(rewards: Float[np.ndarray, " steps"], discount: float = 0.99) -> Float[np.ndarray, " steps"]:
@@ -188,7 +204,7 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
     folder = Path(folder)
     config = disk.read_json(folder / "config.json")
     make = Task(plain_env(config, folder / "config.json") if env_id is None else env_id).make
-    spec, last = read_spec(make), _last_trials(folder)
+    spec, last = read_spec(make), _last_trials(folder, int(config["seeds"]))
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):
         path = folder / f"champion-{number}.safetensors"
@@ -220,21 +236,22 @@ def _returns(make: Any, spec: Spec, actor: AbstractActor) -> Float[np.ndarray, "
         return evaluator(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)).returns[0]
 
 
-def _last_trials(folder: Path) -> list[tuple[int, int, float]]:
-    """Return for each seed how many candidates were taken and promoted, and the lowest mean of 10 returns in a row."""
-    episodes: dict[int, list[dict[str, Any]]] = {}
+def _last_trials(folder: Path, seeds: int) -> list[tuple[int, int, float]]:
+    """Return for each seed how many candidates were taken and promoted, and the lowest mean of 10 returns in a row.
+
+    The mean is NaN where a seed has finished no episode.
+    """
+    episodes: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
     for where, entry in read.lines(folder / "episodes.jsonl")[0]:
-        if type(entry.get("seed")) is not int or not isinstance(entry.get("return"), int | float):
+        seed = entry.get("seed")
+        if type(seed) is not int or not 0 <= seed < seeds or not isinstance(entry.get("return"), int | float):
             raise DataError(f"{where} is not an episode: the journal is damaged.")
-        episodes.setdefault(entry["seed"], []).append(entry)
-    if not any("verdict" in entry for row in episodes.values() for entry in row):
-        raise SegueError(f"{folder} has no episode that a gate judged: its guarded phase has not begun.")
+        episodes[seed].append(entry)
     found = []
-    for seed in sorted(episodes):
-        words = [entry.get("verdict") for entry in episodes[seed]]
-        returns = np.array([entry["return"] for entry in episodes[seed]], float)
+    for own in episodes:
+        words = [entry.get("verdict") for entry in own]
+        returns = np.array([entry["return"] for entry in own], float)
         width = min(10, len(returns))
-        means = np.convolve(returns, np.ones(width) / width, "valid")
-        judged = words.count("taken")
-        found.append((judged, words.count("promoted"), float(means.min())))
+        means = np.convolve(returns, np.ones(width) / width, "valid") if width else np.array([np.nan])
+        found.append((words.count("taken"), words.count("promoted"), float(means.min())))
     return found

@@ -55,13 +55,13 @@ class Log(NullHook):
         if self.last_finite is None:  # resumed
             self._remember(phase_state)
         due = passed(phase, phase_state, self.every, self.every, self.last) or phase.done(phase_state)
-        return self._log(name, phase_state) if due else phase_state
+        return self._log(name, phase, phase_state) if due else phase_state
 
     def _remember(self, phase_state: PhaseState) -> None:
         """Copy the finite state, to which a diverged seed returns."""
         self.last_finite = jax.tree.map(jnp.copy, (phase_state.learner, phase_state.sampler_state))
 
-    def _log(self, name: str, phase_state: PhaseState) -> PhaseState:
+    def _log(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         """Write a line of metrics, and halt or roll back the seeds that diverged; return the state to go on with."""
         self.last = (phase_state.update, phase_state.env_step)
         scalars = phase_state.scalars()
@@ -82,7 +82,7 @@ class Log(NullHook):
         if self.halt_on_explosion:
             finite &= ~exploded
         if (diverged := ~finite & ~halted).any():
-            phase_state = self._halt(name, phase_state, diverged, halted, scalars)
+            phase_state = self._halt(name, phase, phase_state, diverged, halted, scalars)
         self._remember(phase_state)
         self.resumed = False
         return phase_state.with_metrics_reset()
@@ -118,7 +118,13 @@ class Log(NullHook):
         return exploded
 
     def _halt(
-        self, name: str, phase_state: PhaseState, diverged: np.ndarray, halted: np.ndarray, scalars: Any
+        self,
+        name: str,
+        phase: AbstractPhase,
+        phase_state: PhaseState,
+        diverged: np.ndarray,
+        halted: np.ndarray,
+        scalars: Any,
     ) -> PhaseState:
         """Return the diverged seeds to their last finite state, and halt those that have no rollback left.
 
@@ -146,6 +152,7 @@ class Log(NullHook):
                 "and look at max_abs_q in metrics.jsonl."
             )
         learner = engine.select_seeds(diverged, self.last_finite[0], phase_state.learner)
+        learner = phase.recovered(phase_state, learner, halted)
         # A finite sampler state is kept, because it knows the rows that were added since then.
         sampler_diverged = diverged & ~np.asarray(finite_seeds(phase_state.sampler_state))
         sampler_state = engine.select_seeds(sampler_diverged, self.last_finite[1], phase_state.sampler_state)

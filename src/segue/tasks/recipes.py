@@ -18,7 +18,7 @@ from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
 from segue.tasks.budget import PAPER, Budget
-from segue.tasks.task import Task
+from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import AbstractPhase, Collect, Online, Train
@@ -247,12 +247,12 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     The algorithm is `EnsembleTD3`, whose critics learn the given policy's value before the policy moves. Lengths and
     numbers that the budget leaves open are inferred.
     """
-    utd, updates = budget.updates_per_step or 2, 10_000
-    learner = EnsembleTD3(critics=budget.critics or 2, delay=max(utd, 1))
+    utd, updates = 2, 10_000
+    learner = EnsembleTD3(critics=2, delay=utd)
     first = _calibrated(learner, updates)
-    collect = Collect(min(10_000, budget.online // 2), episodes=10, noise=learner.explore_noise)
+    collect = Collect(min(10_000, budget.online // 2), episodes=10, noise=learner.explore_noise, mode=True)
     batch = budget.batch or 256
-    if task.dataset is None:
+    if task.dataset is None or isinstance(task.dataset, AbstractDatasetRecipe):  # data are a user's, never made here
         online = replay or online_only(batch)
         phases = {
             "collect": collect,

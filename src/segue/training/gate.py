@@ -62,8 +62,12 @@ class Comparison(NamedTuple):
 
 
 def compare(one: Returns, other: Returns) -> Comparison:
-    """Compare two policies by their returns. Low returns count in full, so that falls are not hidden."""
+    """Compare two policies by their returns. Low returns count in full, so that falls are not hidden.
+
+    Where no two returns differ below the cap, as with rare successes, there is none.
+    """
     cap = max(sorted(returns)[int(CAP * (len(returns) - 1))] for returns in (one, other))
+    cap = cap if min(one + other) < cap else math.inf
     means, squares = [], 0.0
     for returns in (one, other):
         capped = [min(each, cap) for each in returns]
@@ -116,7 +120,7 @@ class Trial(NamedTuple):
     rest: int = 0
     """No candidate is taken before this env step."""
     acting: str = "champion"
-    """Who acts in the present episode: "champion", "learner" or "candidate"."""
+    """Who acts in the present episode: "champion", "noisy" (the given policy with noise), "learner" or "candidate"."""
     acted: str = ""
     """Who acted in the last episode; "" where it judges nothing, because it began in an earlier phase."""
     verdict: str = ""
@@ -219,13 +223,32 @@ class Gate(eqx.Module):
         at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes)
         at_least(2, measured_episodes=self.measured_episodes)
         at_least(0, rest=self.rest)
-        if isinstance(self.share, int | float) and not (0 < self.share <= 1 and 0 < self.risk < 1 and self.margin >= 0):
-            raise SegueError("A gate needs 0 < share <= 1, 0 < risk < 1 and margin >= 0.")
+        if not self.min_episodes <= self.max_episodes <= KEPT // 2 or self.measured_episodes > KEPT:
+            raise SegueError(
+                f"A gate needs min_episodes <= max_episodes <= {KEPT // 2} and measured_episodes <= {KEPT}: it "
+                f"remembers {KEPT} episodes of each policy."
+            )
+        if isinstance(self.share, int | float) and not (
+            0 < self.share <= 1
+            and 0 < self.risk < 1
+            and self.margin >= 0
+            and self.variation > 0
+            and self.noise >= 0
+            and 0 < self.radius_low <= self.radius <= self.radius_high
+        ):
+            raise SegueError(
+                "A gate needs 0 < share <= 1, 0 < risk < 1, margin >= 0, variation > 0, noise >= 0 and 0 < radius_low "
+                "<= radius <= radius_high."
+            )
 
     def span(self, trial: Trial) -> float:
         """Return J_0 - L, in units of returns."""
-        lowest = min(trial.lowest, trial.lowest_other, *([] if self.score is None else [self.score[0]]))
+        lowest = min(trial.lowest, trial.lowest_other, math.inf if self.score is None else self.score[0])
         return trial.level - lowest
+
+    def margin_span(self, trial: Trial) -> float:
+        """Return J_0 - L with the lowest return of champions alone, so that falls of others widen no margin."""
+        return trial.level - min(trial.lowest, math.inf if self.score is None else self.score[0])
 
     def protects(self, trial: Trial) -> bool:
         """Return whether the given policy is better than one that does nothing; True where no score says so."""
@@ -265,7 +288,9 @@ class Gate(eqx.Module):
             return ""
         over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
         quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
-        not_worse = over_given.ahead + float(self.margin) * self.span(trial) > quantile * over_given.error
+        margin = float(self.margin) * self.margin_span(trial)
+        not_worse = over_given.ahead + margin > quantile * over_given.error
+        not_worse &= mean(trial.candidate) - mean(trial.given) + margin >= 0  # rare high returns are not given away
         if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
             return "promoted"
         if over_champion.ahead < -over_champion.error or (last and over_champion.ahead <= 0):
@@ -274,7 +299,7 @@ class Gate(eqx.Module):
 
     def fell(self, trial: Trial, returns: Returns) -> bool:
         """Return whether a policy's returns lie below all of the champions' and in the lowest quarter of J_0 - L."""
-        low = min(trial.lowest, trial.level - 0.75 * self.span(trial))
+        low = min(trial.lowest, trial.level - 0.75 * self.margin_span(trial))
         return self.protects(trial) and mean(returns) < low
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
@@ -294,6 +319,8 @@ class Gate(eqx.Module):
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
+        elif acted == "noisy":
+            trial = trial.explored(returned)
         elif acted == "champion":
             trial = trial.measured(returned)
         elif acted == "candidate":
@@ -305,6 +332,8 @@ class Gate(eqx.Module):
         others = "candidate" if trial.need > 0 else "learner"
         first = 0 if trial.promoted else self.measured_episodes
         known = len(trial.champion) >= (max(len(trial.candidate), first) if trial.need > 0 else first)
+        if len(trial.given_noisy) < self.measured_episodes and not trial.promoted and math.isinf(trial.lowest_other):
+            return trial._replace(acting="noisy")
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:

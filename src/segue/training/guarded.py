@@ -5,11 +5,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from segue.core import AbstractMethod
 from segue.envs.lockstep import Episode
-from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GateStep, stepped
+from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
 from segue.training.gate import Gate, Trial
@@ -36,17 +38,28 @@ class Guarded(AbstractOnline):
         return self._following(state, tuple(self.gate.begin(trial, state.env_step) for trial in trials))
 
     def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
-        """Judge the candidates whose episode has ended, and decide who acts next. Halted seeds stay as they are."""
+        """Judge the candidates whose episode has ended, and decide who acts next: in halted seeds the champion."""
         trials = list(state.trials)
         for episode in ended:
-            if not (state.run.halted and state.run.halted[episode.seed]):
-                trials[episode.seed] = self.gate.after(trials[episode.seed], episode.returned, state.env_step)
+            trial = trials[episode.seed]
+            if state.run.halted and state.run.halted[episode.seed]:
+                trial = trial._replace(acted=trial.acting, acting="champion", verdict="", need=0)
+            else:
+                trial = self.gate.after(trial, episode.returned, state.env_step)
+            trials[episode.seed] = trial
         return self._following(state, tuple(trials)) if ended else state
+
+    def recovered(self, state: PhaseState, learner: engine.Packed, halted: Bool[np.ndarray, " seeds"]) -> engine.Packed:
+        """Return the learner with the champion and the candidate of now: a gate does not forget what it has decided. In
+        halted seeds the champion acts from now on."""
+        now, back = state.learner.tree, learner.tree
+        acting = jnp.where(halted, CHAMPION, now.acting)
+        return learner.like(GatedLearner(back.inner, now.champion, now.candidate, acting, now.noise))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
         return {
-            "policy": trial.acted or "champion",
+            "policy": "champion" if trial.acted in ("", "noisy") else trial.acted,
             "verdict": trial.verdict,
             "purse": self.gate.purse(trial),
             "radius": trial.radius,
@@ -60,9 +73,10 @@ class Guarded(AbstractOnline):
         trial = next(iter(state.trials))
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
+        who = trial.acting if trial.acting in ("learner", "candidate") else "champion"
         count = f", episode {len(trial.candidate) + 1} of {trial.need}" if trial.acting == "candidate" else ""
         return (
-            f"the {trial.acting or 'champion'} acts{count}; candidates promoted: {counts}; "
+            f"the {who} acts{count}; candidates promoted: {counts}; "
             f"training may cost {self.gate.purse(trial):,.0f} more"
         )
 
@@ -70,14 +84,16 @@ class Guarded(AbstractOnline):
         """Return the state in which the learners have followed the decisions that led to `trials`."""
         before = state.trials or trials
         verdicts = [now.verdict if now is not then else "" for now, then in zip(trials, before, strict=True)]
-        acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
+        acting = {"": CHAMPION, "champion": CHAMPION, "noisy": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
         step = GateStep(
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
             reset=np.array([verdict == "rejected" for verdict in verdicts]),
             take=np.array([verdict == "taken" for verdict in verdicts]),
             acting=np.array([acting[trial.acting] for trial in trials], np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
-            noise=np.array([self.gate.noise if trial.acting == "learner" else 0.0 for trial in trials], np.float32),
+            noise=np.array(
+                [self.gate.noise if trial.acting in ("learner", "noisy") else 0.0 for trial in trials], np.float32
+            ),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

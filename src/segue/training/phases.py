@@ -14,12 +14,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
 from segue.envs.lockstep import Episode
 from segue.errors import SegueError, at_least
-from segue.nn.actors import Noisy
+from segue.nn.actors import Mode, Noisy
 from segue.replay.sampler import AbstractSampler, Uniform
 from segue.training import engine
 from segue.training.gate import Trial
@@ -148,6 +148,10 @@ class AbstractPhase(eqx.Module):
         """Describe in a few words what a person who waits would like to know; by default nothing."""
         return ""
 
+    def recovered(self, state: PhaseState, learner: engine.Packed, halted: Bool[np.ndarray, " seeds"]) -> engine.Packed:
+        """Return what becomes of `learner`, in which diverged seeds are at an earlier state; by default itself."""
+        return learner
+
     def end(self, state: PhaseState) -> RunState:
         """Return the run's state after the phase."""
         state = state.flushed()
@@ -227,14 +231,17 @@ class Collect(AbstractPhase):
     acts = True
     until: int = eqx.field(static=True, default=25_000)
     """The phase ends at this env step, counted from the run's first one."""
-    episodes: int = eqx.field(static=True, default=0)
-    """n: the phase ends earlier, once it has lasted for half of `until` and every seed has finished n episodes; 0: it
-    does not."""
     noise: float = 0.1
     """Standard deviation of the noise on the policy's actions, clipped to +-0.5 (0.1 is known from code that
     follows OPT; its parent method OEMA adds none)."""
     random: bool = eqx.field(static=True, default=False)
     """Uniformly random actions instead of a policy's."""
+    episodes: int = eqx.field(static=True, default=0)
+    """n: the phase ends earlier, once it has lasted for half of `until` and every seed has finished n episodes; 0: it
+    does not."""
+    mode: bool = eqx.field(static=True, default=False)
+    """Add the noise to the policy's deterministic action, and not to a sample of a stochastic policy. Only then do the
+    returns serve a later phase's gate, under which nothing is sampled."""
 
     def __check_init__(self):
         at_least(0, until=self.until, episodes=self.episodes)
@@ -260,11 +267,14 @@ class Collect(AbstractPhase):
 
     def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
         """Count the given policy's episodes, for the gate of a later phase."""
-        if self.random or not ended:
+        if not ended:
             return state
         trials = list(state.trials or (Trial(),) * state.run.seeds)
         for episode in ended:
-            trials[episode.seed] = trials[episode.seed].explored(episode.returned)
+            trial = trials[episode.seed]
+            counted = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, episode.returned))
+            usable = self.mode and not self.random
+            trials[episode.seed] = trial.explored(episode.returned) if usable else counted if not self.random else trial
         return state._replace(trials=tuple(trials))
 
     def length(self, run: RunState) -> int:
@@ -274,7 +284,8 @@ class Collect(AbstractPhase):
         if self.random:
             return jax.random.uniform(key, learner.zero_action.shape, minval=-1.0, maxval=1.0)
         assert learner.pretrained.actor is not None
-        return Noisy(learner.pretrained.actor.net, self.noise).explore(obs, key)
+        policy = learner.pretrained.actor.net
+        return Noisy(Mode(policy) if self.mode else policy, self.noise).explore(obs, key)
 
     def updates_due(self, state: PhaseState, stride: int) -> int:
         return 0
