@@ -23,9 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --no-input --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# A process that has no tests left takes some of the other's, so that both end together.
-test: setup  ## run the tests, in two processes side by side
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+test: setup  ## run the tests, files in two processes side by side
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: setup  ## run the tests but for those marked slow
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
