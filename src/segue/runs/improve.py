@@ -92,8 +92,8 @@ def improve(
     run that was stopped, and `verdicts` judges it afterwards.
 
     Args:
-        task: an env and a policy, `segue.task(env_id=..., policy=FILE)`, optionally with a dataset and a score. A task
-            that has a name brings its dataset along.
+        task: an env and a policy, `segue.task(env_id=..., policy=FILE)`, optionally with a dataset and a score. The
+            dataset of a named task is not made: only a user's own rows are used.
         out: a directory that is new or empty.
         env_steps: env steps of each seed, without the episodes before and after.
         seeds: independent repetitions; each has its own gate.

@@ -5,8 +5,9 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-Returns are undiscounted sums of the env's own rewards, and L is the lowest one so far. A policy has fallen if the mean
-of its first two episodes lies below every return of the champions and in the lowest quarter between L and J_0.
+Returns are undiscounted sums of the env's own rewards. L is the lowest one so far: of the given policy and of champions
+where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of its first two
+episodes lies below every return of the champions and in the lowest quarter between L and J_0.
 
 The learner is ahead if, after at least 3 episodes, its mean is above the champion's with noise. It goes back to the
 champion if it has fallen, or lies behind by more than one standard error after 6 episodes.
@@ -14,7 +15,7 @@ champion if it has fallen, or lies behind by more than one standard error after 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
 two policies, returns above the higher of their 0.8 quantiles count as that quantile, so that a rare high return decides
-nothing; low returns count in full.
+nothing; low returns count in full. For the first test the plain mean must not lie below J_0 - 0.05 (J_0 - L) either.
 
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
