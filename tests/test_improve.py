@@ -108,6 +108,15 @@ def test_a_guarded_run_resumes_bit_for_bit(monkeypatch, moment, how):
     assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
 
+def test_a_promotion_is_committed_at_once(monkeypatch):
+    """However rare commits are: a kill after a promotion does not take it back."""
+    promoted = next(e["env_step"] for e in lines(whole() / "episodes.jsonl") if e.get("verdict") == "promoted")
+    rarely = words()
+    rarely[rarely.index("--commit-every") + 1] = "100000"
+    folder = interrupted(monkeypatch, promoted + 2, Killed, rarely)  # pre-training ticks once
+    assert restore.newest(folder)[0].manifest["env_step"] == promoted
+
+
 @pytest.mark.parametrize("trials", [None, [{}], [1, 2], "x", [{"given": [1, 2, 3]}] * 2])
 def test_damaged_gates_in_a_commit_are_refused(monkeypatch, capsys, trials):
     """A manifest with a right hash and a wrong state, as someone could write it."""
@@ -199,6 +208,7 @@ def test_a_verdict_in_words():
     assert verdict(promoted=0, candidates=1).startswith("Kept the given policy (1,119): 1 candidate, none better.")
     assert "may be chance" in verdict(difference=(-10.0, 40.0))
     assert "Worse" in verdict(difference=(-40.0, -10.0))
+    assert "No training episode ended" in verdict(lowest=None)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ class Verdict:
     """Candidates that were taken, one whose trial the end of the run cut short included."""
     promoted: int
     """Candidates that were promoted."""
-    lowest: float
-    """The lowest mean return of any 10 training episodes in a row; of all where there were fewer."""
+    lowest: float | None
+    """The lowest mean return of any 10 training episodes in a row; of all where there were fewer; None without any."""
     policy: str
     """The path of the deployed policy's file."""
 
@@ -69,9 +69,9 @@ class Verdict:
                 f"{word}: {self.given:,.0f} -> {self.deployed:,.0f} (95 % interval of the difference {low:+,.0f} to "
                 f"{high:+,.0f}, {JUDGED} episodes each). {counts[0].upper() + counts[1:]}, {self.promoted} promoted."
             )
-        worst = f"The lowest training return over any 10 episodes was {self.lowest:,.0f}."
-        if np.isnan(self.lowest):
-            worst = "No training episode ended: give it more env steps."
+        worst = "No training episode ended: give it more env steps."
+        if self.lowest is not None:
+            worst = f"The lowest training return over any 10 episodes was {self.lowest:,.0f}."
         return f"{head} {worst} Deployed policy: {self.policy}"
 
 
@@ -236,10 +236,10 @@ def _returns(make: Any, spec: Spec, actor: AbstractActor) -> Float[np.ndarray, "
         return evaluator(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], actor)).returns[0]
 
 
-def _last_trials(folder: Path, seeds: int) -> list[tuple[int, int, float]]:
+def _last_trials(folder: Path, seeds: int) -> list[tuple[int, int, float | None]]:
     """Return for each seed how many candidates were taken and promoted, and the lowest mean of 10 returns in a row.
 
-    The mean is NaN where a seed has finished no episode.
+    The mean is None where a seed has finished no episode.
     """
     episodes: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
     for where, entry in read.lines(folder / "episodes.jsonl")[0]:
@@ -252,6 +252,6 @@ def _last_trials(folder: Path, seeds: int) -> list[tuple[int, int, float]]:
         words = [entry.get("verdict") for entry in own]
         returns = np.array([entry["return"] for entry in own], float)
         width = min(10, len(returns))
-        means = np.convolve(returns, np.ones(width) / width, "valid") if width else np.array([np.nan])
-        found.append((words.count("taken"), words.count("promoted"), float(means.min())))
+        lowest = float(np.convolve(returns, np.ones(width) / width, "valid").min()) if width else None
+        found.append((words.count("taken"), words.count("promoted"), lowest))
     return found
