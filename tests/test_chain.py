@@ -64,6 +64,7 @@ def test_the_two_answers_differ():
     np.testing.assert_allclose(exact(True)[-2:], [0.4 + 0.6 * 0.5, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminated", "cut by a time limit"])
 def test_q_becomes_the_exact_value(terminal):
     """Within 1e-3, both twins, at every row."""

@@ -533,6 +533,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_files_run_nothing_open_nothing_and_take_no_room(pendulum, tmp_path):
     """All of them in one process under an audit hook: no exec, no import by name, no socket, no process, no file
     outside the folder; under 5 s each, and under twice its size plus 256 MB."""

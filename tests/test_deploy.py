@@ -128,6 +128,7 @@ def test_a_box_of_one_is_left_alone():
     near(onnx(exported(actor, "onnx", UNIT), OBS), acts(actor, UNIT), UNIT)
 
 
+@pytest.mark.slow
 def test_onnx_says_where_it_is_from():
     import onnx as package
 

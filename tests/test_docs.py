@@ -204,6 +204,7 @@ def test_the_python_of_every_page_is_python():
                 compile(found[3], str(page), "exec")
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-E", "-b", "html", str(ROOT / "docs"), str(tmp_path)]

@@ -37,6 +37,7 @@ def broken(monkeypatch, code, name="learning"):
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_machine_that_can_run_is_told_so(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "LIMIT", 120.0)  # others may be at work here
     main.main(["doctor"])

@@ -246,6 +246,7 @@ def promotions(rng, shift, count, std=20.0):
     return found
 
 
+@pytest.mark.slow
 def test_a_worse_candidate_is_promoted_at_most_at_the_stated_rate():
     """10,000 candidates at the margin, 5 % below: risk 0.05. An equal one is no harm, and is promoted rarely too."""
     rng = np.random.default_rng(0)
@@ -279,6 +280,7 @@ def decisions(returns, scale, ahead=0.0):
     return found
 
 
+@pytest.mark.slow
 @given(st.lists(RETURNS, min_size=20, max_size=80), st.sampled_from([2.0**-7, 2.0**7]))
 @settings(max_examples=100, deadline=None)
 def test_decisions_do_not_depend_on_the_scale_of_rewards(returns, scale):
@@ -382,6 +384,7 @@ class Never(Gate):
 ALWAYS = Always(rest=5, min_episodes=1, max_episodes=2, margin=1e6)
 
 
+@pytest.mark.slow
 def test_a_gate_that_rejects_leaves_the_given_policy_bit_for_bit():
     run, seen, envs = drive(Never(rest=5, min_episodes=1))
     for seed in range(2):
@@ -420,12 +423,14 @@ def test_a_reset_returns_the_learner_to_the_champion():
     assert resets > 1
 
 
+@pytest.mark.slow
 def test_seeds_decide_for_themselves():
     together, alone = drive(ALWAYS)[1], drive(ALWAYS, seeds=1)[1]
     assert [moment[0][0].promoted for moment in together] == [moment[0][0].promoted for moment in alone]
     assert together[-1][0][0] != together[-1][0][1]
 
 
+@pytest.mark.slow
 def test_a_recovered_learner_keeps_what_the_gate_decided():
     """After a divergence the learner goes back in time; champion, candidate and the role that acts do not."""
     phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1)
@@ -456,6 +461,7 @@ def test_a_gate_needs_a_policy():
         pipeline(start_module.start(SPEC, None, phases), phases, LockstepEnvs(Ragged, SPEC, range(1)))
 
 
+@pytest.mark.slow
 def test_without_a_gate_the_learner_itself_acts():
     """The same phases, ungated: the released policy is the learner's."""
     phases = {"collect": Collect(60, noise=0.05), "finetune": Online(PORL(LEARNER), 100, ONLINE, 1)}

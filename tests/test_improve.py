@@ -67,6 +67,7 @@ def whole():
     return folder
 
 
+@pytest.mark.slow
 def test_a_guarded_run_ends_with_a_verdict(capsys):
     folder = new("run")
     main.main(["run", *words(), "--out", str(folder)])
@@ -77,6 +78,7 @@ def test_a_guarded_run_ends_with_a_verdict(capsys):
     assert len(disk.read_json(folder / "verdict.json")["verdicts"]) == 2
 
 
+@pytest.mark.slow
 def test_the_journal_says_who_acted_and_what_was_decided():
     entries = [e for e in lines(whole() / "episodes.jsonl") if e["phase"] == "finetune"]
     assert {entry["policy"] for entry in entries} == {"champion", "candidate", "learner"}
@@ -88,6 +90,7 @@ def test_the_journal_says_who_acted_and_what_was_decided():
         assert all(0.02 <= radius <= 0.25 for radius in radii)
 
 
+@pytest.mark.slow
 def test_the_deployed_policy_is_the_champion_file():
     for seed in range(2):
         champion, last = (
@@ -99,6 +102,7 @@ def test_the_deployed_policy_is_the_champion_file():
 
 
 # Ticks: 60 to 120 of collect, 1 of pretrain, then the guarded phase; the last moment lies in the middle of a trial.
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [3, 65, 90, 127])
 @pytest.mark.parametrize("how", [Killed, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_guarded_run_resumes_bit_for_bit(monkeypatch, moment, how):
@@ -108,6 +112,7 @@ def test_a_guarded_run_resumes_bit_for_bit(monkeypatch, moment, how):
     assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
 
+@pytest.mark.slow
 def test_a_promotion_is_committed_at_once(monkeypatch):
     """However rare commits are: a kill after a promotion does not take it back."""
     promoted = next(e["env_step"] for e in lines(whole() / "episodes.jsonl") if e.get("verdict") == "promoted")
@@ -117,6 +122,7 @@ def test_a_promotion_is_committed_at_once(monkeypatch):
     assert restore.newest(folder)[0].manifest["env_step"] == promoted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [None, [{}], [1, 2], "x", [{"given": [1, 2, 3]}] * 2])
 def test_damaged_gates_in_a_commit_are_refused(monkeypatch, capsys, trials):
     """A manifest with a right hash and a wrong state, as someone could write it."""
@@ -150,6 +156,7 @@ def short(task, budget):
     }
 
 
+@pytest.mark.slow
 def test_improve_from_python(monkeypatch):
     monkeypatch.setattr(improve, "recipe", short)
     folder = new("python")
@@ -228,6 +235,7 @@ def test_wrong_flags_of_improve(capsys, more, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_gate_around_another_recipe(capsys):
     folder = new("porl")
     main.main(
@@ -255,6 +263,7 @@ def test_gate_settings_are_checked_as_flags(capsys):
     assert Gate().share == 0.1
 
 
+@pytest.mark.slow
 def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     folder = new("paged")
     main.main(["run", *words(), "--out", str(folder)])
@@ -272,6 +281,7 @@ def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     assert guard.table("x", found).rows[0][1].value == str(sum(e["policy"] == "champion" for e in entries))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [{"sentences": "x"}, {"sentences": [1]}, {}])
 def test_a_damaged_verdict_is_named(content):
     folder = new()
@@ -282,6 +292,7 @@ def test_a_damaged_verdict_is_named(content):
     assert guard.verdicts(new()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"policy": "thief"}, {"return": "x"}, {"env_step": -1}, {"return": 1e300}])
 def test_a_damaged_episode_is_named(change):
     folder = new()

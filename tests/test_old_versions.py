@@ -32,6 +32,7 @@ def as_old(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_an_old_run_reads_as_before():
     old, new = read.read(as_old(copy(finished()))), read.read(finished())
     assert {**old.config, "format": 2} == new.config

@@ -109,6 +109,7 @@ def test_online_pre_training(alpha, cap):
     assert max(weights) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappas", [(0.1, 0.9), (0.3, 0.3), (0.0, 0.0), (1.0, 1.0)])
 def test_fine_tuning(kappas):
     """Eq. 4 along a ramp of kappa: from before its start to beyond its end."""
@@ -130,6 +131,7 @@ def test_fine_tuning(kappas):
     assert np.allclose([seen[0], seen[-1]], kappas)
 
 
+@pytest.mark.slow
 def test_the_page_is_a_program(capsys):
     """The policy that it ends with is better than the offline one."""
     page.main()

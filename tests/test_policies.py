@@ -398,6 +398,7 @@ def test_the_real_ones_return_what_they_are_known_to(real_data, file, env_id, lo
     assert low <= found <= high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["tanh-gaussian", "deterministic", "gaussian"])
 def test_an_action_outside_its_box_finds_the_way_back(output):
     """A policy whose output is 3 is trained towards action 0.2: a plain clip has no slope there."""

@@ -155,6 +155,7 @@ def test_terminal_row_is_never_followed_by_another():
     np.testing.assert_array_equal(returns_to_go(jax.tree.map(jnp.asarray, joined), 0.5, 0.0)[0][:4], [3, 4, 4, 16])
 
 
+@pytest.mark.slow
 def test_failures_of_a_maze_are_worth_failure_for_ever():
     """Reward 10 r - 5 at gamma 0.9: what Cal-QL's code takes, -5 / (1 - gamma), in every row that never arrives."""
     table = walk(([-5] * 50, False), ([-5, -5, 5], True), ([-5] * 7, False))
@@ -166,6 +167,7 @@ def test_failures_of_a_maze_are_worth_failure_for_ever():
     np.testing.assert_array_equal(sampler_state.return_to_go[:2], [1.5, 1.0])
 
 
+@pytest.mark.slow
 def test_with_returns_draws_offline_until_an_online_row():
     source = WithReturns(Linear(0.25, 0.25, 0), discount=0.5, batch=20)
     first, then = drawn(source, OFFLINE, EMPTY), drawn(source, OFFLINE, RING)
@@ -177,6 +179,7 @@ def test_with_returns_draws_offline_until_an_online_row():
     assert set(np.asarray(then.reward)) <= set(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capacity", "window"), [(40, 1000), (40, 9), (11, 1000), (11, 3)])
 @pytest.mark.parametrize("found", [0, 5])
 def test_online_returns_are_known_when_their_episode_has_ended(capacity, window, found):
@@ -410,6 +413,7 @@ def test_priorities_are_clipped():
     assert new.max() <= np.float32(1e3)
 
 
+@pytest.mark.slow
 def test_the_density_ratio_of_two_gaussians_is_learned():
     """N(0, 1) offline and N(0.5, 1) online: log w = s / 2 - 1 / 8, to 0.2 over the bulk, by the source's own steps."""
     spec, rng, n = Spec(1, 1, (-1.0,), (1.0,)), np.random.default_rng(0), 8_000

@@ -355,6 +355,7 @@ def test_curves_that_are_not_finite_are_refused(bad):
         stats.steps_to(steps[:0], scores[:0], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "seeds"), [(1, 3), (5, 3)])
 def test_intervals_hold_the_truth_as_often_as_they_say(tasks, seeds):
     """Normal scores, 300 times: 95 % within 3.8 (three errors of a share of 300), where percentiles hold it less.

@@ -84,15 +84,10 @@ def _accumulated(name: str, so_far: Array, new: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def begin(
-    method: AbstractMethod,
-    spec: Spec,
-    sampler: AbstractSampler,
-    pretrained: Pretrained,
-    offline: Transition,
-    ring: Ring,
-    keys: Keys,
+    algorithm: Packed, spec: Spec, pretrained: Pretrained, offline: Transition, ring: Ring, keys: Keys
 ) -> tuple[Packed, Packed, Metrics]:
-    """Build a learner, a sampler state and empty metrics for every seed."""
+    """Build a learner, a sampler state and empty metrics for every seed. `algorithm` is a method and a sampler."""
+    method, sampler = algorithm.tree
 
     def one(pretrained, rows, key):
         learner_key, sampler_key = jax.random.split(jax.random.fold_in(key, _INIT))
@@ -101,17 +96,20 @@ def begin(
 
     learner, sampler_state = jax.vmap(one)(pretrained, ring.rows, keys)
     zero = Clock(*(jnp.zeros((), jnp.int32),) * 3)
-    info = jax.eval_shape(
-        lambda: _one_update(
-            method, sampler, _without_seed_axis(learner, keys), sampler_state, offline, ring, keys, zero
-        )[2]
+    _, _, info = jax.eval_shape(
+        _one_update, algorithm, _without_seed_axis(learner, keys), sampler_state, offline, ring, keys, zero
     )
     metrics = Metrics({name: jnp.zeros(len(keys)) for name in info}, jnp.zeros(len(keys), jnp.int32))
     return Packed.of(learner), Packed.of(sampler_state), metrics
 
 
-def _one_update(method, sampler, learner, sampler_state, offline, ring, keys, clock):
-    """Take one update of every seed. The learner has no seed axis where there is one seed: see `_without_seed_axis`."""
+@jax.jit
+def _one_update(algorithm, learner, sampler_state, offline, ring, keys, clock):
+    """Take one update of every seed. The learner has no seed axis where there is one seed: see `_without_seed_axis`.
+
+    It is jitted by itself so that `begin` and the programs of `learn` trace it once between them; XLA inlines it.
+    """
+    method, sampler = algorithm.tree
 
     def draw(sampler_state, rows, key):
         return sampler.draw(sampler_state, offline, Ring(rows, ring.written), key=key, clock=clock)
@@ -182,18 +180,15 @@ def learn(
     `algorithm` is a method and a sampler; the sampler draws from the first `trainable_rows` online rows. Return
     learner, sampler state, metrics and ring.
     """
-    method, sampler = algorithm.tree
     if pending_row is not None:
-        sampler_state, ring = _add_row(sampler, sampler_state, ring, pending_row, offline)
+        sampler_state, ring = _add_row(algorithm.tree[1], sampler_state, ring, pending_row, offline)
 
     trainable = ring._replace(written=jnp.minimum(ring.written, trainable_rows))
 
     def body(index, state):
         learner, sampler_state, metrics = state
         now = clock._replace(update=clock.update + index)
-        learner, sampler_state, info = _one_update(
-            method, sampler, learner, sampler_state, offline, trainable, keys, now
-        )
+        learner, sampler_state, info = _one_update(algorithm, learner, sampler_state, offline, trainable, keys, now)
         values = {name: _accumulated(name, metrics.values[name], value) for name, value in info.items()}
         return learner, sampler_state, Metrics(values, metrics.count + 1)
 

@@ -173,8 +173,9 @@ class AbstractLearning(AbstractPhase):
         return self.algorithm[1].reads_dataset
 
     def initial_state(self, run: RunState) -> tuple[engine.Packed, engine.Packed, engine.Metrics]:
-        method, sampler = self.algorithm
-        return engine.begin(method, run.spec, sampler, run.pretrained, run.offline, run.online, run.phase_keys())
+        return engine.begin(
+            engine.Packed.of(self.algorithm), run.spec, run.pretrained, run.offline, run.online, run.phase_keys()
+        )
 
     def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
         method, _ = self.algorithm
