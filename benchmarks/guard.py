@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 POLICIES = {
     "hopper": ("hopper-medium", "sb3_zoo/sac_Hopper-v3.npz"),
     "walker2d": ("walker2d-medium", "mujoco_trpo_ladder/log_Walker2d-v1_1_snapshots.npz:3"),
-    "halfcheetah": ("halfcheetah-medium", "mujoco_trpo_ladder/log_HalfCheetah-v1_2_snapshots.npz:10"),
+    "halfcheetah": ("halfcheetah-medium", "mujoco_trpo_ladder/log_HalfCheetah-v1_2_snapshots.npz:3"),
     "pen": ("pen-expert", "adroit/policy_pen-v0.npz"),
     "halfcheetah-good": ("halfcheetah-medium", "sb3_zoo/sac_HalfCheetah-v3.npz"),
 }

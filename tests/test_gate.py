@@ -188,18 +188,35 @@ def test_a_learner_that_is_behind_goes_back_to_the_champion():
 
 
 def test_a_rejected_candidate_halves_the_radius_and_an_unproven_one_does_not():
-    for value, verdict, radius in ((80.0, "rejected", 0.075), (100.1, "unproven", 0.15)):
+    for value, verdict, radius in ((80.0, "rejected", 0.09375), (100.1, "unproven", 0.1875)):
         roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t, v=value: v}
         decided = next(t for t in play(Gate(rest=0), roles, 60) if t.verdict not in ("", "taken"))
         assert (decided.verdict, decided.radius) == (verdict, radius)
 
 
-def test_promotions_widen_the_trust_region():
+def test_a_learner_that_is_ahead_widens_its_trust_region():
+    """By a quarter each time, up to the largest radius."""
     best = lambda trial: 100.0 + 30 * trial.promoted
     roles = {"champion": best, "learner": lambda t: best(t) + 20, "candidate": lambda t: best(t) + 30}
-    seen = play(Gate(rest=0, radius=0.05), roles, 60)
-    radii = [trial.radius for trial in seen if trial.verdict == "promoted"]
-    np.testing.assert_allclose(radii[:5], [0.075, 0.1125, 0.16875, 0.25, 0.25])
+    seen = play(Gate(rest=0, radius=0.3), roles, 60)
+    radii = [trial.radius for trial in seen if trial.verdict == "taken"]
+    np.testing.assert_allclose(radii[:4], [0.375, 0.46875, 0.5, 0.5])
+
+
+def test_a_learner_that_is_not_behind_widens_its_trust_region():
+    """Six episodes behind the champion by less than an error: the radius grows, and the count starts again."""
+    seen = play(Gate(rest=0, share=1.0), {"champion": lambda t: 100.0, "learner": lambda t: 97.0}, 13)
+    assert [trial.radius for trial in seen] == [0.15] * 6 + [0.1875] * 6 + [0.234375]
+    assert all(trial.verdict == "" for trial in seen)
+
+
+def test_the_last_three_episodes_decide_whether_the_learner_is_ahead():
+    """A first fall of a learner that has learned since then is not held against it."""
+    returns = iter([70.0, 110.0, 110.0, 120.0])
+    roles = {"champion": lambda t: 100.0, "learner": lambda t: next(returns), "candidate": lambda t: 120.0}
+    seen = play(Gate(rest=0, share=1.0), roles, 5)
+    taken = next(k for k, trial in enumerate(seen) if trial.verdict == "taken")
+    assert sum(trial.acted == "learner" for trial in seen[: taken + 1]) == 4
 
 
 def test_the_learner_is_compared_under_the_noise_that_it_has():

@@ -64,6 +64,13 @@ def tiny(recipe, *given, env_id=RAGGED, **changes) -> list[str]:
         table |= {f"presample.backbone.{name}": value for name, value in sac.items()}
     if recipe in ("rlpd", "sac"):
         table["warmup.until"] = 4
+    if recipe in ("ibrl", "resfit"):
+        table["collect.until"] = 4
+    if recipe == "ibrl":
+        del table["finetune.backbone.subset"]
+    if recipe == "resfit":
+        table |= {"pretrain.steps": 3, "pretrain.sampler.batch": 8, "finetune.units": 8}
+        table |= {f"pretrain.backbone.{name}": value for name, value in sac.items()}
     table |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     words = [word for name, value in table.items() for word in (f"--{name}", str(value))]
     return [recipe, "--env-id", env_id, *map(str, given), *COMMON, *words]
@@ -121,7 +128,7 @@ def test_porl_needs_a_policy_and_nothing_else():
     assert disk.read_json(folder / "status.json")["status"] == "finished"
 
 
-@pytest.mark.parametrize("recipe", ["jsrl", "rlpd", "sac"])
+@pytest.mark.parametrize("recipe", ["jsrl", "ibrl", "resfit", "rlpd", "sac"])
 def test_its_siblings(recipe):
     given = () if recipe == "sac" else ("--policy", policy())
     changes = {}
@@ -139,6 +146,12 @@ def test_its_siblings(recipe):
         assert is_given(last, part="parts.reference_policy.net")
         assert last["actor.net.mlp.layers.1.weight"].shape == (2, 8, 4)
         assert "actor.net.log_std" not in last
+    if recipe == "ibrl":  # what is kept is the choice between both
+        assert is_given(last, part="actor.net.given")
+        assert last["actor.net.own.mlp.layers.1.weight"].shape == (2, 8, 2)
+    if recipe == "resfit":  # the base stays, a correction learns
+        assert is_given(last, part="actor.net.base")
+        assert (last["actor.net.correction.layers.2.weight"] != 0).any()
 
 
 def test_one_snapshot_of_a_ladder():

@@ -20,11 +20,13 @@ from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.gated import Gated
+from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.rebrac import ReBRAC
+from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
 from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
@@ -91,6 +93,7 @@ redq = SAC(
 )
 every = changed(redq, delay=1)
 ensemble = EnsembleTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
+choosing = ChoosingTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
 trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
 
@@ -157,6 +160,8 @@ METHODS = {
         backbone=sac,
         lacks="reference_policy",
     ),
+    "resfit": Law(ResFiT(changed(ensemble, pessimism=0.0), units=WIDTH), "actor critic", "actor", backbone=ensemble),
+    "ibrl": Law(IBRL(choosing), "actor critic", "actor critic", backbone=choosing),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"
     ),

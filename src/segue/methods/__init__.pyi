@@ -4,6 +4,7 @@ from .backbone import ActorCritic as ActorCritic
 from .bc import BC as BC
 from .calql import CalQL as CalQL
 from .direct import Direct as Direct
+from .ibrl import IBRL as IBRL
 from .iql import IQL as IQL
 from .jsrl import JSRL as JSRL
 from .opt import OPT as OPT
@@ -11,6 +12,7 @@ from .opt import MetaCritic as MetaCritic
 from .porl import PORL as PORL
 from .porl import PolicyEvaluation as PolicyEvaluation
 from .rebrac import ReBRAC as ReBRAC
+from .resfit import ResFiT as ResFiT
 from .sac import SAC as SAC
 from .spot import SPOT as SPOT
 from .spot import BehaviourDensity as BehaviourDensity

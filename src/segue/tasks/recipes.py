@@ -9,9 +9,11 @@ from segue.errors import SegueError
 from segue.methods.backbone import AbstractBackbone
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.porl import PORL, PolicyEvaluation
+from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
 from segue.methods.spot import BehaviourDensity
 from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
@@ -216,6 +218,36 @@ def jsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     return {**_policy(task, budget), "finetune": Online(learn, budget.online, sampler, utd)}
 
 
+def ibrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """IBRL: a new policy beside the given one; in each state the action with the higher value is taken.
+
+    The given policy acts first, in place of the paper's demonstrations (inferred).
+    """
+    utd = budget.updates_per_step or 4
+    learner = ChoosingTD3(critics=budget.critics or 5, delay=utd)
+    return {
+        **_policy(task, budget),
+        "collect": Collect(budget.warmup, noise=0.0, mode=True),
+        "finetune": Online(IBRL(learner), budget.online, replay or online_only(budget.batch or 256), utd),
+    }
+
+
+def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """ResFiT: a bounded residual on the given policy, whose critics learn first from what that policy collects.
+
+    The noise while collecting has the spread of the public code's uniform one (+-0.2).
+    """
+    utd, updates = budget.updates_per_step or 4, 10_000
+    learner = dataclasses.replace(ResFiT().backbone, critics=budget.critics or 10, delay=utd)
+    sampler = replay or online_only(budget.batch or 256)
+    return {
+        **_policy(task, budget),
+        "collect": Collect(min(10_000, budget.online // 2), noise=0.115, mode=True),
+        "pretrain": Train(PolicyEvaluation(_first(learner, budget, updates), epsilon=0.0), updates, sampler),
+        "finetune": Online(ResFiT(learner), budget.online, sampler, utd),
+    }
+
+
 def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """SAC from scratch, as it was published: two critics, one update per env step, no data."""
     return {
@@ -250,11 +282,14 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     utd, updates = 2, 10_000
     learner = EnsembleTD3(critics=2, delay=utd)
     first = _calibrated(learner, updates)
-    collect = Collect(min(10_000, budget.online // 2), episodes=10, noise=learner.explore_noise, mode=True)
+    rows = min(10_000, budget.online // 2)
+    measure = Collect(rows // 2, episodes=5, noise=0.0, mode=True)
+    collect = Collect(rows, episodes=10, noise=learner.explore_noise, mode=True)
     batch = budget.batch or 256
     if task.dataset is None or isinstance(task.dataset, AbstractDatasetRecipe):  # data are a user's, never made here
         online = replay or online_only(batch)
         phases = {
+            "measure": measure,
             "collect": collect,
             "pretrain": Train(PolicyEvaluation(first, epsilon=0.0), updates, online),
             "finetune": Online(PORL(learner), budget.online, online, utd),
@@ -263,6 +298,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
         kappa = Linear(0.1, 0.5, budget.online)
         phases = {
             "offline": Train(PolicyEvaluation(first, epsilon=0.0), updates, learner.sampler(batch)),
+            "measure": measure,
             "collect": collect,
             "pretrain": Train(MetaCritic(first, inner_lr=0.0, cap_online_loss=False), updates, Paired(batch)),
             "finetune": Online(OPT(learner, kappa), budget.online, replay or Ratio(batch=batch), utd),
@@ -279,6 +315,8 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "wsrl": wsrl,
     "rlpd": rlpd,
     "jsrl": jsrl,
+    "ibrl": ibrl,
+    "resfit": resfit,
     "sac": sac,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),

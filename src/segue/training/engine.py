@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
+from segue.core import Clock, Keys, Pretrained, Spec, Transition
 from segue.replay.ring import Ring
 from segue.replay.sampler import AbstractSampler
 

@@ -9,8 +9,9 @@ Returns are undiscounted sums of the env's own rewards. L is the lowest one so f
 where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of its first two
 episodes lies below every return of the champions and in the lowest quarter between L and J_0.
 
-The learner is ahead if, after at least 3 episodes, its mean is above the champion's with noise. It goes back to the
-champion if it has fallen, or lies behind by more than one standard error after 6 episodes.
+The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
+if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius grows by a
+quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -209,9 +210,8 @@ class Gate(eqx.Module):
     """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square; inferred)."""
     radius_low: float = 0.02
     """The smallest radius: each return to the champion halves it (inferred)."""
-    radius_high: float = 0.25
-    """The largest radius: a promotion multiplies it by 1.5, or by 2 where the candidate played 12 episodes or more
-    (inferred)."""
+    radius_high: float = 0.5
+    """The largest radius: it grows by a quarter whenever the learner's last episodes are not behind (inferred)."""
     noise: float = 0.05
     """Standard deviation of the learner's exploration noise, in units of actions from -1 to 1, clipped to +-0.5
     (inferred)."""
@@ -344,11 +344,9 @@ class Gate(eqx.Module):
             return trial
         noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
-            factor = 2.0 if len(trial.candidate) >= 12 else 1.5
             return trial._replace(
-                champion=trial.candidate, noisy=noisy, radius=min(trial.radius * factor, float(self.radius_high)),
-                promoted=trial.promoted + 1, rest=env_step + self.rest,
-            )  # fmt: skip
+                champion=trial.candidate, noisy=noisy, promoted=trial.promoted + 1, rest=env_step + self.rest
+            )
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
 
@@ -359,13 +357,15 @@ class Gate(eqx.Module):
             return self._back(trial._replace(verdict="rejected"), env_step)
         if len(learner) < self.min_episodes or env_step < trial.rest:
             return trial
-        found = compare(learner, level)
-        if found.ahead > 0:
-            return trial._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
+        wider = trial._replace(radius=min(trial.radius * 1.25, float(self.radius_high)))
+        if compare(learner[-self.min_episodes :], level).ahead > 0:
+            return wider._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
         if len(learner) < 2 * self.min_episodes:
             return trial
-        behind = found.ahead < -found.error
-        return self._back(trial._replace(verdict="rejected"), env_step) if behind else trial._replace(learner=())
+        found = compare(learner, level)
+        if found.ahead < -found.error:
+            return self._back(trial._replace(verdict="rejected"), env_step)
+        return wider._replace(learner=())
 
     def _back(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial in which the learner goes back to the champion, in a smaller trust region."""

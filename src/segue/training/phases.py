@@ -274,8 +274,9 @@ class Collect(AbstractPhase):
         for episode in ended:
             trial = trials[episode.seed]
             counted = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, episode.returned))
-            usable = self.mode and not self.random
-            trials[episode.seed] = trial.explored(episode.returned) if usable else counted if not self.random else trial
+            if self.mode and not self.random:
+                counted = trial.explored(episode.returned) if self.noise > 0 else trial.measured(episode.returned)
+            trials[episode.seed] = trial if self.random else counted
         return state._replace(trials=tuple(trials))
 
     def length(self, run: RunState) -> int:
