@@ -3,6 +3,7 @@
     improve        `segue improve`: the gate, and a trust region whose radius the gate moves
     trust-region   the same learner, acting itself, with a trust region of radius 0.15 around the given policy
     neither        the same learner, acting itself, without a trust region
+    resfit, ibrl   the recipes of these names, with as many critics and updates per env step as the others
 
 The policies are files of other projects and not part of this one: SEGUE_TEST_DATA names the folder that has them
 (sb3_zoo, mujoco_trpo_ladder, adroit). Runs are kept in runs/guard, and a call continues what an earlier one began;
@@ -18,12 +19,11 @@ import sys
 from pathlib import Path
 
 import segue
-from segue.envs.reward import Reward
 from segue.methods.trust_region import TrustRegion
 from segue.runs import improve as improving
 from segue.system import machine
-from segue.tasks.budget import SMALL
-from segue.tasks.recipes import improve as recipe
+from segue.tasks.budget import SMALL, Budget
+from segue.tasks.recipes import RECIPES, Phases
 from segue.tasks.task import Task
 from segue.training.phases import Online
 
@@ -35,7 +35,7 @@ POLICIES = {
     "pen": ("pen-expert", "adroit/policy_pen-v0.npz"),
     "halfcheetah-good": ("halfcheetah-medium", "sb3_zoo/sac_HalfCheetah-v3.npz"),
 }
-ARMS = ("improve", "trust-region", "neither")
+ARMS = ("improve", "trust-region", "neither", "resfit", "ibrl")
 
 
 def given(name: str) -> Task:
@@ -45,11 +45,14 @@ def given(name: str) -> Task:
     return dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
 
 
-def ungated(task: Task, env_steps: int, trust_region: TrustRegion) -> dict:
-    """Return the phases of `improve`, in which the learner itself acts."""
-    phases = recipe(task, dataclasses.replace(SMALL, online=env_steps, updates_per_step=None, critics=None))
+def phases_of(arm: str, task: Task, budget: Budget) -> Phases:
+    """Return the phases of an arm without a gate."""
+    if arm in RECIPES:
+        return RECIPES[arm](task, dataclasses.replace(budget, updates_per_step=2, critics=2))
+    phases = RECIPES["improve"](task, budget)
     guarded = phases["finetune"]
-    method = dataclasses.replace(guarded.method, trust_region=trust_region)
+    region = TrustRegion(1, 0.15, 0.15) if arm == "trust-region" else TrustRegion()
+    method = dataclasses.replace(guarded.method, trust_region=region)
     fine = Online(
         method, guarded.until, sampler=guarded.sampler, updates_per_step=guarded.updates_per_step
     )  # fmt: skip
@@ -89,12 +92,12 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
     elif arm == "improve":
         segue.improve(task, out=out, env_steps=env_steps, seed=seed, evaluate_steps=every)
     else:
-        region = TrustRegion(1, 0.15, 0.15) if arm == "trust-region" else TrustRegion()
-        reward: Reward = improving.scaled_reward(task)
-        budget = dataclasses.replace(SMALL, online=env_steps, evaluate_steps=every, episodes=5)
+        budget = dataclasses.replace(
+            SMALL, online=env_steps, evaluate_steps=every, episodes=5, updates_per_step=None, critics=None
+        )
         segue.run(
-            ungated(task, env_steps, region), dataclasses.replace(task, reward=reward), out=out, seed=seed,
-            budget=budget, about={"recipe": arm},
+            phases_of(arm, task, budget), dataclasses.replace(task, reward=improving.scaled_reward(task)), out=out,
+            seed=seed, budget=budget, about={"recipe": arm},
         )  # fmt: skip
     if arm == "improve":
         print(row, seed, *improving.verdicts(out), flush=True)

@@ -166,6 +166,14 @@ def play(gate, returns, episodes, trial=None):
     return seen
 
 
+def begun(radius=0.15):
+    """A gate's trial after ten episodes of the given policy, and five with noise, which return the same."""
+    trial = measured(GIVEN)
+    for returned in GIVEN[:5]:
+        trial = trial.explored(returned)
+    return Gate().begin(trial, 0)._replace(rest=0, radius=radius)
+
+
 def test_the_learner_acts_until_it_is_ahead_and_then_its_copy():
     level = lambda value: lambda trial: value
     seen = play(Gate(rest=0), {"champion": level(100), "learner": level(120), "candidate": level(130)}, 12)
@@ -197,10 +205,23 @@ def test_a_rejected_candidate_halves_the_radius_and_an_unproven_one_does_not():
 def test_a_learner_that_is_ahead_widens_its_trust_region():
     """By a quarter each time, up to the largest radius."""
     best = lambda trial: 100.0 + 30 * trial.promoted
-    roles = {"champion": best, "learner": lambda t: best(t) + 20, "candidate": lambda t: best(t) + 30}
-    seen = play(Gate(rest=0, radius=0.3), roles, 60)
+    roles = {"champion": best, "learner": lambda t: best(t) + (20 if t.noisy else 0),
+             "candidate": lambda t: best(t) + 30}  # fmt: skip
+    seen = play(Gate(rest=0, radius=0.3), roles, 60, begun(radius=0.3))
     radii = [trial.radius for trial in seen if trial.verdict == "taken"]
     np.testing.assert_allclose(radii[:4], [0.375, 0.46875, 0.5, 0.5])
+
+
+def test_after_a_promotion_the_learner_measures_the_champion_with_noise():
+    """Its first three episodes are the level of the next ones, and decide nothing else."""
+    roles = {"champion": lambda t: 130.0, "learner": lambda t: 110.0, "candidate": lambda t: 130.0}
+    seen = play(Gate(rest=0), roles, 40, begun())
+    promoted = next(k for k, trial in enumerate(seen) if trial.verdict == "promoted")
+    assert seen[promoted].noisy == ()
+    after = [trial for trial in seen[promoted + 1 :] if trial.acted == "learner"]
+    assert [len(trial.learner) for trial in after[:3]] == [1, 2, 0]
+    assert after[2].noisy == (110.0,) * 3
+    assert not {trial.verdict for trial in after[:6]} - {""}
 
 
 def test_a_learner_that_is_not_behind_widens_its_trust_region():

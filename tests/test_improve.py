@@ -37,8 +37,8 @@ def policy():
 
 
 WORDS = [
-    "improve", "--env-id", STILL, "--policy", "POLICY", "--quiet", "--measure.until", "60", "--collect.until", "120", "--pretrain.steps", "20",
-    "--pretrain.backbone.networks.width", "8", "--pretrain.backbone.networks.depth", "1",
+    "improve", "--env-id", STILL, "--policy", "POLICY", "--quiet", "--measure.until", "60", "--collect.until", "120",
+    "--pretrain.steps", "20", "--pretrain.backbone.networks.width", "8", "--pretrain.backbone.networks.depth", "1",
     "--pretrain.sampler.batch", "8",
     "--finetune.until", "200", "--finetune.backbone.networks.width", "8", "--finetune.backbone.networks.depth", "1",
     "--finetune.sampler.batch", "8", "--finetune.backbone.actor-lr", "0.01", "--finetune.gate.rest", "5",

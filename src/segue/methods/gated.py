@@ -1,7 +1,8 @@
 """A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
 Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
-action, to which the learner adds Gaussian noise. The champion is released as the policy.
+action, to which the learner adds Gaussian noise. While a candidate acts, the learner's policy waits and its critics
+learn, because a policy that moves on from what it does falls. The champion is released as the policy.
 """
 
 from typing import Any
@@ -84,6 +85,8 @@ class Gated(AbstractMethod):
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[GatedLearner, Info]:
         inner, info = self.method.update(learner.inner, batch, key=key, clock=clock)
+        waiting, moving = lambda whole: (whole.actor.net, whole.actor.opt), learner.acting != CANDIDATE
+        inner = eqx.tree_at(waiting, inner, _pick(moving, waiting(inner), waiting(learner.inner)))
         return GatedLearner(inner, learner.champion, learner.candidate, learner.acting, learner.noise), info
 
     def release(self, learner: GatedLearner) -> Pretrained:

@@ -11,7 +11,8 @@ episodes lies below every return of the champions and in the lowest quarter betw
 
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius grows by a
-quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back.
+quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back. After
+a promotion the learner is the champion, so its first episodes, 3 or more, measure the champion with noise.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -22,7 +23,7 @@ nothing; low returns count in full. For the first test the plain mean must not l
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where it has fallen, J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at
-the second judgement. Otherwise it is unproven after the second, and the learner, which has moved on, acts again. Two
+the second judgement. Otherwise it is unproven after the second, and the learner acts again. Two
 judgements at \delta / 2 each keep the probability that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is
 promoted at or below \delta, as far as returns are normal with one spread.
 
@@ -100,7 +101,7 @@ class Trial(NamedTuple):
     champion: Returns = ()
     """Episodes of the present champion; those in which it was judged as a candidate count."""
     noisy: Returns = ()
-    """Episodes of the champion with noise: the level that the learner is to pass."""
+    """Episodes of the champion with noise: the level that the learner is to pass; () where it is not known yet."""
     learner: Returns = ()
     """The learner's episodes since its last comparison."""
     candidate: Returns = ()
@@ -342,10 +343,10 @@ class Gate(eqx.Module):
         verdict = self.judge(trial)
         if verdict == "":
             return trial
-        noisy, trial = trial.learner, trial._replace(verdict=verdict, need=0, learner=())
+        trial = trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
             return trial._replace(
-                champion=trial.candidate, noisy=noisy, promoted=trial.promoted + 1, rest=env_step + self.rest
+                champion=trial.candidate, noisy=(), promoted=trial.promoted + 1, rest=env_step + self.rest
             )
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
@@ -357,6 +358,8 @@ class Gate(eqx.Module):
             return self._back(trial._replace(verdict="rejected"), env_step)
         if len(learner) < self.min_episodes or env_step < trial.rest:
             return trial
+        if trial.promoted and not trial.noisy:
+            return trial._replace(noisy=learner, learner=())
         wider = trial._replace(radius=min(trial.radius * 1.25, float(self.radius_high)))
         if compare(learner[-self.min_episodes :], level).ahead > 0:
             return wider._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
