@@ -131,7 +131,7 @@ class Champion(NullHook):
 
     def __init__(self, folder: Path, spec: Spec, about: dict[str, Any], writer: PolicyWriter):
         self.folder, self.spec, self.about, self.writer = folder, spec, about, writer
-        self.written: tuple[int, ...] = ()
+        self.written: tuple[tuple[int, int], ...] = ()
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self.written = ()
@@ -150,11 +150,11 @@ class Champion(NullHook):
         actor = phase.release(phase_state).actor
         if actor is None or not self.writer.can_write(actor.net):
             return
-        before = self.written or (0,) * len(deployed)
+        before = self.written or (None,) * len(deployed)
         try:
-            for seed in range(len(deployed)):
+            for seed, (count, env_step) in enumerate(deployed):
                 if deployed[seed] != before[seed]:
-                    about = {**self.about, "phase": name, "env_step": phase_state.env_step, "deployed": deployed[seed]}
+                    about = {**self.about, "phase": name, "env_step": env_step, "deployed": count}
                     self.writer.writer_of(actor.net, seed, self.spec, about)(self.folder / f"{stem}-{seed}")
             self.written = deployed
         except OSError as error:

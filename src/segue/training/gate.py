@@ -129,6 +129,8 @@ class Trial(NamedTuple):
     verdict: str = ""
     """What the last episode decided: "taken" (a candidate), "promoted", "unproven", "rejected" (the learner goes back
     to the champion), or ""."""
+    since: int = 0
+    """The env step at which the champion was deployed."""
     promoted: int = 0
     """Candidates that were promoted."""
     rejected: int = 0
@@ -307,7 +309,7 @@ class Gate(eqx.Module):
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
         have begun in an earlier phase, judges nothing."""
-        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting="")
+        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting="", since=env_step)
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: what it decided, and who acts next.
@@ -346,8 +348,9 @@ class Gate(eqx.Module):
         trial = trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
             return trial._replace(
-                champion=trial.candidate, noisy=(), promoted=trial.promoted + 1, rest=env_step + self.rest
-            )
+                champion=trial.candidate, noisy=(), promoted=trial.promoted + 1, since=env_step,
+                rest=env_step + self.rest,
+            )  # fmt: skip
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
 

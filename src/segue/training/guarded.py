@@ -65,8 +65,8 @@ class Guarded(AbstractOnline):
             "radius": trial.radius,
         }
 
-    def deployments(self, state: PhaseState) -> tuple[int, ...]:
-        return tuple(1 + trial.promoted for trial in state.trials)
+    def deployments(self, state: PhaseState) -> tuple[tuple[int, int], ...]:
+        return tuple((1 + trial.promoted, trial.since) for trial in state.trials)
 
     def status(self, state: PhaseState) -> str:
         counts = ", ".join(f"{trial.promoted} of {trial.promoted + trial.rejected}" for trial in state.trials)

@@ -140,8 +140,9 @@ class AbstractPhase(eqx.Module):
         """Return what a seed's gate decided after its last episode, for the journal of episodes; by default nothing."""
         return {}
 
-    def deployments(self, state: PhaseState) -> tuple[int, ...]:
-        """Return how many policies of each seed a gate has deployed so far; by default there is no gate."""
+    def deployments(self, state: PhaseState) -> tuple[tuple[int, int], ...]:
+        """Return how many policies of each seed a gate has deployed so far, and the env step of the last; by default
+        there is no gate."""
         return ()
 
     def status(self, state: PhaseState) -> str:
