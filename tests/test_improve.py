@@ -276,10 +276,23 @@ def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     assert first < page.index("<figure>") < page.index("<table")
     assert "returns of training episodes by who acted" in page
     found = guard.episodes(folder)
-    entries = [e for e in lines(folder / "episodes.jsonl") if e["seed"] == 0 and "policy" in e]
+    entries = [e for e in lines(folder / "episodes.jsonl") if e["seed"] == 0]
     assert found.returns.tolist() == [e["return"] for e in entries]
-    assert len(found.promoted) == sum(e["verdict"] == "promoted" for e in entries)
-    assert guard.table("x", found).rows[0][1].value == str(sum(e["policy"] == "champion" for e in entries))
+    assert len(found.promoted) == sum(e.get("verdict") == "promoted" for e in entries)
+    counts = [row[1].value for row in guard.table("x", found).rows]
+    acted = [e.get("policy", "given") for e in entries]
+    assert counts == [str(acted.count(role)) for role in ("given", "champion", "learner", "candidate")]
+
+
+def test_dips_by_hand():
+    """The given policy's mean is 10 before the learner first acts; three in a row are averaged."""
+    roles = ["given", "given", "champion", "learner", "learner", "learner", "learner", "champion", "candidate"]
+    returns = np.array([9.0, 11.0, 10.0, 4.0, 1.0, 1.0, 7.0, 12.0, 6.0])
+    found = guard.Guarded(np.arange(9), returns, np.array(roles), np.array([]), 1)
+    assert guard.dip(found, "learner") == pytest.approx(8.0)  # (4 + 1 + 1) / 3 = 2
+    assert guard.dip(found, "candidate") == pytest.approx(4.0)  # one episode alone
+    assert guard.dip(found, "champion") == 0.0  # (10 + 12) / 2 = 11
+    assert guard.dip(found._replace(roles=np.array(["given"] * 9)), "learner") is None
 
 
 @pytest.mark.slow

@@ -14,8 +14,16 @@ from segue.system import disk, untrusted
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROLES = {"champion": ("#1f5fa8", "s"), "learner": ("#8a8a8a", "."), "candidate": ("#d1652b", "o")}
+BEFORE = "given"
+"""Who acts before the gate: the given policy, or what an earlier phase makes of it."""
+
+ROLES = {
+    BEFORE: ("#7fa8d6", "s"), "champion": ("#1f5fa8", "s"), "learner": ("#8a8a8a", "."), "candidate": ("#d1652b", "o")
+}  # fmt: skip
 """Who acts, with colour and marker."""
+
+WINDOW = 3
+"""Episodes in a row over which a policy's returns are averaged where its dip is measured."""
 
 
 class Guarded(NamedTuple):
@@ -48,40 +56,60 @@ def episodes(path: Path, seed: int = 0) -> Guarded | None:
     """Return a seed's episodes under a gate; None where the run has none. Raises DataError."""
     rows, promoted, candidates = [], [], 0
     for where, line in lines(path / "episodes.jsonl")[0]:
-        if line.get("seed") != seed or "policy" not in line:
+        if line.get("seed") != seed:
             continue
-        step, value, role = line.get("env_step"), line.get("return"), line["policy"]
+        step, value, role = line.get("env_step"), line.get("return"), line.get("policy", BEFORE)
         if not is_count(step) or not isinstance(value, int | float) or not abs(value) < HIGHEST or role not in ROLES:
             raise DataError(f"{where} is not an episode under a gate: it is damaged.")
         rows.append((step, value, role))
         promoted += [step] if line.get("verdict") == "promoted" else []
         candidates += line.get("verdict") == "taken"
-    if not rows:
+    if all(role == BEFORE for _, _, role in rows):
         return None
     steps, returns, roles = (np.array(column) for column in zip(*rows, strict=True))
     return Guarded(steps, returns.astype(float), roles, np.array(promoted, float), candidates)
 
 
+def running(returns: np.ndarray) -> np.ndarray:
+    """Return the means of `WINDOW` returns in a row; the mean of all where there are fewer."""
+    width = min(WINDOW, len(returns))
+    return np.convolve(returns, np.full(width, 1 / width), "valid") if width else returns
+
+
+def dip(found: Guarded, role: str) -> float | None:
+    """Return how far a policy's returns fell: the mean return before another policy than the given one acted, less the
+    lowest mean of `WINDOW` of its own episodes in a row, and at least 0. None where either is unknown."""
+    others = np.isin(found.roles, ("learner", "candidate"))
+    before = found.returns[: int(others.argmax())] if others.any() else found.returns
+    own = running(found.returns[found.roles == role])
+    return max(float(before.mean() - own.min()), 0.0) if len(before) and len(own) else None
+
+
 def paint(axis: "Axes", found: Guarded) -> None:
-    """Draw a dot for each episode, by who acted, and a vertical line at each promotion."""
+    """Draw a dot for each episode by who acted, the learner's running mean, and a vertical line at each promotion."""
     for role, (colour, marker) in ROLES.items():
         own = found.roles == role
         axis.plot(found.steps[own], found.returns[own], marker, color=colour, label=role, markersize=5, alpha=0.85)
+    learner = found.roles == "learner"
+    means = running(found.returns[learner])
+    axis.plot(found.steps[learner][len(found.steps[learner]) - len(means) :], means, color="#8a8a8a", linewidth=1.2)
     for step in found.promoted:
         axis.axvline(step, color="0.25", linewidth=1, linestyle=(0, (4, 2)))
     low, high = float(found.returns.min()), float(found.returns.max())
     room = (high - low) or max(abs(high), 1.0)
     frame(axis, low - 0.06 * room, high + 0.2 * room)
     axis.set_xlabel("online env steps (collection included)")
-    axis.legend(fontsize=8, frameon=False, ncols=3, loc="upper left")
+    axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper left", columnspacing=1.0, handletextpad=0.2)
 
 
 def table(title: str, found: Guarded) -> Table:
-    """Return counts, means and lowest returns of the episodes by who acted."""
+    """Return counts, means, lowest returns and dips of the episodes by who acted."""
     rows: list[list[Cell | str | None]] = []
     for role in ROLES:
-        own = found.returns[found.roles == role]
+        own, fell = found.returns[found.roles == role], dip(found, role)
         numbers = (own.mean(), own.min()) if len(own) else ()
         rows.append([role, Cell(str(len(own))), *(Cell(f"{number:,.1f}") for number in numbers)])
         rows[-1] += [None] * (4 - len(rows[-1]))
-    return Table(f"{title}: training episodes by who acted", ["policy", "episodes", "mean return", "lowest"], rows)
+        rows[-1].append(None if fell is None else Cell(f"{fell:,.1f}"))
+    head = ["policy", "episodes", "mean return", "lowest", f"dip ({WINDOW} in a row)"]
+    return Table(f"{title}: training episodes by who acted", head, rows)

@@ -91,7 +91,9 @@ def page(
     sections.append(("How every number is computed", _method(records)))
     sections = [(name, body) for name, body in sections if body]
 
-    title = escape(groups[0][0].task if len(groups) == 1 else f"{len(styles)} methods on {len(groups)} tasks")
+    title = escape(
+        groups[0][0].task if len(groups) == 1 else f"{counted(len(styles), 'method')} on {len(groups)} tasks"
+    )
     contents = "".join(f'<li><a href="#s{n}">{escape(name)}</a></li>' for n, (name, _) in enumerate(sections))
     body = "".join(
         f'<section aria-labelledby="s{n}"><h2 id="s{n}">{escape(name)}</h2>{text}</section>'
@@ -224,8 +226,8 @@ def _gate(record: RunRecord, label: str) -> list[Figure]:
         Figure(
             lambda: svg(lambda axis: guard.paint(axis, found)),
             f"Training returns of {label} by who acted: {counts}.",
-            f"{label}{', its first seed' * (seeds > 1)}: returns of training episodes by who acted; dashed lines are "
-            f"promotions ({counts}).",
+            f"{label}{', its first seed' * (seeds > 1)}: returns of training episodes by who acted; the grey line is "
+            f"the learner's mean over {guard.WINDOW} episodes in a row; dashed lines are promotions ({counts}).",
             guard.table(label, found),
         )
     ]
