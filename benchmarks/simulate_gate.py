@@ -25,7 +25,7 @@ def simulate(rng: np.random.Generator, spread: float | None) -> tuple[float, flo
     champion, learner, lowest = level, level, level
     trial, total = gate.begin(Trial(), 0), 0.0
     for _ in range(EPISODES):
-        mean = {"champion": champion, "": champion}.get(trial.acting, learner)
+        mean = {"champion": champion, "noisy": champion, "": champion}.get(trial.acting, learner)
         returned = float(rng.normal(mean, spread * mean)) if spread is not None else float(rng.random() < mean)
         total += returned
         trial = gate.after(trial, returned, 0)
