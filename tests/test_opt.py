@@ -235,6 +235,29 @@ def fine_tune(method, given: Pretrained, steps=6, seeds=(0,)) -> Pretrained:
     return pipeline(run, {"finetune": Train(method, steps, Uniform(BATCH))}).pretrained
 
 
+def after(method, given, kappas):
+    """The learner after an update at each env step, by a line over as many env steps."""
+    learner = method.init(SPEC, given, key=jax.random.key(0))
+    for step, _ in enumerate(kappas):
+        learner, info = _one_update(method, learner, rows(BATCH, 50 + step), jax.random.key(step), at(step, step))
+    return learner, info
+
+
+def test_q_off_may_wait_at_kappa_1():
+    """Q_off stays from the moment on at which the line reaches 1; policy and Q_on are the same up to rounding."""
+    line = Linear(0.5, 1.0, 4)
+    learn = OPT(BACKBONE, line)
+    (slow, slow_info), (fast, info) = (
+        after(changed(learn, skip_unheard=on), pretrained(), range(8)) for on in (False, True)
+    )
+    close((slow.actor, slow.critics[1]), (fast.actor, fast.critics[1]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slow_info["td_loss/on"], info["td_loss/on"], rtol=1e-4)
+    assert slow_info["td_loss/off"] > info["td_loss/off"] == 0
+    then, _ = after(changed(learn, skip_unheard=True), pretrained(), range(4))
+    assert same((then.critics[0].net, then.critics[0].opt), (fast.critics[0].net, fast.critics[0].opt))
+    assert not same(slow.critics[0].net, fast.critics[0].net)
+
+
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_opt_by_one_critic_is_direct_fine_tuning_by_it(kappa):
     given = pretrained()

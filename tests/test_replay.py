@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPEC, Oracle, at, numbered, ring_of, rows
+from conftest import SPEC, Oracle, at, close, numbered, ring_of, rows, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_keys import recorded
@@ -401,6 +401,29 @@ def test_priorities_of_drawn_rows_are_rewritten(output, temperature):
     np.testing.assert_allclose(after.peak, max(1, new.max()), rtol=1e-6)
     drawn_rows = [where[tuple(obs)] for obs in np.asarray(batch.obs)]
     np.testing.assert_allclose(info["online_share"], np.mean([i >= 2 for i in drawn_rows]), rtol=1e-6)
+
+
+def test_the_density_waits_between_every_third_update():
+    """At updates 0 and 3 it takes the slow form's step; in between rows are drawn from the tree, and nothing moves."""
+    slow, fast = Balanced(16, width=8), Balanced(16, width=8, density_every=3)
+    offline, before = begin(slow, rows(20, 3), RING)
+    at_update = lambda source, number: source.draw(before, offline, RING, key=KEY, clock=at(number))
+    for number in (0, 1, 2, 3, 4):
+        after, batch, info = at_update(fast, number)
+        expected, same_batch, its_info = at_update(slow, number)
+        assert same(batch, same_batch)
+        if number % 3 == 0:
+            close(after, expected, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(info["shift"], 3 * its_info["shift"], rtol=1e-4)  # a window has the steps' mean
+        else:
+            assert same(after, before)
+            assert info["shift"] == 0
+        np.testing.assert_allclose(info["online_share"], its_info["online_share"])
+
+
+def test_a_density_of_no_step_is_refused():
+    with pytest.raises(SegueError, match="density_every"):
+        Balanced(density_every=0)
 
 
 def test_priorities_are_clipped():

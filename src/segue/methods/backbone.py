@@ -217,6 +217,7 @@ def step(
     batch: Any,
     *,
     names: tuple[str, ...] = ("",),
+    learning: tuple[Bool[Array, ""] | bool, ...] = (True,),
     constrain: Callable[[QFunction, Parts, Clock, TrustedAction], QFunction] = lambda q, *_: q,
     frozen: bool = False,
     key: PRNGKeyArray,
@@ -233,6 +234,7 @@ def step(
         combine: maps the critics' Q-functions to the one that the policy maximises.
         batch: rows with one leading axis, as `critic_loss` takes them.
         names: suffixes of the critics' reported scalars.
+        learning: for each critic, whether it takes a step; where it does not, its scalars are 0.
         constrain: maps the combined Q-function to one with a penalty, such as a trust region's.
         frozen: True keeps the policy as it is.
         key: the random key of this update.
@@ -245,9 +247,15 @@ def step(
     *critic_keys, parts_key, multipliers_key, policy_key = jax.random.split(key, len(learner.critics) + 3)
     info: Info = {}
     critics: tuple[TrainState, ...] = ()
-    for critic, name, k in zip(learner.critics, names, critic_keys, strict=True):
+    for critic, name, learns, k in zip(learner.critics, names, learning, critic_keys, strict=True):
         loss = lambda q, c=critic, k=k: backbone.critic_loss(q, c.target, learner.actor, learner.parts, batch, key=k)
-        critic, its_info = critic.apply_gradient(loss, backbone.critic_lr)
+        take = lambda c=critic, loss=loss: c.apply_gradient(loss, backbone.critic_lr)
+        if learns is True:
+            critic, its_info = take()
+        else:
+            nothing = jax.eval_shape(take)[1]
+            wait = lambda c=critic, n=nothing: (c, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), n))
+            critic, its_info = jax.lax.cond(learns, take, wait)
         critics += (critic,)
         info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
     q = combine(*(backbone.q_for_policy(critic) for critic in critics))

@@ -110,6 +110,9 @@ class OPT(AbstractMethod):
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
+    skip_unheard: bool = eqx.field(static=True, default=False)
+    """Q_off takes no step while kappa is 1, where it cannot reach the policy. Policy and Q_on stay the same, up to
+    rounding; what is saved is the cost of Q_off's step."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         q_on = "put Train(MetaCritic(...), sampler=Paired()) before it"
@@ -134,6 +137,7 @@ class OPT(AbstractMethod):
             lambda q_off, q_on: mixed(q_off, q_on, kappa),
             batch,
             names=("/off", "/on"),
+            learning=(kappa < 1 if self.skip_unheard else True, True),
             constrain=self.trust_region,
             key=key,
             clock=clock,

@@ -5,13 +5,14 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from segue import losses
 from segue.core import TrainState, Transition
-from segue.errors import SegueError
+from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
+from segue.replay.ring import Ring
 from segue.replay.sampler import AbstractSampler, pick, take_rows
 
 
@@ -57,6 +58,12 @@ class Balanced(AbstractSampler):
     """The density network's output function. Off2OnRL has ReLU with an initial bias of 1; softplus cannot die."""
     width: int = eqx.field(static=True, default=256)
     """Units in each of the density network's two hidden layers."""
+    density_every: int = eqx.field(static=True, default=1)
+    """k: the density network takes a step, and drawn rows get new priorities, at every k-th update. 1 is the paper's; 8
+    halves what an update of OPT on TD3 costs beyond direct fine-tuning (inferred)."""
+
+    def __check_init__(self):
+        at_least(1, density_every=self.density_every)
 
     def check(self, offline: int, online: int) -> None:
         if offline == 0:
@@ -96,6 +103,31 @@ class Balanced(AbstractSampler):
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
         key_off, key_on, key_rows = jax.random.split(key, 3)
+        index = sumtree.draw(sampler_state.tree, self.batch, key_rows)
+        batch = pick(offline, ring, index)
+        keep = lambda: (sampler_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        refresh = lambda: self._refreshed(sampler_state, offline, ring, index, batch, key_off, key_on)
+        if self.density_every == 1:
+            sampler_state, info = refresh()
+        else:
+            shapes = jax.eval_shape(refresh)[1]
+            sampler_state, info = jax.lax.cond(clock.update % self.density_every == 0, refresh, keep)
+        info = {
+            name: self.density_every * value for name, value in info.items()
+        }  # a window's mean is that of the steps
+        return sampler_state, batch, {"online_share": (index >= len(offline.reward)).mean(), **info}
+
+    def _refreshed(
+        self,
+        sampler_state: BalancedState,
+        offline: Transition,
+        ring: Ring,
+        index: Int[Array, " batch"],
+        batch: Transition,
+        key_off: PRNGKeyArray,
+        key_on: PRNGKeyArray,
+    ) -> tuple[BalancedState, dict[str, Float[Array, ""]]]:
+        """Take a step of the density network, and give the drawn rows new priorities."""
         off = take_rows(offline, jax.random.randint(key_off, (self.batch,), 0, len(offline.reward)))
         on = take_rows(ring.rows, jax.random.randint(key_on, (self.batch,), 0, ring.size))
 
@@ -108,14 +140,11 @@ class Balanced(AbstractSampler):
             )
 
         density, (w_off, info) = sampler_state.density.apply_gradient(loss, self.lr)
-        index = sumtree.draw(sampler_state.tree, self.batch, key_rows)
-        batch = pick(offline, ring, index)
         tempered = lambda w: w ** (1 / self.temperature)
         mean = tempered(w_off).mean() + 1e-10
         priority = jnp.clip(tempered(self.ratio(density.net, batch)) / mean, 1e-3, 1e3)
         tree, peak = sumtree.write(sampler_state.tree, index, priority), jnp.maximum(sampler_state.peak, priority.max())
-        share = (index >= len(offline.reward)).mean()
-        return BalancedState(density, tree, peak), batch, {"online_share": share, **info}
+        return BalancedState(density, tree, peak), info
 
     def ratio(self, net: MLP, batch: Transition) -> Float[Array, " batch"]:
         """Compute w(s, a) >= 0, the estimate of d_on / d_off."""
