@@ -7,7 +7,8 @@
 
 The policies are files of other projects and not part of this one: SEGUE_TEST_DATA names the folder that has them
 (sb3_zoo, mujoco_trpo_ladder, adroit). Runs are kept in runs/guard, and a call continues what an earlier one began;
-`--collect` writes the raw returns to results/guard. An hour of one core is about four runs of 30,000 env steps.
+`--collect` writes the raw returns and table.md to results/guard. An hour of one core is about four runs of 30,000 env
+steps.
 """
 
 import argparse
@@ -18,8 +19,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 import segue
 from segue.methods.trust_region import TrustRegion
+from segue.report import guard
+from segue.results.read import read
+from segue.results.records import online_curve
 from segue.runs import improve as improving
 from segue.system import machine
 from segue.tasks.budget import SMALL, Budget
@@ -27,7 +33,7 @@ from segue.tasks.recipes import RECIPES, Phases
 from segue.tasks.task import Task
 from segue.training.phases import Online
 
-HERE = Path(__file__).resolve().parent
+KEPT = Path(__file__).resolve().parent / "results" / "guard"
 POLICIES = {
     "hopper": ("hopper-medium", "sb3_zoo/sac_Hopper-v3.npz"),
     "walker2d": ("walker2d-medium", "mujoco_trpo_ladder/log_Walker2d-v1_1_snapshots.npz:3"),
@@ -35,6 +41,8 @@ POLICIES = {
     "pen": ("pen-expert", "adroit/policy_pen-v0.npz"),
     "halfcheetah-good": ("halfcheetah-medium", "sb3_zoo/sac_HalfCheetah-v3.npz"),
 }
+LOOKS = (10, 20, 30)
+"""Thousands of env steps at which scores are reported."""
 ARMS = ("improve", "trust-region", "neither", "resfit", "ibrl")
 
 
@@ -66,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--env-steps", type=int, default=30_000)
     parser.add_argument("--out", type=Path, default=Path("runs/guard"))
-    parser.add_argument("--collect", action="store_true", help="only copy what there is to results/guard")
+    parser.add_argument("--collect", action="store_true", help="only copy what there is, and write the table")
     args = parser.parse_args()
     machine.compile_cache()
     for seed in args.seeds:
@@ -76,6 +84,7 @@ def main() -> None:
                 if not args.collect:
                     run(row, arm, seed, args.env_steps, out)
                 keep(out)
+    (KEPT / "table.md").write_text(table())
 
 
 def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
@@ -105,11 +114,57 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
 
 def keep(out: Path) -> None:
     """Copy a trial's settings, raw returns, episodes and verdict to results/guard."""
-    target = HERE / "results" / "guard" / out.name
+    target = KEPT / out.name
     for name in ("config.json", "returns.jsonl", "episodes.jsonl", "verdict.json", "status.json"):
         if (out / name).exists():
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(out / name, target / name)
+
+
+def table() -> str:
+    """Return the kept runs as Markdown: a row for each, and a summary of each arm on each task."""
+    head = ["task", "arm", "seed", "start", "lowest", *(f"{k}k" for k in LOOKS), "candidates", "promoted", "training"]
+    rows, summary = [], []
+    for row in POLICIES:
+        for arm in ARMS:
+            folders = sorted(KEPT.glob(f"{row}-{arm}-[0-9]*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+            found = [(folder, record) for folder in folders if (record := read(folder)).status == "finished"]
+            curves = [online_curve(record) for _, record in found]
+            looks = [
+                [float(each.scores[np.searchsorted(each.x, 1000 * k, side="right") - 1, 0]) for k in LOOKS]
+                for each in curves
+            ]
+            for (folder, _), each, scores in zip(found, curves, looks, strict=True):
+                start, lowest = float(each.scores[0, 0]), float(each.scores.min())
+                episodes = guard.episodes(folder)
+                counts = [str(episodes.candidates), str(len(episodes.promoted))] if episodes else ["", ""]
+                returns = [json.loads(line)["return"] for line in (folder / "episodes.jsonl").read_text().splitlines()]
+                worst = (
+                    np.convolve(returns, np.full(10, 0.1), "valid").min() if len(returns) >= 10 else np.mean(returns)
+                )
+                numbers = [f"{number:.1f}" for number in (start, lowest, *scores)]
+                rows.append([row, arm, folder.name.rsplit("-", 1)[1], *numbers, *counts, f"{worst:,.0f}"])
+            if found:
+                start = np.array([each.scores[0, 0] for each in curves])
+                gains = [f"{gain:+.1f}" for gain in np.median(np.array(looks) - start[:, None], axis=0)]
+                kept = np.mean(np.concatenate([each.scores[:, 0] >= 0.95 * each.scores[0, 0] for each in curves]))
+                summary.append([row, arm, str(len(found)), *gains, f"{kept:.0%}"])
+    versions = {
+        (r.config["versions"]["mujoco"], r.config["versions"]["gymnasium"])
+        for r in map(read, sorted(KEPT.glob("*-[0-9]*")))
+    }
+    about = ", ".join(f"MuJoCo {mujoco}, Gymnasium {gymnasium}" for mujoco, gymnasium in sorted(versions))
+    return (
+        f"Normalised scores of the evaluated policy (5 episodes; under `improve` the deployed one), {about}. "
+        "`training`: the lowest mean return of any 10 training episodes in a row.\n\n"
+        f"{markdown(head, rows)}\n"
+        "Median gain over seeds, and the share of evaluations at 0.95 of the start or above:\n\n"
+        f"{markdown(['task', 'arm', 'seeds', *(f'gain at {k}k' for k in LOOKS), 'kept'], summary)}"
+    )
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *rows])
 
 
 if __name__ == "__main__":
