@@ -28,13 +28,16 @@ from conftest import (
     without,
 )
 
+import segue
 from segue import losses
 from segue.core import Pretrained, TrainState
 from segue.errors import SegueError
 from segue.methods.awac import AWAC
+from segue.methods.backbone import horizon
 from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
+from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.iql import IQL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.rebrac import ReBRAC
@@ -49,6 +52,8 @@ from segue.replay.next_actions import NextActionBatch, WithNextAction
 from segue.replay.returns_to_go import ReturnsBatch, WithReturns
 from segue.replay.ring import Ring
 from segue.replay.sampler import Uniform
+from segue.tasks.budget import SMALL
+from segue.tasks.recipes import RECIPES
 from segue.training.phases import Collect, Collected
 
 pytestmark = pytest.mark.slow
@@ -775,3 +780,32 @@ def test_fields_are_documented():
             for field in dataclasses.fields(cls):
                 if f"    {field.name}:" in source:
                     assert '"""' in source.split(f"    {field.name}:")[1].split("\n")[1], field.name
+
+
+# --- horizon ---------------------------------------------------------------------------------------------------------
+
+
+def seen(backbone, updates):
+    """The share of the horizon after so many updates."""
+    return horizon(backbone, jax.tree.map(jnp.asarray, at(updates - 1)))
+
+
+@pytest.mark.parametrize("backbone", [TD3(polyak=0.05, delay=3), EnsembleTD3(polyak=0.02, delay=3)])
+def test_a_critic_that_fits_at_once_is_at_the_horizon(backbone):
+    """Step by step: q = 1 + discount q', of which q' takes tau at each move; TD3 moves at every third update."""
+    target = 0.0
+    for update in range(60):
+        value = 1.0 + backbone.discount * target
+        if isinstance(backbone, EnsembleTD3) or update % 3 == 2:
+            target += backbone.polyak * (value - target)
+        np.testing.assert_allclose(seen(backbone, update + 1), target * (1 - backbone.discount), rtol=1e-4)
+
+
+def test_the_presets_hand_over_critics_of_full_horizon():
+    """PORL's first stage, OPT's pre-training and `improve` end at 0.95 of the horizon or more in `small`."""
+    given = segue.task(env_id="Pendulum-v1", policy="p.npz")
+    for name, stage, updates in (("porl", "presample", 4 * SMALL.presample), ("improve", "pretrain", 10_000)):
+        first = RECIPES[name](given, SMALL)[stage].method.backbone
+        assert seen(first, updates) > 0.95
+    first = RECIPES["opt"](segue.task("walker2d-random"), SMALL)["pretrain"].method.backbone
+    assert seen(first, SMALL.pretrain) > 0.9

@@ -288,6 +288,18 @@ def step(
     return ActorCritic(actor, critics, parts), info
 
 
+def horizon(backbone: AbstractBackbone, clock: Clock) -> Float[Array, ""]:
+    """Return how much of a value has arrived in a new critic after this update, at most: 1 is all of it.
+
+    A critic that fits its targets at once, for a reward of 1 at every step, is at this share of 1 / (1 - discount).
+    Each of the n moves of its target network so far brings it closer by tau (1 - discount): 1 - (1 - tau (1 -
+    discount))^n. A critic below 0.9 knows little of what comes later, and a policy that follows it falls.
+    """
+    moves = clock.update + 1 if backbone.targets_due(clock) is True else (clock.update + 1) // backbone.delay
+    rest = jnp.log1p(-backbone.polyak * (1.0 - backbone.discount))
+    return -jnp.expm1(jnp.asarray(moves, jnp.float32) * rest)
+
+
 def update_targets(backbone: AbstractBackbone, states: tuple[TrainState, ...], clock: Clock) -> tuple[TrainState, ...]:
     """Move the target networks of `states`, if this update moves them."""
     move = lambda: [each.polyak_update(backbone.polyak).target for each in states]

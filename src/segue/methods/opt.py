@@ -22,7 +22,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue import losses
 from segue.core import AbstractMethod, Clock, Linear, Pretrained, Spec, TrainState, Transition
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, QFunction, require, step, update_targets
+from segue.methods.backbone import (
+    AbstractBackbone,
+    ActorCritic,
+    Info,
+    QFunction,
+    horizon,
+    require,
+    step,
+    update_targets,
+)
 from segue.methods.td3 import TD3
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
@@ -88,6 +97,8 @@ class MetaCritic(AbstractMethod):
             q, both = self.backbone.q_for_policy(critic), jax.tree.map(lambda *r: jnp.concatenate(r), offline, online)
             parts, its_info = self.backbone.update_parts(parts, learner.actor, q, both, key=parts_key)
             info |= its_info
+        if self.trainee == "q_on":
+            info |= {"horizon": horizon(self.backbone, clock)}
         return ActorCritic(learner.actor, (*others, critic), parts), info
 
     def release(self, learner: ActorCritic) -> Pretrained:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition, is_followed
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
+from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, horizon, require, step
 from segue.methods.sac import SAC
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
@@ -55,13 +55,14 @@ class PolicyEvaluation(AbstractMethod):
         return ActorCritic(learner.actor, learner.critics, parts)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
-        if not self.fit:
-            return step(self.backbone, learner, lambda q: q, batch, frozen=True, key=key, clock=clock)
-        step_key, fit_key = jax.random.split(key)
+        seen = {} if self.keep_critic else {"horizon": horizon(self.backbone, clock)}
+        step_key, fit_key = jax.random.split(key) if self.fit else (key, key)
         learner, info = step(self.backbone, learner, lambda q: q, batch, frozen=True, key=step_key, clock=clock)
+        if not self.fit:
+            return learner, info | seen
         q = self.backbone.q_for_policy(learner.critics[0])
         parts = self.backbone.fit(learner.parts, learner.actor, q, batch, key=fit_key)
-        return ActorCritic(learner.actor, learner.critics, parts), info
+        return ActorCritic(learner.actor, learner.critics, parts), info | seen
 
     def release(self, learner: ActorCritic) -> Pretrained:
         return self.backbone.release(learner)
