@@ -126,7 +126,7 @@ class TrainState(eqx.Module):
         """Return the same networks with zero moments."""
         return TrainState(self.net, self.target, ADAM.init(self.net))
 
-    def apply_gradient(self, loss: Callable, lr: float | Array) -> tuple["TrainState", dict[str, Array]]:
+    def apply_gradient(self, loss: Callable, lr: float | Array) -> tuple["TrainState", Any]:
         """Take one Adam step on `loss(net) -> (value, info)`; return the new state and `info`."""
         (_, info), grad = jax.value_and_grad(loss, has_aux=True)(self.net)
         direction, opt = ADAM.update(grad, self.opt, self.net)

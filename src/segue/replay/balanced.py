@@ -112,9 +112,8 @@ class Balanced(AbstractSampler):
         else:
             shapes = jax.eval_shape(refresh)[1]
             sampler_state, info = jax.lax.cond(clock.update % self.density_every == 0, refresh, keep)
-        info = {
-            name: self.density_every * value for name, value in info.items()
-        }  # a window's mean is that of the steps
+        # The mean over a window of updates is then the mean over the density network's steps.
+        info = {name: self.density_every * value for name, value in info.items()}
         return sampler_state, batch, {"online_share": (index >= len(offline.reward)).mean(), **info}
 
     def _refreshed(

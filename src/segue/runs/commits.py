@@ -85,7 +85,7 @@ class Commit(NullHook):
         self.envs, self.seal, self.flush = envs, seal, flush
         self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
         self.exact, self.due = stored.exact, stored.due
-        self.deployed: tuple[int, ...] = ()
+        self.deployed: tuple[tuple[int, int], ...] = ()
         """The number of policies that a gate had deployed at the last commit, by seed."""
         self.failed = 0
         self.snapshot: Snapshot | None = None
