@@ -449,6 +449,25 @@ def test_a_promotion_deploys_what_was_judged():
     assert promoted > 1
 
 
+@pytest.mark.slow
+def test_the_policy_waits_while_its_candidate_is_judged():
+    """Its weights stay then, unless a verdict moves them; while it acts itself they move."""
+    _, seen, _ = drive(ALWAYS)
+    waited = moved = 0
+    for before, after in itertools.pairwise(seen):
+        for seed, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
+            if new is not old and new.verdict:
+                continue
+            learner = [jax.tree.map(lambda leaf, s=seed: leaf[s], moment[3]) for moment in (before, after)]
+            if before[5][seed] == 1:
+                waited += 1
+                assert same(*learner)
+            elif before[5][seed] == 2:
+                moved += not same(*learner)
+    assert min(waited, moved) > 5
+
+
+@pytest.mark.slow
 def test_a_reset_returns_the_learner_to_the_champion():
     _, seen, _ = drive(Never(rest=5, min_episodes=1))
     resets = 0
