@@ -28,10 +28,16 @@ def simulate(rng: np.random.Generator, spread: float | None) -> tuple[float, flo
         mean = {"champion": champion, "noisy": champion, "": champion}.get(trial.acting, learner)
         returned = float(rng.normal(mean, spread * mean)) if spread is not None else float(rng.random() < mean)
         total += returned
-        trial = gate.after(trial, returned, 0)
+        before, trial = trial, gate.after(trial, returned, 0)
         if trial.verdict == "promoted":
             champion, lowest = learner, min(lowest, learner)
-        if trial.verdict in ("promoted", "rejected", "unproven") or trial.acted in ("", "champion"):
+        if trial.promoted and not trial.noisy:
+            learner = champion  # its first episodes measure the champion with noise
+        elif (
+            trial.verdict in ("rejected", "unproven")
+            or (trial.need == 0 and trial.acted in ("", "champion"))
+            or (trial.noisy and not before.noisy)
+        ):
             learner = min(champion * (1 + rng.choice(SHIFTS, p=CHANCES)), 1.0 if spread is None else np.inf)
     return lowest / level, champion / level, total / EPISODES / level
 

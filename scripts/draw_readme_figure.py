@@ -30,7 +30,7 @@ ARMS = {
 
 def runs(task: str, arm: str) -> list[RunRecord]:
     """Return the finished runs of an arm, one for each seed."""
-    folders = sorted(TRIALS.glob(f"{task}-{arm}-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+    folders = sorted(TRIALS.glob(f"{task}-{arm}-[0-9]*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
     records = [read(folder) for folder in folders]
     return [record for record in records if record.status == "finished"]
 

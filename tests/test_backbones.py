@@ -802,7 +802,7 @@ def test_a_critic_that_fits_at_once_is_at_the_horizon(backbone):
 
 
 def test_the_presets_hand_over_critics_of_full_horizon():
-    """PORL's first stage, OPT's pre-training and `improve` end at 0.95 of the horizon or more in `small`."""
+    """PORL's first stage and that of `improve` end at 0.95 of the horizon or more, OPT's pre-training at 0.9."""
     given = segue.task(env_id="Pendulum-v1", policy="p.npz")
     for name, stage, updates in (("porl", "presample", 4 * SMALL.presample), ("improve", "pretrain", 10_000)):
         first = RECIPES[name](given, SMALL)[stage].method.backbone

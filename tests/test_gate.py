@@ -459,7 +459,7 @@ def test_the_policy_waits_while_its_candidate_is_judged():
             if new is not old and new.verdict:
                 continue
             learner = [jax.tree.map(lambda leaf, s=seed: leaf[s], moment[3]) for moment in (before, after)]
-            if before[5][seed] == 1:
+            if old.need > 0:
                 waited += 1
                 assert same(*learner)
             elif before[5][seed] == 2:
@@ -495,7 +495,10 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
     state = phase.begin(run)
     earlier = jax.tree.map(jax.numpy.copy, state.learner)
     step = GateStep(
-        *(np.array([True, True]),) * 3, np.array([2, 2], np.int32), *(np.array([0.1, 0.2], np.float32),) * 2
+        *(np.array([True, True]),) * 3,
+        np.array([2, 2], np.int32),
+        *(np.array([0.1, 0.2], np.float32),) * 2,
+        waits=np.array([True, False]),
     )
     moved = jax.tree.map(lambda leaf: leaf + 1, state.learner.tree)
     now = state._replace(learner=state.learner.like(jax.vmap(stepped)(moved, step)))

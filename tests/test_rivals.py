@@ -81,8 +81,8 @@ def test_ibrl_takes_the_action_with_the_higher_value():
 @pytest.mark.slow
 def test_ibrl_bootstraps_from_the_better_action():
     """Without noise, and with all critics in the minimum, the target is the larger of the two policies' values."""
-    method = IBRL(ChoosingTD3(networks=NETS, critics=2, delay=1, target_noise=0.0))
-    learner = method.init(SPEC, pretrained(), key=KEY)
+    method = IBRL(ChoosingTD3(networks=NETS, critics=2, delay=1, target_noise=0.0, actor_lr=1e-2, critic_lr=1e-2))
+    learner = updated(method, method.init(SPEC, pretrained(), key=KEY), 3)  # so that target networks differ
     batch = rows(24, 5, terminal=0.0)
     target, backbone = learner.critics[0].target, method.backbone
     value = lambda policy: np.asarray(target.batch(batch.next_obs, jax.vmap(policy.act)(batch.next_obs))).min(-1)

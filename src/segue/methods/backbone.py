@@ -293,7 +293,7 @@ def horizon(backbone: AbstractBackbone, clock: Clock) -> Float[Array, ""]:
 
     A critic that fits its targets at once, for a reward of 1 at every step, is at this share of 1 / (1 - discount).
     Each of the n moves of its target network so far brings it closer by tau (1 - discount): 1 - (1 - tau (1 -
-    discount))^n. A critic below 0.9 knows little of what comes later, and a policy that follows it falls.
+    discount))^n. A critic far below 1 knows little of what comes later.
     """
     moves = clock.update + 1 if backbone.targets_due(clock) is True else (clock.update + 1) // backbone.delay
     rest = jnp.log1p(-backbone.polyak * (1.0 - backbone.discount))

@@ -1,8 +1,9 @@
 """A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
 Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
-action, to which the learner adds Gaussian noise. While a candidate acts, the learner's policy waits and its critics
-learn, because a policy that moves on from what it does falls. The champion is released as the policy.
+action, to which the learner adds Gaussian noise. While a candidate is on trial, the learner's policy waits and its
+critics learn: a policy that moves on without acting leaves the rows that its critics know. The champion is released as
+the policy.
 """
 
 from typing import Any
@@ -35,6 +36,8 @@ class GatedLearner(eqx.Module):
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     noise: Float[Any, "*seeds"]
     """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
+    waits: Bool[Any, "*seeds"]
+    """Whether the learner's policy waits, because a copy of it is on trial."""
 
 
 class GateStep(eqx.Module):
@@ -52,6 +55,8 @@ class GateStep(eqx.Module):
     """The trust region's radius, in units of actions from -1 to 1."""
     noise: Float[Any, "*seeds"]
     """Standard deviation of the exploration noise, in the same units."""
+    waits: Bool[Any, "*seeds"]
+    """Whether the learner's policy waits from now on."""
 
 
 def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
@@ -79,15 +84,15 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
-        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.zeros(()))
+        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
 
     def update(
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[GatedLearner, Info]:
         inner, info = self.method.update(learner.inner, batch, key=key, clock=clock)
-        waiting, moving = lambda whole: (whole.actor.net, whole.actor.opt), learner.acting != CANDIDATE
-        inner = eqx.tree_at(waiting, inner, _pick(moving, waiting(inner), waiting(learner.inner)))
-        return GatedLearner(inner, learner.champion, learner.candidate, learner.acting, learner.noise), info
+        policy = lambda whole: (whole.actor.net, whole.actor.opt)
+        inner = eqx.tree_at(policy, inner, _pick(learner.waits, policy(learner.inner), policy(inner)))
+        return eqx.tree_at(lambda whole: whole.inner, learner, inner), info
 
     def release(self, learner: GatedLearner) -> Pretrained:
         released = self.method.release(learner.inner)
@@ -117,4 +122,4 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
     if "trust_radius" in parts:
         parts["trust_radius"] = TrainState.new(Radius(step.radius), target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
-    return GatedLearner(inner, champion, candidate, step.acting, step.noise)
+    return GatedLearner(inner, champion, candidate, step.acting, step.noise, step.waits)

@@ -1,13 +1,14 @@
 r"""IBRL: imitation-bootstrapped RL (Hu, Mirchandani & Sadigh 2023, arXiv 2311.02198).
 
     chosen   b(s; q) = the one of \pi_0(s) and \pi(s) whose min_j q_j is higher; \pi_0 is given, \pi starts anew
-    critic   min_\theta  sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_{j in J} Q'_j(s', a')
-             a' = clip( b(s'; Q') + clip(N(0, \sigma), -c, c), -1, 1 )
+    critic   min_\theta  sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_{j in J} Q'_j(s', b(s'; Q'))
+             where \pi' has the noise clip(N(0, \sigma), -c, c); J: two members, drawn at each update
     actor    max_\phi    mean min_i Q_i(s, \pi(s))
     acting   b(s; Q') with noise on \pi; the same without noise is evaluated and kept
 
-Rates, ensemble, noise and the argmax are those of the public code. It also has dropout in the policy and targets over 3
-steps; here there is none, and targets look one step ahead. J: two members, drawn at each update (inferred).
+Rates, ensemble, noise, its bound, J and the argmax are those of the public code. It also has dropout in the policy,
+noise in the policy's loss, demonstrations in the replay and targets over 3 steps, and no LayerNorm in critics of
+states; here targets look one step ahead. It takes 5 critic steps and one policy step in 2 env steps.
 """
 
 from typing import Any
@@ -33,16 +34,16 @@ class Best(AbstractActor):
     own: AbstractActor
     critics: Ensemble
 
-    def _best(self, obs: Float[Array, " obs"], own: Float[Array, " act"]) -> Float[Array, " act"]:
+    def better(self, obs: Float[Array, " obs"], own: Float[Array, " act"]) -> Float[Array, " act"]:
+        """Return `own` or the given policy's action, whichever has the higher value."""
         given = self.given.act(obs)
-        better = self.critics(obs, own).min() > self.critics(obs, given).min()
-        return jnp.where(better, own, given)
+        return jnp.where(self.critics(obs, own).min() > self.critics(obs, given).min(), own, given)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
-        return self._best(obs, self.own.act(obs))
+        return self.better(obs, self.own.act(obs))
 
     def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        return self._best(obs, self.own.explore(obs, key))
+        return self.better(obs, self.own.explore(obs, key))
 
 
 class ChoosingTD3(AbstractTD3Settings):
@@ -59,7 +60,7 @@ class ChoosingTD3(AbstractTD3Settings):
     target_noise: float = 0.1
     """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
     target_clip: float = 0.3
-    """Bound on the smoothing noise (inferred)."""
+    """Bound on the smoothing noise."""
     networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(critic_norm=True))
     """The networks of policy and critics."""
 
@@ -74,7 +75,7 @@ class ChoosingTD3(AbstractTD3Settings):
     ) -> tuple[Float[Array, ""], Info]:
         noise_key, subset_key = jax.random.split(key)
         best = Best(parts["reference_policy"].net, actor.target, target)
-        next_action = smoothed_action(self, best, batch, noise_key)
+        next_action = jax.vmap(best.better)(batch.next_obs, smoothed_action(self, actor.target, batch, noise_key))
         members = jax.random.choice(subset_key, self.critics, (min(2, self.critics),), replace=False)
         drawn = jax.tree.map(lambda leaf: leaf[members], target)
         next_q = drawn.batch(batch.next_obs, next_action).min(-1)
@@ -113,7 +114,7 @@ class IBRL(AbstractMethod):
 
     def release(self, learner: ActorCritic) -> Pretrained:
         released = self.backbone.release(learner)
-        return released._replace(actor=TrainState.new(self._best(learner, learner.actor.net)))
+        return released._replace(actor=TrainState.new(self._best(learner, learner.actor.net), target=False))
 
     def explore(
         self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step

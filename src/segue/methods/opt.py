@@ -98,7 +98,7 @@ class MetaCritic(AbstractMethod):
             parts, its_info = self.backbone.update_parts(parts, learner.actor, q, both, key=parts_key)
             info |= its_info
         if self.trainee == "q_on":
-            info |= {"horizon": horizon(self.backbone, clock)}
+            info |= {"max_horizon": horizon(self.backbone, clock)}
         return ActorCritic(learner.actor, (*others, critic), parts), info
 
     def release(self, learner: ActorCritic) -> Pretrained:
@@ -122,8 +122,9 @@ class OPT(AbstractMethod):
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
     skip_unheard: bool = eqx.field(static=True, default=False)
-    """Q_off takes no step while kappa is 1, where it cannot reach the policy. Policy and Q_on stay the same, up to
-    rounding; what is saved is the cost of Q_off's step."""
+    """Q_off takes no step while kappa is 1, where it cannot reach the policy. Where kappa never falls, policy and Q_on
+    stay the same, up to rounding; what is saved is the cost of Q_off's step. Where kappa ends below 1, as by default,
+    nothing changes."""
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         q_on = "put Train(MetaCritic(...), sampler=Paired()) before it"

@@ -55,7 +55,7 @@ class PolicyEvaluation(AbstractMethod):
         return ActorCritic(learner.actor, learner.critics, parts)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
-        seen = {} if self.keep_critic else {"horizon": horizon(self.backbone, clock)}
+        seen = {} if self.keep_critic else {"max_horizon": horizon(self.backbone, clock)}
         step_key, fit_key = jax.random.split(key) if self.fit else (key, key)
         learner, info = step(self.backbone, learner, lambda q: q, batch, frozen=True, key=step_key, clock=clock)
         if not self.fit:

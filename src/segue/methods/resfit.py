@@ -3,8 +3,9 @@ r"""ResFiT: a residual on a frozen policy (Ankile et al. 2025, arXiv 2509.19301)
     \pi(s) = clip( \pi_0(s) + scale tanh(f(s, \pi_0(s))), -1, 1 ),  where f is 0 at the start and \pi_0 never changes
 
 The policy's rate is a hundredth of the critics', and the residual is bounded, so the policy stays near the given one.
-Rates, scale, noise, ten critics with LayerNorm and UTD 4 are those of the public code. It also has targets over 3 to 5
-steps and a bound on gradients; here targets look one step ahead.
+Rates, scale, noise, ten critics with LayerNorm and UTD 4 are those of the public code. It also has demonstrations in
+half of each batch, targets over 3 to 5 steps and a bound on gradients; here all rows are online ones, and targets look
+one step ahead. The smoothing noise, tau and one policy step in four updates are inferred.
 """
 
 from typing import Any

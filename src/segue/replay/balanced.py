@@ -60,7 +60,7 @@ class Balanced(AbstractSampler):
     """Units in each of the density network's two hidden layers."""
     density_every: int = eqx.field(static=True, default=1)
     """k: the density network takes a step, and drawn rows get new priorities, at every k-th update. 1 is the paper's; 8
-    halves what an update of OPT on TD3 costs beyond direct fine-tuning (inferred)."""
+    leaves little of the density network's cost (inferred)."""
 
     def __check_init__(self):
         at_least(1, density_every=self.density_every)

@@ -86,7 +86,7 @@ class Commit(NullHook):
         self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
         self.exact, self.due = stored.exact, stored.due
         self.deployed: tuple[tuple[int, int], ...] = ()
-        """The number of policies that a gate had deployed at the last commit, by seed."""
+        """How many policies a gate had deployed at the last commit, and the env step of the last one, by seed."""
         self.failed = 0
         self.snapshot: Snapshot | None = None
         """What the next commit writes; None: it is committed."""

@@ -11,8 +11,8 @@ episodes lies below every return of the champions and in the lowest quarter betw
 
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius grows by a
-quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back. After
-a promotion the learner is the champion, so its first episodes, 3 or more, measure the champion with noise.
+quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back. A
+promotion leaves the learner where the champion is, so its first 3 episodes measure the champion with noise.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -309,7 +309,10 @@ class Gate(eqx.Module):
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
         have begun in an earlier phase, judges nothing."""
-        return trial._replace(radius=float(self.radius), rest=env_step + self.rest, acting="", since=env_step)
+        return trial._replace(
+            radius=float(self.radius), rest=env_step + self.rest, acting="", since=env_step, need=0, learner=(),
+            candidate=(), verdict="",
+        )  # fmt: skip
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
         """Return the trial after an episode: what it decided, and who acts next.
@@ -359,10 +362,12 @@ class Gate(eqx.Module):
         learner, level = trial.learner, trial.noisy or trial.champion
         if len(learner) == 2 and self.fell(trial, learner):
             return self._back(trial._replace(verdict="rejected"), env_step)
-        if len(learner) < self.min_episodes or env_step < trial.rest:
+        if len(learner) < self.min_episodes:
             return trial
         if trial.promoted and not trial.noisy:
             return trial._replace(noisy=learner, learner=())
+        if env_step < trial.rest:
+            return trial
         wider = trial._replace(radius=min(trial.radius * 1.25, float(self.radius_high)))
         if compare(learner[-self.min_episodes :], level).ahead > 0:
             return wider._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())

@@ -54,7 +54,7 @@ class Guarded(AbstractOnline):
         halted seeds the champion acts from now on."""
         now, back = state.learner.tree, learner.tree
         acting = jnp.where(halted, CHAMPION, now.acting)
-        return learner.like(GatedLearner(back.inner, now.champion, now.candidate, acting, now.noise))
+        return learner.like(GatedLearner(back.inner, now.champion, now.candidate, acting, now.noise, now.waits))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
@@ -74,7 +74,9 @@ class Guarded(AbstractOnline):
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
         who = trial.acting if trial.acting in ("learner", "candidate") else "champion"
-        count = f", episode {len(trial.candidate) + 1} of {trial.need}" if trial.acting == "candidate" else ""
+        count = (
+            f", episode {len(trial.candidate) + 1} of {2 * trial.need} at most" if trial.acting == "candidate" else ""
+        )
         return (
             f"the {who} acts{count}; candidates promoted: {counts}; "
             f"training may cost {self.gate.purse(trial):,.0f} more"
@@ -94,6 +96,7 @@ class Guarded(AbstractOnline):
             noise=np.array(
                 [self.gate.noise if trial.acting in ("learner", "noisy") else 0.0 for trial in trials], np.float32
             ),
+            waits=np.array([trial.need > 0 for trial in trials]),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

@@ -275,7 +275,8 @@ class Collect(AbstractPhase):
         for episode in ended:
             trial = trials[episode.seed]
             counted = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, episode.returned))
-            if self.mode and not self.random:
+            whole = episode.length <= state.env_step - state.run.env_step  # it did not begin in an earlier phase
+            if self.mode and not self.random and whole:
                 counted = trial.explored(episode.returned) if self.noise > 0 else trial.measured(episode.returned)
             trials[episode.seed] = trial if self.random else counted
         return state._replace(trials=tuple(trials))
