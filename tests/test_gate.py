@@ -500,13 +500,15 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
         *(np.array([0.1, 0.2], np.float32),) * 2,
         waits=np.array([True, False]),
     )
-    moved = jax.tree.map(lambda leaf: leaf + 1, state.learner.tree)
+    more = lambda leaf: leaf if leaf.dtype == bool else leaf + 1
+    moved = jax.tree.map(more, state.learner.tree)
     now = state._replace(learner=state.learner.like(jax.vmap(stepped)(moved, step)))
     found = phase.recovered(now, earlier, np.array([False, True])).tree
     assert same(found.champion, now.learner.tree.champion)
     assert same(found.candidate, now.learner.tree.candidate)
     assert same(found.inner, earlier.tree.inner)
     assert found.acting.tolist() == [2, CHAMPION]
+    assert found.waits.tolist() == [True, False]
 
 
 def test_what_does_not_start_from_the_given_policy_is_refused():

@@ -154,6 +154,12 @@ def test_its_siblings(recipe):
         assert (last["actor.net.correction.layers.2.weight"] != 0).any()
 
 
+def test_a_policy_that_no_file_can_hold_is_not_guarded(capsys):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main.main(["run", *tiny("resfit", "--policy", policy()), "--guard", "--out", str(new("run"))])
+    assert "A gate keeps the deployed policy as a file, but" in capsys.readouterr().err
+
+
 def test_one_snapshot_of_a_ladder():
     file = ladder()
     folder = run(tiny("porl", "--policy", f"{file}:1", presample__until=2, finetune__until=3))
