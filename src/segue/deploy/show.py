@@ -40,9 +40,7 @@ def show(path: str | Path) -> str:
     return _lines(
         f"{path}: a policy of another library's, {total:,} numbers in all",
         f"layers {' - '.join(map(str, layout['layers']))}, {as_plain(layout['activation'])}",
-        "its output goes through tanh to the action's box"
-        if layout["squash"] == "tanh"
-        else "its output is the action",
+        _output(layout["squash"] == "tanh", layout["scaled"]),
         *([f"assumed, as no {path.with_suffix('.json').name} says otherwise: {assumed}"] if assumed else []),
         f"log_std: {layout['spread'] or 'none'}; observation statistics: {_statistics(layout['standardised'])}",
         *([_CHECK.format(path.with_suffix(".json").name)] if layout["unsure"] else []),
@@ -57,6 +55,12 @@ _CHECK = (
     'obs_mean, obs_std and obs_clip in {0} ("obs_mean": null there says no)'
 )
 """What to check of a policy of Stable-Baselines3's without statistics. The placeholder is the description's name."""
+
+
+def _output(squashed: bool, scaled: bool) -> str:
+    if scaled:
+        return f"out_scale * {'tanh(output)' if squashed else 'output'} + out_shift is the action"
+    return "its output goes through tanh to the action's box" if squashed else "its output is the action"
 
 
 def _statistics(known: bool | str) -> str:

@@ -57,14 +57,13 @@ def read(file: Path, group: str = "") -> tuple[Arrays, dict[str, Any]]:
     about |= description
     about["stated"] = frozenset(about)
     if group:
-        inside = {
-            name.removeprefix(f"{group}."): array for name, array in arrays.items() if name.startswith(f"{group}.")
-        }
+        start = f"{group}."
+        inside = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
         if not inside:
             groups = sorted({name.partition(".")[0] for name in arrays if "." in name})
             shown = ", ".join(map(untrusted.shown, groups[:20])) or "none"
             raise DataError(f"{file} has no group {untrusted.shown(group)!r}; its groups are {shown}.")
-        outside = {name: array for name, array in arrays.items() if not name.startswith(f"{group}.")}
+        outside = {name: array for name, array in arrays.items() if not name.startswith(start)}
         arrays, about["group"] = {**outside, **inside}, frozenset(inside)
     return arrays, about
 

@@ -32,7 +32,7 @@ from segue import predict
 from segue.core import Spec
 from segue.errors import DataError
 from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
-from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics, TanhScale
 from segue.policies import formats, layouts, policy_file
 from segue.policies.formats import Arrays
 
@@ -92,6 +92,7 @@ def _outline(path: str | Path) -> dict[str, Any]:
         "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
         "activation": about.get("activation", "relu"),
         "squash": about.get("squash", "tanh"),
+        "scaled": "out_scale" in about or "out_scale" in arrays,
         "assumed": [key for key in ("activation", "squash") if key not in about["stated"]],
         "spread": "of gSDE, not read" if about.get("gsde") else _SPREADS[len(spread)],
         "standardised": about.get("beside", standardised),
@@ -194,20 +195,25 @@ def _actor(
         raise DataError(
             f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
         )
-    if "out_scale" in arrays:  # DAPG scales outputs after the last layer
-        scale, shift = f64(arrays["out_scale"]), f64(arrays["out_shift"])
-        pairs[-1] = (pairs[-1][0] * scale, pairs[-1][1] * scale + shift)
-    unit = np.ones(spec.act)
+    scaling, low, unit = _scaling(arrays, about, spec.act, where), f64(spec.low), 2 / (f64(spec.high) - f64(spec.low))
+    rescale, output = None, squash
     if squash == "clip":  # outputs are in the env's units, and Segue's actors act in [-1, 1]
-        low, high = f64(spec.low), f64(spec.high)
-        unit = 2 / (high - low)
-        pairs[-1] = (pairs[-1][0] * unit, (pairs[-1][1] - low) * unit - 1)
+        scale, shift = scaling or (1.0, 0.0)
+        pairs[-1] = (pairs[-1][0] * scale * unit, (pairs[-1][1] * scale + shift - low) * unit - 1)
+    elif scaling:
+        unit, shift = scaling[0] * unit, (scaling[1] - low) * unit - 1
+        if not np.allclose([unit, shift], [[1.0], [0.0]], rtol=0, atol=1e-6):  # not the box itself
+            output, rescale = "clip", TanhScale(jnp.asarray(unit, jnp.float32), jnp.asarray(shift, jnp.float32))
+    else:
+        unit = np.ones(spec.act)
     if "mean_clip" in about:
         pairs[-1:] = _clipped(*pairs[-1], float(about["mean_clip"]), activation, where)
     if len(spread) == 2:  # log_std is a layer beside the last one
         (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
-        if squash != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
-            raise DataError(f"{where} has a layer for log_std that is not like its last one, or actions without tanh.")
+        if output != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
+            raise DataError(
+                f"{where} has a layer for log_std that is not like its last one, or actions that no tanh fills."
+            )
         pairs[-1] = np.concatenate([w, w_std], 1), np.concatenate([b, b_std])
     with np.errstate(over="ignore"):
         flat = [array.astype(np.float32) for pair in pairs for array in pair]
@@ -215,8 +221,9 @@ def _actor(
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))
     statistics = _statistics(arrays, about, spec, where)
-    outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, statistics=statistics, key=jax.random.key(0)))
-    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves(statistics)
+    more = {"activation": activation, "statistics": statistics, "rescale": rescale}
+    outline = jax.eval_shape(lambda: MLP(sizes, **more, key=jax.random.key(0)))
+    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves((statistics, rescale))
     mlp = jax.tree.unflatten(jax.tree.structure(outline), leaves)
     if len(spread) == 2:
         return TanhGaussian(mlp)
@@ -224,12 +231,29 @@ def _actor(
         log_std = np.asarray(spread[0], np.float64)
         if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
-        return Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
-    return Deterministic(mlp, squash)
+        return Gaussian(mlp, jnp.asarray(log_std + np.log(np.abs(unit)), jnp.float32), output, bounded=False)
+    return Deterministic(mlp, output)
+
+
+def _scaling(arrays: Arrays, about: dict[str, Any], act: int, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Find out_scale and out_shift: the action in the env's units is out_scale * squash(output) + out_shift."""
+    if not {"out_scale", "out_shift"} & (about.keys() | arrays.keys()):
+        return None
+    found = []
+    for key, default in (("out_scale", None), ("out_shift", 0.0 if "out_scale" in about else None)):
+        value = about.get(key, key if key in arrays else default)
+        value = arrays.get(value) if isinstance(value, str) else value
+        try:
+            found.append(np.broadcast_to(np.asarray(value, np.float64).reshape(-1), (act,)))
+        except (TypeError, ValueError):
+            raise DataError(f"{where} has an {key} that is not one number, or one for each of {act} actions.") from None
+    if not np.isfinite(found).all() or not found[0].all():
+        raise DataError(f"{where} has an out_scale or out_shift that is missing or not finite, or a scale of 0.")
+    return found[0], found[1]
 
 
 def _clipped(weight: np.ndarray, bias: np.ndarray, limit: float, activation: str, where: str) -> list[Any]:
-    """Build the two layers that compute clip(x weight + bias, -limit, limit): relu(y + limit) - relu(y - limit) - limit."""
+    """Build two layers that clip y = x weight + bias, as relu(y + limit) - relu(y - limit) - limit."""
     if activation != "relu" or not 0 < limit < np.inf:
         raise DataError(f"{where} clips its mean to {limit:g} after {activation}, which Segue can do after relu alone.")
     eye = np.eye(len(bias))

@@ -4,7 +4,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Records(pickle._Unpickler):
     It is the one in Python: the one in C allocates gigabytes where a few bytes ask for a large place in its memo.
     """
 
-    dispatch = {
+    dispatch: ClassVar = {
         **_LOAD,
         pickle.SETITEM[0]: _checked(_LOAD[pickle.SETITEM[0]], slice(-2, -1)),
         **{code[0]: _checked(_LOAD[code[0]], _EVERY_SECOND) for code in (pickle.SETITEMS, pickle.DICT)},
@@ -88,6 +88,8 @@ def array(value: Any) -> np.ndarray | None:
         (dtype, content), shape = value.args, ()
     else:
         return None
+    if isinstance(content, Record) and content.name == "_codecs.encode" and content.args[1:] == ("latin1",):
+        content = str(content.args[0]).encode("latin1")  # bytes in a pickle of protocol 2, which torch.save writes
     text = str(dtype.args[0]) if isinstance(dtype, Record) and dtype.name == "numpy.dtype" and dtype.args else ""
     if not re.fullmatch(r"[fiub]\d", text) or not isinstance(content, bytes | bytearray):
         return None

@@ -82,7 +82,7 @@ class _Tensors(pickles.Records):
 
 
 _DATA = {
-    *("torch.device", "torch.Size", "collections.defaultdict", "numpy.dtype", "numpy.ndarray"),
+    *("torch.device", "torch.Size", "collections.defaultdict", "_codecs.encode", "numpy.dtype", "numpy.ndarray"),
     *(f"numpy.{core}.{name}" for core in ("core", "_core")
       for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
 }  # fmt: skip
@@ -182,9 +182,7 @@ def _flat(loaded: Any) -> Iterator[tuple[str, np.ndarray]]:
         if len(name) > 1000 or len(left) + len(inner) > MOST_VALUES:
             break
         left += reversed(inner)
-    raise DataError(
-        "it nests its values too deeply, or refers to the same ones again and again: save a state_dict alone"
-    )
+    raise DataError("it nests values too deeply, or refers to the same ones again and again: save a state_dict alone")
 
 
 ERRORS = (
