@@ -4,8 +4,9 @@
 |---|---|
 | `policy-0.safetensors` of a run | all of it |
 | a file of `segue policy export`, except ONNX | all of it: the deterministic policy, without a spread |
-| Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
-| `.pt`, `.pth` | a PyTorch state dict, its tensors alone |
+| Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS. \
+With gSDE the mean alone. VecNormalize's statistics from `vecnormalize.pkl` beside it |
+| `.pt`, `.pth` | the tensors of a PyTorch state dict, or of a checkpoint with several (`FILE:actor` is one) |
 | `.safetensors`, `.npz` | arrays by name |
 
 Names that Stable-Baselines3, rlkit, and plain tables (`W0`, `b0`, `W1`, ...) give are known. Any other network needs a
@@ -15,9 +16,11 @@ description, `NAME.json` beside the file:
      "activation": "relu",              relu, tanh or elu
      "squash": "tanh",                  tanh; or clip: outputs are actions in the env's own units
      "log_std": "log_std",              optional: an array, or a layer that shares all but the last one
-     "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0}      optional: names of arrays, or lists of numbers
+     "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0,      optional: names of arrays, or lists of numbers
+     "out_scale": 1.0, "out_shift": 0.0,       optional: the action is out_scale * squash(output) + out_shift
+     "ignore": ["decoder"]}             optional: arrays, or groups of them, that no action depends on
 
-Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
+`"obs_mean": null` says that observations are not standardised. Any array that is left over is an error. Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
 """
 
 import itertools
