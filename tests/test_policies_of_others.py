@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import struct
 import sys
 import types
@@ -497,3 +498,17 @@ def test_onnx_is_refused_with_the_way_out():
     path.write_bytes(b"x")
     with pytest.raises(DataError, match=r"\.npz too"):
         show.show(path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "npz", "safetensors"])
+def test_what_export_advises_to_show_can_be_shown(kind, capsys):
+    (actor,) = importers.read(stored(dense(*RLKIT)), SPEC)
+    policy_file.save(actor, SPEC, kept := new("kept"), env_id="Pendulum-v1", phase="finetune")
+    folder = new("a folder")
+    folder.mkdir()
+    main.main(["policy", "export", f"{kept}.safetensors", "--format", kind, "--out", str(folder / f"p.{kind}")])
+    advised = [line.partition("segue ")[2] for line in capsys.readouterr().out.splitlines() if "segue policy" in line]
+    assert len(advised) == (kind != "onnx")
+    for words in advised:
+        main.main(shlex.split(words))
+        assert "an exported policy" in capsys.readouterr().out

@@ -4,8 +4,8 @@
 |---|---|
 | `policy-0.safetensors` of a run | all of it |
 | a file of `segue policy export`, except ONNX | all of it: the deterministic policy, without a spread |
-| Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS. \
-With gSDE the mean alone. VecNormalize's statistics from `vecnormalize.pkl` beside it |
+| Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
+| `vecnormalize.pkl` beside that | the statistics of its observations |
 | `.pt`, `.pth` | the tensors of a PyTorch state dict, or of a checkpoint with several (`FILE:actor` is one) |
 | `.safetensors`, `.npz` | arrays by name |
 
@@ -20,7 +20,9 @@ description, `NAME.json` beside the file:
      "out_scale": 1.0, "out_shift": 0.0,       optional: the action is out_scale * squash(output) + out_shift
      "ignore": ["decoder"]}             optional: arrays, or groups of them, that no action depends on
 
-`"obs_mean": null` says that observations are not standardised. Any array that is left over is an error. Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
+`"obs_mean": null` says that observations are not standardised. Any array that is left over is an error.
+
+Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
 """
 
 import itertools
