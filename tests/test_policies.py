@@ -93,7 +93,7 @@ def test_description_names_layers_squash_and_statistics():
     named = {"in.weight": w["W0"].T, "in.bias": w["b0"], "out.weight": w["W1"].T, "out.bias": w["b1"]}
     np.savez(path, **named, m=np.ones(5), s=np.full(5, 0.5), spread=np.zeros((2, 4)))
     description = {"layers": ["in", "out"], "activation": "relu", "squash": "tanh", "transposed": True,
-            "obs_mean": "m", "obs_std": "s", "obs_clip": 1.5}  # fmt: skip
+            "obs_mean": "m", "obs_std": "s", "obs_clip": 1.5, "ignore": ["spread"]}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(description))
     (actor,) = importers.read(path, SPEC)
     seen = np.clip((OBS - 1) / 0.5, -1.5, 1.5)

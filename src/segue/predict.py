@@ -9,6 +9,7 @@ An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_po
     x = clip((x - obs_mean) / obs_std, -obs_clip, obs_clip)                 where "standardised"
     x = activation(norm_i(layer_i.weight x + layer_i.bias))                 hidden layers; norm_i where "layer_norm"
     x = layer_n.weight x + layer_n.bias                                     the last one; weights are [out, in]
+    x = out_scale * tanh(x) + out_shift                                     where "rescaled"
     x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
     action = low + (x + 1) / 2 * (high - low)
 
@@ -105,6 +106,8 @@ class Policy:
                 x = x * arrays[f"norm{i}.weight"] + arrays[f"norm{i}.bias"]
             x = ACTIVATIONS[about["activation"]](x)
         x = x @ arrays[f"layer{last}.weight"].T + arrays[f"layer{last}.bias"]
+        if about.get("rescaled"):
+            x = arrays["out_scale"] * np.tanh(x) + arrays["out_shift"]
         limit = np.float32(about["limit"])
         x = np.tanh(x) if about["output"] == "tanh" else np.clip(x, -limit, limit)
         if (self.low == -1).all() and (self.high == 1).all():
@@ -121,7 +124,7 @@ def load(path: Any) -> Policy:
     where, size = os.fspath(path), os.path.getsize(path)
     kinds = {".npz": _npz, ".safetensors": _safetensors}
     kind = os.path.splitext(where)[1]
-    if kind not in kinds or size > LARGEST_FILE:
+    if kind not in kinds or size > LARGEST_FILE or not os.path.isfile(where):
         raise ValueError(f"{where} is no exported policy: .npz or .safetensors, of at most {LARGEST_FILE >> 20} MiB.")
     try:
         with open(where, "rb") as file:
@@ -134,6 +137,8 @@ def load(path: Any) -> Policy:
 def is_exported(path: Any) -> bool:
     """Return whether a file claims that `segue policy export` wrote it. `load` verifies the claim."""
     try:
+        if not os.path.isfile(path):  # opening a pipe waits for its other end
+            return False
         with open(path, "rb") as file:
             if os.fspath(path).endswith(".npz"):
                 return f"{NAME}.npy" in zipfile.ZipFile(file).namelist()
@@ -171,6 +176,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "output": about.get("output") in ["tanh", "clip"],
         "limit": _positive(about.get("limit")) and about["limit"] <= 1,
         "standardised": isinstance(about.get("standardised"), bool),
+        "rescaled": isinstance(about.get("rescaled", False), bool),
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
         "about": isinstance(about.get("about"), dict),
@@ -185,6 +191,8 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
             shapes[f"norm{i}.weight"] = shapes[f"norm{i}.bias"] = (sizes[i + 1],)
     if about["standardised"]:
         shapes["obs_mean"] = shapes["obs_std"] = (sizes[0],)
+    if about.get("rescaled"):
+        shapes["out_scale"] = shapes["out_shift"] = (sizes[-1],)
     return shapes
 
 

@@ -1,6 +1,7 @@
 """`segue policy`: exports a policy, describes it in words, or films it."""
 
 import argparse
+import shlex
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +46,8 @@ def _export(asked: argparse.Namespace) -> None:
 
     stored = stored_policy.find_policy(asked.source, asked.which, asked.seed)
     card = export.export(stored, asked.out, asked.format)
-    print(f"{stored}\n{asked.out}: segue policy show {asked.out}\n{card}: how to use it, and how good it was found")
+    look = "written" if asked.format == "onnx" else f"segue policy show {shlex.quote(asked.out)}"
+    print(f"{stored}\n{asked.out}: {look}\n{card}: how to use it, and how good it was found")
 
 
 def _show(asked: argparse.Namespace) -> None:

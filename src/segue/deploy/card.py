@@ -83,11 +83,12 @@ def network(policy: predict.Policy) -> list[str]:
     total = sum(array.size for name, array in policy.arrays.items() if name.startswith(("layer", "norm")))
     norm = f", LayerNorm ({about['layer_norm']:g}) before each" if about["layer_norm"] else ""
     inputs = f"(obs - mean) / std, clipped to ±{about['obs_clip']:g}" if about["standardised"] else "raw observations"
+    scaled = "tanh, a scale and a shift, " if about.get("rescaled") else ""
     squash = "tanh" if about["output"] == "tanh" else f"a clip to ±{about['limit']:g}"
     return [
         f"layers {layers}, {about['activation']}{norm}; {total:,} parameters",
         f"the network sees {inputs}",
-        f"its output goes through {squash}, then from [-1, 1] to the action's box; deterministic",
+        f"its output goes through {scaled}{squash}, then from [-1, 1] to the action's box; deterministic",
     ]
 
 

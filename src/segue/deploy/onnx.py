@@ -46,6 +46,10 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
             if about["layer_norm"]:
                 append("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=about["layer_norm"])
             append({"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]])
+    if about.get("rescaled"):
+        append("Tanh")
+        append("Mul", "out_scale")
+        append("Add", "out_shift")
     append("Tanh") if about["output"] == "tanh" else clip(about["limit"])
     constants |= {"one": np.asarray(1, np.float32), "half_width": np.float32(0.5) * (policy.high - policy.low)}
     if not ((policy.low == -1).all() and (policy.high == 1).all()):

@@ -40,15 +40,31 @@ def show(path: str | Path) -> str:
     return _lines(
         f"{path}: a policy of another library's, {total:,} numbers in all",
         f"layers {' - '.join(map(str, layout['layers']))}, {as_plain(layout['activation'])}",
-        "its output goes through tanh to the action's box"
-        if layout["squash"] == "tanh"
-        else "its output is the action",
+        _output(layout["squash"] == "tanh", layout["scaled"]),
         *([f"assumed, as no {path.with_suffix('.json').name} says otherwise: {assumed}"] if assumed else []),
-        f"log_std: {layout['spread'] or 'none'}; observation statistics: {'yes' if layout['standardised'] else 'none'}",
+        f"log_std: {layout['spread'] or 'none'}; observation statistics: {_statistics(layout['standardised'])}",
+        *([_CHECK.format(path.with_suffix(".json").name)] if layout["unsure"] else []),
         *([f"a ladder of {layout['snapshots']} snapshots"] if layout["snapshots"] is not None else []),
         "the env and the action's box are not in the file",
         *arrays,
     )
+
+
+_CHECK = (
+    "check: trained under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip, or give "
+    'obs_mean, obs_std and obs_clip in {0} ("obs_mean": null there says no)'
+)
+"""What to check of a policy of Stable-Baselines3's without statistics. The placeholder is the description's name."""
+
+
+def _output(squashed: bool, scaled: bool) -> str:
+    if scaled:
+        return f"out_scale * {'tanh(output)' if squashed else 'output'} + out_shift is the action"
+    return "its output goes through tanh to the action's box" if squashed else "its output is the action"
+
+
+def _statistics(known: bool | str) -> str:
+    return f"from {as_plain(known)}" if isinstance(known, str) else "yes" if known else "none"
 
 
 def _lines(first: str, *more: str) -> str:

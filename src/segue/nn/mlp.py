@@ -56,17 +56,29 @@ class Statistics(eqx.Module):
         return jnp.clip((x - mean) / std, -limit, limit)
 
 
+class TanhScale(eqx.Module):
+    """A frozen last layer that computes scale * tanh(x) + shift. No gradient reaches its numbers."""
+
+    scale: Float[Array, " o"]
+    shift: Float[Array, " o"]
+
+    def __call__(self, x: Float[Array, " o"]) -> Float[Array, " o"]:
+        scale, shift = jax.lax.stop_gradient((self.scale, self.shift))
+        return scale * jnp.tanh(x) + shift
+
+
 class MLP(eqx.Module):
     """A multi-layer perceptron whose last layer is linear. It sees one sample, without a batch axis.
 
     With `layer_norm`, LayerNorm comes before each activation. An imported network may standardise its input by
-    `statistics`. Weights and biases are initialised from U(+-1/sqrt(fan_in)), the usual framework default; `head` is
-    the half-width of the last layer's uniform distribution where a paper gives one.
+    `statistics`, and end in a `rescale`. Weights and biases are initialised from U(+-1/sqrt(fan_in)), the usual
+    framework default; `head` is the half-width of the last layer's uniform distribution where a paper gives one.
     """
 
     layers: tuple[Dense, ...]
     norms: tuple[LayerNorm, ...]
     statistics: Statistics | None
+    rescale: TanhScale | None
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -77,6 +89,7 @@ class MLP(eqx.Module):
         head: float | None = None,
         activation: str = "relu",
         statistics: Statistics | None = None,
+        rescale: TanhScale | None = None,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, len(sizes) - 1)
@@ -84,7 +97,7 @@ class MLP(eqx.Module):
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
         self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
         self.norms = tuple(LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
-        self.statistics, self.activation = statistics, activation
+        self.statistics, self.rescale, self.activation = statistics, rescale, activation
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
         x = jnp.concatenate(inputs)
@@ -92,7 +105,8 @@ class MLP(eqx.Module):
         for index, layer in enumerate(self.layers[:-1]):
             x = layer(x)
             x = ACTIVATIONS[self.activation](self.norms[index](x) if self.norms else x)
-        return self.layers[-1](x)
+        x = self.layers[-1](x)
+        return x if self.rescale is None else self.rescale(x)
 
 
 class Ensemble(eqx.Module):

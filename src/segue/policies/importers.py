@@ -5,7 +5,8 @@
 | `policy-0.safetensors` of a run | all of it |
 | a file of `segue policy export`, except ONNX | all of it: the deterministic policy, without a spread |
 | Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
-| `.pt`, `.pth` | a PyTorch state dict, its tensors alone |
+| `vecnormalize.pkl` beside that | the statistics of its observations |
+| `.pt`, `.pth` | the tensors of a PyTorch state dict, or of a checkpoint with several (`FILE:actor` is one) |
 | `.safetensors`, `.npz` | arrays by name |
 
 Names that Stable-Baselines3, rlkit, and plain tables (`W0`, `b0`, `W1`, ...) give are known. Any other network needs a
@@ -15,14 +16,16 @@ description, `NAME.json` beside the file:
      "activation": "relu",              relu, tanh or elu
      "squash": "tanh",                  tanh; or clip: outputs are actions in the env's own units
      "log_std": "log_std",              optional: an array, or a layer that shares all but the last one
-     "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0}      optional: names of arrays, or lists of numbers
+     "obs_mean": "...", "obs_std": "...", "obs_clip": 10.0,      optional: names of arrays, or lists of numbers
+     "out_scale": 1.0, "out_shift": 0.0,       optional: the action is out_scale * squash(output) + out_shift
+     "ignore": ["decoder"]}             optional: arrays, or groups of them, that no action depends on
+
+`"obs_mean": null` says that observations are not standardised. Any array that is left over is an error.
 
 Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
 """
 
 import itertools
-import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +37,15 @@ from segue import predict
 from segue.core import Spec
 from segue.errors import DataError
 from segue.nn.actors import AbstractActor, Deterministic, Gaussian, TanhGaussian
-from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
-from segue.policies import policy_file, torch_files
-from segue.system import disk, untrusted
-
-Arrays = dict[str, np.ndarray]
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics, TanhScale
+from segue.policies import formats, layouts, policy_file
+from segue.policies.formats import Arrays
 
 
 def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     """Read the policies of a file: one, or a ladder of snapshots where the arrays have a leading axis of snapshots.
 
-    `FILE:3` is one snapshot of a ladder, `FILE:2-5` are four.
+    `FILE:3` is one snapshot of a ladder, `FILE:2-5` are four. `FILE:actor` is one group of a nested checkpoint.
 
     Args:
         path: a file of a kind in the table above.
@@ -62,57 +63,58 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
 def outline(path: str | Path) -> dict[str, Any]:
     """Describe a policy file of another library, as far as that is possible without an environment.
 
-    Returns:
-        `arrays`, shapes by name; and, where the layers are known by name or by a description, `layers` (sizes),
-        `activation`, `squash`, `assumed` (which of these two neither the file nor the description states), `spread`
-        (what log_std is), `standardised`, `snapshots`. Where the layers are not known, `why`.
+        Returns:
+            `arrays`, shapes by name; and, where the layers are known by name or by a description, `layers` (sizes),
+            `activation`, `squash`, `assumed` (which of these two neither the file nor the description states), `spread`
+    XX Where the layers are not known, `why`.
 
-    Raises:
-        DataError: as `read` in an environment of the policy's own sizes.
+        Raises:
+            DataError: as `read` in an environment of the policy's own sizes.
     """
     try:
-        return _outline(Path(path))
+        return _outline(path)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 
-def _outline(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise DataError(f"There is no policy file {file}.")
-    arrays, about = _arrays(file)
-    description = _description(file)
-    shapes: dict[str, Any] = {"arrays": {name: array.shape for name, array in arrays.items()}}
-    about = {**about, **description}
-    stated = set(about)
+def _outline(path: str | Path) -> dict[str, Any]:
+    file, group, _ = formats.split(path)
+    arrays, about = formats.read(file, group)
+    shapes: dict[str, Any] = {
+        "arrays": {name: array.shape for name, array in arrays.items() if name in about.get("group", arrays)}
+    }
     try:
-        layers, spread = _layers(arrays, about, "log_std" in description, str(file))
+        layers, spread = layouts.layers(arrays, about, str(path))
     except DataError as error:
         return {**shapes, "why": str(error)}
     weights = [weight for weight, _ in layers]
     act = weights[-1].shape[-2]
-    _actors(layers, spread, arrays, about, Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act), str(file))
+    spec = Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act)
+    standardised = _actors(layers, spread, arrays, about, spec, str(path))[0].mlp.statistics is not None
+    layouts.refuse_leftovers(arrays, about, str(path))
     return {
         **shapes,
         "layers": [weights[0].shape[-1], *(weight.shape[-2] for weight in weights)],
         "activation": about.get("activation", "relu"),
         "squash": about.get("squash", "tanh"),
-        "assumed": [key for key in ("activation", "squash") if key not in stated],
-        "spread": {0: None, 1: "one for each action", 2: "a layer"}[len(spread)],
-        "standardised": any(name in arrays or name in about for name in ("obs_rms.mean", "obs_mean", "in_shift")),
+        "scaled": "out_scale" in about or "out_scale" in arrays,
+        "assumed": [key for key in ("activation", "squash") if key not in about["stated"]],
+        "spread": "of gSDE, not read" if about.get("gsde") else _SPREADS[len(spread)],
+        "standardised": about.get("beside", standardised),
+        "unsure": bool(about.get("vecnormalize"))
+        and not standardised
+        and not {"normalised", "obs_mean"} & about.keys(),
         "snapshots": _snapshots(layers),
     }
 
 
+_SPREADS = {0: None, 1: "one for each action", 2: "a layer"}
+
+
 def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
-    name, snapshots = str(path), None
-    if (parts := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", name)) and not Path(name).exists():
-        name, first = parts[1], int(parts[2])
-        snapshots = range(first, int(parts[3] or first) + 1)
-    file = Path(name)
-    if not file.is_file():
-        raise DataError(f"There is no policy file {file}.")
+    file, group, snapshots = formats.split(path)
     if predict.is_exported(file):
-        actor, file_spec = policy_file.from_exported(policy_file.load_exported(file), name)
+        actor, file_spec = policy_file.from_exported(policy_file.load_exported(file), str(file))
         rounded = Spec(*spec[:2], *(tuple(np.asarray(side, np.float32).tolist()) for side in spec[2:]))
         if file_spec != rounded:
             raise DataError(f"{file} is a policy for {file_spec}, and the env has {spec}.")
@@ -122,14 +124,15 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
         if file_spec != spec:
             raise DataError(f"{file} is a policy for {file_spec}, and the env has {spec}.")
         return [actor]
-    arrays, about = _arrays(file)
-    description = _description(file)
-    about = {**about, **description}
-    layers, spread = _layers(arrays, about, "log_std" in description, name)
+    arrays, about = formats.read(file, group)
+    name = f"{file}:{group}" if group else str(file)
+    layers, spread = layouts.layers(arrays, about, name)
     count = _snapshots(layers)
     if snapshots is not None and (count is None or max(snapshots, default=count) >= count):
         raise DataError(f"{file} has {count or 1} snapshots, and {str(path).rpartition(':')[2]} is asked for.")
-    return _actors(layers, spread, arrays, about, spec, name, snapshots)
+    actors = _actors(layers, spread, arrays, about, spec, name, snapshots)
+    layouts.refuse_leftovers(arrays, about, name)
+    return actors
 
 
 def _snapshots(layers: list[list[Any]]) -> int | None:
@@ -175,120 +178,6 @@ def is_policy_file(file: Path) -> bool:
         return b'"segue"' in content.read(min(size, file.stat().st_size))
 
 
-def _arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read the arrays of a file, and what the file states about its network."""
-    where, kind = str(file), file.suffix
-    if file.stat().st_size > torch_files.LARGEST_UNPACKED:
-        raise DataError(f"{file} is larger than {torch_files.LARGEST_UNPACKED >> 20} MiB: it is no policy.")
-    if kind == ".safetensors":
-        return disk.arrays(file.read_bytes(), where), {}
-    if kind in (".pt", ".pth"):
-        return torch_files.read(file.read_bytes(), where), {}
-    if kind not in (".zip", ".npz"):
-        raise DataError(f"{file} is no policy that Segue reads: .safetensors, .zip (SB3), .pt, .pth or .npz.")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return _sb3(archive, where) if kind == ".zip" else (_npz(archive, where), {})
-    except torch_files.ERRORS as error:
-        raise DataError(f"{file} cannot be read ({error}): it is damaged.") from None
-
-
-def _sb3(archive: zipfile.ZipFile, where: str) -> tuple[Arrays, dict[str, Any]]:
-    if "policy.pth" not in archive.namelist():
-        raise DataError(f"{where} holds no policy.pth: is it a model saved by Stable-Baselines3?")
-    about: dict[str, Any] = {}
-    if "data" in archive.namelist():  # JSON in which some values are pickles in base64, which are not unpickled
-        try:
-            settings = untrusted.parse(torch_files.member(archive, "data", where))
-            activation = settings.get("policy_kwargs", {}).get("activation_fn", "")
-        except (ValueError, RecursionError, AttributeError):
-            raise DataError(f"{where} has settings that cannot be read as JSON: it is damaged.") from None
-        known = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu"}
-        if activation and (name := re.search(r"(\w+)'?>?$", str(activation))):
-            if name[1] not in known:
-                raise DataError(f"{where} has the activation {name[1]}, and Segue knows {', '.join(known)}.")
-            about["activation"] = known[name[1]]
-        if settings.get("use_sde"):
-            raise DataError(f"{where} explores by its state (use_sde), which Segue cannot do.")
-    return torch_files.read(torch_files.member(archive, "policy.pth", where), f"{where}: policy.pth"), about
-
-
-def _npz(archive: zipfile.ZipFile, where: str) -> Arrays:
-    arrays = {}
-    for name in archive.namelist():
-        try:
-            array = predict.npy(torch_files.member(archive, name, where), f"{where}: {name}")
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        if array is not None and array.dtype.kind != "U":  # a network has no use for text
-            arrays[name.removesuffix(".npy")] = array
-    return arrays
-
-
-def _description(file: Path) -> dict[str, Any]:
-    """Read the description beside a file; empty where there is none."""
-    beside = file.with_suffix(".json")
-    if not beside.is_file():
-        return {}
-    try:
-        description = untrusted.parse(untrusted.content(beside, 1 << 20))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{beside} cannot be read as JSON: {error}.") from None
-    known = {"layers", "activation", "squash", "log_std", "obs_mean", "obs_std", "obs_clip", "transposed"}
-    unknown = description.keys() - known if isinstance(description, dict) else "no object"
-    if unknown:
-        keys = ", ".join(sorted(known))
-        raise DataError(f"{beside} is no description of a policy: it may have {keys}, not {unknown}.")
-    return description
-
-
-_LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
-    # (pattern of the hidden layers' weights, name of the last layer, what the layout implies)
-    (r"actor\.latent_pi\.(\d+)\.weight", "actor.mu", {"log_std": "actor.log_std", "activation": "relu"}),
-    (r"actor\.mu\.(\d+)\.weight", "", {"activation": "relu"}),
-    (r"mlp_extractor\.policy_net\.(\d+)\.weight", "action_net", {"activation": "tanh", "squash": "clip"}),
-    (r"action_net\.(\d+)\.weight", "", {"activation": "relu", "squash": "tanh"}),
-    (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
-    (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
-]
-"""The layouts of Stable-Baselines3's SAC, TD3 and DDPG, PPO and A2C, and ARS; of rlkit; of plain tables (TRPO, DAPG).
-"""
-
-
-def _layers(arrays: Arrays, about: dict[str, Any], must_spread: bool, where: str) -> tuple[list[list[Any]], list[Any]]:
-    """Find the layers, each [weight [out, in], bias], and log_std: such a layer, one array, or nothing.
-
-    Settings that the layout implies are added to `about`.
-    """
-    prefix = "policy." if any(name.startswith("policy.fc") for name in arrays) else ""
-    names = list(map(str, about.get("layers", ())))
-    for pattern, last, implied in () if names else _LAYOUTS:
-        hidden = sorted((int(match[1]), name) for name in arrays if (match := re.fullmatch(pattern, name)))
-        if hidden or (last and f"{prefix}{last}.weight" in arrays):
-            names = [name.removesuffix(".weight") for _, name in hidden] + ([f"{prefix}{last}"] if last else [])
-            about |= {key: value for key, value in implied.items() if key not in about}
-            break
-    if not names:
-        raise DataError(f"{where} has no layers that Segue knows by name: describe them in a .json beside it.")
-    layers, spread = [_layer(arrays, name, where) for name in names], str(about.get("log_std", "log_std"))
-    if about.get("transposed"):
-        layers = [[np.swapaxes(w, -1, -2), b] for w, b in layers]
-    if f"{prefix}{spread}.weight" in arrays:
-        w, b = _layer(arrays, f"{prefix}{spread}", where)
-        return layers, [np.swapaxes(w, -1, -2) if about.get("transposed") else w, b]
-    if must_spread and spread not in arrays:
-        raise DataError(f"{where} has no {spread!r} for log_std.")
-    return layers, [arrays[spread]] if spread in arrays else []
-
-
-def _layer(arrays: Arrays, name: str, where: str) -> list[Any]:
-    weight = arrays.get(f"{name}.weight", arrays.get(name))
-    if weight is None or weight.ndim not in (2, 3):
-        raise DataError(f"{where} has no matrix {name!r}.")
-    bias = arrays.get(f"{name}.bias", arrays.get(re.sub(r"^W(?=\d+$)", "b", name)))
-    return [weight, None if bias is weight else bias]
-
-
 def _actor(
     layers: list[list[Any]], spread: list[Any], arrays: Arrays, about: dict[str, Any], spec: Spec, where: str
 ) -> AbstractActor:
@@ -311,18 +200,25 @@ def _actor(
         raise DataError(
             f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
         )
-    if "out_scale" in arrays:  # DAPG scales outputs after the last layer
-        scale, shift = f64(arrays["out_scale"]), f64(arrays["out_shift"])
-        pairs[-1] = (pairs[-1][0] * scale, pairs[-1][1] * scale + shift)
-    unit = np.ones(spec.act)
+    scaling, low, unit = _scaling(arrays, about, spec.act, where), f64(spec.low), 2 / (f64(spec.high) - f64(spec.low))
+    rescale, output = None, squash
     if squash == "clip":  # outputs are in the env's units, and Segue's actors act in [-1, 1]
-        low, high = f64(spec.low), f64(spec.high)
-        unit = 2 / (high - low)
-        pairs[-1] = (pairs[-1][0] * unit, (pairs[-1][1] - low) * unit - 1)
+        scale, shift = scaling or (1.0, 0.0)
+        pairs[-1] = (pairs[-1][0] * scale * unit, (pairs[-1][1] * scale + shift - low) * unit - 1)
+    elif scaling:
+        unit, shift = scaling[0] * unit, (scaling[1] - low) * unit - 1
+        if not np.allclose([unit, shift], [[1.0], [0.0]], rtol=0, atol=1e-6):  # not the box itself
+            output, rescale = "clip", TanhScale(jnp.asarray(unit, jnp.float32), jnp.asarray(shift, jnp.float32))
+    else:
+        unit = np.ones(spec.act)
+    if "mean_clip" in about:
+        pairs[-1:] = _clipped(*pairs[-1], float(about["mean_clip"]), activation, where)
     if len(spread) == 2:  # log_std is a layer beside the last one
         (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
-        if squash != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
-            raise DataError(f"{where} has a layer for log_std that is not like its last one, or actions without tanh.")
+        if output != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:
+            raise DataError(
+                f"{where} has a layer for log_std that is not like its last one, or actions that no tanh fills."
+            )
         pairs[-1] = np.concatenate([w, w_std], 1), np.concatenate([b, b_std])
     with np.errstate(over="ignore"):
         flat = [array.astype(np.float32) for pair in pairs for array in pair]
@@ -330,8 +226,9 @@ def _actor(
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))
     statistics = _statistics(arrays, about, spec, where)
-    outline = jax.eval_shape(lambda: MLP(sizes, activation=activation, statistics=statistics, key=jax.random.key(0)))
-    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves(statistics)
+    more = {"activation": activation, "statistics": statistics, "rescale": rescale}
+    outline = jax.eval_shape(lambda: MLP(sizes, **more, key=jax.random.key(0)))
+    leaves = [jnp.asarray(array, jnp.float32) for array in flat] + jax.tree.leaves((statistics, rescale))
     mlp = jax.tree.unflatten(jax.tree.structure(outline), leaves)
     if len(spread) == 2:
         return TanhGaussian(mlp)
@@ -339,8 +236,34 @@ def _actor(
         log_std = np.asarray(spread[0], np.float64)
         if log_std.shape != (spec.act,) or not np.isfinite(log_std).all():
             raise DataError(f"{where} has a log_std that is not one finite number for each of {spec.act} actions.")
-        return Gaussian(mlp, jnp.asarray(log_std + np.log(unit), jnp.float32), squash, bounded=False)
-    return Deterministic(mlp, squash)
+        return Gaussian(mlp, jnp.asarray(log_std + np.log(np.abs(unit)), jnp.float32), output, bounded=False)
+    return Deterministic(mlp, output)
+
+
+def _scaling(arrays: Arrays, about: dict[str, Any], act: int, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Find out_scale and out_shift: the action in the env's units is out_scale * squash(output) + out_shift."""
+    if not {"out_scale", "out_shift"} & (about.keys() | arrays.keys()):
+        return None
+    found = []
+    for key, default in (("out_scale", None), ("out_shift", 0.0 if "out_scale" in about else None)):
+        value = about.get(key, key if key in arrays else default)
+        value = arrays.get(value) if isinstance(value, str) else value
+        try:
+            found.append(np.broadcast_to(np.asarray(value, np.float64).reshape(-1), (act,)))
+        except (TypeError, ValueError):
+            raise DataError(f"{where} has an {key} that is not one number, or one for each of {act} actions.") from None
+    if not np.isfinite(found).all() or not found[0].all():
+        raise DataError(f"{where} has an out_scale or out_shift that is missing or not finite, or a scale of 0.")
+    return found[0], found[1]
+
+
+def _clipped(weight: np.ndarray, bias: np.ndarray, limit: float, activation: str, where: str) -> list[Any]:
+    """Build two layers that clip y = x weight + bias, as relu(y + limit) - relu(y - limit) - limit."""
+    if activation != "relu" or not 0 < limit < np.inf:
+        raise DataError(f"{where} clips its mean to {limit:g} after {activation}, which Segue can do after relu alone.")
+    eye = np.eye(len(bias))
+    first = np.concatenate([weight, weight], 1), np.concatenate([bias + limit, bias - limit])
+    return [first, (np.concatenate([eye, -eye]), np.full(len(bias), -limit))]
 
 
 def _fit(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
@@ -363,12 +286,15 @@ def _statistics(arrays: Arrays, about: dict[str, Any], spec: Spec, where: str) -
 
     mean, std = statistic("obs_mean"), statistic("obs_std")
     limit = about.get("obs_clip", np.inf)
-    if "obs_rms.mean" in arrays and mean is None:  # VecNormalize's
-        mean, std = arrays["obs_rms.mean"], np.sqrt(np.asarray(arrays["obs_rms.var"], float) + 1e-8)
+    if "obs_mean" in about:
+        pass
+    elif "obs_rms.mean" in arrays:  # VecNormalize's
+        epsilon = float(arrays.get("epsilon", np.asarray(1e-8)))
+        mean, std = arrays["obs_rms.mean"], np.sqrt(np.asarray(arrays["obs_rms.var"], float) + epsilon)
         limit = float(arrays.get("clip_obs", np.asarray(10.0)))
-    elif "obs_mean" in arrays and mean is None:
+    elif "obs_mean" in arrays:
         mean, std = arrays["obs_mean"], arrays.get("obs_std")
-    elif "in_shift" in arrays and mean is None:
+    elif "in_shift" in arrays:
         mean, std = arrays["in_shift"], np.asarray(arrays["in_scale"], float) + 1e-8
     if mean is None and std is None:
         return None

@@ -11,7 +11,7 @@ from segue import predict
 from segue.core import Spec
 from segue.errors import DataError, SegueError
 from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
-from segue.nn.mlp import ACTIVATIONS, MLP, Statistics
+from segue.nn.mlp import ACTIVATIONS, MLP, Statistics, TanhScale
 from segue.system import disk
 
 LAYER_NORM = 1e-5
@@ -50,6 +50,7 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
         "layer_norm": bool(mlp.norms),
         "own_spread": isinstance(actor, TanhGaussian) and actor.log_std is not None,
         "standardised": mlp.statistics is not None,
+        **({"rescaled": True} if mlp.rescale is not None else {}),
         "low": spec.low,
         "high": spec.high,
     }
@@ -66,13 +67,15 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         low, high = tuple(map(float, meaning["low"])), tuple(map(float, meaning["high"]))
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
         norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
-        own_spread = bool(meaning["own_spread"])
+        own_spread, rescaled = bool(meaning["own_spread"]), bool(meaning.get("rescaled", False))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
         raise DataError(f"{where} describes a policy of kind {kind!r} with layers {sizes}, which Segue cannot build.")
     if activation not in ACTIVATIONS or output not in ("tanh", "clip"):
         raise DataError(f"{where} describes a policy of {activation} and {output}, which Segue cannot build.")
+    if rescaled and (output != "clip" or (kind == "tanh-gaussian" and not own_spread)):
+        raise DataError(f"{where} describes a policy with two squashing functions, which Segue cannot build.")
     has_spread_outputs = kind == "tanh-gaussian" and not own_spread
     act = sizes[-1] // 2 if has_spread_outputs else sizes[-1]
     if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
@@ -83,7 +86,8 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
     def outline() -> AbstractActor:
         zeros = jnp.zeros(sizes[0])
         statistics = Statistics(zeros, zeros, jnp.zeros(())) if standardised else None
-        mlp = MLP(sizes, layer_norm=norm, activation=activation, statistics=statistics, key=jax.random.key(0))
+        more = {"statistics": statistics, "rescale": TanhScale(jnp.zeros(act), jnp.zeros(act)) if rescaled else None}
+        mlp = MLP(sizes, layer_norm=norm, activation=activation, **more, key=jax.random.key(0))
         return {
             "deterministic": lambda: Deterministic(mlp, output),
             "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
@@ -127,6 +131,8 @@ def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Polic
         arrays |= {f"norm{i}.{part}": leaves[f"mlp.norms.{i}.{part}"] for part in ("weight", "bias")}
     if meaning["standardised"]:
         arrays |= {f"obs_{part}": leaves[f"mlp.statistics.{part}"] for part in ("mean", "std")}
+    if "rescaled" in meaning:
+        arrays |= {f"out_{part}": leaves[f"mlp.rescale.{part}"] for part in ("scale", "shift")}
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     description = {
         "format": predict.EXPORT_FORMAT,
@@ -134,6 +140,7 @@ def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Polic
         "activation": meaning["activation"],
         "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
         "standardised": meaning["standardised"],
+        **({"rescaled": True} if "rescaled" in meaning else {}),
         "obs_clip": float(leaves["mlp.statistics.limit"]) if meaning["standardised"] else None,
         "output": meaning["output"],
         "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,
@@ -172,6 +179,8 @@ def from_exported(policy: predict.Policy, where: str) -> tuple[AbstractActor, Sp
     if about["standardised"]:
         leaves |= {f"mlp.statistics.{part}": arrays[f"obs_{part}"] for part in ("mean", "std")}
         leaves["mlp.statistics.limit"] = np.asarray(about["obs_clip"], np.float32)
+    if about.get("rescaled"):
+        leaves |= {f"mlp.rescale.{part}": arrays[f"out_{part}"] for part in ("scale", "shift")}
     for name, array in arrays.items():
         kind, part = name.partition(".")[::2]
         if part:

@@ -1,0 +1,155 @@
+"""Finds a policy's layers among the arrays of a file, and what of the policy is left over."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from segue.errors import DataError
+from segue.policies.formats import Arrays
+from segue.system import untrusted
+
+_SB3: dict[str, Any] = {"vecnormalize": True}
+
+_LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
+    # (pattern of the hidden layers' weights, name of the last layer, what the layout implies)
+    (r"actor\.latent_pi\.(\d+)\.weight", "actor.mu", {"log_std": "actor.log_std", "activation": "relu", **_SB3}),
+    (r"actor\.mu\.(\d+)\.weight", "", {"activation": "relu", **_SB3}),
+    (r"mlp_extractor\.policy_net\.(\d+)\.weight", "action_net", {"activation": "tanh", "squash": "clip", **_SB3}),
+    (r"action_net\.(\d+)\.weight", "", {"activation": "relu", "squash": "tanh", **_SB3}),
+    (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
+    (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
+]
+"""The layouts of Stable-Baselines3's SAC, TD3 and DDPG, PPO and A2C, and ARS; of rlkit; of plain tables (TRPO, DAPG).
+
+`vecnormalize` marks those whose observations VecNormalize may have standardised.
+"""
+
+STATISTICS = {
+    *("obs_rms.mean", "obs_rms.var", "obs_rms.count", "clip_obs", "epsilon"),
+    *("obs_mean", "obs_std", "in_shift", "in_scale"),
+}
+"""Names under which statistics of observations are known."""
+
+_OTHERS = re.compile(
+    r"(?:^|[._])(critic|qf|q|q_?func|q_?net|q_?network|value|vf|v|v_?net|targ|target|optim|optimi[sz]er|alpha|ent|entropy|"
+    r"temp|temperature|lagrange|discriminator|reward)s?\d*([._]|$)",
+    re.IGNORECASE,
+)
+"""Names of what is no part of a policy's action: critics, values, targets, optimisers and temperatures."""
+
+_RECORDS = re.compile(r"(^|[._])(return|score|loss|lr|epoch|iter|iteration|step|len|length)s?([._]|$)", re.IGNORECASE)
+"""Names of numbers that are kept beside a policy, if they are no matrices."""
+
+_STANDARDISES = re.compile(r"mean|var|std|rms|norm|scal|preproc", re.IGNORECASE)
+"""Names outside of a chosen group that may still be a part of its policy."""
+
+
+def layers(arrays: Arrays, about: dict[str, Any], where: str) -> tuple[list[list[Any]], list[Any]]:
+    """Find the layers, each [weight [out, in], bias], and log_std: such a layer, one array, or nothing.
+
+    Settings that the layout implies are added to `about`, and the names that were found, as `used`.
+
+    Raises:
+        DataError: where there are none, or not those that are described.
+    """
+    scope = about.get("group", arrays.keys())
+    prefix = "policy." if any(name.startswith("policy.fc") for name in scope) else ""
+    names = _strings(about, "layers", where)
+    for pattern, last, implied in () if names else _LAYOUTS:
+        hidden = sorted((int(match[1]), name) for name in scope if (match := re.fullmatch(pattern, name)))
+        if hidden and last == "actor.mu" and "actor.mu.0.weight" in scope:
+            last = "actor.mu.0"
+        if hidden or (last and f"{prefix}{last}.weight" in scope):
+            names = [name.removesuffix(".weight") for _, name in hidden] + ([f"{prefix}{last}"] if last else [])
+            about |= {key: value for key, value in implied.items() if key not in about}
+            break
+    if not names:
+        raise DataError(f"{where} has no layers that Segue knows by name: {_remedy(arrays, scope)}.")
+    if len(names) > 1 and names[-1] == "actor.mu.0":  # within a clip of the mean, which SB3's SAC has with gSDE
+        about["mean_clip"] = about.get("clip_mean", 2.0)
+    spread = str(about.get("log_std", "log_std"))
+    spread = next((s for s in (f"{prefix}{spread}", spread) if s in arrays or f"{s}.weight" in arrays), spread)
+    if "log_std" in about["stated"] and spread not in arrays and f"{spread}.weight" not in arrays:
+        raise DataError(f"{where} has no {spread!r} for log_std.")
+    turn = lambda layer: [np.swapaxes(layer[0], -1, -2) if about.get("transposed") else layer[0], layer[1]]
+    found = [turn(_layer(arrays, name, where)) for name in names]
+    about["used"] = [*names, spread]
+    if f"{spread}.weight" in arrays:
+        return found, turn(_layer(arrays, spread, where))
+    return found, _single(arrays[spread], found[-1][0], about) if spread in arrays else []
+
+
+def _single(log_std: np.ndarray, last: np.ndarray, about: dict[str, Any]) -> list[Any]:
+    """Return log_std as [act], or nothing for gSDE's, which has a row for each feature that the last layer reads."""
+    if log_std.ndim == last.ndim and log_std.shape[-2] == last.shape[-1]:
+        about["gsde"] = True
+    elif log_std.ndim == last.ndim and log_std.shape[-2] == 1:
+        log_std = log_std[..., 0, :]
+    return [] if about.get("gsde") else [log_std]
+
+
+def _layer(arrays: Arrays, name: str, where: str) -> list[Any]:
+    weight = arrays.get(f"{name}.weight", arrays.get(name))
+    if weight is None or weight.ndim not in (2, 3):
+        raise DataError(f"{where} has no matrix {name!r}.")
+    bias = arrays.get(f"{name}.bias", arrays.get(_bias(name)))
+    return [weight, None if bias is weight else bias]
+
+
+def _bias(name: str) -> str:
+    return re.sub(r"^W(?=\d+$)", "b", name)
+
+
+def _strings(about: dict[str, Any], key: str, where: str) -> list[str]:
+    value = about.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise DataError(f"{where} has a description whose {key} is no list of names.")
+    return value
+
+
+def refuse_leftovers(arrays: Arrays, about: dict[str, Any], where: str) -> None:
+    """Refuse arrays that `layers` did not use and that may change an action.
+
+    These are all but those of critics and the like; outside of a chosen group, those that may standardise.
+
+    Raises:
+        DataError: where there are any; it names them.
+    """
+    scope, names, ignored = about.get("group", arrays.keys()), about["used"], _strings(about, "ignore", where)
+    used = {*names, *(f"{name}.{part}" for name in names for part in ("weight", "bias")), *map(_bias, names)}
+    keys = ("obs_mean", "obs_std", "out_scale", "out_shift")
+    used |= {*STATISTICS, *keys, *(about[key] for key in keys if isinstance(about.get(key), str))}
+    left = []
+    for name, array in arrays.items():
+        other = _OTHERS.search(name) or (array.ndim < 2 and _RECORDS.search(name))
+        other = other or (array.ndim == 0 and array.dtype.kind in "iub") or array.size == 0
+        other = other or any(name == known or name.startswith(f"{known}.") for known in ignored)
+        if name not in used and not other and (name in scope or _STANDARDISES.search(name)):
+            left.append(name)
+    if left:
+        raise DataError(
+            f"{where} has arrays that are not read and may change an action: {_listed(left)}. Name statistics and "
+            f'a spread in a .json beside it (obs_mean, obs_std, log_std), and list under "ignore" there what does not '
+            "matter; layers of other kinds, such as LayerNorm, Segue cannot read."
+        )
+
+
+def _remedy(arrays: Arrays, scope: Collection[str]) -> str:
+    """Say how to describe the layers: with the names of the matrices, if they are few, or of the groups."""
+    matrices = [
+        name.removesuffix(".weight")
+        for name, array in arrays.items()
+        if name in scope and name.endswith(".weight") and array.ndim == 2 and not _OTHERS.search(name)
+    ]
+    example = ", ".join(f'"{untrusted.shown(name)}"' for name in matrices)
+    example = f', perhaps with "layers": [{example}]' if 0 < len(matrices) <= 8 else ""
+    groups = sorted({name.partition(".")[0] for name in scope if "." in name})
+    choose = f", or choose one of its groups as FILE:GROUP ({_listed(groups)})" if len(groups) > 1 else ""
+    return f"describe them in a .json beside it{example}{choose}"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(untrusted.shown, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
