@@ -34,9 +34,10 @@ from jaxtyping import Float
 
 from segue import predict
 from segue.core import Clock, Spec, Transition
-from segue.data.dataset import Dataset, box, check_against
+from segue.data.dataset import Dataset, box
 from segue.data.device import nothing
 from segue.data.loading import load
+from segue.data.matching import check_against
 from segue.envs.faults import EnvFault, check_observation
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped

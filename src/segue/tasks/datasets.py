@@ -15,8 +15,9 @@ from segue.core import Transition, is_followed
 from segue.data import device
 from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, RandomActions
 from segue.data.collecting import collect
-from segue.data.dataset import Dataset, check_against, validate
+from segue.data.dataset import Dataset, validate
 from segue.data.loading import load
+from segue.data.matching import check_against
 from segue.envs import d4rl
 from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
 from segue.envs.make import make_env, read_spec
