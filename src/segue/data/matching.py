@@ -8,7 +8,7 @@ import numpy as np
 from segue.core import Spec
 from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
-from segue.envs.make import spec_of
+from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
 
@@ -57,7 +57,7 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
             f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
-    notes += _unscaled(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
+    notes += order_of(env) + _unscaled(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
     return in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
 
 
