@@ -206,6 +206,15 @@ def test_what_no_row_can_hold_is_a_fault(place, value, words):
         check_observation(env.step(np.zeros(2))[0], spec_of(env))
 
 
+def test_an_agent_takes_the_same_rewards_and_flags():
+    from segue.runs.agent import _checked_end
+
+    assert _checked_end(np.array([2.5]), np.bool_(False), 1) == (2.5, False, True)
+    for odd in ((None, False, False), (1.0, "False", False), (1.0, False, float("nan"))):
+        with pytest.raises(SegueError, match="The env gave"):
+            _checked_end(*odd)
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_fault_that_repeats_is_not_retried(after):
     """At the first step, or always at the third: the same fault five times in a row is no chance."""
