@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core import Spec
-from segue.data.dataset import Dataset, check_against, validate
+from segue.data.dataset import Dataset, validate
 from segue.data.inspection import inspect, render
 from segue.data.loading import from_arrays
+from segue.data.matching import check_against
 from segue.envs.make import make_env
 from segue.errors import DataError, SegueError
 
@@ -225,7 +226,7 @@ def test_terminal_episodes_at_the_env_s_time_limit_are_remarked(stored):
     def notes(lengths, cut=()):
         columns = flat([*lengths, *cut], range(len(lengths)), act=1)
         data = from_arrays(**(columns if stored else without(columns, "next_observations")))
-        return [note for note in check_against(data, env).notes if "dropped" not in note]
+        return [note for note in check_against(data, env).notes if "dropped" not in note and "box" not in note]
 
     few = [*range(100, 140), 200, 200, 200]
     assert not from_arrays(**flat(few, range(43))).notes
@@ -237,6 +238,117 @@ def test_terminal_episodes_at_the_env_s_time_limit_are_remarked(stored):
     assert not notes(few, cut=[200] * 3)
     assert not notes([*few[:-1]])
     env.close()
+
+
+def walks(*lengths, seed=0, stored=False, marked=True):
+    """Smooth walks from random starts, the last row of each a time limit, as columns; `marked` marks these rows."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for n in lengths:
+        speed = np.cumsum(rng.normal(0, 0.01, (n + 1, 3)), axis=0)
+        parts.append((rng.uniform(-5, 5, 3) + np.cumsum(speed, axis=0)).astype(np.float32))
+    rows, ends = sum(lengths), np.zeros(sum(lengths), bool)
+    ends[np.cumsum(lengths) - 1] = marked
+    obs = np.concatenate([part[:-1] for part in parts])
+    columns = {
+        "observations": obs,
+        "actions": rng.uniform(-2, 2, (rows, 1)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "next_observations": np.concatenate((obs[1:], obs[-1:]))
+        if not marked
+        else np.concatenate([p[1:] for p in parts]),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": ends,
+    }
+    return columns if stored else without(columns, "next_observations")
+
+
+@pytest.mark.parametrize("length", [20, 60, 400])
+def test_jumps_where_no_border_is_marked_are_refused(length):
+    columns = walks(*[length] * 5, marked=False)
+    refused(
+        columns, f"jump at rows {length}, {2 * length}, {3 * length}, {4 * length}", "timeouts", "next_observations"
+    )
+    columns["timeouts"][[length - 1, 2 * length - 1]] = True  # incomplete marks
+    refused(columns, f"jump at rows {3 * length}, {4 * length},")
+    assert not any("jump" in note for note in from_arrays(**walks(*[length] * 5)).notes)
+
+
+def test_jumps_of_stored_successors_are_remarked():
+    """The file says what came next, so the rows are taken; but a loader may have shifted the column itself."""
+    (note,) = from_arrays(**walks(300, 300, stored=True, marked=False)).notes
+    assert "jump at row 300 " in note
+    assert not from_arrays(**walks(300, 300, stored=True)).notes
+
+
+@pytest.mark.parametrize("marked", [0, 1, 2])
+def test_episodes_beyond_the_env_s_limit_need_successors(marked):
+    """Steps of one size everywhere, so that no jump shows what the length does."""
+    rng, env = np.random.default_rng(0), make_env("Pendulum-v1")
+    columns = flat([200] * 4, act=1)
+    columns["timeouts"][:] = False
+    columns["timeouts"][199 : 199 + 200 * marked : 200] = True
+    data = from_arrays(**without(columns, "next_observations"))
+    longest = 800 - 200 * marked - 1
+    with pytest.raises(DataError, match=rf"time limit of Pendulum-v1, 200 steps, .*{longest}.*next_observations"):
+        check_against(data, env)
+    columns["next_observations"] = np.concatenate((columns["observations"][1:], rng.normal(size=(1, 3))))
+    columns["next_observations"][199 : 199 + 200 * marked : 200] += 1
+    assert any("borders are missing" in note for note in check_against(from_arrays(**columns), env).notes)
+    columns["timeouts"][199::200] = True
+    check_against(from_arrays(**without(columns, "next_observations")), env)
+    env.close()
+
+
+def test_episodes_of_two_steps_on_average_are_remarked():
+    columns = flat([200], act=1)
+    columns["terminals"], columns["timeouts"] = np.arange(200) % 5 < 3, np.zeros(200, bool)
+    words = "rows are terminal, so that episodes last"
+    notes = from_arrays(**without(columns, "next_observations")).notes
+    assert any(f"120 of 199 {words} 1.6 steps" in note for note in notes)
+    columns["terminals"][:] = True  # bandits
+    assert not any(words in note for note in from_arrays(**without(columns, "next_observations")).notes)
+
+
+def mismatched(**changes):
+    """The notes of rows that fit Pendulum, but for `changes`, against it."""
+    env, rng = make_env("Pendulum-v1"), np.random.default_rng(0)
+    angle, speed = np.cumsum(rng.normal(0, 0.1, 201)), rng.uniform(-8, 8, 201)
+    obs = np.stack((np.cos(angle), np.sin(angle), speed), 1)
+    good = {
+        "observations": obs[:-1], "next_observations": obs[1:], "terminals": np.zeros(200, bool),
+        "actions": rng.uniform(-2, 2, (200, 1)), "rewards": rng.normal(size=200),
+    }  # fmt: skip
+    good["timeouts"] = np.arange(200) == 199
+    notes = check_against(from_arrays(**good | {k: change(good[k]) for k, change in changes.items()}), env).notes
+    env.close()
+    return notes
+
+
+def test_data_that_fit_the_env_get_no_note():
+    assert mismatched() == ()
+
+
+MISMATCHES = {
+    "columns exchanged": (
+        dict.fromkeys(("observations", "next_observations"), lambda o: o[:, ::-1]),
+        "dimension 0 has -1 to 1",
+    ),
+    "other units": (
+        dict.fromkeys(("observations", "next_observations"), lambda o: o * [1, 1, 3]),
+        "dimension 2 has -8",
+    ),
+    "normalised actions": ({"actions": lambda a: a / 2}, "actions reach from -"),
+    "no reward": ({"rewards": lambda r: 0 * r}, "every reward is 0"),
+    "huge rewards": ({"rewards": lambda r: 1e7 * r}, "rewards are as large as"),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_data_that_hardly_fit_the_env_are_remarked(case):
+    changes, words = MISMATCHES[case]
+    (note,) = mismatched(**changes)
+    assert words in note
 
 
 def test_clipping_is_explicit_and_counted():

@@ -70,11 +70,13 @@ class Spec(NamedTuple):
         return 2.0 * (action - low) / (high - low) - 1.0
 
     def denormalise(self, action: Any) -> Any:
-        """Convert actions [..., act] from [-1, 1] to env units."""
+        """Convert actions [..., act] from [-1, 1] to env units. No rounding leads out of the box, of any precision."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return low + 0.5 * (action + 1.0) * (high - low)
+        low_inside = np.where(low < self.low, np.nextafter(low, high), low)
+        high_inside = np.where(high > self.high, np.nextafter(high, low), high)
+        return np.clip(low + 0.5 * (action + 1.0) * (high - low), low_inside, high_inside)
 
 
 class Clock(NamedTuple):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def _score(asked: argparse.Namespace) -> None:
     from segue.tasks import datasets
 
     machine.compile_cache()
+    _print_order(asked.env_id)
     low, high = datasets.references(asked.env_id, asked.policy, asked.episodes)
     print(f"chance {low:,.1f}, {asked.policy} {high:,.1f} (means of {asked.episodes} episodes)")
     print(f"segue run ... --env-id {asked.env_id} --score {low:.6g} {high:.6g}")
@@ -109,6 +111,7 @@ def _collect(asked: argparse.Namespace) -> None:
     from segue import data
     from segue.runs.console import Console
 
+    _print_order(asked.env_id)
     format = "npz" if asked.out.endswith(".npz") else "minari"
     with contextlib.closing(Console(quiet=False)) as console:
         if asked.level:
@@ -130,6 +133,14 @@ def _collect(asked: argparse.Namespace) -> None:
                     progress=advance,
                 )
     print(data.render(data.inspect(made)))
+
+
+def _print_order(env_id: str) -> None:
+    """Print the order in which the env's observations are joined, where they are."""
+    from segue.envs.make import make_env, order_notes
+
+    for note in order_notes(lambda: make_env(env_id)):
+        print(f"segue: {note}", file=sys.stderr)
 
 
 def _behaviours(asked: argparse.Namespace) -> list[Any]:

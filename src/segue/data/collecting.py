@@ -1,6 +1,8 @@
 """Collects datasets in environments: by random actions, as D4RL's "random" sets, or by other behaviours."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from segue.core import Transition
 from segue.data.behaviours import AbstractBehaviour, RandomActions
 from segue.data.dataset import Dataset, validate
 from segue.data.saving import Format, check_vacant, save
+from segue.envs.faults import EnvExit, Repeats, check_observation, describe_error, rebuild_env
+from segue.envs.guard import guarded
 from segue.envs.make import make_env, spec_of
 from segue.errors import SegueError
 
@@ -38,7 +42,8 @@ def collect(
     """Collect `steps` env steps, and save them under `path` if one is given.
 
     The environment's own time limit holds, and terminations are kept apart from cuts. The episode that the last step
-    interrupts ends with the record. The same seed gives the same data.
+    interrupts ends with the record. The same seed gives the same data. An env that fails is rebuilt as in a run, and
+    the episode that it cut short ends with the row before.
 
     **Arguments:** `env`, an id or a function that makes an environment; `behaviours`, which act in turn, each for an
     equal share of the steps, changing only between episodes (none: random actions); `name`, the part of the dataset's
@@ -51,52 +56,92 @@ def collect(
         raise SegueError(f"Cannot collect {steps} steps: ask for at least one.")
     if path is not None:
         check_vacant(Path(path), format, overwrite)
-    made = make_env(env) if isinstance(env, str) else env()
+    stage = _Stage(lambda: make_env(env) if isinstance(env, str) else guarded(env()))
     try:
-        spec_of(made)
-        data = _roll(made, steps, seed, behaviours or (RandomActions(),), name, progress)
-        spec = made.spec
+        data = _roll(stage, steps, seed, behaviours or (RandomActions(),), name, progress)
+        spec = stage.env.spec
     finally:
-        made.close()
+        stage.env.close()
     if path is not None:
         save(data, path, format=format, overwrite=overwrite, spec=spec)
     return data
 
 
+class _Stage:
+    """An env that is replaced where it fails, at most `RESTARTS` times."""
+
+    RESTARTS = 100
+
+    def __init__(self, make: Callable[[], Any]):
+        self.make, self.env, self.faults, self.repeats = make, make(), 0, Repeats()
+        self.spec = spec_of(self.env)
+
+    def replace(self, error: Exception, step: int) -> None:
+        """Replace the env, which raised `error` at a step of its episode. Raises SegueError where that is in vain."""
+        if isinstance(error, EnvExit):
+            raise error
+        self.faults += 1
+        what = f"The env failed at step {step} of an episode ({describe_error(error)})"
+        if self.faults > self.RESTARTS or self.repeats.repeated(step, describe_error(error)):
+            raise SegueError(f"{what}; it is fault {self.faults}, and a new env does not help.") from error
+        print(f"segue: {what}; it is rebuilt.", file=sys.stderr, flush=True)
+        self.env = rebuild_env(self.env, self.make, contextlib.nullcontext())
+
+    def begin(self, actor: AbstractBehaviour, rng: np.random.Generator, seed: int | None) -> np.ndarray:
+        """Begin an episode in an env that can; return its first observation."""
+        while True:
+            try:
+                obs, _ = self.env.reset(seed=seed, options=actor.begin(self.env, rng))
+                check_observation(obs, self.spec)
+                return obs
+            except Exception as error:
+                self.replace(error, 0)
+                seed = int(rng.integers(1 << 31))
+
+
 def _roll(
-    env: gym.Env,
+    stage: _Stage,
     steps: int,
     seed: int,
     behaviours: Sequence[AbstractBehaviour],
     name: str,
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
-    space, obs_space = env.action_space, env.observation_space
-    assert isinstance(space, gym.spaces.Box)
-    assert isinstance(obs_space, gym.spaces.Box)
-    obs, nxt = (np.empty((steps, *obs_space.shape), np.float32) for _ in range(2))
-    action, reward = np.empty((steps, *space.shape), np.float32), np.empty(steps, np.float32)
-    terminal, timeout = np.zeros(steps, bool), np.zeros(steps, bool)
-    space.seed(seed)
+    spec = stage.spec
+    obs, nxt = (np.empty((steps, spec.obs), np.float32) for _ in range(2))
+    action, reward = np.empty((steps, spec.act), np.float32), np.empty(steps, np.float32)
+    terminal, timeout, cut = (np.zeros(steps, bool) for _ in range(3))
+    stage.env.action_space.seed(seed)
     rng, actor = np.random.default_rng(seed), behaviours[0]
-    now, _ = env.reset(seed=seed, options=actor.begin(env, rng))
+    now, i, began = stage.begin(actor, rng, seed), 0, 0
     every = max(1, steps // 100)
-    for i in range(steps):
-        a = actor.act(env, now, rng)
-        obs[i], action[i] = now, a
-        now, reward[i], terminated, truncated, _ = env.step(a)
+    while i < steps:
+        obs[i] = now
+        action[i] = a = actor.act(stage.env, now, rng)
+        try:
+            now, reward[i], terminated, truncated, _ = stage.env.step(a)
+            check_observation(now, spec, reward[i])
+        except Exception as error:
+            stage.replace(error, i - began)
+            stage.env.action_space.seed(int(rng.integers(1 << 31)))
+            cut[i - 1 : i], began = cut[i - 1 : i] | (i > began), i
+            now = stage.begin(actor, rng, int(rng.integers(1 << 31)))
+            continue
+        stage.repeats.passed(i - began)
         truncated = truncated or actor.over(now)
         nxt[i], terminal[i], timeout[i] = now, terminated, truncated and not terminated
-        if (terminated or truncated) and i + 1 < steps:
-            actor = behaviours[(i + 1) * len(behaviours) // steps]
-            now, _ = env.reset(options=actor.begin(env, rng))
-        if progress is not None and ((i + 1) % every == 0 or i + 1 == steps):
-            progress(i + 1, steps)
-    ends = terminal | timeout
+        i += 1
+        if (terminated or truncated) and i < steps:
+            actor, began = behaviours[i * len(behaviours) // steps], i
+            now = stage.begin(actor, rng, None)
+        if progress is not None and (i % every == 0 or i == steps):
+            progress(i, steps)
+    ends = terminal | timeout | cut
     ends[-1] = True
-    id_ = env.spec.id if env.spec else None
-    low, high = (tuple(np.asarray(side, np.float64).tolist()) for side in (space.low, space.high))
-    full_name = f"{id_ or type(env.unwrapped).__name__}-{name}"
+    id_ = stage.env.spec.id if stage.env.spec else None
+    full_name = f"{id_ or type(stage.env.unwrapped).__name__}-{name}"
     return validate(
-        Dataset(Transition(obs, action, reward, nxt, terminal), ends, low, high, id_, full_name, None, timeout)
+        Dataset(
+            Transition(obs, action, reward, nxt, terminal), ends, spec.low, spec.high, id_, full_name, None, timeout
+        )
     )

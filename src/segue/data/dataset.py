@@ -48,6 +48,8 @@ class Dataset:
     timeouts: np.ndarray | None = field(default=None, repr=False)
     """bool [N]: the ends that were time limits. None where the file does not distinguish them from the end of a record.
     """
+    shifted: bool = False
+    """Whether next_obs is the following row's observation because none was stored: an unmarked border is crossed."""
     dropped: int = 0
     """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
     notes: tuple[str, ...] = ()
@@ -105,103 +107,7 @@ def validate(data: Dataset, *, clip_actions: bool = False) -> Dataset:
         _finite(data, name, np.asarray(column))
     _successors(data)
     _auto_reset(data)
-    return _in_box(data, clip_actions)
-
-
-def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dataset:
-    """Check a dataset against `env`, a Gymnasium env or a `Spec`, and return it with the action box of `env`.
-
-    Notes are added where more terminal episodes end at the environment's time limit than are cut there, and where
-    observations are too large for networks.
-
-    **Raises:** `DataError` where the shapes, the boxes or the ids differ, and for actions outside the box.
-    """
-    env_spec, id_, limit = _spec_of(env)
-    t = data.transitions
-    sizes = (t.obs.shape[1], t.action.shape[1])
-    if sizes != (env_spec.obs, env_spec.act):
-        raise DataError(
-            f"{data.name} has observations of shape ({sizes[0]},) and actions of shape ({sizes[1]},), and "
-            f"{id_ or 'the environment'} has ({env_spec.obs},) and ({env_spec.act},): this is another task's data, "
-            "or another version's."
-        )
-    plain = lambda name: name.rpartition("-v")[0] or name
-    if id_ and data.env_id and plain(id_) != plain(data.env_id):
-        raise DataError(f"{data.name} was made in {data.env_id}, and this is {id_}: it is another task's data.")
-    if (
-        data.low
-        and data.high
-        and not np.allclose(
-            np.array([data.low, data.high]), np.array([env_spec.low, env_spec.high]), rtol=1e-5, atol=1e-6
-        )
-    ):
-        raise DataError(
-            f"{data.name} has the action box {_box_words(data.low, data.high)} and {id_ or 'the environment'} has "
-            f"{_box_words(env_spec.low, env_spec.high)}: rescale the dataset's actions or wrap the environment."
-        )
-    notes = data.notes
-    if id_ and data.env_id and id_ != data.env_id:
-        notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
-    count, terminal = _terminal_after(data, limit or 0)
-    if count:
-        note = (
-            f"{count} of {terminal} terminal episodes end after exactly {limit} steps, which is the time limit of "
-            f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
-        )
-        notes = (*(other for other in notes if other not in suspects(data)), note)
-    notes += _unscaled(t.obs)
-    return _in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
-
-
-def _unscaled(obs: Any) -> tuple[str, ...]:
-    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
-
-    The threshold of 100 is inferred.
-    """
-    sample = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
-    size = np.sqrt(np.square(sample).mean(axis=0))
-    if not (size > 100).any():
-        return ()
-    columns = np.flatnonzero(size > 100)
-    named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
-    return (
-        f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
-        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
-    )
-
-
-def suspects(data: Dataset) -> tuple[str, ...]:
-    """Return a note where many terminal episodes have the longest length of all, which may be a time limit.
-
-    The ends of a task are spread over many lengths. Episodes that a time limit cut all have one length, and no episode
-    is longer. The note requires three episodes of that length, a tenth of the terminal ones, and more than at any other
-    length above half of it, because a few episodes have the same length by chance, and short episodes have few lengths
-    (numbers inferred). There is no note where as many episodes are cut at that length as end, because such a file
-    distinguishes the two.
-    """
-    lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
-    longest = int(lengths.max())
-    count, terminal = _terminal_after(data, longest)
-    others = np.bincount(lengths[ended], minlength=longest)[longest // 2 : longest]
-    if longest == 1 or not count or count < terminal / 10 or count <= others.max():
-        return ()
-    return (
-        f"{count} of {terminal} terminal episodes end after exactly {longest} steps, the longest: make sure that this "
-        "is not a time limit",
-    )
-
-
-def _terminal_after(data: Dataset, steps: int) -> tuple[int, int]:
-    """Count the terminal episodes of exactly so many steps, and all terminal episodes.
-
-    The first count is 0 where it is below three, or not above the number of episodes cut there. Dropped rows make cut
-    episodes one step shorter.
-    """
-    lengths, ended = data.lengths(), np.asarray(data.transitions.terminal)[data.ends]
-    count, terminal = int(np.count_nonzero(ended & (lengths == steps))), int(np.count_nonzero(ended))
-    if count < 3 or count <= np.count_nonzero(~ended & (lengths >= steps - bool(data.dropped))):
-        return 0, terminal
-    return count, terminal
+    return in_box(data, clip_actions)
 
 
 def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -344,7 +250,7 @@ def _auto_reset(data: Dataset) -> None:
         )
 
 
-def _in_box(data: Dataset, clip: bool) -> Dataset:
+def in_box(data: Dataset, clip: bool) -> Dataset:
     if data.low is None or data.high is None:
         return data
     action = np.asarray(data.transitions.action)
@@ -374,19 +280,3 @@ def _in_box(data: Dataset, clip: bool) -> Dataset:
         return data
     notes = data.notes + ((f"{rows_out} rows had actions outside the box and were clipped",) if rows_out else ())
     return replace(data, transitions=data.transitions._replace(action=np.clip(action, low, high)), notes=notes)
-
-
-def _spec_of(env: Any) -> tuple[Spec, str | None, int | None]:
-    """Return the spec and, for a registered env, the id and the time limit."""
-    if isinstance(env, Spec):
-        return env, None, None
-    from segue.envs.make import spec_of
-
-    registered = env.spec
-    return (spec_of(env), registered.id, registered.max_episode_steps) if registered else (spec_of(env), None, None)
-
-
-def _box_words(low: Any, high: Any) -> str:
-    if len(set(low)) == len(set(high)) == 1:
-        return f"[{low[0]:g}, {high[0]:g}]"
-    return "x".join(f"[{a:g}, {b:g}]" for a, b in zip(low[:4], high[:4], strict=True)) + ("..." if len(low) > 4 else "")

@@ -10,6 +10,7 @@ import numpy as np
 
 from segue.core import Transition
 from segue.data import hdf5
+from segue.data.borders import check_jumps
 from segue.data.dataset import Dataset, differ, room, validate
 from segue.data.options import (
     ENDS,
@@ -102,9 +103,11 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         where,
         table.where if table.owned else None,
         timeout,
+        shifted=not stored,
         notes=notes,
     )
-    data = drop_rows(validate(data, clip_actions=options.clip_actions), lost, table.owned)
+    data = check_jumps(validate(data, clip_actions=options.clip_actions))
+    data = drop_rows(data, lost, table.owned)
     return add_suspects(replace(data, name=options.name or str(metadata.get("name") or Path(table.where).stem)))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from segue.core import Transition
 from segue.data import hdf5
+from segue.data.borders import check_jumps
 from segue.data.dataset import Dataset, room, validate
 from segue.data.options import (
     Options,
@@ -36,7 +37,7 @@ def read_minari(folder: Path, options: Options) -> Dataset:
         if not metadata:
             metadata = {k: v for k in ("action_space", "env_spec") if isinstance(v := root.attrs.get(k), str)}
         data = _episodes(root, name, str(file), options, metadata)
-    return add_suspects(validate(data, clip_actions=options.clip_actions))
+    return add_suspects(check_jumps(validate(data, clip_actions=options.clip_actions)))
 
 
 def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata: dict[str, Any]) -> Dataset:

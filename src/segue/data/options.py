@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from segue.core import Transition
-from segue.data.dataset import Dataset, blocks, box, locate, suspects
+from segue.data.borders import crowded, suspects
+from segue.data.dataset import Dataset, blocks, box, locate
 from segue.errors import DataError
 from segue.system import machine, untrusted
 
@@ -118,8 +119,8 @@ def _squeeze(column: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def add_suspects(data: Dataset) -> Dataset:
-    """Add the notes of `suspects` to a dataset."""
-    return replace(data, notes=(*data.notes, *suspects(data)))
+    """Add the notes of `suspects` and `crowded` to a dataset."""
+    return replace(data, notes=(*data.notes, *suspects(data), *crowded(data)))
 
 
 def action_box(options: Options, low: Any, high: Any, act: int, where: str) -> tuple[Any, Any]:

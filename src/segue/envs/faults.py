@@ -1,9 +1,11 @@
 """Detect environments that misbehave, interrupt them and replace them."""
 
 import contextlib
+import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -11,28 +13,54 @@ import numpy as np
 from jaxtyping import Float
 
 from segue.core import Spec
-from segue.envs.make import Make
+from segue.errors import SegueError
+
+Make = Callable[[], gym.Env]
 
 
 class EnvFault(Exception):
     """An env broke the rules of an env: a wrong shape, a number that is not finite, a call that took too long."""
 
 
+class EnvExit(SegueError):
+    """An env called `sys.exit`. It is not rebuilt: it means to end the program."""
+
+
+def number(reward: Any) -> float:
+    """Return a reward, a number or an array of one, as float. Raises EnvFault for anything else."""
+    found = np.asarray(reward)
+    if found.dtype.kind not in "fiub" or found.size != 1:
+        raise EnvFault(f"gave the reward {reward!r:.60}, which is not one real number")
+    return float(found.reshape(()))
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return `terminated` or `truncated` as bool. Raises EnvFault for what is neither True nor False."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "fiub" or found.size != 1 or found.reshape(()) not in (0, 1):
+        raise EnvFault(f"gave {name} as {value!r:.60}, which is neither True nor False")
+    return bool(found.reshape(()))
+
+
 def check_observation(obs: Any, spec: Spec, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
-    """Return the observation as float32 [obs]. Raises EnvFault for a wrong shape or a number that is not finite."""
-    obs = np.asarray(obs, np.float32)
+    """Return the observation as float32 [obs]. Raises EnvFault for a wrong shape or a number not real or not finite."""
+    raw = np.asarray(obs)
+    if raw.dtype.kind not in "fiub":
+        raise EnvFault(f"gave an observation of type {raw.dtype} and not of real numbers")
+    with np.errstate(over="ignore"):  # what no float32 can hold becomes infinite, which the check finds
+        obs = raw.astype(np.float32)
     if obs.shape != (spec.obs,):
         raise EnvFault(f"gave an observation of shape {obs.shape} instead of ({spec.obs},)")
     if not np.isfinite(obs).all():
         raise EnvFault("gave an observation that is not finite")
-    if not np.isfinite(float(reward)):
+    if not np.isfinite(number(reward)):
         raise EnvFault(f"gave the reward {reward}")
     return obs
 
 
 def describe_error(error: Exception) -> str:
     """Describe an env's error on one line; the class is left out where Segue raised the error itself."""
-    return str(error) if isinstance(error, EnvFault) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, EnvFault | SegueError) else f"{type(error).__name__}: {error}"
 
 
 def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
@@ -41,6 +69,28 @@ def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
         env.close()
     with watchdog:
         return make()
+
+
+class Repeats:
+    """Counts the faults of one env that repeat at the same step of its episodes: a new env does not mend these."""
+
+    MOST = 5
+    """So many in a row are no chance."""
+
+    def __init__(self) -> None:
+        self.fault, self.count = (-1, ""), 0
+
+    def repeated(self, step: int, words: str) -> bool:
+        """Count a fault at a step of an episode; return whether it repeats. Numbers in `words` are not compared."""
+        fault = step, re.sub(r"[-+.\d]+(e[-+]?\d+)?", "#", words)
+        self.count = self.count + 1 if fault == self.fault else 1
+        self.fault = fault
+        return self.count >= self.MOST
+
+    def passed(self, step: int) -> None:
+        """Forget the faults, where the env has now passed the step at which it failed."""
+        if step >= self.fault[0]:
+            self.count = 0
 
 
 class Watchdog:

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from segue.core import Spec, Transition
-from segue.envs.faults import Watchdog, check_observation, describe_error, rebuild_env
-from segue.envs.make import Make
+from segue.envs.faults import EnvExit, Make, Repeats, Watchdog, check_observation, describe_error, number, rebuild_env
 from segue.envs.reward import Reward
 from segue.errors import SegueError
 
@@ -86,6 +85,7 @@ class LockstepEnvs:
         self.make, self.spec, self.seeds, self.reward = make, spec, tuple(seeds), reward
         self.watchdog, self.restarts, self.faults, self.tell = watchdog or contextlib.nullcontext(), restarts, 0, tell
         self.envs = [make() for _ in seeds]
+        self.repeats = [Repeats() for _ in seeds]
         self.episodes = [0] * len(self.envs)
         self.actions: list[list[np.ndarray]] = [[] for _ in self.envs]
         self.returned = [0.0] * len(self.envs)
@@ -114,20 +114,30 @@ class LockstepEnvs:
         with self.watchdog:
             taken = np.array(self.spec.denormalise(action))  # an env may write into what it is given
             obs, reward, terminated, truncated, _ = self.envs[index].step(taken)
-        self.actions[index].append(action)
+        reward = number(reward)
         with np.errstate(over="ignore"):
-            stored = np.float32(self.reward(float(reward)))  # may overflow, which the check then finds
+            stored = np.float32(self.reward(reward))  # may overflow, which the check then finds
         next_obs = check_observation(obs, self.spec, stored)
-        self.returned[index] += float(reward)
+        self.repeats[index].passed(len(self.actions[index]))
+        self.actions[index].append(action)
+        self.returned[index] += reward
         return next_obs, float(stored), bool(terminated), bool(truncated)
 
     def _rebuild(self, index: int, error: Exception) -> None:
-        """Replace one env that raised `error`. Raises SegueError after more than `restarts` faults."""
+        """Replace one env that raised `error`.
+
+        Raises:
+            SegueError: after more than `restarts` faults, and where new envs fail in the same way at the same step.
+        """
         while True:
+            if isinstance(error, EnvExit):
+                raise error
             self.faults += 1
             what = f"The env of seed {self.seeds[index]}, episode {self.episodes[index] - 1}: {describe_error(error)}"
             if self.faults > self.restarts:
                 raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
+            if self.repeats[index].repeated(len(self.actions[index]), describe_error(error)):
+                raise SegueError(f"{what}; new envs fail in the same way, {Repeats.MOST} times in a row.") from error
             self.tell(f"{what}; it is rebuilt ({self.faults} of {self.restarts} times).")
             try:
                 self.envs[index] = rebuild_env(self.envs[index], self.make, self.watchdog)

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -10,16 +10,17 @@ import numpy as np
 
 from segue.core import Spec
 from segue.envs import d4rl
+from segue.envs.faults import Make
+from segue.envs.guard import Guarded, guarded
 from segue.errors import SegueError, similar
 
-Make = Callable[[], gym.Env]
 
-
-def make_env(env_id: str, **options: Any) -> gym.Env:
+def make_env(env_id: str, **options: Any) -> Guarded:
     """Make an environment as `gymnasium.make(env_id, **options)` does, with errors in one sentence.
 
     Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics work where that package is
-    installed. A dictionary of boxes is flattened in the order of its keys. MuJoCo's `settotalmass` notice is not shown.
+    installed. The env is behind a `Guarded`, which makes vectors of its observations and actions. MuJoCo's
+    `settotalmass` notice is not shown.
 
     Raises:
         SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
@@ -28,23 +29,22 @@ def make_env(env_id: str, **options: Any) -> gym.Env:
         with _quiet_mujoco():
             _register_package(env_id)
             env = gym.make(env_id, **options)
-            if isinstance(env.observation_space, gym.spaces.Dict):
-                env = gym.wrappers.FlattenObservation(env)
     except gym.error.UnregisteredEnv as wrong:
         near = similar(env_id, gym.registry)
         hint = f"did you mean {near}" if near else "import the package that registers it first"
         raise SegueError(f"No environment is registered as {env_id!r}: {hint}?") from wrong
     except ImportError as wrong:
         raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong
-    except Exception as wrong:  # an env's constructor may raise anything
+    except (Exception, SystemExit) as wrong:  # an env's constructor may raise anything
         reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
         raise SegueError(f"Environment {env_id!r} cannot be made: {reason}") from wrong
     try:
-        spec_of(env)
+        made = guarded(env)
+        spec_of(made)
     except SegueError:
         env.close()
         raise
-    return env
+    return made
 
 
 def _register_package(env_id: str) -> None:
@@ -95,6 +95,18 @@ def read_spec(make: Make) -> Spec:
         return spec_of(env)
 
 
+def order_notes(make: Make) -> tuple[str, ...]:
+    """Return a note on the order in which an env's observations are joined; none where they are one vector already."""
+    with contextlib.closing(make()) as env:
+        return order_of(env)
+
+
+def order_of(env: Any) -> tuple[str, ...]:
+    """Return the note of `order_notes` for an env."""
+    order = env.order if isinstance(env, Guarded) else None
+    return (f"the env's observations are joined as {order}, in this order, for data and policies too",) if order else ()
+
+
 def spec_of(env: gym.Env) -> Spec:
     """Read an env's sizes and action box. Raises SegueError unless both spaces are flat boxes with bounded actions."""
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
@@ -106,8 +118,22 @@ def spec_of(env: gym.Env) -> Spec:
         if len(space.shape) != 1:
             raise SegueError(f"Environment {name!r} has {role}s of shape {space.shape}: wrap it to flatten them.")
         sizes.append(space.shape[0])
-    low, high = (np.asarray(getattr(env.action_space, side)) for side in ("low", "high"))
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise SegueError(f"Environment {name!r} has an unbounded action space: wrap it in RescaleAction or ClipAction.")
     obs, act = sizes
+    if not np.issubdtype(env.action_space.dtype, np.floating):
+        raise SegueError(
+            f"Environment {name!r} has whole-number actions (a Box of {env.action_space.dtype}) and Segue's are "
+            "continuous: wrap it to round them itself, in a Box of float32."
+        )
+    low, high = (np.asarray(getattr(env.action_space, side)) for side in ("low", "high"))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise SegueError(
+            f"Environment {name!r} has an unbounded action space: register it with limits of your own, as "
+            f"gymnasium.wrappers.TransformAction(env, lambda a: a, gymnasium.spaces.Box(-1.0, 1.0, ({act},)))."
+        )
+    if not (low < high).all():
+        k = int((low >= high).argmax())
+        raise SegueError(
+            f"Environment {name!r} has the action box [{low[k]:g}, {high[k]:g}] in dimension {k}: nothing is left to "
+            "choose there, so wrap it to leave that dimension out."
+        )
     return Spec(obs, act, tuple(map(float, low)), tuple(map(float, high)))

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segue.core import Spec
-from segue.envs.faults import Watchdog, check_observation, describe_error, rebuild_env
+from segue.envs.faults import EnvExit, Make, Repeats, Watchdog, check_observation, describe_error, number, rebuild_env
 from segue.envs.lockstep import EVALUATE, episode_seed
-from segue.envs.make import Make
 from segue.errors import SegueError
 
 LONGEST = 100_000
@@ -68,6 +67,8 @@ class Evaluator:
         self.make, self.spec, self.seeds, self.episodes = make, spec, tuple(seeds), episodes
         self.watchdog, self.restarts, self.on_step = watchdog or contextlib.nullcontext(), restarts, on_step
         self.reward = reward
+        self.failure = ""
+        """Why the last evaluation failed; empty where it did not, or none was made."""
         self.envs = [[make() for _ in range(episodes)] for _ in seeds]
 
     def __call__(self, actor: Any, discount: float = 1.0) -> Evaluation:
@@ -79,7 +80,9 @@ class Evaluator:
             EvaluationFailed: where envs fail too often.
             SegueError: where an episode does not end.
         """
+        self.failure = ""
         shape, self.restarts_left = (len(self.seeds), self.episodes), self.restarts
+        self.repeats = {index: Repeats() for index in np.ndindex(shape)}
         obs = np.zeros((*shape, self.spec.obs), np.float32)
         for index in np.ndindex(shape):
             obs[index] = self._start(index)
@@ -88,18 +91,19 @@ class Evaluator:
         while alive.any():
             self.on_step()
             action = self.spec.denormalise(np.nan_to_num(np.asarray(act(actor, obs))))
-            for index in zip(*np.nonzero(alive), strict=True):
+            for index in zip(*(axis.tolist() for axis in np.nonzero(alive)), strict=True):
                 try:
                     with self.watchdog:
                         next_obs, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
-                    obs[index] = check_observation(next_obs, self.spec, reward)
+                    obs[index], reward = check_observation(next_obs, self.spec, reward), number(reward)
+                    self.repeats[index].passed(int(lengths[index]))
                 except Exception as error:
-                    self._rebuild(index, error)
+                    self._rebuild(index, error, int(lengths[index]))
                     obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
                     starts[index], discounted[index] = obs[index], 0.0
                     continue
-                returns[index] += float(reward)
-                discounted[index] += discount ** lengths[index] * float(self.reward(float(reward)))
+                returns[index] += reward
+                discounted[index] += discount ** lengths[index] * float(self.reward(reward))
                 lengths[index] += 1
                 alive[index] = not (terminated or truncated)
             if lengths.max() >= LONGEST:
@@ -118,15 +122,21 @@ class Evaluator:
             except Exception as error:
                 self._rebuild(index, error)
 
-    def _rebuild(self, index: tuple[Any, ...], error: Exception) -> None:
-        """Replace one env that raised `error`. Raises EvaluationFailed when no rebuild is left."""
+    def _rebuild(self, index: tuple[Any, ...], error: Exception, step: int = 0) -> None:
+        """Replace one env that raised `error` at a step of its episode.
+
+        Raises:
+            EvaluationFailed: when no rebuild is left, and where new envs fail in the same way at the same step.
+        """
         while True:
+            if isinstance(error, EnvExit):
+                raise error
             self.restarts_left -= 1
-            if self.restarts_left < 0:
-                times = self.restarts + 1
-                raise EvaluationFailed(
-                    f"An evaluation's envs failed {times} times, last with: {describe_error(error)}."
-                ) from error
+            repeated = self.repeats[index].repeated(step, describe_error(error))
+            if self.restarts_left < 0 or repeated:
+                times = self.restarts - self.restarts_left
+                self.failure = f"An evaluation's envs failed {times} times, last with: {describe_error(error)}."
+                raise EvaluationFailed(self.failure) from error
             try:
                 self.envs[index[0]][index[1]] = rebuild_env(self.envs[index[0]][index[1]], self.make, self.watchdog)
                 return

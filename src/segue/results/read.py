@@ -90,6 +90,15 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
 
 def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
     """Return in one sentence why a run has no evaluation, and what to do."""
+    try:
+        status = untrusted.parse(untrusted.content(path / "status.json", LARGEST))
+        failure = status.get("evaluation") if status["status"] == "finished" else None
+    except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        failure = None
+    if isinstance(failure, str):
+        return (
+            f"{path} is finished and keeps its policies, but every evaluation failed: {untrusted.shown(failure)[:300]}"
+        )
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
     return (  # the caller's loop has one env, and evaluations need another

@@ -34,10 +34,11 @@ from jaxtyping import Float
 
 from segue import predict
 from segue.core import Clock, Spec, Transition
-from segue.data.dataset import Dataset, box, check_against
+from segue.data.dataset import Dataset, box
 from segue.data.device import nothing
 from segue.data.loading import load
-from segue.envs.faults import EnvFault, check_observation
+from segue.data.matching import check_against
+from segue.envs.faults import EnvFault, check_observation, flag, number
 from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
 from segue.policies import policy_file
@@ -290,11 +291,12 @@ class Agent:
         self._check_open()
         if self.pending is None:
             raise SegueError("observe tells what an action of act brought: call act first, or feed for logs.")
-        (obs, chosen, suggested), train_reward = self.pending, np.float32(self.reward(float(reward)))
+        reward, terminated, truncated = _checked_end(reward, terminated, truncated)
+        (obs, chosen, suggested), train_reward = self.pending, np.float32(self.reward(reward))
         next_obs = self._checked_obs(next_obs, train_reward)
         taken = chosen if np.array_equal(action, suggested) else self._normalised(action)
         self.pending = None
-        self.env_now.count_step(float(reward), bool(terminated), bool(truncated))
+        self.env_now.count_step(reward, terminated, truncated)
         row = _one_row(obs, taken, train_reward, next_obs, terminated)
         if self.background:
             self.observed_steps += 1
@@ -493,6 +495,14 @@ class Agent:
         self.commit.wait()
         self.commit.flush()
         self.journal.sync()
+
+
+def _checked_end(reward: Any, terminated: Any, truncated: Any) -> tuple[float, bool, bool]:
+    """Return what ended a step in plain types. Raises SegueError for a reward or a flag that is none."""
+    try:
+        return number(reward), flag(terminated, "terminated"), flag(truncated, "truncated")
+    except EnvFault as error:
+        raise SegueError(f"The env {error}.") from None
 
 
 def _one_row(obs: Any, action: Any, reward: Any, next_obs: Any, terminal: Any) -> Transition:

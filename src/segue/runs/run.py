@@ -25,7 +25,7 @@ from segue.data.dataset import Dataset
 from segue.data.device import nothing
 from segue.envs.faults import Watchdog
 from segue.envs.lockstep import LockstepEnvs
-from segue.envs.make import read_spec
+from segue.envs.make import order_notes, read_spec
 from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, Stopped
 from segue.results import read, records
@@ -183,9 +183,9 @@ def _run(job: Job, opening: Opening) -> Result:
         stop = stack.enter_context(signals.stoppable())
         try:
             job.status("running")
-            state, exact = _drive(job, opening, stop, stack)
-            label = "exact" if exact else "statistical"
-            job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label)
+            state, exact, failure = _drive(job, opening, stop, stack)
+            label, more = "exact" if exact else "statistical", {"evaluation": failure} if failure else {}
+            job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label, **more)
         except BaseException as error:
             status, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
             with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
@@ -195,8 +195,13 @@ def _run(job: Job, opening: Opening) -> Result:
     return Result(job.folder, state, read.read(job.folder))
 
 
-def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[RunState, bool]:
-    """Return the state after the last phase, and whether it is, bit for bit, that of an uninterrupted run."""
+def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[RunState, bool, str]:
+    """Drive a run to its end.
+
+    Returns:
+        The state after the last phase; whether it is, bit for bit, that of an uninterrupted run; and why the last
+        evaluation failed, or "".
+    """
     closing = lambda resource: stack.enter_context(contextlib.closing(resource))
     task, safeguards, console = job.task, job.safeguards, closing(Console(job.quiet))
     spec = read_spec(task.make)
@@ -219,7 +224,7 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
         commit.wait()
         commit.flush()
         opened.journal.sync()
-        return state, commit.exact
+        return state, commit.exact, evaluator.failure
     except Stopped:
         commit.rescue()
         raise
@@ -229,7 +234,7 @@ def _load(job: Job, spec: Spec, console: Console, stop: signals.Stop) -> Dataset
     """Load the run's dataset, or make it; return an empty one where no phase reads it."""
     task, rows = job.task, job.budget.rows
     if not job.reads_dataset:
-        return nothing(spec, task.env_id)
+        return dataclasses.replace(nothing(spec, task.env_id), notes=order_notes(task.make))
     with console.counting(f"making the rows of {task.name or task.env_id}", rows) as advance:
 
         def progress(done: int, total: int) -> None:

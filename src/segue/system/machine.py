@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,16 @@ def revision() -> str | None:
 
 
 def compile_cache() -> None:
-    """Let JAX keep compiled programs on disk, so that later processes can use them."""
+    """Let JAX keep compiled programs on disk for later processes, and print a warning where no folder can be made."""
     folder = disk.cache_dir() / "jax"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"segue: {folder} cannot be made ({error.strerror}), so compiled programs are not kept: set SEGUE_CACHE to "
+            "a folder that can be written to.",
+            file=sys.stderr,
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -15,9 +15,11 @@ from segue.core import Transition, is_followed
 from segue.data import device
 from segue.data.behaviours import AntNavigator, FetchScript, PointNavigator, Policy, RandomActions
 from segue.data.collecting import collect
-from segue.data.dataset import Dataset, check_against, validate
+from segue.data.dataset import Dataset, validate
 from segue.data.loading import load
+from segue.data.matching import check_against
 from segue.envs import d4rl
+from segue.envs.faults import check_observation, describe_error
 from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
 from segue.envs.make import make_env, read_spec
 from segue.envs.reward import Reward
@@ -315,8 +317,12 @@ def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
             obs, _ = env.reset(seed=episode_seed(0, EVALUATE, episode))
             total, over = 0.0, False
             while not over:
-                obs, reward, terminated, truncated, _ = env.step(behaviour.act(env, obs, rng))
-                total, over = total + float(reward), terminated or truncated
+                try:
+                    obs, reward, terminated, truncated, _ = env.step(behaviour.act(env, obs, rng))
+                    check_observation(obs, spec, reward)
+                except Exception as error:
+                    raise SegueError(f"The env failed ({describe_error(error)}): nothing can be measured.") from error
+                total, over = total + reward, terminated or truncated
             returns.append(total)
         env.close()
         means.append(float(np.mean(returns)))

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from segue.core import Linear
-from segue.data.dataset import Dataset, check_against
+from segue.data.dataset import Dataset
 from segue.data.loading import load
+from segue.data.matching import check_against
 from segue.data.saving import save, versions
 from segue.envs.make import make_env
 from segue.envs.reward import Reward

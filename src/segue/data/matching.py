@@ -1,0 +1,137 @@
+"""Checks a dataset against the environment that it meets."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from segue.core import Spec
+from segue.data.borders import check_limit, suspects, terminal_after
+from segue.data.dataset import Dataset, in_box
+from segue.envs.make import order_of, spec_of
+from segue.errors import DataError
+
+
+def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dataset:
+    """Check a dataset against `env`, a Gymnasium env or a `Spec`, and return it with the action box of `env`.
+
+    Notes are added where more terminal episodes end at the environment's time limit than are cut there; where
+    observations are too large for networks or leave the env's box; where actions fill half of theirs; and where rewards
+    are all 0 or beyond a million.
+
+    **Raises:** `DataError` where the shapes, the boxes or the ids differ, for actions outside the box, and for episodes
+    that are longer than the env's time limit, unless next observations are stored.
+    """
+    env_spec, id_, limit = _known(env)
+    if limit is not None:
+        data = check_limit(data, limit, str(id_))
+    t = data.transitions
+    sizes = (t.obs.shape[1], t.action.shape[1])
+    if sizes != (env_spec.obs, env_spec.act):
+        raise DataError(
+            f"{data.name} has observations of shape ({sizes[0]},) and actions of shape ({sizes[1]},), and "
+            f"{id_ or 'the environment'} has ({env_spec.obs},) and ({env_spec.act},): this is another task's data, "
+            "or another version's."
+        )
+    plain = lambda name: name.rpartition("-v")[0] or name
+    if id_ and data.env_id and plain(id_) != plain(data.env_id):
+        raise DataError(f"{data.name} was made in {data.env_id}, and this is {id_}: it is another task's data.")
+    if (
+        data.low
+        and data.high
+        and not np.allclose(
+            np.array([data.low, data.high]), np.array([env_spec.low, env_spec.high]), rtol=1e-5, atol=1e-6
+        )
+    ):
+        raise DataError(
+            f"{data.name} has the action box {_box_words(data.low, data.high)} and {id_ or 'the environment'} has "
+            f"{_box_words(env_spec.low, env_spec.high)}: rescale the dataset's actions or wrap the environment."
+        )
+    notes = data.notes
+    if id_ and data.env_id and id_ != data.env_id:
+        notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
+    count, terminal = terminal_after(data, limit or 0)
+    if count:
+        note = (
+            f"{count} of {terminal} terminal episodes end after exactly {limit} steps, which is the time limit of "
+            f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
+        )
+        notes = (*(other for other in notes if other not in suspects(data)), note)
+    notes += order_of(env) + _unscaled(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
+    return in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
+
+
+def _unscaled(obs: Any) -> tuple[str, ...]:
+    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
+
+    The threshold of 100 is inferred.
+    """
+    sample = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
+    size = np.sqrt(np.square(sample).mean(axis=0))
+    if not (size > 100).any():
+        return ()
+    columns = np.flatnonzero(size > 100)
+    named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
+    return (
+        f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
+        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
+    )
+
+
+def _outside(data: Dataset, env: Any) -> tuple[str, ...]:
+    """Return a note where observations lie outside the env's box, as they do where columns were exchanged."""
+    if isinstance(env, Spec):
+        return ()
+    obs, space = np.asarray(data.transitions.obs), env.observation_space
+    low, high = (np.asarray(side, np.float64) for side in (space.low, space.high))
+    slack = 1e-3 * np.where(np.isfinite(high - low), high - low, 1.0)
+    outside = np.maximum(low - slack - obs.min(axis=0), obs.max(axis=0) - high - slack)
+    if not (outside > 0).any():
+        return ()
+    k = int((outside > 0).argmax())
+    others = int(np.count_nonzero(outside > 0)) - 1
+    return (
+        f"observations lie outside the env's box, {obs[:, k].min():.3g} to {obs[:, k].max():.3g} where dimension {k} "
+        f"has {low[k]:.3g} to {high[k]:.3g}"
+        + (f", and in {others} more" if others else "")
+        + ": make sure that the columns have the env's order and units",
+    )
+
+
+def _half_filled(data: Dataset, spec: Spec) -> tuple[str, ...]:
+    """Return a note where actions fill half of their box at most, or reach exactly from -1 to 1 in a wider one."""
+    action = np.asarray(data.transitions.action)
+    least, most = action.min(axis=0), action.max(axis=0)
+    width = np.subtract(spec.high, spec.low)
+    unit = (np.abs(least + 1) < 0.01) & (np.abs(most - 1) < 0.01) & (width > 2.1)
+    if len(action) < 100 or not (((most - least) <= 0.51 * width).all() or unit.any()):
+        return ()
+    k = int(unit.argmax())
+    return (
+        f"actions reach from {least[k]:.3g} to {most[k]:.3g} where dimension {k} of the box has {spec.low[k]:g} to "
+        f"{spec.high[k]:g}: if they were normalised to [-1, 1], scale them back to the env's units",
+    )
+
+
+def _odd_rewards(data: Dataset) -> tuple[str, ...]:
+    """Return a note where every reward is 0, or one is beyond a million (the bound is inferred)."""
+    largest = float(np.max(np.abs(data.transitions.reward)))
+    if largest == 0:
+        return ("every reward is 0: nothing can be learned about what is better",)
+    if largest > 1e6:
+        return (f"rewards are as large as {largest:.3g}, and critics learn badly from such: scale them in a wrapper",)
+    return ()
+
+
+def _known(env: Any) -> tuple[Spec, str | None, int | None]:
+    """Return the spec and, for a registered env, the id and the time limit."""
+    if isinstance(env, Spec):
+        return env, None, None
+    registered = env.spec
+    return (spec_of(env), registered.id, registered.max_episode_steps) if registered else (spec_of(env), None, None)
+
+
+def _box_words(low: Any, high: Any) -> str:
+    if len(set(low)) == len(set(high)) == 1:
+        return f"[{low[0]:g}, {high[0]:g}]"
+    return "x".join(f"[{a:g}, {b:g}]" for a, b in zip(low[:4], high[:4], strict=True)) + ("..." if len(low) > 4 else "")
