@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from segue.cli import main
+from segue.system import disk
 
 ROOT = Path(tempfile.mkdtemp(prefix="segue-tests-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
@@ -126,8 +127,9 @@ def copy(folder):
 
 
 def edit(path, **changes):
-    """Change members of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change members of a JSON file, and sign it again if it was signed, as whoever means harm would."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(disk.signed(value) if "sha256" in value else value))
 
 
 def lines(path):

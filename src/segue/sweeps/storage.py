@@ -328,7 +328,8 @@ def at(where: str | Path) -> Place:
 def finished(place: Place, folders: Sequence[str]) -> set[str]:
     """Return the folders of the trials that have finished, as their status.json says."""
     contents = place.read([f"{folder}/status.json" for folder in folders])
-    done = lambda status: isinstance(status, dict) and status.get("status") == "finished"
+    signed = lambda status: "sha256" not in status or status == disk.signed(status)
+    done = lambda status: isinstance(status, dict) and status.get("status") == "finished" and signed(status)
     return {name.removesuffix("/status.json") for name, content in contents.items() if done(parse(content))}
 
 
