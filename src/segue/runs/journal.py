@@ -42,7 +42,8 @@ class Journal:
         self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
         self.written = {name: file.tell() for name, file in self.files.items()}
         self.digests = {name: _digest(folder / f"{name}.jsonl") for name in self.NAMES}
-        self.recorded = {name: self._seal(name, size) for name, size in self.written.items()}
+        self.recorded = {f"{name}.jsonl": self._seal(name, size) for name, size in self.written.items()}
+        """Size and SHA-256 of each journal by its file's name, waiting lines included."""
         self.waiting: dict[str, bytes] = dict.fromkeys(self.NAMES, b"")
         self.lock = threading.Lock()  # the thread that writes commits calls `sync`
         self.tracker = trackers.Trackers(track, folder)
@@ -61,7 +62,8 @@ class Journal:
                 text = (json.dumps(line) + "\n").encode()
                 self.waiting[name] += text
                 self.digests[name].update(text)
-                self.recorded[name] = self._seal(name, self.recorded[name]["size"] + len(text))
+                size = self.recorded[f"{name}.jsonl"]["size"] + len(text)
+                self.recorded[f"{name}.jsonl"] = self._seal(name, size)
                 with contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` raises
                     self._flush(name)
 
@@ -86,7 +88,7 @@ class Journal:
     def seals(self) -> dict[str, dict[str, Any]]:
         """Return size and SHA-256 of each journal by its file's name, waiting lines included."""
         with self.lock:
-            return {f"{name}.jsonl": seal for name, seal in self.recorded.items()}
+            return dict(self.recorded)
 
     def _seal(self, name: str, size: int) -> dict[str, Any]:
         return {"size": size, "sha256": self.digests[name].hexdigest()}
@@ -105,7 +107,7 @@ class Journal:
             file.close()
         if not any(self.waiting.values()):  # what found no room is under the hashes of the newest commit alone
             with contextlib.suppress(OSError):
-                seals.write(self.folder, self.seals())
+                seals.write(self.folder, self.recorded)
         self.tracker.close()
 
 
