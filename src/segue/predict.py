@@ -121,7 +121,7 @@ def load(path: Any) -> Policy:
     where, size = os.fspath(path), os.path.getsize(path)
     kinds = {".npz": _npz, ".safetensors": _safetensors}
     kind = os.path.splitext(where)[1]
-    if kind not in kinds or size > LARGEST_FILE:
+    if kind not in kinds or size > LARGEST_FILE or not os.path.isfile(path):
         raise ValueError(f"{where} is no exported policy: .npz or .safetensors, of at most {LARGEST_FILE >> 20} MiB.")
     try:
         with open(where, "rb") as file:
@@ -133,6 +133,8 @@ def load(path: Any) -> Policy:
 
 def is_exported(path: Any) -> bool:
     """Return whether a file claims that `segue policy export` wrote it. `load` verifies the claim."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             if os.fspath(path).endswith(".npz"):

@@ -16,6 +16,7 @@ from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError, at_least, at_most
 from segue.runs import trackers
 from segue.runs.checkpoints import split_phases
+from segue.runs.limits import check_phases
 from segue.system import disk, untrusted
 from segue.system.machine import machine, revision, versions
 from segue.tasks import recipes  # noqa: F401 (imports every class that `rebuild` must know)
@@ -75,6 +76,9 @@ def read_unfinished(folder: Path) -> dict[str, Any]:
     names += ["commits", "checkpoints", *trackers.TRACKERS, "mlflow/mlflow.db"]
     inside = [path for name in ("commits", "checkpoints") for path in (folder / name).rglob("*")]
     disk.refuse_links(*(folder / name for name in names), *inside)
+    for path in (folder / name for name in names if name.endswith(".log")):
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file, so it is not of Segue's making: remove it.")
     policy = folder / "policy-0.safetensors"
     instead = f"start a new run with --policy {policy}" if policy.exists() else "start it again in another directory"
     disk.refuse_old(config, folder, f"finish it with that version, or {instead}")
@@ -171,6 +175,21 @@ def rebuild(value: Any) -> Any:
     if cls is None:
         raise SegueError(f"The run has a {value.get('is')!r}, not a class of Segue's: resume from Python, with phases.")
     return cls(**{name: rebuild(inner) for name, inner in value.items() if name != "is"})
+
+
+def phases_of(config: Mapping[str, Any], folder: Path) -> dict[str, AbstractPhase]:
+    """Build the phases of an earlier run from its config.json.
+
+    Raises:
+        DataError: where a class is not Segue's, or a setting cannot be.
+        KeyError, TypeError, ValueError: where config.json is damaged.
+    """
+    try:
+        phases = {name: rebuild(value) for name, value in config["settings"].items()}
+        check_phases(phases, int(config["seeds"]))
+    except SegueError as error:
+        raise DataError(f"{folder / 'config.json'}: {error}") from None
+    return phases
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -36,8 +36,8 @@ from segue.runs.config import (
     check_numbers,
     check_order,
     check_settings,
+    phases_of,
     read_unfinished,
-    rebuild,
     settings_hash,
     task_of,
 )
@@ -156,13 +156,12 @@ def resume(
         if task is None:
             task = task_of(config, folder, env_id)
         if phases is None:
-            phases = {name: rebuild(value) for name, value in config["settings"].items()}
+            phases = phases_of(config, folder)
         else:
             check_settings(phases, config, folder)
         budget = Budget(**config["measuring"])
         safeguards, numbers = Safeguards(**config["safeguards"]), {key: int(config[key]) for key in ("seeds", "seed")}
         check_numbers(safeguards, budget, **numbers)
-        check_phases(phases, numbers["seeds"])
         settings_hash(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):

@@ -46,6 +46,8 @@ class Directory:
 
     def tail(self, name: str) -> bytes:
         """Return the last bytes of a file; empty where there is no such file."""
+        if not (self.path / name).is_file():
+            return b""
         try:
             with (self.path / name).open("rb") as file:
                 file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))

@@ -24,7 +24,7 @@ def content(file: Path, limit: int) -> bytes:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{file} is not a file: was the directory written by Segue?")
+        raise DataError(f"{file} is not a file, but a folder, a pipe or a device: name a file.")
     if status.st_size > limit:
         raise DataError(f"{file} has {status.st_size:,} bytes: it is not of Segue's making.")
     with file.open("rb") as opened:
