@@ -126,9 +126,10 @@ def test_run_of_impossible_names_is_not_exported_by_half(capsys):
 def test_output_without_a_character_is_escaped(encoding, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", stream)
-    main.main(["report", str(finished()), "--out", str(new("r.md"))])
+    main.main(["--version"])
+    print("1 \N{EN DASH} 2")
     stream.flush()
-    assert b"\\u2013" in stream.buffer.getvalue()
+    assert b"1 \\u2013 2" in stream.buffer.getvalue()
 
 
 @pytest.mark.parametrize(
