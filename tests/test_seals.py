@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from helpers import copy, edit, finished, flags, new
+from helpers import copy, edit, finished, new
 
 from segue.cli import main
 from segue.errors import DataError, SegueError
-from segue.report import report
+from segue.report import guard, provenance, report
 from segue.results import read, seals
-from segue.runs import restore, run
+from segue.runs import opening, restore, run
 from segue.runs.evaluate import evaluate
 from segue.system import disk
 
@@ -174,8 +174,6 @@ def test_page_names_the_file_that_its_figure_lacks(name):
 
 
 def test_verdict_that_was_changed_is_refused(tmp_path):
-    from segue.report import guard
-
     disk.write_json(tmp_path / "verdict.json", disk.signed({"format": 1, "sentences": ["Improved: 10 -> 20"]}))
     assert guard.verdicts(tmp_path) == ["Improved: 10 -> 20"]
     path = tmp_path / "verdict.json"
@@ -185,16 +183,15 @@ def test_verdict_that_was_changed_is_refused(tmp_path):
 
 
 def test_settings_of_skipped_phases_are_of_the_run_before():
-    from segue.report import provenance
-
-    folder = new("from")
-    words = flags("opt", finetune__kappa__until=16, offline__steps=7)
-    main.main(["run", *words, "--from", f"{finished()}:offline", "--out", str(folder)])
-    record = read.read(folder)
-    assert provenance.settings(record)["offline.steps"] == "20", "as many as were done, not the 7 of this command"
-    config = {**record.config, "earlier": {}}
-    assert "offline" not in provenance.phases(config)
-    assert "finetune" in provenance.phases(config)
+    """The 20 steps that were done, and not the 7 of the command that began from them."""
+    earlier = opening._earlier_settings(f"{finished()}:pretrain")
+    assert list(earlier) == ["offline", "collect", "pretrain"]
+    own = read.read(finished()).config
+    settings = {**own["settings"], "offline": {**own["settings"]["offline"], "steps": 7}}
+    config = {**own, "settings": settings, "start": "x:pretrain", "phases": ["finetune"], "earlier": earlier}
+    assert provenance.phases(config)["offline"]["steps"] == 20
+    assert list(provenance.phases({**config, "earlier": {}})) == ["finetune"], "what is not known is not shown"
+    assert opening._earlier_settings(f"{new()}:offline") == {}
 
 
 def test_a_link_below_commits_or_checkpoints_is_refused(tmp_path):
