@@ -12,6 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 from segue.cli import main
+from segue.results import seals
+from segue.system import disk
 
 ROOT = Path(tempfile.mkdtemp(prefix="segue-tests-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
@@ -126,8 +128,16 @@ def copy(folder):
 
 
 def edit(path, **changes):
-    """Change members of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change members of a JSON file, and sign it again if it was signed, as whoever means harm would."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(disk.signed(value) if "sha256" in value else value))
+
+
+def rewrite(path, entries):
+    """Replace a journal's lines, and its hash, as whoever means harm would."""
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    recorded = disk.read_json(path.parent / seals.FILE)["journals"]
+    seals.write(path.parent, {**recorded, path.name: disk.seal(path.read_bytes())})
 
 
 def lines(path):

@@ -384,11 +384,8 @@ def test_nothing_is_lost_where_a_loop_ends_inside_a_step(task):
     with tuner(task, folder) as again:
         assert again.env_step == 26
         arm.phase_state(again)
-    assert json.loads((folder / "status.json").read_text()) | {"format": 1} == {
-        "format": 1,
-        "status": "finished",
-        "resume": "statistical",
-    }
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["resume"]) == ("finished", "statistical")
 
 
 def test_it_goes_on_with_the_same_alone(task):

@@ -31,7 +31,7 @@ GUIDES = [
     ROOT / f"docs/{name}.md"
     for name in (
         "command-line", "recipes", "tasks", "will-it-fall", "after-the-switch", "own-loop", "policies", "sweeps",
-        "a-run", "internals",
+        "a-run", "threat-model", "internals",
     )
 ]  # fmt: skip
 """Not run by `make docs-check`: what they show needs files and hours. Their commands are parsed all the same."""
@@ -43,6 +43,13 @@ TEXTS = [
     ROOT / "benchmarks/README.md",
     ROOT / "docs/index.md",
 ]
+
+
+def test_threat_model_names_tests_that_exist():
+    page = (ROOT / "docs/threat-model.md").read_text()
+    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(page.split()) <= 400
+    assert [name for name in re.findall(r"`(test_\w+)`", page) if f"def {name}(" not in code] == []
 
 
 def test_public_names_survive_the_import_of_all_modules():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import copy, edit, finished, lines
+from helpers import copy, edit, finished, lines, rewrite
 
 from segue.cli.main import main
 from segue.errors import DataError
@@ -627,7 +627,7 @@ def test_a_report_makes_no_env_that_a_file_names():
     folder = copy(finished())
     edit(folder / "config.json", env_id="no_such_module:Own-v0")
     assert len(distribution_shift.panels(read.read(folder))) == 3
-    (folder / "metrics.jsonl").write_text('{"env_step": 1, "metrics": {"shift": 3}}\n')
+    rewrite(folder / "metrics.jsonl", [{"env_step": 1, "metrics": {"shift": 3}}])
     with pytest.raises(DataError, match="how its data shifts"):
         distribution_shift.panels(read.read(folder))
 
@@ -647,7 +647,7 @@ def test_numbers_that_cannot_be_drawn_are_one_sentence(name, change, says):
     kept = lines(folder / f"{name}.jsonl")
     last = next(n for n in reversed(range(len(kept))) if "shift" in kept[n].get("metrics", {}) or "values" in kept[n])
     kept[last] |= change
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    rewrite(folder / f"{name}.jsonl", kept)
     with pytest.raises(DataError, match=f"{name}.jsonl, line {last + 1}, .*{says}"):
         distribution_shift.panels(read.read(folder))
     assert says.partition("\\")[0] in made(folder).text
@@ -657,7 +657,7 @@ def test_what_is_not_finite_is_drawn_as_a_gap():
     folder = copy(finished())
     kept = lines(folder / "metrics.jsonl")
     next(each for each in kept if "shift" in each["metrics"])["metrics"]["shift"][0] = None
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    rewrite(folder / "metrics.jsonl", kept)
     assert np.isnan(distribution_shift.divergence(folder)[1]).sum() == 1
     assert len(made(folder).all("img")) == 5
 
@@ -668,9 +668,9 @@ def test_seconds_that_no_run_takes_are_one_sentence(run, seconds):
         read.read(run("a", curve(1), times=[{"seconds": seconds}]))
 
 
-@pytest.mark.parametrize("path", ["x" * 5_000 + ".npz", "x\0.npz", "wide", "forbidden"])
+@pytest.mark.parametrize("path", ["x" * 5_000 + ".npz", "wide", "forbidden"])
 def test_a_dataset_that_is_not_at_hand_is_no_panel(path, tmp_path, monkeypatch):
-    """An overlong name, a name that cannot be, rows of another width, and a folder that one may not look into."""
+    """An overlong name, rows of another width, and a folder that one may not look into."""
     folder = copy(finished())
     entry = json.loads((folder / "config.json").read_text())["dataset"]
     if path == "wide":

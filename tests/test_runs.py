@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import RAGGED, Ragged, copy, dataset, finished, flags, lines, new, run
+from helpers import RAGGED, Ragged, copy, dataset, edit, finished, flags, lines, new, run
 
 from segue.cli.main import main
 from segue.core import Linear, Spec
@@ -62,7 +62,7 @@ def one_sentence(error, *words):
 def test_every_file_is_there_and_parses():
     folder = finished()
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    expected = {"config.json", "status.json", ".lock"}
+    expected = {"config.json", "status.json", "journals.json", ".lock"}
     expected |= {f"{name}.jsonl" for name in ("returns", "metrics", "episodes", "failures", "times", "machine")}
     expected |= {f"{which}-{s}.safetensors" for which in ("policy", "best") for s in (0, 1)}
     kept = ("manifest.json", "pretrained.safetensors", "replay.safetensors")
@@ -70,7 +70,8 @@ def test_every_file_is_there_and_parses():
     assert {name for name in names if not name.startswith(("tensorboard", "commits"))} == expected
     for name in expected:
         if name.endswith(".json"):
-            assert json.loads((folder / name).read_text())["format"] == (1 if name == "status.json" else 2)
+            plain = name in ("status.json", "journals.json")
+            assert json.loads((folder / name).read_text())["format"] == (1 if plain else 2)
     status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["resume"]) == ("finished", "exact")
 
@@ -244,10 +245,9 @@ def test_an_env_that_a_file_wants_imported_is_named_as_text(capsys):
     folder = copy(finished())
     for env_id, flag in {
         RAGGED: f"pass --env-id {RAGGED}.",
-        "a:b\x1b[2J; rm -r /": "--env-id 'a:b[2J; rm -r /'.",
+        "a:b\x1b[2J; rm -r /": "--env-id 'a:b\N{REPLACEMENT CHARACTER}[2J; rm -r /'.",
     }.items():
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"env_id": env_id}))
+        edit(folder / "config.json", env_id=env_id)
         with pytest.raises(SystemExit, match="1"):
             main(["evaluate", str(folder)])
         told = capsys.readouterr().err.strip()

@@ -16,6 +16,13 @@ def at_least(minimum: int, **settings: int) -> None:
             raise SegueError(f"{name} must be at least {minimum}, not {value}.")
 
 
+def at_most(maximum: int, **settings: int) -> None:
+    """Raise SegueError for the first setting, given by name, that is above `maximum`."""
+    for name, value in settings.items():
+        if value > maximum:
+            raise SegueError(f"{name} must be at most {maximum:,}, not {value:,}.")
+
+
 class DataError(SegueError):
     """A file or an array from which Segue does not learn, because it is damaged or inconsistent."""
 

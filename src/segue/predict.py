@@ -136,9 +136,9 @@ def load(path: Any) -> Policy:
 
 def is_exported(path: Any) -> bool:
     """Return whether a file claims that `segue policy export` wrote it. `load` verifies the claim."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
-        if not os.path.isfile(path):  # opening a pipe waits for its other end
-            return False
         with open(path, "rb") as file:
             if os.fspath(path).endswith(".npz"):
                 return f"{NAME}.npy" in zipfile.ZipFile(file).namelist()

@@ -1,12 +1,24 @@
 """Ends a command with one sentence on standard error, and an exit code."""
 
 import contextlib
+import io
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from segue.errors import SegueError
+from segue.system import untrusted
+
+LONGEST = 4_000
+"""The most characters of an error that are printed."""
+
+
+def never_fail_to_print() -> None:
+    """Let characters that the terminal's encoding lacks be printed as escapes, such as \\u2013."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -15,7 +27,7 @@ def in_one_sentence() -> Iterator[None]:
     try:
         yield
     except SegueError as error:
-        print(f"segue: {error}", file=sys.stderr)
+        print(f"segue: {untrusted.shown(error, LONGEST)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as by:
         raise stopped(by) from None
@@ -23,7 +35,8 @@ def in_one_sentence() -> Iterator[None]:
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:
-        print(f"segue: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        why = f"{error.filename or 'a file'}: {error.strerror or error}."
+        print(f"segue: {untrusted.shown(why, LONGEST)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -36,8 +49,6 @@ def stopped(by: KeyboardInterrupt, goes_on: str = "") -> SystemExit:
 @contextlib.contextmanager
 def resumable(folder: str, env_id: str | None) -> Iterator[None]:
     """Print the command that continues the run in `folder`, where the block is stopped after the run has begun."""
-    from segue.system import untrusted
-
     try:
         yield
     except KeyboardInterrupt as by:

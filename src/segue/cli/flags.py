@@ -9,7 +9,7 @@ import equinox as eqx
 import tyro
 
 from segue.errors import SegueError, nearest
-from segue.runs import config, trackers
+from segue.runs import config, limits, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
 from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS, guarded
@@ -72,6 +72,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     if chosen.guard:
         plain = guarded(plain, Gate(score=chosen_task.score))
     options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
+    limits.check_phases(phases, options["seeds"])
     config.check_order(phases, options["from_"])
     options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
     return options, phases, chosen_task

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exits with 0, 1 (something to mend), 2 (wrong flags), 3 (trials of a sweep failed) or 128 + a signal's number.
     """
+    exits.never_fail_to_print()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("segue", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version")

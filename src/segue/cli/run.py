@@ -77,8 +77,8 @@ def _finished_under_a_gate(run: str) -> bool:
     folder = Path(run)
     if (folder / "verdict.json").exists() or not (folder / "status.json").is_file():
         return False
-    finished = disk.read_json(folder / "status.json").get("status") == "finished"
-    return finished and improve_module.is_guarded(disk.read_json(folder / "config.json"))
+    finished = disk.read_signed(folder / "status.json").get("status") == "finished"
+    return finished and improve_module.is_guarded(disk.read_signed(folder / "config.json"))
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -94,11 +94,13 @@ def evaluate_parser() -> argparse.ArgumentParser:
 def evaluate(words: list[str]) -> None:
     """Evaluate the policies that a run keeps, and print a line for each."""
     asked = evaluate_parser().parse_args(words)
-    from segue.errors import at_least
+    from segue.errors import at_least, at_most
     from segue.results import stats
+    from segue.runs import config
     from segue.runs import evaluate as evaluate_module
 
     at_least(1, episodes=asked.episodes)
+    at_most(config.MOST_EPISODES, episodes=asked.episodes)
     at_least(0, seed=asked.seed)
 
     evaluation, score = evaluate_module.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
@@ -114,7 +116,7 @@ def _done(done: Any, env_id: str | None = None) -> None:
     from segue.runs import improve as improve_module
     from segue.system import disk
 
-    if improve_module.is_guarded(disk.read_json(done.folder / "config.json")):
+    if improve_module.is_guarded(disk.read_signed(done.folder / "config.json")):
         show(improve_module.verdicts(done.folder, env_id), str(done.folder))
         return
     print(table([done.evaluations]))

@@ -42,6 +42,7 @@ def stop_at_eof() -> None:
 def run(order: dict[str, Any]) -> int:
     """Run or resume one trial, unless it is done. Returns an exit code."""
     from segue.errors import Busy, SegueError
+    from segue.system import untrusted
 
     claims = Claims()  # released when this function or the process ends
     trial = order["trial"]
@@ -69,7 +70,7 @@ def run(order: dict[str, Any]) -> int:
                 return ended.code if isinstance(ended.code, int) else 1
             return 0
     except (SegueError, OSError) as error:
-        print(f"segue: {error}", file=sys.stderr, flush=True)
+        print(f"segue: {untrusted.shown(error)}", file=sys.stderr, flush=True)
         return LOST if isinstance(error, Busy | OSError) else 1
 
 

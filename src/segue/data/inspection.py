@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from segue.data.dataset import Dataset, blocks
+from segue.system.untrusted import shown
 
 
 def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def render(found: dict[str, Any]) -> str:
     known = action["low"] is not None
     short = ", without each cut episode's last step" if found["dropped"] else ""
     lines = [
-        ("dataset", found["name"] + (f"   (env {found['env_id']})" if found["env_id"] else "")),
+        ("dataset", shown(found["name"]) + (f"   (env {shown(found['env_id'])})" if found["env_id"] else "")),
         ("rows", f"{found['rows']:,}" + (f"   ({found['dropped']:,} dropped)" if found["dropped"] else "")),
         ("episodes", f"{found['episodes']:,}: {by}"),
         ("return", _words(found["returns"]) + short),
@@ -75,7 +76,7 @@ def render(found: dict[str, Any]) -> str:
         ("action box", _ranges(action["low"], action["high"]) if known else "unknown (a run takes the env's)"),
         ("observation", _ranges(found["observation"]["min"], found["observation"]["max"])),
     ]
-    lines += [("note", _under(textwrap.wrap(note, 97))) for note in found["notes"]]
+    lines += [("note", _under(textwrap.wrap(shown(note, 4_000), 97))) for note in found["notes"]]
     return "\n".join(f"{label:<12} {text}" for label, text in lines)
 
 

@@ -62,6 +62,8 @@ def load(
 def _read(path: Path, options: "Options") -> Dataset:
     if path.is_dir():
         return read_minari(path, options)
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder: name the dataset's own file.")
     with path.open("rb") as file:
         magic = file.read(8)
     if magic.startswith(b"PK"):

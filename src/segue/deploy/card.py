@@ -8,10 +8,14 @@ from typing import Any
 from segue import predict
 from segue.deploy.stored_policy import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
 from segue.results import records, stats
-from segue.system import machine
+from segue.system import machine, untrusted
 
 ABOUT = ("env_id", "task", "phase", "env_step", "updates", "return")
 """Metadata of a policy file that are shown."""
+
+
+NO_CLIP = 1e38
+"""A limit of standardised observations from which on nothing is clipped."""
 
 
 def facts(stored: StoredPolicy) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
 def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
     """Return a model card in Markdown: how to use the file `out`, what it holds, its origin and its evaluations."""
     parts = [
-        f"# {out.name}: a policy for {as_word(facts(stored).get('env_id'))}",
+        f"# {untrusted.markdown(out.name)}: a policy for {as_word(facts(stored).get('env_id'))}",
         f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from {stored}.",
         "## How to use it",
         _use(out),
@@ -82,7 +86,9 @@ def network(policy: predict.Policy) -> list[str]:
     about, layers = policy.about, " - ".join(map(str, policy.about["layers"]))
     total = sum(array.size for name, array in policy.arrays.items() if name.startswith(("layer", "norm")))
     norm = f", LayerNorm ({about['layer_norm']:g}) before each" if about["layer_norm"] else ""
-    inputs = f"(obs - mean) / std, clipped to ±{about['obs_clip']:g}" if about["standardised"] else "raw observations"
+    inputs = "(obs - mean) / std" if about["standardised"] else "raw observations"
+    if about["standardised"] and about["obs_clip"] < NO_CLIP:
+        inputs += f", clipped to ±{about['obs_clip']:g}"
     scaled = "tanh, a scale and a shift, " if about.get("rescaled") else ""
     squash = "tanh" if about["output"] == "tanh" else f"a clip to ±{about['limit']:g}"
     return [
@@ -93,7 +99,7 @@ def network(policy: predict.Policy) -> list[str]:
 
 
 def _origin(config: Mapping[str, Any]) -> list[str]:
-    data, versions, settings = (_part(config, key) for key in ("dataset", "versions", "settings"))
+    versions, settings = _part(config, "versions"), _part(config, "settings")
     steps = []
     for name in config["phases"]:
         phase = _part(settings, name)
@@ -101,17 +107,39 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
         lengths = [f"{key} {as_word(phase[key])}" for key in ("steps", "until") if key in phase]
         steps.append(f"  - {as_word(name)}: {', '.join([*classes, *lengths]) or 'not known'}")
     task = as_word(config["task"]) if config.get("task") else "none by name"
+    backbone = f" on backbone {as_word(config['backbone'])}" if _learns(settings, config.get("backbone")) else ""
+    packages = [f"{untrusted.markdown(name)} {untrusted.markdown(version)}" for name, version in versions.items()]
     lines = [
         f"- env {as_word(config['env_id'])}, task {task}",
-        f"- dataset {as_word(data.get('name'))}, {as_word(data.get('rows'))} rows, SHA-256 of what was learned from "
-        f"{as_word(data.get('sha256'))}",
-        f"- {as_word(config['recipe'])} on backbone {as_word(config.get('backbone'))}, {config['seeds']} seeds, "
-        "phases:",
+        *_beginnings(config),
+        f"- {as_word(config['recipe'])}{backbone}, {config['seeds']} seeds, phases:",
         *steps,
-        f"- trained with {', '.join(f'{as_plain(name)} {as_plain(v)}' for name, v in versions.items()) or 'not known'}",
+        f"- trained with {', '.join(packages) or 'not known'}",
         f"- code at revision {as_word(config.get('git'))}; every setting is in the run's config.json",
     ]
     return ["\n".join(lines)]
+
+
+def _beginnings(config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each thing that the run began with: a given policy, an earlier run's checkpoint, a dataset."""
+    data, policy, lines = _part(config, "dataset"), _part(config, "policy"), []
+    if policy:
+        name = Path(str(policy.get("path"))).name
+        lines.append(f"- given policy {as_word(name)}, SHA-256 of the run's copy {as_word(policy.get('sha256'))}")
+    if config.get("start"):
+        lines.append(f"- begun from the checkpoint {as_word(config['start'])}")
+    if data.get("rows") != 0:
+        rows, digest = as_word(data.get("rows")), as_word(data.get("sha256"))
+        lines.append(f"- dataset {as_word(data.get('name'))}, {rows} rows, SHA-256 of what was learned from {digest}")
+    return lines
+
+
+def _learns(settings: Any, backbone: Any) -> bool:
+    """Return whether any part of a run's settings is of the class of a backbone, which not every recipe uses."""
+    if not isinstance(settings, dict):
+        return False
+    same = str(settings.get("is")).lower() == str(backbone).replace("-", "").lower()
+    return same or any(_learns(part, backbone) for part in settings.values())
 
 
 def _part(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -131,7 +159,7 @@ def _unknown(stored: StoredPolicy) -> list[str]:
 def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
-    notes = [f"Note: {as_plain(note)}" for note in record.notes]
+    notes = [f"Note: {untrusted.markdown(note)}" for note in record.notes]
     if not record.evaluations:
         return ["The run was never evaluated: `segue evaluate` measures its policies.", *notes]
     summary, evaluation = records.summarise(record), stored.evaluation

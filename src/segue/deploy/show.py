@@ -10,6 +10,7 @@ from segue import predict
 from segue.deploy.card import ABOUT, network
 from segue.deploy.stored_policy import as_plain, find_policy
 from segue.policies import importers, policy_file
+from segue.system import untrusted
 
 
 def show(path: str | Path) -> str:
@@ -68,7 +69,7 @@ def _statistics(known: bool | str) -> str:
 
 
 def _lines(first: str, *more: str) -> str:
-    return "\n".join([first, *(f"  {line}" for line in more)])
+    return "\n".join([untrusted.shown(first), *(f"  {untrusted.shown(line, 10_000)}" for line in more)])
 
 
 def _box(policy: predict.Policy) -> list[str]:

@@ -59,7 +59,8 @@ class StoredPolicy:
 
     def __str__(self) -> str:
         place = f"phase {as_word(self.metadata.get('phase'))}, env step {as_word(self.metadata.get('env_step'))}"
-        return f"{self.path} ({place}, {'return not known' if self.score is None else f'return {self.score:,.1f}'})"
+        returned = "return not known" if self.score is None else f"return {self.score:,.1f}"
+        return f"{untrusted.markdown(self.path)} ({place}, {returned})"
 
 
 def find_policy(path: str | Path, which: str | None = None, seed: int | None = None) -> StoredPolicy:
@@ -110,4 +111,4 @@ def as_word(value: Any) -> str:
     if value is None:
         return "not known"
     value = as_plain(value)
-    return f"`{value.replace('`', chr(39))}`" if isinstance(value, str) else f"{value:,}"
+    return f"`{untrusted.markdown(value).replace('`', chr(39))}`" if isinstance(value, str) else f"{value:,}"

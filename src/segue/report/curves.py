@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from segue.errors import SegueError
-from segue.report.tables import by_task, comparable, failures, labels, method_name, plain, source, steps_label
+from segue.report.tables import by_task, comparable, failures, labels, method_name, source, steps_label
 from segue.results.records import RunRecord, offline_curve, online_curve, phase_ends
 from segue.results.stats import half_width
+from segue.system.untrusted import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ MAX_FAINT = 40
 
 
 class NoPicture(SegueError):
-    """Raised where matplotlib, an optional dependency, is not installed."""
+    """Raised where matplotlib, an optional dependency, is not installed, or a file that a picture needs is damaged."""
 
 
 class LineStyle(NamedTuple):

@@ -6,6 +6,7 @@ principal components. The third shows each critic's value at the first steps of 
 that followed (after OPT, arXiv 2507.08387, Figure 6).
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from segue.errors import DataError, SegueError
-from segue.report.curves import canvas, frame, save
-from segue.report.tables import plain
+from segue.report.curves import NoPicture, canvas, frame, save
 from segue.results.read import HIGHEST, is_count, lines
 from segue.results.records import RunRecord
 from segue.system import disk
+from segue.system.untrusted import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from segue.core import Spec
 
 
 PLANE_ROWS = 2_000
@@ -88,25 +91,30 @@ def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
         Offline rows [rows, 2]; online rows [rows, 2] in the order in which they were recorded; and the share of
         variance that the two components explain. None if the dataset or the replay buffer is not at hand, or does not
         belong to the run.
+
+    Raises:
+        DataError: if a file of the run is damaged.
     """
+    from segue.policies import policy_file
+
+    folder, policy = record.path / "checkpoints" / record.config["phases"][-1], record.path / "policy-0.safetensors"
+    if not folder.is_dir() or not os.path.lexists(policy):
+        return None
+    files, _ = disk.read_checked(folder)
+    online = disk.arrays(files["replay.safetensors"], str(folder))
+    _, spec = policy_file.load(policy)  # it knows the action's box, so no env that a file names is made
     try:
-        return _plane(record)
+        return _projected(record.config["dataset"], online, spec)
     except (SegueError, OSError, KeyError, TypeError, ValueError, IndexError):
         return None
 
 
-def _plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
+def _projected(
+    dataset: Mapping[str, Any], online: Mapping[str, np.ndarray], spec: "Spec"
+) -> tuple[np.ndarray, np.ndarray, float] | None:
     from segue.data.loading import load
-    from segue.policies import policy_file
 
-    folder = record.path / "checkpoints" / record.config["phases"][-1]
-    files, _ = disk.read_checked(folder)
-    online = disk.arrays(files["replay.safetensors"], str(folder))
-    dataset = record.config["dataset"]
     data = load(dataset["path"], clip_actions=bool(dataset.get("clip_actions")))
-    _, spec = policy_file.load(
-        record.path / "policy-0"
-    )  # the policy file knows the action's box, so no env that a file names is made
     rng, t = np.random.default_rng(0), data.transitions
     sample = lambda n: np.sort(rng.choice(n, min(PLANE_ROWS, n), replace=False))
     off, on = sample(len(data)), sample(online["obs"].shape[1])
@@ -141,27 +149,41 @@ def panels(record: RunRecord) -> dict[str, Panel]:
     try:
         steps, shares = divergence(record.path)
         when, errors = values(record.path)
-        points = plane(record)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{record.path} does not say how its data shifts ({error!r}): was it edited?") from None
     drawn: dict[str, Panel] = {}
     if len(steps):
         title = "told apart by a learned ratio (0 not, 1 wholly)"
         drawn[title] = Panel(lambda axis: _shares(axis, steps, shares), steps, {"": shares})
+    try:
+        points = plane(record)
+    except SegueError as error:
+        drawn["(s, a) in two main components"] = Panel(_missing(str(error)))
+        points = None
     if points is not None:
         title = f"(s, a) in two main components ({100 * points[2]:.0f} % of variance)"
-        drawn[title] = Panel(lambda axis: _scatter(axis, *points[:2]))
+        offline, online = points[:2]
+        drawn[title] = Panel(lambda axis: _scatter(axis, offline, online))
     if errors:
         named = {f"Q_{name}": rows for name, rows in errors.items()}
         drawn["critic minus return, at first steps"] = Panel(lambda axis: _errors(axis, when, named), when, named)
     return drawn
 
 
+def _missing(why: str) -> "Callable[[Axes], None]":
+    """Return what stands for the picture of a damaged file: a function that raises `NoPicture` with the reason."""
+
+    def paint(axis: "Axes") -> None:
+        raise NoPicture(why)
+
+    return paint
+
+
 def draw(record: RunRecord, path: Path) -> Path | None:
     """Draw the panels of a run and return the file's path; None if the run has no panel yet.
 
     Raises:
-        NoPicture: if matplotlib is not installed.
+        NoPicture: if matplotlib is not installed, or a file that a panel needs is damaged.
         SegueError: if a journal is damaged, or the file cannot be written.
     """
     if not (shown := panels(record)):

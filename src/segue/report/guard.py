@@ -46,7 +46,7 @@ def verdicts(path: Path) -> list[str]:
     file = path / "verdict.json"
     if not file.exists():
         return []
-    found = disk.read_json(file).get("sentences")
+    found = disk.read_signed(file).get("sentences")
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise DataError(f"{file} has no usable sentences: it is damaged.")
     return [untrusted.shown(each) for each in found]

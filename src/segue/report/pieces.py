@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from segue.report.curves import LineStyle, NoPicture
-from segue.report.tables import Cell, Table, plain
+from segue.report.tables import Cell, Table
+from segue.system.untrusted import plain
 
 
 def escape(text: object) -> str:

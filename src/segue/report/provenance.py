@@ -30,6 +30,17 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from flat(inner, f"{name}.{key}" if name else key)
 
 
+def phases(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of each phase that a run went through.
+
+    Those before the checkpoint of `--from` are of the run that it began from; where that is not known they are absent.
+    """
+    own, earlier = config.get("settings") or {}, config.get("earlier") or {}
+    if config.get("start") is None:
+        return own
+    return earlier | {name: phase for name, phase in own.items() if name in config["phases"]}
+
+
 def settings(record: RunRecord) -> dict[str, str]:
     """Return all settings that determine what a run computes, except its seeds."""
     config = record.config
@@ -44,7 +55,7 @@ def settings(record: RunRecord) -> dict[str, str]:
         "safeguards": config.get("safeguards") or {},
     }
     chosen |= {"from": start.rpartition(":")[2] if isinstance(start, str) else None}
-    chosen |= {"measuring": config.get("measuring") or {}, **(config.get("settings") or {})}
+    chosen |= {"measuring": config.get("measuring") or {}, **phases(config)}
     return dict(flat(chosen))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from segue.results.records import AREAS, PLACES, SCORE_50, RunRecord, online_curve
 from segue.results.stats import Estimate
+from segue.system import untrusted
 
 MAX_COLUMNS = 8
 """The most columns of numbers that fit on paper. More columns continue in another table."""
@@ -50,11 +50,6 @@ def cell(estimate: Estimate | None, spec: str = ".1f", more: str = "") -> Cell |
     return Cell(f"{estimate.mean:{spec}}", spread, more)
 
 
-def plain(text: object) -> str:
-    """Return text from a file with its control characters replaced, which a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-
-
 def published(task: str) -> dict[str, float]:
     """Return the published normalised scores of a task, by method; empty if none are known."""
     return _published()["scores"].get(task, {})
@@ -79,13 +74,23 @@ def table(records: Sequence[RunRecord], skipped: Sequence[str] = ()) -> str:
     parts = []
     for group in by_task(records):
         first, *rest = task_tables(group)
-        parts += [f"## {line(first.caption)}", markdown(first), f"Ours: {line(provenance(group))}."]
+        parts += [
+            f"## {untrusted.markdown(first.caption)}",
+            markdown(first),
+            f"Ours: {untrusted.markdown(provenance(group))}.",
+        ]
         for more in rest:
-            parts += [f"### {more.caption}", markdown(more)]
+            parts += [f"### {untrusted.markdown(more.caption)}", markdown(more)]
     return "\n\n".join(
         [
             *parts,
-            "\n".join([*small_print(records), *(f"Note: {line(note)}" for note in notes(records)), *left_out(skipped)]),
+            "\n".join(
+                [
+                    *small_print(records),
+                    *(f"Note: {untrusted.markdown(note)}" for note in notes(records)),
+                    *left_out(skipped),
+                ]
+            ),
         ]
     )
 
@@ -151,6 +156,11 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
         phase, phases = record.evaluations[-1].phase, record.config["phases"]
         if phases and phase != phases[-1]:
             sentences.append(f"{record.path} was last evaluated in phase `{phase}`, before `{phases[-1]}`.")
+    if unsealed := sum(not run.sealed for record in records for run in record.parts):
+        sentences.append(
+            f"{unsealed:,} of {sum(len(record.parts) for record in records):,} runs were written by an earlier "
+            "version, without checksums of config.json and the journals: a digit that has changed since is not noticed."
+        )
     return sentences
 
 
@@ -287,7 +297,7 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
 
 def left_out(skipped: Sequence[str]) -> list[str]:
     """Return a line for each reason why a run was left out."""
-    return [f"Left out: {line(why)}" for why in skipped]
+    return [f"Left out: {untrusted.markdown(why)}" for why in skipped]
 
 
 def brief(records: Sequence[RunRecord], skipped: Sequence[str] = ()) -> str:
@@ -314,7 +324,7 @@ def method_name(method: str) -> str:
 def markdown(table: Table) -> str:
     """Return a table in Markdown, padded: names on the left, numbers on the right, a dash for None."""
     rows = [table.head, *table.rows, *table.landmarks]
-    cells = [["–" if each is None else line(each) for each in row] for row in rows]
+    cells = [["–" if each is None else untrusted.markdown(each) for each in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def padded(row: Iterable[str]) -> str:
@@ -324,11 +334,6 @@ def markdown(table: Table) -> str:
 
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
     return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
-
-
-def line(text: object) -> str:
-    """Return text as one line of Markdown that can neither end a cell nor begin a tag."""
-    return re.sub(r"([|<])", r"\\\1", plain(text).replace("\n", " "))
 
 
 def provenance(group: Sequence[RunRecord]) -> str:

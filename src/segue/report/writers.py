@@ -11,17 +11,17 @@ from segue.report.tables import (
     Table,
     by_task,
     labels,
-    line,
     markdown,
     matrix,
     of_task,
-    plain,
     small_print,
     table,
     task_tables,
 )
 from segue.results.records import SCORE_50, RunRecord
 from segue.results.stats import Estimate
+from segue.system import untrusted
+from segue.system.untrusted import plain
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     **{c: f"{{{c}}}" for c in "[]*"},  # at the beginning of a row, LaTeX would read them as arguments of the \\ before
@@ -50,7 +50,7 @@ def overview(records: Sequence[RunRecord]) -> list[Table]:
 
 def markdown_file(records: Sequence[RunRecord], skipped: Sequence[str]) -> str:
     """Return all tables, the small print, and why runs were left out (`skipped`), as Markdown."""
-    parts = [part for each in overview(records) for part in (f"## {line(each.caption)}", markdown(each))]
+    parts = [part for each in overview(records) for part in (f"## {untrusted.markdown(each.caption)}", markdown(each))]
     return "\n\n".join([*parts, table(records, skipped)]) + "\n"
 
 

@@ -67,7 +67,7 @@ def _trials(folder: Path) -> list[RunFolder]:
         if not all(isinstance(text, str) and text for text in texts):
             raise DataError(f"{file}: trial {number} (counted from 0) needs texts in `folder`, `task` and `arm`.")
         place, task, arm = map(str, texts)
-        if Path(place).is_absolute() or ".." in Path(place).parts:
+        if Path(place).is_absolute() or ".." in Path(place).parts:  # `disk.read_json` has refused what is no name
             raise DataError(f"{file}: trial {number} (counted from 0) lies outside the sweep: {place!r}.")
         runs.append(RunFolder(folder / place, (task, arm), folder.resolve()))
     return runs

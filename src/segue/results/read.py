@@ -1,6 +1,7 @@
 """Read a run's directory into a `RunRecord`. The files are not trusted: every number is checked."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -8,15 +9,20 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from segue.errors import DataError, SegueError
+from segue.results import seals
 from segue.results.records import FORMATS, EvaluationRecord, Pace, RunRecord
-from segue.system import untrusted
+from segue.system import disk, untrusted
 
 LARGEST = 4 << 30
 """The largest log that is read, in bytes: twenty million episodes or more."""
 
 
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy", "earlier")
 """The entries of config.json that are objects, if they are there."""
+
+
+STATUSES = ("running", "finished", "failed", "interrupted")
+"""What status.json may say of a run."""
 
 
 HIGHEST = 1e100
@@ -66,8 +72,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         for _, line in failures
         if not line.get("halted")
     ]
-    status, why = _status(path)
-    unfinished = [] if status == "finished" else [f"{path} is {status}{why}, not finished."]
+    status, unfinished = _status(path, "sha256" in config)
     episodes, episodes_notes = lines(path / "episodes.jsonl")
     record = RunRecord(
         path,
@@ -79,6 +84,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         status,
         _paces(times),
         episodes=_episodes(episodes, config["seeds"]),
+        sealed="sha256" in config,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         if evaluations and not (np.abs(record.scores) < HIGHEST).all():
@@ -108,21 +114,30 @@ def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
     )
 
 
-def _status(path: Path) -> tuple[str, str]:
-    """Return the status in status.json and, in brackets, the reason, if there is one; without the file: finished."""
+def _status(path: Path, sealed: bool) -> tuple[str, list[str]]:
+    """Return the status in status.json, and a note unless it is `finished`; `damaged` where it cannot be read.
+
+    A run of an earlier version, which did not seal its files, may have no status.json, and counts as finished.
+    """
+    file = path / "status.json"
     try:
-        status = untrusted.parse(untrusted.content(path / "status.json", LARGEST))
-        name, why = str(status["status"]), status.get("why")
-    except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return "finished", ""
-    return name, f" ({why})" if why else ""
+        status = disk.read_signed(file)
+    except SegueError as error:
+        if not sealed and not os.path.lexists(file):
+            return "finished", []
+        return "damaged", [f"{error} Whether the run has finished is not known."]
+    name, why = status.get("status"), status.get("why")
+    if name not in STATUSES:
+        return "damaged", [f"{file} says of the run that it is {name!r}: it is damaged."]
+    reason = f" ({why})" if why else ""
+    return name, [] if name == "finished" else [f"{path} is {name}{reason}, not finished."]
 
 
 def _config(path: Path) -> dict[str, Any]:
     """Read and check config.json. Raises SegueError where the directory is not a run, DataError for damage."""
     file = path / "config.json"
     try:
-        config = untrusted.parse(untrusted.content(file, LARGEST))
+        config = untrusted.parse(untrusted.content(file, LARGEST), finite=True)
     except OSError as error:
         raise SegueError(f"{path} is not a run: it has no readable config.json.") from error
     except (ValueError, RecursionError) as error:
@@ -132,6 +147,7 @@ def _config(path: Path) -> dict[str, Any]:
     if config["format"] not in FORMATS:
         known = " and ".join(map(str, FORMATS))
         raise SegueError(f"{file} has format {config['format']!r}, and this version of Segue reads {known}.")
+    disk.check_signature(config, file)
     if "care" in config:  # as version 0.1 called it
         config["safeguards"] = config.pop("care")
     phases, score = config.get("phases"), config.get("score")
@@ -169,11 +185,14 @@ def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
         DataError: where the file cannot be read or is damaged.
     """
     try:
-        *whole, last = untrusted.content(file, LARGEST).split(b"\n")  # `last` is empty in a finished log
+        content = untrusted.content(file, LARGEST)
     except FileNotFoundError:
+        seals.check(file, None)
         return [], []
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error}).") from error
+    seals.check(file, content)
+    *whole, last = content.split(b"\n")  # `last` is empty in a finished log
     if not last.strip():
         try:  # all at once is several times faster; what is wrong is then found line by line
             together = untrusted.parse(b"[" + b",".join(whole) + b"]")

@@ -69,6 +69,8 @@ class RunRecord:
     """The runs that were merged; empty where this is one run."""
     episodes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     """For each seed the env steps at which training episodes ended, and their raw returns."""
+    sealed: bool = False
+    """Whether config.json and the journals have checksums, which an earlier version did not write."""
 
     @property
     def task(self) -> str:

@@ -46,6 +46,7 @@ from segue.runs.all_hooks import make_hooks
 from segue.runs.config import Safeguards, check_order, check_settings, read_unfinished
 from segue.runs.console import Console
 from segue.runs.job import Job
+from segue.runs.limits import check_phases
 from segue.runs.opening import Opening, new_run, reopened_run
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER
@@ -172,6 +173,7 @@ class Agent:
 
     def _opening_new(self) -> Opening:
         """Make the directory of a new run, and return how to open it."""
+        check_phases(self.job.phases, self.job.seeds)
         check_order(self.job.phases)
         disk.new_folder(self.folder)
         return functools.partial(new_run, about={"recipe": "tuner", "spec": self.spec._asdict()})

@@ -44,8 +44,8 @@ class Snapshot(NamedTuple):
     phase_state: PhaseState
     ticked: bool
     """Whether the snapshot belongs to a tick; False: to the start of the phase."""
-    sizes: dict[str, int]
-    """Bytes of each journal."""
+    journals: dict[str, dict[str, Any]]
+    """Size and SHA-256 of each journal, by its file's name."""
     hooks: dict[str, Any]
     """The states of the hooks, by name."""
 
@@ -58,7 +58,7 @@ class Commit(NullHook):
 
     Args:
         folder: the run's directory.
-        journal: the run's journals; a commit stores their sizes.
+        journal: the run's journals; a commit stores their sizes and hashes.
         hooks: the hooks whose states are committed too, by name.
         stop: the request to stop; the run is then committed and ends.
         every: updates, or env steps where a phase acts, from one commit to the next.
@@ -140,7 +140,7 @@ class Commit(NullHook):
 
     def _take_snapshot(self, name: str, phase_state: PhaseState, ticked: bool) -> None:
         hooks = {key: hook.state() for key, hook in self.hooks.items()}
-        self.snapshot = Snapshot(name, phase_state, ticked, self.journal.sizes(), hooks)
+        self.snapshot = Snapshot(name, phase_state, ticked, self.journal.seals(), hooks)
         self.seen = (name, phase_state.update, phase_state.env_step)
 
     def broken(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
@@ -192,7 +192,7 @@ class Commit(NullHook):
             "trials": [json_of(trial) for trial in phase_state.trials],
             "halted": [seed for seed, halted in enumerate(phase_state.run.halted) if halted],
             "rows": [first, written],
-            "logs": {f"{name}.jsonl": {"size": size} for name, size in snapshot.sizes.items()},
+            "logs": snapshot.journals,
             "hooks": snapshot.hooks,
             "episodes": episodes,
             "resume": "exact" if self.exact else "statistical",

@@ -13,9 +13,10 @@ import jax
 
 from segue.data.dataset import Dataset
 from segue.envs.reward import Reward
-from segue.errors import DataError, SegueError, at_least
+from segue.errors import DataError, SegueError, at_least, at_most
 from segue.runs import trackers
 from segue.runs.checkpoints import split_phases
+from segue.runs.limits import check_phases
 from segue.system import disk, untrusted
 from segue.system.machine import machine, revision, versions
 from segue.tasks import recipes  # noqa: F401 (imports every class that `rebuild` must know)
@@ -42,12 +43,19 @@ def check_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -
             before, until = name, phase.until
 
 
+MOST_EPISODES = 100_000
+"""The most episodes of an evaluation: each has an env of its own."""
+
+
 def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: int) -> None:
     """Raise SegueError for a number that is out of range, TypeError for a value that is no number."""
     at_least(1, seeds=seeds, log_every=safeguards.log_every, commit_every=safeguards.commit_every)
     at_least(1, rows=budget.rows, episodes=budget.episodes)
     at_least(1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
     at_least(0, seed=seed, env_restarts=safeguards.env_restarts, evaluate_early=budget.evaluate_early)
+    at_most(2**31 - 1, log_every=safeguards.log_every, commit_every=safeguards.commit_every, rows=budget.rows)
+    at_most(2**31 - 1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
+    at_most(MOST_EPISODES, episodes=budget.episodes)
     if seed + seeds > 2**31:
         raise SegueError(f"Seeds are numbered below 2^31, and {seed:,} is not.")
     if not safeguards.env_limit > 0:
@@ -61,13 +69,16 @@ def read_unfinished(folder: Path) -> dict[str, Any]:
         SegueError: where the run has finished, or an older version of Segue began it.
         DataError: where a symbolic link leads out of the directory.
     """
-    config = disk.read_json(folder / "config.json")
-    if disk.read_json(folder / "status.json").get("status") == "finished":
+    config = disk.read_signed(folder / "config.json")
+    if disk.read_signed(folder / "status.json").get("status") == "finished":
         raise SegueError(f"{folder} is finished: nothing is left to do.")
-    logs = (f"{name}.log" for name in trackers.TRACKERS)
-    for name in ("commits", "checkpoints", *trackers.TRACKERS, *logs, "mlflow/mlflow.db"):
-        if (folder / name).is_symlink():
-            raise DataError(f"{folder / name} leads elsewhere: it is not of Segue's making.")
+    names = [f"{name}.log" for name in trackers.TRACKERS]
+    names += ["commits", "checkpoints", *trackers.TRACKERS, "mlflow/mlflow.db"]
+    inside = [path for name in ("commits", "checkpoints") for path in (folder / name).rglob("*")]
+    disk.refuse_links(*(folder / name for name in names), *inside)
+    for path in (folder / name for name in names if name.endswith(".log")):
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file, so it is not of Segue's making: remove it.")
     policy = folder / "policy-0.safetensors"
     instead = f"start a new run with --policy {policy}" if policy.exists() else "start it again in another directory"
     disk.refuse_old(config, folder, f"finish it with that version, or {instead}")
@@ -121,6 +132,8 @@ def plain_env(metadata: Mapping[str, Any], where: Path) -> str:
 def settings_hash(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the settings that decide the result: the seal that every commit stores."""
     keys = ("settings", "safeguards", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
+    if "sha256" in config:  # an earlier version signed no config.json, and its commits do not know the score
+        keys = (*keys, "score")
     decisive = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
     if config.get("policy"):
         decisive["policy"] = config["policy"].get("sha256")
@@ -164,6 +177,21 @@ def rebuild(value: Any) -> Any:
     return cls(**{name: rebuild(inner) for name, inner in value.items() if name != "is"})
 
 
+def phases_of(config: Mapping[str, Any], folder: Path) -> dict[str, AbstractPhase]:
+    """Build the phases of an earlier run from its config.json.
+
+    Raises:
+        DataError: where a class is not Segue's, or a setting cannot be.
+        KeyError, TypeError, ValueError: where config.json is damaged.
+    """
+    try:
+        phases = {name: rebuild(value) for name, value in config["settings"].items()}
+        check_phases(phases, int(config["seeds"]))
+    except SegueError as error:
+        raise DataError(f"{folder / 'config.json'}: {error}") from None
+    return phases
+
+
 def _subclasses(cls: type) -> Iterator[type]:
     """Yield the subclasses of a class, at any depth."""
     for subclass in cls.__subclasses__():
@@ -200,11 +228,11 @@ def describe(
         "task": task.name,
         "env_id": task.env_id,
         "dataset": {
-            "name": data.name,
+            "name": untrusted.shown(data.name),
             "path": str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path,
             "rows": len(data),
             "clip_actions": task.clip_actions,
-            "notes": list(data.notes),
+            "notes": list(map(untrusted.shown, data.notes)),
         },
         "backbone": task.backbone,
         "reward": task.reward._asdict(),

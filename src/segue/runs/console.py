@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from segue.runs.hooks import NullHook
+from segue.system import untrusted
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
@@ -70,7 +71,7 @@ class Console(NullHook):
     def note(self, text: str) -> None:
         """Print a line that the user should read, on a terminal or not."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(untrusted.shown(text, 4_000), file=sys.stderr, flush=True)
 
     @contextmanager
     def counting(self, what: str, total: int, unit: str = "rows") -> Iterator[Callable[[int, int], None]]:

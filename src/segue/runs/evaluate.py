@@ -14,11 +14,12 @@ from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluation, EvaluationFailed, Evaluator
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
+from segue.results import read
 from segue.runs.checkpoints import checkpoint_names
 from segue.runs.config import plain_env
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
-from segue.system import disk
+from segue.system import disk, untrusted
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
@@ -44,7 +45,7 @@ def evaluate(
             fit the env.
     """
     folder = Path(folder)
-    config = disk.read_json(folder / "config.json")
+    config = read.read(folder, evaluated=False).config
     env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
     names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
     if not names and (ended := checkpoint_names(f"{folder}:")):
@@ -135,7 +136,7 @@ class Evaluate(NullHook):
             discount = discount_of(phase_state)
             evaluation = self.evaluator(actor.net, 1.0 if discount is None else discount)
         except EvaluationFailed as error:  # training continues without the evaluation
-            print(f"segue: {error} The evaluation is left out.", file=sys.stderr, flush=True)
+            print(f"segue: {untrusted.shown(error)} The evaluation is left out.", file=sys.stderr, flush=True)
             return
         more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, evaluation)}
         self.result = {"returns": evaluation.returns.tolist(), "lengths": evaluation.lengths.tolist()}

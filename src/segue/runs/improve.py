@@ -202,7 +202,7 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
         DataError: where a file is damaged.
     """
     folder = Path(folder)
-    config = disk.read_json(folder / "config.json")
+    config = disk.read_signed(folder / "config.json")
     make = Task(plain_env(config, folder / "config.json") if env_id is None else env_id).make
     spec, last = read_spec(make), _last_trials(folder, int(config["seeds"]))
     found = []
@@ -220,7 +220,7 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
             )
         )  # fmt: skip
     content = {"verdicts": [dataclasses.asdict(each) for each in found], "sentences": list(map(str, found))}
-    disk.write_json(folder / "verdict.json", {"format": disk.FORMAT, **content})
+    disk.write_json(folder / "verdict.json", disk.signed({"format": disk.FORMAT, **content}))
     return found
 
 

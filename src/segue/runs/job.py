@@ -49,7 +49,7 @@ class Job:
 
     def status(self, word: str, **more: Any) -> None:
         """Write status.json: the status `word`, and more entries."""
-        disk.write_json(self.folder / "status.json", {"format": disk.FORMAT, "status": word, **more})
+        disk.write_json(self.folder / "status.json", disk.signed({"format": disk.FORMAT, "status": word, **more}))
 
     def remove_if_new(self) -> None:
         """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""

@@ -1,6 +1,7 @@
 """Write a run's journals: files with one JSON object a line, mirrored to trackers."""
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segue.results import seals
 from segue.runs import trackers
 from segue.training.state import PhaseState
 
@@ -28,6 +30,9 @@ class Journal:
 
     A journal holds only what the run computed, so that the same run writes the same bytes. Exceptions are times.jsonl,
     with the time of every line, and machine.jsonl, with the speed and the load of the machine.
+
+    Size and SHA-256 of each journal go with every line. A commit stores them, and `close` writes them to journals.json,
+    so that a digit that changes later is found.
     """
 
     NAMES = ("returns", "metrics", "episodes", "failures", "times", "machine")
@@ -36,6 +41,9 @@ class Journal:
         self.folder, self.opened_at = folder, time.monotonic()
         self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
         self.written = {name: file.tell() for name, file in self.files.items()}
+        self.digests = {name: _digest(folder / f"{name}.jsonl") for name in self.NAMES}
+        self.recorded = {f"{name}.jsonl": self._seal(name, size) for name, size in self.written.items()}
+        """Size and SHA-256 of each journal by its file's name, waiting lines included."""
         self.waiting: dict[str, bytes] = dict.fromkeys(self.NAMES, b"")
         self.lock = threading.Lock()  # the thread that writes commits calls `sync`
         self.tracker = trackers.Trackers(track, folder)
@@ -51,7 +59,11 @@ class Journal:
         seconds = round(time.monotonic() - self.opened_at, 3)
         with self.lock:  # a commit's sizes have both lines or none
             for name, line in ((file, {**place, **entry}), ("times", {**place, "file": file, "seconds": seconds})):
-                self.waiting[name] += (json.dumps(line) + "\n").encode()
+                text = (json.dumps(line) + "\n").encode()
+                self.waiting[name] += text
+                self.digests[name].update(text)
+                size = self.recorded[f"{name}.jsonl"]["size"] + len(text)
+                self.recorded[f"{name}.jsonl"] = self._seal(name, size)
                 with contextlib.suppress(OSError):  # a full disk: the lines wait, and `sync` raises
                     self._flush(name)
 
@@ -73,10 +85,13 @@ class Journal:
         for seed, value in enumerate(values):
             self.tracker.add(f"{tag}/seed{seed}", float(value), step)
 
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of each journal, waiting lines included."""
+    def seals(self) -> dict[str, dict[str, Any]]:
+        """Return size and SHA-256 of each journal by its file's name, waiting lines included."""
         with self.lock:
-            return {name: size + len(self.waiting[name]) for name, size in self.written.items()}
+            return dict(self.recorded)
+
+    def _seal(self, name: str, size: int) -> dict[str, Any]:
+        return {"size": size, "sha256": self.digests[name].hexdigest()}
 
     def sync(self) -> None:
         """Make every line durable. Raises OSError where a line finds no room on the disk."""
@@ -90,4 +105,13 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._flush(name)
             file.close()
+        if not any(self.waiting.values()):  # what found no room is under the hashes of the newest commit alone
+            with contextlib.suppress(OSError):
+                seals.write(self.folder, self.recorded)
         self.tracker.close()
+
+
+def _digest(path: Path) -> Any:
+    """Return the running SHA-256 of a file, to which later lines are added."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")

@@ -72,7 +72,9 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest
     config |= {"phases": list(phases), "safeguards": job.safeguards._asdict(), "policy": policy_entry}
+    config |= {} if job.since is None else {"earlier": _earlier_settings(job.since)}
     config |= {"track": job.track, "id": uuid.uuid4().hex}
+    config = disk.signed(config)
     disk.write_json(job.folder / "config.json", config)
     seal, journal = settings_hash(json.loads(json.dumps(config))), Journal(job.folder, job.track)
     return OpenRun(spec, phases, state, reward, seal, journal, restore.FromStart(state, phases))
@@ -150,6 +152,19 @@ def _prepare(
 def _phases_left(job: Job) -> Mapping[str, AbstractPhase]:
     """Return the phases after the checkpoint of `--from`; without one, all."""
     return job.phases if job.since is None else checkpoints.split_phases(job.phases, job.since)[1]
+
+
+def _earlier_settings(since: str) -> dict[str, Any]:
+    """Return the settings of each phase up to the checkpoint RUN:PHASE, from the run that went through it; {} where
+    its config.json is not beside the checkpoint."""
+    folder, _, last = since.rpartition(":")
+    try:
+        config = disk.read_signed(Path(folder) / "config.json")
+        settings, names = config["settings"], list(config["phases"])
+        own = {name: settings[name] for name in names[: names.index(last) + 1]}
+        return {**config.get("earlier", {}), **own}
+    except (SegueError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _first_state(job: Job, state: RunState) -> RunState:

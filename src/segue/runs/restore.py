@@ -18,6 +18,7 @@ from segue.core import Transition
 from segue.envs.lockstep import EnvHolder
 from segue.errors import DataError, SegueError
 from segue.replay.ring import Ring
+from segue.results import seals
 from segue.runs.hooks import NullHook
 from segue.runs.journal import Journal
 from segue.system import disk
@@ -209,34 +210,51 @@ def _envs_state(commit: LoadedCommit, folder: Path, envs: EnvHolder) -> tuple[di
     return state, episodes
 
 
-def truncate_journals(folder: Path, sizes: Mapping[str, Any]) -> None:
+def truncate_journals(folder: Path, recorded: Mapping[str, Any]) -> None:
     """Truncate the journals to their sizes at a commit: the resumed run writes the lines after it again.
+
+    All journals are checked before any is touched.
 
     Args:
         folder: the run's directory.
-        sizes: the commit's `logs`: {"size": bytes} by file name. A journal that is not named there began after the
-            commit. One that should be empty may be missing.
+        recorded: the commit's `logs`: {"size": bytes, "sha256": of these bytes} by file name; an earlier version
+            stored no hash. A journal that is not named there began after the commit. One that should be empty may be
+            missing.
 
     Raises:
-        DataError: where a journal is missing or too short, or `sizes` is damaged.
+        DataError: where a journal is missing, too short or does not have the recorded hash, or `recorded` is damaged.
     """
     names = [f"{name}.jsonl" for name in Journal.NAMES]
-    if odd := sizes.keys() - set(names):
+    if odd := recorded.keys() - set(names):
         raise DataError(f"The commit names {min(odd, key=str)!r}, which is no journal: it is damaged.")
-    for name in names:
-        path, entry = folder / name, sizes.get(name, {"size": 0})
-        size = entry.get("size") if isinstance(entry, dict) else None
-        if type(size) is not int or size < 0:
-            raise DataError(f"The commit does not say how long {path} was: it is damaged.")
-        if size == 0 and not os.path.lexists(path):
-            continue
-        if path.is_symlink() or not path.is_file():
-            raise DataError(f"{path} is missing: the run cannot go on without a gap.")
-        with path.open("r+b") as file:
-            if os.fstat(file.fileno()).st_size < size:
-                raise DataError(f"{path} is shorter than it was at the last commit: was it edited?")
-            file.truncate(size)
-            os.fsync(file.fileno())
+    sizes = {folder / name: _recorded_size(folder / name, recorded.get(name, {"size": 0})) for name in names}
+    seals.write(folder, {})  # what was written at the run's last end no longer holds
+    for path, size in sizes.items():
+        if size is not None:
+            with path.open("r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+
+
+def _recorded_size(path: Path, entry: Any) -> int | None:
+    """Check the part of a journal that a commit recorded, and return its size; None where there is no file, nor must
+    be. Raises DataError."""
+    size = entry.get("size") if isinstance(entry, dict) else None
+    if type(size) is not int or size < 0:
+        raise DataError(f"The commit does not say how long {path} was: it is damaged.")
+    if size == 0 and not os.path.lexists(path):
+        return None
+    if path.is_symlink() or not path.is_file():
+        raise DataError(f"{path} is missing: the run cannot go on without a gap.")
+    if path.stat().st_size < size:
+        raise DataError(f"{path} is shorter than it was at the last commit: was it edited?")
+    with path.open("rb") as file:
+        if "sha256" in entry and disk.sha256(file.read(size)) != entry["sha256"]:
+            raise DataError(
+                f"{path} does not match the SHA-256 in the last commit: it is damaged, or was edited; put the original "
+                "back, or start the run again in another directory."
+            )
+    return size
 
 
 class StoredCommits(NamedTuple):

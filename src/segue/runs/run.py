@@ -36,15 +36,16 @@ from segue.runs.config import (
     check_numbers,
     check_order,
     check_settings,
+    phases_of,
     read_unfinished,
-    rebuild,
     settings_hash,
     task_of,
 )
 from segue.runs.console import Console
 from segue.runs.job import Job
+from segue.runs.limits import check_phases
 from segue.runs.opening import Opening, new_run, reopened_run
-from segue.system import disk, signals
+from segue.system import disk, signals, untrusted
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
@@ -115,6 +116,7 @@ def run(
     """
     safeguards = Safeguards(log_every, commit_every, env_limit, env_restarts, rollback, halt_on_explosion)
     check_numbers(safeguards, budget, seeds, seed)
+    check_phases(phases, seeds)
     check_order(phases, since)
     track = trackers.known(track)
     job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, safeguards, since, quiet, track)
@@ -154,7 +156,7 @@ def resume(
         if task is None:
             task = task_of(config, folder, env_id)
         if phases is None:
-            phases = {name: rebuild(value) for name, value in config["settings"].items()}
+            phases = phases_of(config, folder)
         else:
             check_settings(phases, config, folder)
         budget = Budget(**config["measuring"])
@@ -215,7 +217,7 @@ def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.Exi
     )
     envs = None
     if any(phase.acts for phase in opened.phases.values()):
-        tell = lambda text: print(f"segue: {text}", file=sys.stderr, flush=True)
+        tell = lambda text: print(f"segue: {untrusted.shown(text)}", file=sys.stderr, flush=True)
         envs = closing(LockstepEnvs(task.make, spec, numbers, tell=tell, **env_options))
     hooks, commit = make_hooks(job, opened, envs, stop, console, stack, evaluator)
     origin = opened.origin

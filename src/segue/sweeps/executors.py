@@ -16,6 +16,7 @@ import time
 from typing import Any, Protocol
 
 from segue.errors import SegueError
+from segue.system import untrusted
 
 SECONDS_TO_STOP = 15.0
 """Seconds that workers have to commit and stop; a worker takes at most 8."""
@@ -164,7 +165,9 @@ class Ray:
             return self.ray.get(task)
         except self.ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]  # a traceback, the reason last
-            print(f"segue: {lines[-1] if lines else type(error).__name__}", file=sys.stderr, flush=True)
+            print(
+                f"segue: {untrusted.shown(lines[-1] if lines else type(error).__name__)}", file=sys.stderr, flush=True
+            )
             return LOST
 
     def close(self) -> None:

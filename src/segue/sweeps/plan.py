@@ -119,7 +119,7 @@ class Sweep:
         try:
             if path.stat().st_size > LARGEST_FILE:
                 raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is no sweep.")
-            content = tomllib.loads(path.read_text("utf-8"))
+            content = tomllib.loads(untrusted.content(path, LARGEST_FILE).decode())
         except OSError as error:
             raise SegueError(f"{path} cannot be read: {error.strerror or error}.") from None
         except (ValueError, RecursionError) as error:

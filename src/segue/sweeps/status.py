@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segue.sweeps import storage
+from segue.system import untrusted
 
 if TYPE_CHECKING:
     from segue.sweeps.progress import Progress
@@ -50,7 +51,7 @@ class Board:
         for folder, why in {**progress.failed, **progress.skipped}.items():
             if folder not in self.reported and not self.quiet:
                 word = "failed" if folder in progress.failed else "skipped"
-                self.terminal.print(Text(f"{word} {folder}: {why}", "red"), soft_wrap=True)
+                self.terminal.print(Text(untrusted.shown(f"{word} {folder}: {why}"), "red"), soft_wrap=True)
             self.reported.add(folder)
         ended = progress.total - len(progress.waiting) - len(progress.running)
         if self.quiet or (now - self.looked < LOOK_EVERY and ended == self.ended):

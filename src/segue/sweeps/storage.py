@@ -46,6 +46,8 @@ class Directory:
 
     def tail(self, name: str) -> bytes:
         """Return the last bytes of a file; empty where there is no such file."""
+        if not (self.path / name).is_file():
+            return b""
         try:
             with (self.path / name).open("rb") as file:
                 file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
@@ -328,7 +330,8 @@ def at(where: str | Path) -> Place:
 def finished(place: Place, folders: Sequence[str]) -> set[str]:
     """Return the folders of the trials that have finished, as their status.json says."""
     contents = place.read([f"{folder}/status.json" for folder in folders])
-    done = lambda status: isinstance(status, dict) and status.get("status") == "finished"
+    signed = lambda status: "sha256" not in status or status == disk.signed(status)
+    done = lambda status: isinstance(status, dict) and status.get("status") == "finished" and signed(status)
     return {name.removesuffix("/status.json") for name, content in contents.items() if done(parse(content))}
 
 

@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.is_symlink():
             raise DataError(f"{path} is a link: was the directory written by Segue?")
-        value = untrusted.parse(untrusted.content(path, LARGEST_JSON))
+        value = untrusted.parse(untrusted.content(path, LARGEST_JSON), finite=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; is {path.parent} a directory that Segue wrote?") from None
     except OSError as error:  # no `DataError`, because the file itself may be undamaged
@@ -88,6 +88,23 @@ def read_json(path: Path) -> Any:
     if not isinstance(value, dict) or value.get("format") not in (FORMAT, RUN_FORMAT):
         raise DataError(f"{path} is not a file of Segue's format {FORMAT} or {RUN_FORMAT}.")
     return value
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Read a JSON file that may have the SHA-256 of its own content, as `signed` adds it, and check that.
+
+    Raises:
+        DataError, SegueError: as `read_json`, and where the content is not the signed one.
+    """
+    value = read_json(path)
+    check_signature(value, path)
+    return value
+
+
+def check_signature(value: dict[str, Any], path: Path) -> None:
+    """Raise DataError where the content of a JSON file has a SHA-256, and it is not that of the rest of the content."""
+    if "sha256" in value and value != signed(value):
+        raise DataError(f"{path} does not match its own SHA-256: it is damaged, or was edited; put the original back.")
 
 
 def refuse_old(value: dict[str, Any], where: Path | str, advice: str) -> None:
@@ -154,7 +171,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         if not path.is_file():
-            raise DataError(f"{path} does not exist: was the directory written by Segue?")
+            there = "is not a file" if path.exists() else "does not exist"
+            raise DataError(f"{path} {there}: was the directory written by Segue?")
         if path.stat().st_size > LARGEST_POLICY:
             raise DataError(f"{path} has {path.stat().st_size:,} bytes: it is no policy.")
         content = path.read_bytes()
@@ -214,8 +232,7 @@ def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any
     """Write a folder of files, with a manifest of their sizes and SHA-256, completely or not at all."""
     listed = {name: seal(content) for name, content in files.items()}
     part = folder.with_name(f".{folder.name}.part")
-    if folder.parent.is_symlink() or part.is_symlink():
-        raise DataError(f"{folder.parent} leads elsewhere: is {folder.parent.parent} a directory that Segue made?")
+    refuse_links(folder.parent, part, folder)
     shutil.rmtree(part, ignore_errors=True)  # a killed process may have left it
     part.mkdir(parents=True)
     for name, content in files.items():
@@ -227,8 +244,19 @@ def write_checked(folder: Path, files: dict[str, bytes], manifest: dict[str, Any
     sync(folder.parent)
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raise DataError for the first path that is a symbolic link: nothing is written or removed through one."""
+    if links := [path for path in paths if path.is_symlink()]:
+        raise DataError(f"{links[0]} leads elsewhere, so it is not of Segue's making: remove the link.")
+
+
 def remove(folder: Path) -> None:
-    """Remove a checked folder, its manifest first: where this is interrupted, the rest does not look complete."""
+    """Remove a checked folder, its manifest first: where this is interrupted, the rest does not look complete.
+
+    Raises:
+        DataError: where the folder is a symbolic link; nothing is touched then.
+    """
+    refuse_links(folder)
     (folder / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -299,15 +327,21 @@ def locked(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator
         lock.release()
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and verify the manifest of a folder that `write_checked` wrote. Raises DataError where it is damaged."""
+    manifest = read_json(folder / "manifest.json")
+    if manifest != signed(manifest):
+        raise DataError(f"{folder / 'manifest.json'} does not match its own SHA-256: it is damaged.")
+    return manifest
+
+
 def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Read and verify the files of a folder that `write_checked` wrote. Returns contents by name, and the manifest.
 
     Raises:
         DataError: where the manifest or a file is missing or damaged.
     """
-    manifest = read_json(folder / "manifest.json")
-    if manifest != signed(manifest):
-        raise DataError(f"{folder / 'manifest.json'} does not match its own SHA-256: it is damaged.")
+    manifest = read_manifest(folder)
     listed = manifest.get("files")
     if not isinstance(listed, dict):
         raise DataError(f"{folder / 'manifest.json'} does not list its files: it is damaged.")

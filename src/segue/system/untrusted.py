@@ -1,9 +1,14 @@
-"""Reads files, JSON and text that are not trusted. Imports nothing heavy."""
+"""Reads files, JSON and text that are not trusted. Imports nothing heavy.
+
+Every text that came from a file passes `plain`, `shown` or `markdown` before it is printed or written into a page.
+"""
 
 import json
+import math
 import re
 import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,26 @@ def content(file: Path, limit: int) -> bytes:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{file} is not a file: was the directory written by Segue?")
+        raise DataError(f"{file} is not a file, but a folder, a pipe or a device: name a file.")
     if status.st_size > limit:
         raise DataError(f"{file} has {status.st_size:,} bytes: it is not of Segue's making.")
     with file.open("rb") as opened:
         return opened.read(limit)
 
 
-def shown(text: str) -> str:
-    """Return a text as one line of at most 500 characters, without characters that a terminal might obey."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:500]
+def plain(text: object) -> str:
+    """Return a text with the characters replaced that a terminal might obey or that no file can hold."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def shown(text: object, limit: int = 500) -> str:
+    """Return a text as one line of at most `limit` characters that is safe to print."""
+    return plain(" ".join(str(text).split()))[:limit]
+
+
+def markdown(text: object) -> str:
+    """Return a text as one line of Markdown that begins no tag, ends no table cell and leads nowhere."""
+    return plain(text).replace("\n", " ").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
 
 
 def names_no_module(env_id: str) -> bool:
@@ -41,8 +56,12 @@ def trusting(env_id: str) -> str:
     return f"--env-id {shlex.quote(shown(env_id))}"
 
 
-def parse(text: str | bytes) -> Any:
-    """Parse JSON, and refuse duplicate keys and whole numbers of more than 40 digits.
+def parse(text: str | bytes, *, finite: bool = False) -> Any:
+    """Parse JSON in UTF-8. Refuse duplicate keys, whole numbers of more than 40 digits, and texts that cannot be names.
+
+    Args:
+        text: the JSON.
+        finite: whether to refuse numbers that are not finite as well.
 
     Raises:
         ValueError: where the text is not such JSON.
@@ -60,4 +79,31 @@ def parse(text: str | bytes) -> Any:
             raise ValueError(f"a number has {len(digits)} digits")
         return int(digits)
 
-    return json.loads(text, object_pairs_hook=unique_keys, parse_int=bounded_int)
+    def finite_number(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"a number is not finite, but {digits[:40]}")
+        return number
+
+    numbers = {"parse_float": finite_number, "parse_constant": finite_number} if finite else {}
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    value = json.loads(text, object_pairs_hook=unique_keys, parse_int=bounded_int, **numbers)
+    if _ESCAPED.search(text) and any(map(_UNNAMEABLE.search, _texts(value))):
+        raise ValueError("a text holds a character that no name can have")
+    return value
+
+
+_ESCAPED = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
+"""How JSON writes a NUL or half a character; only a text that has this is searched by `_UNNAMEABLE`."""
+
+
+_UNNAMEABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""A NUL, or half a character. What lies between is how Python names files whose names are not UTF-8."""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(inner)
