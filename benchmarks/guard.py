@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from segue.report import guard
 from segue.results.read import read
 from segue.results.records import Curve, online_curve
 from segue.runs import improve as improving
-from segue.system import machine
+from segue.system import disk, machine
 from segue.tasks.budget import SMALL, Budget
 from segue.tasks.recipes import RECIPES, Phases
 from segue.tasks.task import Task
@@ -113,12 +112,20 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
 
 
 def keep(out: Path) -> None:
-    """Copy a trial's settings, raw returns, episodes and verdict to results/guard."""
+    """Copy a trial's settings, raw returns, episodes and verdict to results/guard, without this machine's folders."""
     target = KEPT / out.name
     for name in ("config.json", "returns.jsonl", "episodes.jsonl", "verdict.json", "status.json"):
-        if (out / name).exists():
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copy(out / name, target / name)
+        if not (out / name).exists():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        text = (out / name).read_text()
+        for folder in (os.environ.get("SEGUE_TEST_DATA", ""), str(out.parent)):
+            text = text.replace(f"{folder}/", "").replace(folder, "guard") if folder else text
+        if name.endswith(".jsonl"):
+            (target / name).write_text(text)
+        else:
+            content = json.loads(text)
+            disk.write_json(target / name, disk.signed(content) if "sha256" in content else content)
 
 
 def table() -> str:

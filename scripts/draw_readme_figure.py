@@ -58,7 +58,7 @@ def draw() -> Figure:
     shown = [task for task in TASKS if runs(task, "improve")]
     figure = Figure(figsize=(3.0 * len(shown), 3.5), layout="constrained")
     records, handles = [], {}
-    for axis, task in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    for axis, task in zip(figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown, strict=True):
         counts = []
         for arm, (name, colour) in ARMS.items():
             if not (found := runs(task, arm)):
@@ -79,6 +79,7 @@ def draw() -> Figure:
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
         axis.margins(x=0.01)
         axis.set_xlabel("env steps")
+    figure.axes[0].set_ylim(bottom=0)
     figure.axes[0].set_ylabel("normalised score")
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     figure.supxlabel(caption(records), fontsize=8, color="0.35")

@@ -90,7 +90,7 @@ def _outline(path: str | Path) -> dict[str, Any]:
     weights = [weight for weight, _ in layers]
     act = weights[-1].shape[-2]
     spec = Spec(weights[0].shape[-1], act, (-1.0,) * act, (1.0,) * act)
-    standardised = _actors(layers, spread, arrays, about, spec, str(path))[0].mlp.statistics is not None
+    standardised = _actors(layers, spread, arrays, about, spec, str(path))[0].mlp.statistics is not None  # pyright: ignore
     layouts.refuse_leftovers(arrays, about, str(path))
     return {
         **shapes,

@@ -79,7 +79,7 @@ def statistics(file: Path) -> dict[str, Any]:
             return {"obs_mean": None}
         rms = state["obs_rms"].state
         mean, var = (pickles.array(rms[key]) for key in ("mean", "var"))
-        clip, epsilon = (float(pickles.array(state[key])) for key in ("clip_obs", "epsilon"))
+        clip, epsilon = (float(pickles.array(state[key])) for key in ("clip_obs", "epsilon"))  # pyright: ignore
     except DataError as error:
         raise DataError(f"{file} is refused: {error}.") from None
     except Exception as error:  # an unpickler raises anything

@@ -84,7 +84,7 @@ def parse(text: str | bytes, *, finite: bool = False) -> Any:
             raise ValueError(f"a number is not finite, but {digits[:40]}")
         return number
 
-    numbers = {"parse_float": finite_number, "parse_constant": finite_number} if finite else {}
+    numbers: dict[str, Any] = {"parse_float": finite_number, "parse_constant": finite_number} if finite else {}
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     value = json.loads(text, object_pairs_hook=unique_keys, parse_int=bounded_int, **numbers)
     if _ESCAPED.search(text) and any(map(_UNNAMEABLE.search, _texts(value))):
