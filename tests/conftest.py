@@ -64,7 +64,7 @@ SPEC = Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
 WIDTH, BATCH = 16, 24
 """They differ, so that a shape tells a weight from a batch of activations."""
 NETS = Networks(width=WIDTH)
-MANY_MAPS = 25_000
+MANY_MAPS = 10_000
 
 
 def pytest_configure(config):
