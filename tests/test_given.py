@@ -365,7 +365,8 @@ def test_another_policy_in_its_place_is_refused(monkeypatch, capsys):
         resume(folder, env_id=STILL)
     config = disk.read_json(folder / "config.json")
     kept.write_bytes(harm := policy(Deterministic(MLP((3, 8, 2), key=jax.random.key(6)))).read_bytes())
-    disk.write_json(folder / "config.json", config | {"policy": {"sha256": hashlib.sha256(harm).hexdigest()}})
+    edited = config | {"policy": {"sha256": hashlib.sha256(harm).hexdigest()}}
+    disk.write_json(folder / "config.json", disk.signed(edited))
     assert "was it edited?" in told()
     for entry in ("text", 3, [1], {"sha256": None}):
         disk.write_json(folder / "config.json", config | {"policy": entry})

@@ -189,6 +189,7 @@ def test_directory_without_training_episodes_resumes(monkeypatch, there):
     folder = interrupted(monkeypatch, 14)
     config = disk.read_json(folder / "config.json")
     del config["measuring"]["evaluate_early"]
+    config = disk.signed(config)
     disk.write_json(folder / "config.json", config)
     for number in restore.numbers(folder):
         path = folder / "commits" / f"{number:06}" / "manifest.json"

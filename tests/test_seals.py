@@ -35,7 +35,7 @@ def change_digit(path, at=0):
 def test_report_of_a_changed_journal_names_the_file(name):
     folder = copy(finished())
     change_digit(folder / name)
-    with pytest.raises(DataError, match=rf"{name} does not match the SHA-256"):
+    with pytest.raises(SegueError, match=rf"{name} does not match the SHA-256"):
         report.report([folder])
     with pytest.raises(DataError, match=name):
         evaluate(folder, env_id="helpers:Ragged-v0")

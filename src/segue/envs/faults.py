@@ -74,7 +74,7 @@ def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
 class Repeats:
     """Counts the faults of one env that repeat at the same step of its episodes: a new env does not mend these."""
 
-    MOST = 5
+    MOST = 20
     """So many in a row are no chance."""
 
     def __init__(self) -> None:
