@@ -23,7 +23,7 @@ TRIALS = ROOT / "benchmarks/results/guard"
 TASKS = ("hopper", "walker2d", "halfcheetah", "pen")
 ARMS = {
     "improve": ("segue improve: the deployed policy", "#0072B2"),
-    "neither": ("the same learner alone", "#D55E00"),
+    "neither": ("the same learner, without gate and trust region", "#D55E00"),
 }
 """Arm -> its name in the picture, and its colour (Okabe and Ito's)."""
 

@@ -65,12 +65,12 @@ def check_jumps(data: Dataset) -> Dataset:
         return data
     named = (" " if len(rows) == 1 else "s ") + ", ".join(map(str, rows[:8]))
     named += f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-    if not data.shifted:
-        note = f"observations jump at row{named} though the episode goes on: make sure that no episode begins there"
-        return replace(data, notes=(*data.notes, note))
-    raise DataError(
-        f"{data.name}: observations jump at row{named}, far beyond the data's own steps, and no border is marked: set "
-        "timeouts (or terminals) at the row before each, or store next_observations if the env itself moves so."
+    note = f"observations jump at row{named} though the episode goes on: make sure that no episode begins there"
+    return _noted_or_refused(
+        data,
+        note,
+        f"observations jump at row{named}, far beyond the data's own steps, and no border is marked: set timeouts (or "
+        "terminals) at the row before each, or store next_observations if the env itself moves so.",
     )
 
 
@@ -88,13 +88,19 @@ def check_limit(data: Dataset, limit: int, where: str) -> Dataset:
         f"{len(long)} of {len(lengths)} episodes are longer than the time limit of {where}, {limit:,} steps, as is "
         f"episode {long[0]} with {lengths[long[0]]:,}"
     )
-    if not data.shifted:
-        note = f"{what}: borders are missing from timeouts, though no stored next observation crosses one"
-        return replace(data, notes=(*data.notes, note))
-    raise DataError(
-        f"{data.name}: {what}, so a border is missing and a successor would come from another episode: set timeouts at "
-        "each episode's last row, or store next_observations."
+    return _noted_or_refused(
+        data,
+        f"{what}: borders are missing from timeouts, though no stored next observation crosses one",
+        f"{what}, so a border is missing and a successor would come from another episode: set timeouts at each "
+        "episode's last row, or store next_observations.",
     )
+
+
+def _noted_or_refused(data: Dataset, note: str, error: str) -> Dataset:
+    """Return the data with a note where next_obs is stored, so that no successor crosses a border; refuse others."""
+    if data.shifted:
+        raise DataError(f"{data.name}: {error}")
+    return replace(data, notes=(*data.notes, note))
 
 
 def crowded(data: Dataset) -> tuple[str, ...]:

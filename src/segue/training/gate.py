@@ -23,9 +23,9 @@ nothing; low returns count in full. For the first test the plain mean must not l
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where it has fallen, J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at
-the second judgement. Otherwise it is unproven after the second, and the learner acts again. Two
-judgements at \delta / 2 each keep the probability that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is
-promoted at or below \delta, as far as returns are normal with one spread.
+the second judgement. Otherwise it is unproven after the second, and the learner acts again. Two judgements, at
+\delta / 2 each, keep the probability that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted at
+or below \delta, as far as returns are normal with one spread.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
