@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, ttest_ind
 
 from segue.core import Linear, Spec
-from segue.envs.lockstep import LockstepEnvs
+from segue.envs.lockstep import Episode, LockstepEnvs
 from segue.errors import SegueError
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.gated import CHAMPION, GateStep, stepped
@@ -478,6 +478,18 @@ def test_a_reset_returns_the_learner_to_the_champion():
                 learner, champion = (jax.tree.map(lambda leaf, s=seed: leaf[s], after[k]) for k in (3, 1))
                 assert same(learner, champion)
     assert resets > 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_an_episode_that_began_in_an_earlier_phase_measures_nothing(noise):
+    """It counts for the purse and the lowest return alone; one that began in the phase is measured under its noise."""
+    phase = Collect(100, noise=noise, mode=True)
+    run = start_module.start(SPEC, None, {"collect": phase}, seeds=1, policy=POLICY)
+    state = phase.begin(dataclasses.replace(run, env_step=10))._replace(env_step=14)
+    for length, count in ((5, 0), (4, 1)):
+        (trial,) = phase.judged(state, [Episode(0, 3.0, length, True)]).trials
+        assert (trial.episodes, trial.lowest) == (1, 3.0)
+        assert [len(trial.given), len(trial.given_noisy)] == ([count, 0] if noise == 0 else [0, count])
 
 
 @pytest.mark.slow
