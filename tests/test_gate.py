@@ -481,7 +481,7 @@ def test_a_reset_returns_the_learner_to_the_champion():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_an_episode_that_began_in_an_earlier_phase_measures_nothing(noise):
+def test_an_episode_from_an_earlier_phase_measures_nothing(noise):
     """It counts for the purse and the lowest return alone; one that began in the phase is measured under its noise."""
     phase = Collect(100, noise=noise, mode=True)
     run = start_module.start(SPEC, None, {"collect": phase}, seeds=1, policy=POLICY)
