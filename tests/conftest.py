@@ -42,6 +42,7 @@ from segue.nn.networks import Networks
 from segue.nn.vae import VAE
 from segue.replay.ring import Ring
 
+# jax_debug_key_reuse is on in test_laws alone: other tests give one key to two computations, to compare them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

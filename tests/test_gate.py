@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, ttest_ind
 
-from segue.core import Linear, Spec
-from segue.envs.lockstep import Episode, LockstepEnvs
+from segue.core import Episode, Linear, Spec
+from segue.envs.lockstep import LockstepEnvs
 from segue.errors import SegueError
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.gated import CHAMPION, GateStep, stepped
@@ -139,7 +139,7 @@ def test_a_gate_that_could_not_decide_is_refused(changes):
         Gate(**changes)
 
 
-def test_the_given_policy_plays_with_noise_first_where_no_phase_did():
+def test_without_a_phase_before_the_given_policy_plays_noisily():
     seen = play(
         Gate(rest=0), {"champion": lambda t: 100.0, "learner": lambda t: 100.0}, 14, Gate(rest=0).begin(Trial(), 0)
     )
@@ -195,7 +195,7 @@ def test_a_learner_that_is_behind_goes_back_to_the_champion():
     assert sum(trial.acted == "champion" for trial in falls) > 80
 
 
-def test_a_rejected_candidate_halves_the_radius_and_an_unproven_one_does_not():
+def test_a_rejected_candidate_but_no_unproven_halves_the_radius():
     for value, verdict, radius in ((80.0, "rejected", 0.09375), (100.1, "unproven", 0.1875)):
         roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t, v=value: v}
         decided = next(t for t in play(Gate(rest=0), roles, 60) if t.verdict not in ("", "taken"))
@@ -212,7 +212,7 @@ def test_a_learner_that_is_ahead_widens_its_trust_region():
     np.testing.assert_allclose(radii[:4], [0.375, 0.46875, 0.5, 0.5])
 
 
-def test_after_a_promotion_the_learner_measures_the_champion_with_noise():
+def test_after_a_promotion_the_learner_gives_the_noisy_level():
     """Its first three episodes are the level of the next ones, and decide nothing else."""
     roles = {"champion": lambda t: 130.0, "learner": lambda t: 110.0, "candidate": lambda t: 130.0}
     seen = play(Gate(rest=0), roles, 40, begun())
@@ -231,7 +231,7 @@ def test_a_learner_that_is_not_behind_widens_its_trust_region():
     assert all(trial.verdict == "" for trial in seen)
 
 
-def test_the_last_three_episodes_decide_whether_the_learner_is_ahead():
+def test_the_learner_s_last_three_episodes_decide():
     """A first fall of a learner that has learned since then is not held against it."""
     returns = iter([70.0, 110.0, 110.0, 120.0])
     roles = {"champion": lambda t: 100.0, "learner": lambda t: next(returns), "candidate": lambda t: 120.0}
@@ -257,7 +257,7 @@ def test_the_champion_plays_as_many_episodes_as_its_candidate():
         assert len(trial.champion) >= len(trial.candidate) - 1 or trial.need == 0
 
 
-def test_no_candidate_is_taken_before_the_learner_has_had_its_rest():
+def test_no_candidate_is_taken_before_the_rest_is_over():
     gate = Gate(rest=50)
     trial, taken = gate.begin(measured(GIVEN), 0), []
     for step in range(0, 100, 5):
@@ -285,7 +285,7 @@ def promotions(rng, shift, count, std=20.0):
 
 
 @pytest.mark.slow
-def test_a_worse_candidate_is_promoted_at_most_at_the_stated_rate():
+def test_worse_candidates_are_promoted_at_most_at_the_rate():
     """10,000 candidates at the margin, 5 % below: risk 0.05. An equal one is no harm, and is promoted rarely too."""
     rng = np.random.default_rng(0)
     assert promotions(rng, -5.0, 10_000) <= binom.ppf(0.999, 10_000, 0.05)

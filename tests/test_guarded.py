@@ -223,7 +223,7 @@ def test_a_fault_that_repeats_is_not_retried(after):
     envs = LockstepEnvs(make, read_spec(make), [0], tell=told.append)
     with pytest.raises(SegueError, match=r"boom.*in the same way, 20 times in a row"):
         many_steps(envs)
-    assert len(told) == Repeats.MOST - 1
+    assert len(told) == Repeats.MAX_REPEATS - 1
     with pytest.raises(SegueError, match=r"boom.*fault 20"):
         collect_random(name, 50, 0)
 

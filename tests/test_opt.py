@@ -248,12 +248,12 @@ def test_q_off_may_wait_at_kappa_1():
     line = Linear(0.5, 1.0, 4)
     learn = OPT(BACKBONE, line)
     (slow, slow_info), (fast, info) = (
-        after(changed(learn, skip_unheard=on), pretrained(), range(8)) for on in (False, True)
+        after(changed(learn, skip_unused_critic=on), pretrained(), range(8)) for on in (False, True)
     )
     close((slow.actor, slow.critics[1]), (fast.actor, fast.critics[1]), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(slow_info["td_loss/on"], info["td_loss/on"], rtol=1e-4)
     assert slow_info["td_loss/off"] > info["td_loss/off"] == 0
-    then, _ = after(changed(learn, skip_unheard=True), pretrained(), range(4))
+    then, _ = after(changed(learn, skip_unused_critic=True), pretrained(), range(4))
     assert same((then.critics[0].net, then.critics[0].opt), (fast.critics[0].net, fast.critics[0].opt))
     assert not same(slow.critics[0].net, fast.critics[0].net)
 

@@ -311,7 +311,7 @@ def test_report_draws_and_says_where(run, tmp_path, monkeypatch, capsys):
         assert text.endswith(f"Curves: {out}")
         assert out.read_bytes().startswith(b"\x89PNG")
         assert capsys.readouterr().out.strip() == text
-    with pytest.raises(SegueError, match="no kind that a report can be: choose"):
+    with pytest.raises(SegueError, match="suffix that no report has: choose"):
         report.report([one], tmp_path / "picture.word")
     (tmp_path / "file").touch()
     for name in ("x.png", "x.html"):

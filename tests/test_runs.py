@@ -33,8 +33,9 @@ from segue.runs import console
 from segue.runs.config import check_order, settings
 from segue.runs.run import run as run_phases
 from segue.system import disk
-from segue.tasks.recipes import opt
+from segue.tasks.recipes import guarded, opt
 from segue.tasks.suite import task
+from segue.training.gate import Gate
 from segue.training.phases import Collect, Online, Train
 
 pytestmark = pytest.mark.slow
@@ -124,6 +125,12 @@ def test_a_phase_that_would_be_over_before_it_begins(phases, since, fine):
     else:
         with pytest.raises(SegueError, match=r"collect.until 20, .* nothing would be left of phase 'finetune'"):
             check_order(made, since)
+
+
+def test_a_guarded_phase_that_would_be_over_is_refused():
+    phases = guarded({"collect": Collect(20), "finetune": Online(Direct(TD3BC()), 20)}, Gate())
+    with pytest.raises(SegueError, match=r"nothing would be left of phase 'finetune'"):
+        check_order(phases)
 
 
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):

@@ -72,6 +72,13 @@ def test_opt_has_at_most_120_lines():
     assert opt.end_lineno - opt.lineno + 1 <= 120
 
 
+def test_names_of_tests_have_at_most_60_characters():
+    files = Path(__file__).parent.glob("test_*.py")
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert [name for name in names if len(name) > 60] == []
+
+
 def test_files_have_at_most_400_lines():
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in ROOT.rglob("*.py")}
     assert [name for name, count in lines.items() if count > 400 and name != "runs/agent.py"] == []

@@ -112,6 +112,19 @@ ADAM = optax.scale_by_adam()
 """Adam's direction. The learning rate multiplies it afterwards, so that a rate is a plain number of the method."""
 
 
+class Episode(NamedTuple):
+    """An episode that has ended."""
+
+    seed: int
+    """Index of the seed in the run, from 0."""
+    returned: float
+    """The undiscounted return, in the env's own rewards."""
+    length: int
+    """Env steps."""
+    terminated: bool
+    """Whether the task ended; False where a time limit cut the episode."""
+
+
 class TrainState(eqx.Module):
     """A network, its target network (None where it is not needed) and the moments of its optimiser."""
 

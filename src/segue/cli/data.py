@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue data`."""
     flags = argparse.ArgumentParser("segue data", description="Make a dataset, or look into one.")
     commands = flags.add_subparsers(dest="command", required=True)
-    collect = commands.add_parser("collect", help="act in an env, by chance or by a policy, and keep every step")
+    collect = commands.add_parser("collect", help="act in an env, at random or with a policy, and keep every step")
     collect.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")
     collect.add_argument("--steps", type=int, default=1_000_000, help="env steps (1,000,000)")
     collect.add_argument("--seed", type=int, default=0)
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--policy", nargs="+", default=[], metavar="FILE", help="policies that the recipe asks for")
     make.add_argument("--rows", type=int, default=1_000_000, help="rows (1,000,000)")
     make.add_argument("--out", help="FILE.npz instead")
-    score = commands.add_parser("score", help="returns of chance and of an expert: an env's own 0 and 100")
+    score = commands.add_parser("score", help="returns of a random policy and of an expert: an env's own 0 and 100")
     score.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")
     score.add_argument("--policy", required=True, metavar="FILE", help="the expert, as for collect")
     score.add_argument("--episodes", type=int, default=100, help="episodes of each (100)")
@@ -72,7 +72,7 @@ def _score(asked: argparse.Namespace) -> None:
     machine.compile_cache()
     _print_order(asked.env_id)
     low, high = datasets.references(asked.env_id, asked.policy, asked.episodes)
-    print(f"chance {low:,.1f}, {asked.policy} {high:,.1f} (means of {asked.episodes} episodes)")
+    print(f"random {low:,.1f}, {asked.policy} {high:,.1f} (means of {asked.episodes} episodes)")
     print(f"segue run ... --env-id {asked.env_id} --score {low:.6g} {high:.6g}")
 
 

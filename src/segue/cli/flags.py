@@ -101,7 +101,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
     @dataclasses.dataclass
     class Options:
         recipe: Annotated[str, tyro.conf.Positional]
-        """The recipe."""
+        """Which phases the run has; `segue` lists them."""
         task: str | None = None
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
@@ -116,7 +116,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
-        """The budget: the paper's, or a quick first look."""
+        """The budget: the paper's, one for CPUs (small), or one for a first look (quick)."""
         guard: bool = False
         """Put a gate around fine-tuning, so that the deployed policy is replaced only by one that proved itself."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def improve(words: list[str]) -> None:
-    """Improve a policy and print what came of it."""
+    """Improve a policy and print the verdict."""
     asked = parser().parse_args(words)
     from segue.cli.flags import with_score
     from segue.runs import improve as runs

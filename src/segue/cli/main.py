@@ -19,10 +19,10 @@ ABOUT = """Offline-to-online reinforcement learning: take a policy from logged d
   segue evaluate RUN                        more episodes of the policies that a run keeps
   segue report DIR [DIR ...]                a page with tables and learning curves; also .md, .csv, .tex, .png
   segue sweep FILE --out DIR                recipes by tasks by seeds by settings, on one machine or a cluster
-  segue data collect                        make a dataset from any Gymnasium env, by chance or by a policy
+  segue data collect                        make a dataset from any Gymnasium env, at random or with a policy
   segue data make TASK                      make a task's dataset by its recipe
   segue data inspect                        what a dataset holds
-  segue data score                          what chance and an expert return: an env's own 0 and 100
+  segue data score                          what a random policy and an expert return: its 0 and 100
   segue policy export|show|film             a policy as ONNX or arrays with a card, in words, as a film
   segue recipes, segue tasks [PREFIX]       what there is, one line each
   segue doctor                              what works on this machine, for a bug report too

@@ -8,7 +8,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue policy`."""
     flags = argparse.ArgumentParser("segue policy", description="Deploy a policy, or look at it.")
     commands = flags.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="write what a policy performs, and a card beside it (FILE.md)")
+    export = commands.add_parser("export", help="write a deployable policy, and a card beside it (FILE.md)")
     export.add_argument("source", metavar="RUN_OR_FILE", help="a run's directory, or a policy that a run kept")
     export.add_argument("--format", choices=["onnx", "npz", "safetensors"], required=True)
     export.add_argument(
@@ -47,7 +47,7 @@ def _export(asked: argparse.Namespace) -> None:
     stored = stored_policy.find_policy(asked.source, asked.which, asked.seed)
     card = export.export(stored, asked.out, asked.format)
     look = "written" if asked.format == "onnx" else f"segue policy show {shlex.quote(asked.out)}"
-    print(f"{stored}\n{asked.out}: {look}\n{card}: how to use it, and how good it was found")
+    print(f"{stored}\n{asked.out}: {look}\n{card}: how to use it, and its measured returns")
 
 
 def _show(asked: argparse.Namespace) -> None:

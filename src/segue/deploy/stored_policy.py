@@ -78,7 +78,7 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
     path = Path(path)
     if not path.is_dir():
         if which is not None or seed is not None:
-            raise SegueError(f"--which and --seed choose from a run's directory, and {path} is none.")
+            raise SegueError(f"--which and --seed choose from a run's directory, and {path} is not one.")
         if path.suffix != ".safetensors" or predict.is_exported(path):
             raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
         return StoredPolicy(path, *policy_file.load_with_metadata(path))

@@ -74,8 +74,8 @@ def rebuild_env(env: gym.Env, make: Make, watchdog: Any) -> gym.Env:
 class Repeats:
     """Counts the faults of one env that repeat at the same step of its episodes: a new env does not mend these."""
 
-    MOST = 20
-    """So many in a row are no chance."""
+    MAX_REPEATS = 20
+    """This many identical faults in a row are not a coincidence."""
 
     def __init__(self) -> None:
         self.fault, self.count = (-1, ""), 0
@@ -85,7 +85,7 @@ class Repeats:
         fault = step, re.sub(r"[-+.\d]+(e[-+]?\d+)?", "#", words)
         self.count = self.count + 1 if fault == self.fault else 1
         self.fault = fault
-        return self.count >= self.MOST
+        return self.count >= self.MAX_REPEATS
 
     def passed(self, step: int) -> None:
         """Forget the faults, where the env has now passed the step at which it failed."""

@@ -7,12 +7,12 @@ so the first observation of the next episode never enters a transition. An episo
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from segue.core import Spec, Transition
+from segue.core import Episode, Spec, Transition
 from segue.envs.faults import EnvExit, Make, Repeats, Watchdog, check_observation, describe_error, number, rebuild_env
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -25,19 +25,6 @@ def episode_seed(*path: int) -> int:
 
 TRAIN, EVALUATE = 0, 1
 """Purposes of an env, which keep training and evaluation episodes apart in `episode_seed`."""
-
-
-class Episode(NamedTuple):
-    """An episode that has ended."""
-
-    seed: int
-    """Index of the seed in the run, from 0."""
-    returned: float
-    """The undiscounted return, in the env's own rewards."""
-    length: int
-    """Env steps."""
-    terminated: bool
-    """Whether the task ended; False where a time limit cut the episode."""
 
 
 @runtime_checkable
@@ -137,7 +124,9 @@ class LockstepEnvs:
             if self.faults > self.restarts:
                 raise SegueError(f"{what}; it is fault {self.faults}, and {self.restarts} are allowed.") from error
             if self.repeats[index].repeated(len(self.actions[index]), describe_error(error)):
-                raise SegueError(f"{what}; new envs fail in the same way, {Repeats.MOST} times in a row.") from error
+                raise SegueError(
+                    f"{what}; new envs fail in the same way, {Repeats.MAX_REPEATS} times in a row."
+                ) from error
             self.tell(f"{what}; it is rebuilt ({self.faults} of {self.restarts} times).")
             try:
                 self.envs[index] = rebuild_env(self.envs[index], self.make, self.watchdog)

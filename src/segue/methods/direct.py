@@ -32,7 +32,7 @@ class Direct(AbstractMethod):
         if self.reset_optimizers:
             actor, (critic,) = learner.actor.reset_optimizer(), learner.critics
             learner = ActorCritic(actor, (critic.reset_optimizer(),), learner.parts)
-        return self.trust_region.anchored(learner)
+        return self.trust_region.with_reference_policy(learner)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)

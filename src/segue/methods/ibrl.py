@@ -1,6 +1,6 @@
 r"""IBRL: imitation-bootstrapped RL (Hu, Mirchandani & Sadigh 2023, arXiv 2311.02198).
 
-    chosen   b(s; q) = the one of \pi_0(s) and \pi(s) whose min_j q_j is higher; \pi_0 is given, \pi starts anew
+    chosen   b(s; q) = the one of \pi_0(s) and \pi(s) whose min_j q_j is higher; \pi_0 is given, \pi starts at random
     critic   min_\theta  sum_i mse( Q_i(s,a), y ),  y = r + \gamma (1 - terminal) min_{j in J} Q'_j(s', b(s'; Q'))
              where \pi' has the noise clip(N(0, \sigma), -c, c); J: two members, drawn at each update
     actor    max_\phi    mean min_i Q_i(s, \pi(s))
@@ -28,7 +28,7 @@ from segue.nn.networks import AbstractNetworks, Networks
 
 
 class Best(AbstractActor):
-    """The policy that takes the action with the higher value of two policies' actions, in each state anew."""
+    """The policy that takes the action with the higher value of two policies' actions, chosen in each state."""
 
     given: AbstractActor
     own: AbstractActor

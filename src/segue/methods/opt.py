@@ -121,7 +121,7 @@ class OPT(AbstractMethod):
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
-    skip_unheard: bool = eqx.field(static=True, default=False)
+    skip_unused_critic: bool = eqx.field(static=True, default=False)
     """Q_off takes no step while kappa is 1, where it cannot reach the policy. Where kappa never falls, policy and Q_on
     stay the same, up to rounding; what is saved is the cost of Q_off's step. Where kappa ends below 1, as by default,
     nothing changes."""
@@ -137,7 +137,7 @@ class OPT(AbstractMethod):
         actor_key, parts_key = jax.random.split(key)
         actor, q_on = self.backbone.init_actor(actor, spec=spec, key=actor_key), parts.pop("q_on")
         parts = self.backbone.init_parts(spec, actor, parts, key=parts_key)
-        return self.trust_region.anchored(ActorCritic(actor, (q_off, q_on), parts))
+        return self.trust_region.with_reference_policy(ActorCritic(actor, (q_off, q_on), parts))
 
     def update(
         self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock
@@ -149,7 +149,7 @@ class OPT(AbstractMethod):
             lambda q_off, q_on: mixed(q_off, q_on, kappa),
             batch,
             names=("/off", "/on"),
-            learning=(kappa < 1 if self.skip_unheard else True, True),
+            learning=(kappa < 1 if self.skip_unused_critic else True, True),
             constrain=self.trust_region,
             key=key,
             clock=clock,

@@ -110,7 +110,7 @@ class PORL(AbstractMethod):
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "PORL", actor=_ADVICE)
         restarted = _restarted(pretrained, self.backbone, self.keep_critic)
-        return self.trust_region.anchored(self.backbone.init(spec, restarted, key=key))
+        return self.trust_region.with_reference_policy(self.backbone.init(spec, restarted, key=key))
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)

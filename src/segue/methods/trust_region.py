@@ -33,7 +33,7 @@ class AbstractTrustRegion(eqx.Module):
     """A penalty that limits how far a policy may move from the reference policy."""
 
     @abc.abstractmethod
-    def anchored(self, learner: ActorCritic) -> ActorCritic:
+    def with_reference_policy(self, learner: ActorCritic) -> ActorCritic:
         """Return the learner with the parts that the penalty needs, such as its present policy as the reference."""
 
     @abc.abstractmethod
@@ -74,7 +74,7 @@ class TrustRegion(AbstractTrustRegion):
         if isinstance(self.start, int | float) and not 0 < self.start <= self.end:
             raise SegueError(f"A trust region's radius grows from more than 0, not from {self.start} to {self.end}.")
 
-    def anchored(self, learner: ActorCritic) -> ActorCritic:
+    def with_reference_policy(self, learner: ActorCritic) -> ActorCritic:
         return learner if self.until == 0 else with_reference(learner)
 
     def __call__(self, q: QFunction, parts: Parts, clock: Clock, where: TrustedAction) -> QFunction:
@@ -90,7 +90,7 @@ class EarnedTrustRegion(AbstractTrustRegion):
     start: float = 0.15
     """Radius until the gate sets it, in units of actions from -1 to 1."""
 
-    def anchored(self, learner: ActorCritic) -> ActorCritic:
+    def with_reference_policy(self, learner: ActorCritic) -> ActorCritic:
         radius = TrainState.new(Radius(jnp.asarray(self.start, jnp.float32)), target=False)
         return with_reference(learner, trust_radius=radius)
 

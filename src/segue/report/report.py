@@ -35,7 +35,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
     path = Path(out) if out is not None else (Path(run_dirs[0]) if len(run_dirs) == 1 else Path()) / "report.html"
     write = _writers().get(path.suffix.lower())
     if write is None:
-        raise SegueError(f"{path} is of no kind that a report can be: choose {', '.join(_writers())}.")
+        raise SegueError(f"{path} has a suffix that no report has: choose {', '.join(_writers())}.")
     console = Console(quiet or not sys.stderr.isatty())
     try:
         with console.counting("runs", len(run_dirs), "runs") as advance:

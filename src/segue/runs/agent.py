@@ -33,13 +33,12 @@ import numpy as np
 from jaxtyping import Float
 
 from segue import predict
-from segue.core import Clock, Spec, Transition
+from segue.core import Clock, Episode, Spec, Transition
 from segue.data.dataset import Dataset, box
 from segue.data.device import nothing
 from segue.data.loading import load
 from segue.data.matching import check_against
 from segue.envs.faults import EnvFault, check_observation, flag, number
-from segue.envs.lockstep import Episode
 from segue.errors import DataError, SegueError, Stopped
 from segue.policies import policy_file
 from segue.runs.all_hooks import make_hooks

@@ -22,7 +22,7 @@ from segue.system.machine import machine, revision, versions
 from segue.tasks import recipes  # noqa: F401 (imports every class that `rebuild` must know)
 from segue.tasks.budget import Budget
 from segue.tasks.task import Task
-from segue.training.phases import AbstractPhase, Collect, Online
+from segue.training.phases import AbstractOnline, AbstractPhase, Collect
 
 
 def check_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -> None:
@@ -32,14 +32,14 @@ def check_order(phases: Mapping[str, AbstractPhase], since: str | None = None) -
     """
     before, until = "", 0
     for name, phase in (split_phases(phases, since)[1] if since else phases).items():
-        if not isinstance(phase, Collect | Online):
+        if not isinstance(phase, Collect | AbstractOnline):
             continue
         if until and phase.until <= until:
             raise SegueError(
                 f"{name}.until is {phase.until:,} and {before}.until {until:,}, both counted from the run's first env "
                 f"step: nothing would be left of phase {name!r}."
             )
-        if not (isinstance(phase, Online) and phase.early_stopping):  # which may end earlier
+        if not (isinstance(phase, AbstractOnline) and phase.early_stopping):  # which may end earlier
             before, until = name, phase.until
 
 

@@ -1,4 +1,4 @@
-"""Improve a given policy: measure it, fine-tune it behind a gate, and say in a sentence what came of it."""
+"""Improve a given policy: measure it, fine-tune it behind a gate, and state the result in a sentence."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ FRESH = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of one seed: the given and the deployed policy in `JUDGED` fresh episodes each, with the same starts.
+    """The result of one seed: the given and the deployed policy in `JUDGED` fresh episodes each, with the same starts.
 
     Returns are undiscounted sums of the env's own rewards.
     """

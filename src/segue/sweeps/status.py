@@ -118,7 +118,7 @@ class Board:
         return self.lengths[folder]
 
     def close(self) -> None:
-        """Give the screen back."""
+        """Restore the terminal."""
         if self.live:
             self.live.stop()
 

@@ -53,6 +53,6 @@ def translate(words: Sequence[str]) -> list[str]:
         new = new_flag(flag) if flag.startswith("--") else None
         if new is not None and flag not in reported:
             reported.add(flag)
-            print(f"segue: {flag} is now called {new}; the old name goes with the next version.", file=sys.stderr)
+            print(f"segue: {flag} is now called {new}; the next version drops the old name.", file=sys.stderr)
         translated.append(word if new is None else f"{new}{equals}{value}")
     return translated

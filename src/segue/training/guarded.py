@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from segue.core import AbstractMethod
-from segue.envs.lockstep import Episode
+from segue.core import AbstractMethod, Episode
 from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine

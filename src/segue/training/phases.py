@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from segue.core import AbstractMethod, Clock, Keys, Pretrained, Spec, Transition
-from segue.envs.lockstep import Episode
+from segue.core import AbstractMethod, Clock, Episode, Keys, Pretrained, Spec, Transition
 from segue.errors import SegueError, at_least
 from segue.nn.actors import Mode, Noisy
 from segue.replay.sampler import AbstractSampler, Uniform

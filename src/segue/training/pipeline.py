@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from segue.core import Transition
-from segue.envs.lockstep import Episode, LockstepEnvs
+from segue.core import Episode, Transition
+from segue.envs.lockstep import LockstepEnvs
 from segue.errors import SegueError
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
