@@ -323,6 +323,31 @@ def test_rebrac_without_penalties_has_td3_s_critic():
         close(backbone.critic_loss(*args, batch, key=KEY), plain, rtol=1e-6)
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_layer_norm_stands_before_or_after_the_activation(after):
+    """By NumPy, in float64."""
+    net = MLP((3, 5, 1), layer_norm=True, norm_after=after, key=KEY)
+    net = eqx.tree_at(lambda m: (m.norms[0].weight, m.norms[0].bias), net, (jnp.arange(5.0), jnp.full(5, 0.3)))
+    obs, (first, last) = np.array([0.5, -2.0, 1.0]), net.layers
+    double = lambda leaf: np.asarray(leaf, np.float64)
+    norm = lambda x: (x - x.mean()) / np.sqrt(x.var() + 1e-5) * np.arange(5.0) + 0.3
+    hidden, relu = obs @ double(first.weight) + double(first.bias), lambda x: np.maximum(x, 0.0)
+    hidden = norm(relu(hidden)) if after else relu(norm(hidden))
+    expected = hidden @ double(last.weight) + double(last.bias)
+    np.testing.assert_allclose(net(jnp.asarray(obs)), expected, rtol=1e-5)
+
+
+def test_rebrac_s_networks_start_as_its_source_s():
+    """CORL's: hidden biases at 0.1, heads from U(+-1e-3) and U(+-3e-3), LayerNorm in critics after the activation."""
+    actor, critic = ReBRAC().new_actor(SPEC, key=KEY).mlp, ReBRAC().new_critic(SPEC, key=KEY).members
+    assert (critic.norm_after, len(critic.norms), len(actor.norms)) == (True, 3, 0)
+    for net, bound in ((actor, 1e-3), (critic, 3e-3)):
+        *hidden, head = net.layers
+        assert [float(jnp.ptp(layer.bias)) for layer in hidden] == [0.0] * 3
+        np.testing.assert_allclose([layer.bias.mean() for layer in hidden], 0.1, rtol=1e-6)
+        assert 0.5 * bound < float(jnp.abs(head.weight).max()) <= bound
+
+
 def test_rebrac_says_where_next_actions_come_from():
     given = pretrained()
     with pytest.raises(SegueError, match="WithNextAction"):

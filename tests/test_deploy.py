@@ -58,6 +58,7 @@ ACTORS = {
     "around clip": lambda: TanhGaussian.around(Deterministic(mlp(), "clip"), -1.0),
     "statistics": lambda: Deterministic(mlp(statistics=True)),
     "norm": lambda: Deterministic(mlp(layer_norm=True)),
+    "norm after": lambda: Deterministic(mlp(layer_norm=True, norm_after=True)),
     "everything": lambda: TanhGaussian(mlp(act=4, statistics=True, layer_norm=True, activation="elu")),
 }
 
@@ -234,6 +235,8 @@ HARM = {
     "limit nan": lambda a, s: s.update(limit=float("nan")),
     "clip 0": lambda a, s: s.update(obs_clip=0),
     "norm of text": lambda a, s: s.update(layer_norm="1"),
+    "norm after in an old format": lambda a, s: s.update(norm_after=True),
+    "new format without norm after": lambda a, s: s.update(format=2),
     "std 0": lambda a, s: a.update(obs_std=np.zeros(5, np.float32)),
     "no box": lambda a, s: a.update(low=a["high"]),
     "lacks an array": lambda a, s: a.pop("layer1.bias"),

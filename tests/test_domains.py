@@ -449,7 +449,7 @@ def test_every_task_makes_its_env_and_its_backbones():
         ),
         ("hopper-medium", None, {"alpha": 2.5, "actor_lr": 3e-4}),
         ("hopper-medium", "rebrac", {"beta_actor": 0.01, "beta_critic": 0.01, "critic_lr": 1e-3, "networks.depth": 3}),
-        ("antmaze-umaze", "calql", {"weight": 5.0, "target_gap": 0.8, "networks.critic_depth": 4, "actor_lr": 1e-4}),
+        ("antmaze-umaze", "calql", {"weight": 5.0, "target_gap": 0.8, "networks.critic_depth": 4, "next_actions": 10}),
         (
             "door-cloned",
             "calql",

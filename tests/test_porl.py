@@ -503,6 +503,25 @@ def test_the_target_is_the_least_of_some_members_drawn_anew():
     np.testing.assert_allclose(mean(jnp.ones(3), jnp.zeros(2)), every.mean(), rtol=1e-6)
 
 
+def test_the_target_takes_the_best_of_some_next_actions():
+    """The minimum over members of each action's value first, then the maximum over actions, with its log density."""
+    sac = SAC(networks=NETS, next_actions=3, temperature=0.5)
+    given, batch = pretrained(0, sac), jax.tree.map(jnp.asarray, rows(6))
+    parts = sac.init_parts(SPEC, given.actor, {}, key=KEY)
+    loss, _ = sac.critic_loss(given.critic.net, given.critic.target, given.actor, parts, batch, key=KEY)
+    keys = jax.random.split(jax.random.split(KEY)[0], (6, 3))
+    errors = []
+    for row in range(6):
+        found = []
+        for k in keys[row]:
+            action, log_prob = given.actor.net.sample(batch.next_obs[row], k)
+            found.append((float(given.critic.target(batch.next_obs[row], action).min()), float(log_prob)))
+        value, log_prob = max(found)
+        y = float(batch.reward[row]) + 0.99 * (not batch.terminal[row]) * (value - 0.5 * log_prob)
+        errors.append((np.asarray(given.critic.net(batch.obs[row], batch.action[row])) - y) ** 2)
+    np.testing.assert_allclose(loss, np.mean(errors, 0).sum(), rtol=1e-5)
+
+
 def test_policy_moves_once_in_a_delay_targets_always():
     fine = PORL(TINY)
     learner = fine.init(SPEC, Pretrained(TrainState.new(POLICY)), key=KEY)

@@ -7,7 +7,8 @@ An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_po
 
     x = obs
     x = clip((x - obs_mean) / obs_std, -obs_clip, obs_clip)                 where "standardised"
-    x = activation(norm_i(layer_i.weight x + layer_i.bias))                 hidden layers; norm_i where "layer_norm"
+    x = activation(norm_i(layer_i.weight x + layer_i.bias))                 hidden layers; norm_i where "layer_norm",
+                                                                            outside the activation where "norm_after"
     x = layer_n.weight x + layer_n.bias                                     the last one; weights are [out, in]
     x = out_scale * tanh(x) + out_shift                                     where "rescaled"
     x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
@@ -31,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-EXPORT_FORMAT = 1
-"""The version of the file format."""
+EXPORT_FORMAT = 2
+"""The newest version of the file format. Version 2 has "norm_after"; files without it are of version 1."""
 
 
 NAME = "segue_policy"
@@ -100,11 +101,13 @@ class Policy:
         last = len(about["layers"]) - 2
         for i in range(last):
             x = x @ arrays[f"layer{i}.weight"].T + arrays[f"layer{i}.bias"]
+            norm_after = about.get("norm_after", False)
+            x = ACTIVATIONS[about["activation"]](x) if norm_after else x
             if about["layer_norm"]:
                 x = x - x.mean(-1, keepdims=True)
                 x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(about["layer_norm"]))
                 x = x * arrays[f"norm{i}.weight"] + arrays[f"norm{i}.bias"]
-            x = ACTIVATIONS[about["activation"]](x)
+            x = x if norm_after else ACTIVATIONS[about["activation"]](x)
         x = x @ arrays[f"layer{last}.weight"].T + arrays[f"layer{last}.bias"]
         if about.get("rescaled"):
             x = arrays["out_scale"] * np.tanh(x) + arrays["out_shift"]
@@ -163,7 +166,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: where the description is not that of a policy.
     """
-    if not isinstance(about, dict) or about.get("format") != EXPORT_FORMAT:
+    if not isinstance(about, dict) or about.get("format") not in range(1, EXPORT_FORMAT + 1):
         raise ValueError(
             f"{where} is not an exported policy of format {EXPORT_FORMAT}: a newer Segue may have written it."
         )
@@ -179,6 +182,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "rescaled": isinstance(about.get("rescaled", False), bool),
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
+        "norm_after": about.get("norm_after", False) is (about["format"] == 2),
         "about": isinstance(about.get("about"), dict),
     }
     for name, passed in checks.items():

@@ -85,7 +85,11 @@ def network(policy: predict.Policy) -> list[str]:
     """Describe a network in lines of text."""
     about, layers = policy.about, " - ".join(map(str, policy.about["layers"]))
     total = sum(array.size for name, array in policy.arrays.items() if name.startswith(("layer", "norm")))
-    norm = f", LayerNorm ({about['layer_norm']:g}) before each" if about["layer_norm"] else ""
+    norm = (
+        f", LayerNorm ({about['layer_norm']:g}) {'after' if about.get('norm_after') else 'before'} each"
+        if about["layer_norm"]
+        else ""
+    )
     inputs = "(obs - mean) / std" if about["standardised"] else "raw observations"
     if about["standardised"] and about["obs_clip"] < NO_CLIP:
         inputs += f", clipped to ±{about['obs_clip']:g}"

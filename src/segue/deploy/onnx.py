@@ -36,6 +36,7 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
         constants.update({f"-{name}": np.asarray(-limit, np.float32), name: np.asarray(limit, np.float32)})
         append("Clip", f"-{name}", name)
 
+    activation = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]]
     if about["standardised"]:
         append("Sub", "obs_mean")
         append("Div", "obs_std")
@@ -43,9 +44,13 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
     for i in range(last + 1):
         append("Gemm", f"layer{i}.weight", f"layer{i}.bias", transB=1)
         if i < last:
+            norm_after = about.get("norm_after", False)
+            if norm_after:
+                append(activation)
             if about["layer_norm"]:
                 append("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=about["layer_norm"])
-            append({"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]])
+            if not norm_after:
+                append(activation)
     if about.get("rescaled"):
         append("Tanh")
         append("Mul", "out_scale")

@@ -30,6 +30,11 @@ from segue.replay.next_actions import NextActionBatch, WithNextAction
 from segue.replay.sampler import AbstractSampler, Uniform
 
 
+def _networks() -> Networks:
+    """Return the networks of ReBRAC's reference in CORL."""
+    return Networks(depth=3, critic_norm=True, norm_after=True, hidden_bias=0.1, actor_head=1e-3, critic_head=3e-3)
+
+
 class ReBRAC(td3.AbstractTD3Settings):
     """TD3 with two penalties on the distance from the data's actions, one for the policy and one for the critic."""
 
@@ -41,7 +46,7 @@ class ReBRAC(td3.AbstractTD3Settings):
     """The share of beta_1 that is left at the end, online."""
     beta_steps: int = 1_000_000
     """T: env steps over which beta_1 would fall to 0."""
-    networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(depth=3, critic_norm=True))
+    networks: AbstractNetworks = eqx.field(default_factory=_networks)
     """The networks of policy and critics."""
     penalises: bool = eqx.field(static=True, default=True)
     """Whether the critic's target has the penalty; batches must then have next actions (sampler

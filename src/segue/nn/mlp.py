@@ -23,6 +23,10 @@ class Dense(eqx.Module):
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
         return x @ self.weight + self.bias
 
+    def with_bias(self, value: float) -> "Dense":
+        """Return the layer with every bias at `value`."""
+        return eqx.tree_at(lambda layer: layer.bias, self, jnp.full_like(self.bias, value))
+
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}
 
@@ -70,9 +74,10 @@ class TanhScale(eqx.Module):
 class MLP(eqx.Module):
     """A multi-layer perceptron whose last layer is linear. It sees one sample, without a batch axis.
 
-    With `layer_norm`, LayerNorm comes before each activation. An imported network may standardise its input by
-    `statistics`, and end in a `rescale`. Weights and biases are initialised from U(+-1/sqrt(fan_in)), the usual
-    framework default; `head` is the half-width of the last layer's uniform distribution where a paper gives one.
+    With `layer_norm`, LayerNorm comes before each activation, or after it with `norm_after`. An imported network may
+    standardise its input by `statistics`, and end in a `rescale`. Weights and biases are initialised from
+    U(+-1/sqrt(fan_in)), the usual framework default; `head` is the half-width of the last layer's uniform distribution
+    and `hidden_bias` the constant at which hidden biases start, where a paper gives one.
     """
 
     layers: tuple[Dense, ...]
@@ -80,12 +85,15 @@ class MLP(eqx.Module):
     statistics: Statistics | None
     rescale: TanhScale | None
     activation: str = eqx.field(static=True)
+    norm_after: bool = eqx.field(static=True)
 
     def __init__(
         self,
         sizes: tuple[int, ...],
         *,
         layer_norm: bool = False,
+        norm_after: bool = False,
+        hidden_bias: float | None = None,
         head: float | None = None,
         activation: str = "relu",
         statistics: Statistics | None = None,
@@ -97,14 +105,18 @@ class MLP(eqx.Module):
         shapes = zip(sizes, sizes[1:], bounds, keys, strict=False)
         self.layers = tuple(Dense(i, o, bound=bound, key=k) for i, o, bound, k in shapes)
         self.norms = tuple(LayerNorm(n) for n in sizes[1:-1]) if layer_norm else ()
-        self.statistics, self.rescale, self.activation = statistics, rescale, activation
+        if hidden_bias is not None:
+            self.layers = tuple(layer.with_bias(hidden_bias) for layer in self.layers[:-1]) + self.layers[-1:]
+        self.statistics, self.rescale = statistics, rescale
+        self.activation, self.norm_after = activation, layer_norm and norm_after
 
     def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " _"]:
         x = jnp.concatenate(inputs)
         x = x if self.statistics is None else self.statistics(x)
         for index, layer in enumerate(self.layers[:-1]):
-            x = layer(x)
-            x = ACTIVATIONS[self.activation](self.norms[index](x) if self.norms else x)
+            norm = self.norms[index] if self.norms else lambda x: x
+            activation = ACTIVATIONS[self.activation]
+            x = norm(activation(layer(x))) if self.norm_after else activation(norm(layer(x)))
         x = self.layers[-1](x)
         return x if self.rescale is None else self.rescale(x)
 

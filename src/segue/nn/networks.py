@@ -37,9 +37,13 @@ class Networks(AbstractNetworks):
     critic_depth: int | None = eqx.field(static=True, default=None)
     """Hidden layers of critics and of V; None: as many as the policy's."""
     actor_norm: bool = eqx.field(static=True, default=False)
-    """LayerNorm after each hidden layer of the policy (OPT: Adroit only)."""
+    """LayerNorm in each hidden layer of the policy (OPT: Adroit only)."""
     critic_norm: bool = eqx.field(static=True, default=False)
-    """LayerNorm after each hidden layer of critics and of V (OPT: Adroit only; ReBRAC: everywhere)."""
+    """LayerNorm in each hidden layer of critics and of V (OPT: Adroit only; ReBRAC: everywhere)."""
+    norm_after: bool = eqx.field(static=True, default=False)
+    """LayerNorm follows the activation (OPT, ReBRAC) instead of preceding it (WSRL, RLPD)."""
+    hidden_bias: float | None = eqx.field(static=True, default=None)
+    """Hidden biases start at this number (ReBRAC: 0.1); None: the default."""
     actor_head: float | None = eqx.field(static=True, default=None)
     """Half-width of the policy head's uniform initialisation; None: the default (the papers: 1e-3 off MuJoCo)."""
     critic_head: float | None = eqx.field(static=True, default=None)
@@ -51,14 +55,18 @@ class Networks(AbstractNetworks):
 
     def policy(self, spec: Spec, outputs: int, *, key: PRNGKeyArray) -> MLP:
         sizes = (spec.obs, *(self.width,) * self.depth, outputs)
-        return MLP(sizes, layer_norm=self.actor_norm, head=self.actor_head, key=key)
+        return MLP(sizes, layer_norm=self.actor_norm, head=self.actor_head, **self._hidden_options(), key=key)
 
     def critics(self, spec: Spec, count: int, *, key: PRNGKeyArray) -> Ensemble:
         sizes = (spec.obs + spec.act, *self._hidden(), 1)
-        return Ensemble(count, sizes, layer_norm=self.critic_norm, head=self.critic_head, key=key)
+        own = self._hidden_options()
+        return Ensemble(count, sizes, layer_norm=self.critic_norm, head=self.critic_head, **own, key=key)
 
     def value(self, spec: Spec, *, key: PRNGKeyArray) -> MLP:
-        return MLP((spec.obs, *self._hidden(), 1), layer_norm=self.critic_norm, key=key)
+        return MLP((spec.obs, *self._hidden(), 1), layer_norm=self.critic_norm, **self._hidden_options(), key=key)
 
     def _hidden(self) -> tuple[int, ...]:
         return (self.width,) * (self.depth if self.critic_depth is None else self.critic_depth)
+
+    def _hidden_options(self) -> dict[str, Any]:
+        return {"norm_after": self.norm_after, "hidden_bias": self.hidden_bias}

@@ -51,6 +51,7 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
         "own_spread": isinstance(actor, TanhGaussian) and actor.log_std is not None,
         "standardised": mlp.statistics is not None,
         **({"rescaled": True} if mlp.rescale is not None else {}),
+        **({"norm_after": True} if mlp.norm_after else {}),
         "low": spec.low,
         "high": spec.high,
     }
@@ -68,6 +69,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
         norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
         own_spread, rescaled = bool(meaning["own_spread"]), bool(meaning.get("rescaled", False))
+        norm_after = bool(meaning.get("norm_after", False))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
@@ -87,7 +89,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         zeros = jnp.zeros(sizes[0])
         statistics = Statistics(zeros, zeros, jnp.zeros(())) if standardised else None
         more = {"statistics": statistics, "rescale": TanhScale(jnp.zeros(act), jnp.zeros(act)) if rescaled else None}
-        mlp = MLP(sizes, layer_norm=norm, activation=activation, **more, key=jax.random.key(0))
+        mlp = MLP(sizes, layer_norm=norm, norm_after=norm_after, activation=activation, **more, key=jax.random.key(0))
         return {
             "deterministic": lambda: Deterministic(mlp, output),
             "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
@@ -135,12 +137,12 @@ def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Polic
         arrays |= {f"out_{part}": leaves[f"mlp.rescale.{part}"] for part in ("scale", "shift")}
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     description = {
-        "format": predict.EXPORT_FORMAT,
+        "format": predict.EXPORT_FORMAT if "norm_after" in meaning else 1,
         "layers": sizes,
         "activation": meaning["activation"],
         "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
         "standardised": meaning["standardised"],
-        **({"rescaled": True} if "rescaled" in meaning else {}),
+        **{key: True for key in ("rescaled", "norm_after") if key in meaning},
         "obs_clip": float(leaves["mlp.statistics.limit"]) if meaning["standardised"] else None,
         "output": meaning["output"],
         "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,

@@ -54,8 +54,8 @@ class Balanced(AbstractSampler):
     ring_rows: int | None = eqx.field(static=True, default=None)
     """None: offline rows are kept. A number: once there are so many rows, each new row replaces the oldest one, offline
     rows first, as in OPT's buffer of 1,000,000 rows that is filled with the dataset."""
-    output: Literal["softplus", "relu"] = eqx.field(static=True, default="softplus")
-    """The density network's output function. Off2OnRL has ReLU with an initial bias of 1; softplus cannot die."""
+    output: Literal["softplus", "relu"] = eqx.field(static=True, default="relu")
+    """The density network's output function. The sources have ReLU with an initial bias of 1; softplus cannot die."""
     width: int = eqx.field(static=True, default=256)
     """Units in each of the density network's two hidden layers."""
     density_every: int = eqx.field(static=True, default=1)

@@ -107,13 +107,16 @@ def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_
         SPOT(support=_SUPPORT.get(name, 0.25), online_discount=0.995),
         IQL(expectile=0.9, beta=10.0),
         _rebrac(name, discount=0.999, critic_lr=5e-5),
-        CalQL(weight=5.0, target_gap=0.8, networks=Networks(critic_depth=4)),
+        CalQL(weight=5.0, target_gap=0.8, next_actions=10, networks=Networks(critic_depth=4)),
         networks=Networks(actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
     )
     rewards = {"rebrac": Reward(100.0), "calql": Reward(10.0, -5.0), "wsrl": Reward(10.0, -5.0)}
-    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1)
-    constants = dataclasses.replace(constants, rlpd={"subset": 1}, rlpd_networks={"depth": 3, "critic_depth": 3})
+    sac = dataclasses.replace(porl_sac(), next_actions=10)
+    constants = Constants(backbones, rewards, kappa=Linear(0.1, 0.9, kappa), updates_per_step=1, sac=sac)
+    constants = dataclasses.replace(
+        constants, rlpd={"subset": 1, "next_actions": 1}, rlpd_networks={"depth": 3, "critic_depth": 3}
+    )
     reward = Reward(1.0, -1.0)
     return Task(env_id, name, rows, backbone="spot", reward=reward, score=(0.0, 1.0), constants=constants)
 
@@ -140,7 +143,7 @@ def _adroit(hand: str, kind: str) -> Task:
         IQL(expectile=0.8, beta=3.0),
         _rebrac(f"{hand}-cloned"),
         CalQL(weight=1.0, networks=Networks(width=512, critic_depth=3)),
-        networks=Networks(actor_norm=True, critic_norm=True, actor_head=1e-3, critic_head=3e-3),
+        networks=Networks(actor_norm=True, critic_norm=True, norm_after=True, actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
     )
     constants = Constants(
