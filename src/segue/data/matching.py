@@ -8,6 +8,7 @@ import numpy as np
 from segue.core import Spec
 from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
+from segue.data.joined import in_order
 from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
@@ -23,6 +24,7 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     that are longer than the env's time limit, unless next observations are stored.
     """
     env_spec, id_, limit = _known(env)
+    data = in_order(data, getattr(env, "parts", ()))
     if limit is not None:
         data = check_limit(data, limit, str(id_))
     t = data.transitions
