@@ -55,6 +55,11 @@ class JoinedTable:
                         f"{self.where}, episode {k}: {name} have shape {part.shape} where {self.steps[k]} rows of "
                         f"{like.shape[1:]} are needed: repair that episode or leave it out."
                     )
+                if part.dtype.kind != like.dtype.kind:
+                    raise DataError(
+                        f"{self.where}, episode {k}: {name} are of type {part.dtype} and those of episode 0 of type "
+                        f"{like.dtype}: repair that episode or leave it out."
+                    )
         return (sum(self.steps), sum(map(_width, first))), np.result_type(*(part.dtype for part in first))
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:

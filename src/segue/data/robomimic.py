@@ -82,7 +82,9 @@ def _chosen(demo: h5py.Group, where: str, path: str, options: Options) -> tuple[
     obs = _group(demo, "obs", where)
     known, images = {}, []
     for name in sorted(map(str, obs.keys())):
-        found = _column(obs, name, where)
+        found = hdf5.child(obs, name, where)
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiub":
+            continue  # texts, and groups of others' making
         part = Part(name, found.shape[1:])
         if is_image(found.dtype, part.shape):
             images.append(part)
