@@ -105,7 +105,7 @@ def test_d3rlpy_tuples_of_observations_are_joined(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"actions_0": np.zeros((2, 1), int)}, "discrete"),
+        ({"actions_0": np.zeros((2, 1), int), "actions_1": np.zeros((3, 1), int)}, "discrete"),
         ({"observations_0": np.zeros((2, 3, 8, 8), "u1")}, "images"),
         ({"rewards_0": np.zeros((1, 1))}, "episode 0 has"),
         ({"terminated_1": None}, "no terminated_1"),
@@ -308,7 +308,9 @@ def test_parts_are_taken_into_the_envs_order(tmp_path):
     env = env_of(spaces.Dict({name: spaces.Box(-9, 9, tuple(part["shape"])) for name, part in DICT.items()}))
     for each in (data, load(tmp_path / "kept.npz")):
         assert each.parts == (Part("proprio", (2,)), Part("goal", (1, 2)))
+        assert load(f"{each.path}:goal").transitions.obs[1].tolist() == [-1, -1]
         met = check_against(each, env)
+        np.testing.assert_array_equal(load(met.path).transitions.obs, met.transitions.obs)  # as a report reads it
         assert met.transitions.obs.tolist() == [[-k, -k, k, k] for k in range(3)]
         assert met.transitions.next_obs.tolist() == [[-k, -k, k, k] for k in (1, 2, 3)]
         assert sum("joined as goal[1x2, row by row], proprio[2]" in note for note in met.notes) == 1

@@ -57,6 +57,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
     """Read and check a flat table. Raises `DataError`."""
     where = options.name or table.where
     act, rows, stored, parts = _layout(table, where)
+    metadata = table.metadata()
     terminal, timeout = _flag(table, "terminals", rows, where), _flag(table, "timeouts", rows, where)
     assert terminal is not None
     marks = timeout
@@ -76,6 +77,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
     f32 = np.dtype(np.float32)
     wide = lambda name: table.read(name, f32).reshape(rows, -1)
     obs = wide("observations")
+    parts = parts or parts_of(metadata, obs.shape[1])
     notes = (*table.notes, *order_note(parts))
     if stored:
         nxt = wide("next_observations")
@@ -101,7 +103,6 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         nxt[last] = obs[last]  # irrelevant where terminal; dropped below where not
         lost = ends & ~terminal
 
-    metadata = table.metadata()
     low, high = action_box(options, metadata.get("low"), metadata.get("high"), act, where)
     action, reward = wide("actions"), table.read("rewards", f32).reshape(-1)
     data = Dataset(
@@ -114,7 +115,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         table.where if table.owned else None,
         timeout,
         shifted=not stored,
-        parts=parts or parts_of(metadata, obs.shape[1]),
+        parts=parts,
         notes=notes,
     )
     data = check_jumps(validate(data, clip_actions=options.clip_actions))

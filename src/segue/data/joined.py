@@ -127,7 +127,7 @@ def order_note(parts: Sequence[Part]) -> tuple[str, ...]:
 
 
 def in_order(data: Dataset, parts: Sequence[Part]) -> Dataset:
-    """Return the data with an observation's parts in the order of `parts`, where both have names and they agree.
+    """Return the data with an observation's parts in the order of `parts`, where both have the same names.
 
     Raises:
         DataError: where the names agree and the shapes do not.
@@ -137,9 +137,22 @@ def in_order(data: Dataset, parts: Sequence[Part]) -> Dataset:
         return data
     if any(wanted[name].size != have[name].size for name in wanted):
         raise DataError(f"{data.name} has the observations {in_words(data.parts)} and the env {in_words(parts)}.")
-    starts = dict(zip(have, np.cumsum([0, *(part.size for part in data.parts)]), strict=False))
+    return taken(data, tuple(parts))
+
+
+def taken(data: Dataset, parts: tuple[Part, ...]) -> Dataset:
+    """Return the data with these of its parts of an observation, in this order; `path` says so behind a colon."""
+    starts = dict(
+        zip((part.name for part in data.parts), np.cumsum([0, *(part.size for part in data.parts)]), strict=False)
+    )
     columns = np.concatenate([np.arange(part.size) + starts[part.name] for part in parts])
     t = data.transitions
     moved = {name: np.take(np.asarray(getattr(t, name)), columns, axis=1) for name in ("obs", "next_obs")}
     notes = tuple(note for note in data.notes if note not in order_note(data.parts))
-    return replace(data, transitions=t._replace(**moved), parts=tuple(parts), notes=notes)
+    path = data.path and data.path.removesuffix(f":{keys(data.parts)}") + f":{keys(parts)}"
+    return replace(data, transitions=t._replace(**moved), parts=parts, notes=notes, path=path)
+
+
+def keys(parts: Sequence[Part]) -> str:
+    """Return the keys of parts as they stand behind a dataset's file and a colon."""
+    return ",".join(part.name for part in parts)

@@ -16,6 +16,7 @@ import numpy as np
 from segue.data import d3rlpy, hdf5, lerobot, robomimic, unread
 from segue.data.dataset import Dataset
 from segue.data.flat import ArrayTable, Hdf5Table, read_flat
+from segue.data.joined import choose, taken
 from segue.data.minari import read_minari
 from segue.data.npz import open_npz
 from segue.data.options import Both, Options
@@ -64,6 +65,8 @@ def load(
     if keys is not None:
         if not data.parts:
             raise DataError(f"{path} has no parts of observations to choose from: leave {':' + ','.join(keys)!r} out.")
+        if tuple(part.name for part in data.parts) != keys:  # a table that names the parts of its one column
+            data = taken(data, choose({part.name: part for part in data.parts}, keys, str(path)))
         data = replace(data, path=f"{path.resolve()}:{','.join(keys)}")  # what reads the same rows again
     for column in data.transitions:
         column.flags.writeable = False  # no caller has these arrays, so they can be used without a copy
