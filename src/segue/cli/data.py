@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--policy", required=True, metavar="FILE", help="the expert, as for collect")
     score.add_argument("--episodes", type=int, default=100, help="episodes of each (100)")
     inspect = commands.add_parser("inspect", help="rows, episodes, returns, action range, ends, scores")
-    inspect.add_argument("dataset", help="HDF5 or .npz file, or a Minari id or folder")
+    inspect.add_argument("dataset", help="HDF5 or .npz file, Minari id or folder, or LeRobot folder; FILE:KEY,KEY")
     inspect.add_argument("--task", help="check it against this task's env, and normalise returns with its scores")
     inspect.add_argument("--env-id", help="instead: check it against this env, as `segue run` does")
     inspect.add_argument("--clip-actions", action="store_true", help="clip actions outside the box")

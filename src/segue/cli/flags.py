@@ -107,7 +107,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         env_id: str | None = None
         """Instead of a task: any Gymnasium env with Box spaces."""
         dataset: str | None = None
-        """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
+        """HDF5 (D4RL, d3rlpy, robomimic), .npz, a Minari id or folder, or a LeRobot folder; FILE:KEY,KEY names parts of
+        an observation and their order. A *-random task makes its own."""
         policy: str | None = None
         """The policy to start from: policy-S.safetensors of a run, SB3's .zip, .pt, .safetensors or .npz (FILE:3 is a
         snapshot of a ladder). None: one is trained on the dataset."""

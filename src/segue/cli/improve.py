@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", required=True, help="the policy: a file as `segue run --policy` takes it")
     parser.add_argument("--env-id", help="a Gymnasium env with Box spaces")
     parser.add_argument("--task", help="instead of --env-id: a named task, without its dataset")
-    parser.add_argument("--dataset", help="logged data that help the critics: HDF5, .npz, or a Minari id or folder")
+    parser.add_argument("--dataset", help="logged data that help the critics, as for segue run")
     parser.add_argument("--clip-actions", action="store_true", help="clip dataset actions that lie outside the box")
     parser.add_argument("--env-steps", type=int, default=30_000, help="env steps of each seed to train on (30000)")
     parser.add_argument("--score", type=float, nargs=2, metavar=("LOW", "HIGH"), help="returns that count as 0 and 100")

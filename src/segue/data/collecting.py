@@ -142,6 +142,14 @@ def _roll(
     full_name = f"{id_ or type(stage.env.unwrapped).__name__}-{name}"
     return validate(
         Dataset(
-            Transition(obs, action, reward, nxt, terminal), ends, spec.low, spec.high, id_, full_name, None, timeout
+            Transition(obs, action, reward, nxt, terminal),
+            ends,
+            spec.low,
+            spec.high,
+            id_,
+            full_name,
+            None,
+            timeout,
+            parts=getattr(stage.env, "parts", ()),
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from segue.core import Spec, Transition
+from segue.envs.guard import Part
 from segue.errors import DataError
 
 BLOCK = 1 << 16
@@ -52,6 +53,8 @@ class Dataset:
     """Whether next_obs is the following row's observation because none was stored: an unmarked border is crossed."""
     dropped: int = 0
     """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
+    parts: tuple[Part, ...] = ()
+    """The parts of an observation in the order in which they are joined; empty where the file has one vector."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
 

@@ -1,5 +1,6 @@
 """Reads flat tables with one row per step: D4RL's layout, from HDF5, .npz or plain arrays."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,21 @@ from segue.core import Transition
 from segue.data import hdf5
 from segue.data.borders import check_jumps
 from segue.data.dataset import Dataset, differ, room, validate
+from segue.data.joined import order_note, refuse_image
 from segue.data.options import (
     ENDS,
+    WAY_OUT,
     Options,
     action_box,
     add_suspects,
     check_affordable,
     cut_at_horizon,
     drop_rows,
+    parts_of,
     plain_env_id,
     settle_ends,
 )
+from segue.envs.guard import Part
 from segue.errors import DataError
 
 
@@ -34,6 +39,10 @@ class _Table(Protocol):
     """The file, for messages."""
     owned: bool
     """Whether the arrays that `read` returns may be overwritten."""
+    parts: tuple[Part, ...]
+    """The parts of an observation, where the file keeps them apart."""
+    notes: tuple[str, ...]
+    """Remarks on the file."""
 
     def names(self) -> list[str]: ...
 
@@ -41,13 +50,14 @@ class _Table(Protocol):
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray: ...
 
-    def metadata(self) -> dict[str, Any]: ...
+    def metadata(self) -> Mapping[str, Any]: ...
 
 
 def read_flat(table: _Table, options: Options) -> Dataset:
     """Read and check a flat table. Raises `DataError`."""
     where = options.name or table.where
-    act, rows, stored = _layout(table, where)
+    act, rows, stored, parts = _layout(table, where)
+    metadata = table.metadata()
     terminal, timeout = _flag(table, "terminals", rows, where), _flag(table, "timeouts", rows, where)
     assert terminal is not None
     marks = timeout
@@ -65,10 +75,12 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         marks = timeout = cut_at_horizon(terminal, options.max_episode_steps)
 
     f32 = np.dtype(np.float32)
-    obs = table.read("observations", f32)
-    notes: tuple[str, ...] = ()
+    wide = lambda name: table.read(name, f32).reshape(rows, -1)
+    obs = wide("observations")
+    parts = parts or parts_of(metadata, obs.shape[1])
+    notes = (*table.notes, *order_note(parts))
     if stored:
-        nxt = table.read("next_observations", f32)
+        nxt = wide("next_observations")
         if marks is None:
             marks = np.concatenate((differ(nxt[:-1], obs[1:]), [True]))
             if rows > 2 and np.count_nonzero(marks & ~terminal) > rows / 2:
@@ -91,9 +103,8 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         nxt[last] = obs[last]  # irrelevant where terminal; dropped below where not
         lost = ends & ~terminal
 
-    metadata = table.metadata()
     low, high = action_box(options, metadata.get("low"), metadata.get("high"), act, where)
-    action, reward = table.read("actions", f32), table.read("rewards", f32).reshape(-1)
+    action, reward = wide("actions"), table.read("rewards", f32).reshape(-1)
     data = Dataset(
         Transition(obs, action, reward, nxt, terminal),
         ends,
@@ -104,6 +115,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         table.where if table.owned else None,
         timeout,
         shifted=not stored,
+        parts=parts,
         notes=notes,
     )
     data = check_jumps(validate(data, clip_actions=options.clip_actions))
@@ -111,12 +123,15 @@ def read_flat(table: _Table, options: Options) -> Dataset:
     return add_suspects(replace(data, name=options.name or str(metadata.get("name") or Path(table.where).stem)))
 
 
-def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
+def _layout(table: _Table, where: str) -> tuple[int, int, bool, tuple[Part, ...]]:
     """Check every column's shape before any column is read.
 
     Returns:
-        the action's size, the number of rows, and whether next observations are stored.
+        the action's size, the number of rows, whether next observations are stored, and an observation's parts.
     """
+    named = table.shape("discrete_action")  # d3rlpy 1 says so
+    if named is not None and not math.prod(named[0]) > 1 and table.read("discrete_action", named[1]).any():
+        raise DataError(f"{where} says that its actions are discrete, which are not supported: continuous ones are.")
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     needed = ("observations", "actions", "rewards", "terminals")
     for name in (*needed, "next_observations", "timeouts", *ENDS):
@@ -127,7 +142,8 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
             gymnasium = {"terminations", "truncations"} & set(table.names())
             hint = "; rename terminations to terminals and truncations to timeouts" if gymnasium else ""
             raise DataError(
-                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}{hint}."
+                f"{where} has no column {name!r}: it holds {', '.join(sorted(table.names())[:12]) or 'nothing'}"
+                f"{hint or WAY_OUT}."
             )
         shapes[name] = stored
     for name, (shape, dtype) in shapes.items():
@@ -139,7 +155,7 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
                 f"{where}: actions are of type {dtype}: discrete actions are not supported, continuous are."
             )
         if (
-            (wide and (len(shape) != 2 or not shape[1]))
+            (wide and (len(shape) < 2 or not math.prod(shape[1:])))
             or (not wide and shape not in (shape[:1], (*shape[:1], 1)))
             or not shape
         ):
@@ -154,12 +170,14 @@ def _layout(table: _Table, where: str) -> tuple[int, int, bool]:
             )
     if not rows:
         raise DataError(f"{where} is empty: there is nothing to learn from.")
-    obs = shapes["observations"][0]
+    obs, dtype = shapes["observations"]
+    own = Part("", obs[1:])
+    refuse_image(dtype, own, where)
     if "next_observations" in shapes and shapes["next_observations"][0] != obs:
         raise DataError(f"{where}: next_observations have shape {shapes['next_observations'][0]}, observations {obs}.")
-    act = shapes["actions"][0][1]
-    check_affordable(rows, obs[1], act, where)
-    return act, rows, "next_observations" in shapes
+    act = math.prod(shapes["actions"][0][1:])
+    check_affordable(rows, own.size, act, where)
+    return act, rows, "next_observations" in shapes, table.parts or (() if len(obs) == 2 else (own,))
 
 
 def _flag(table: _Table, name: str, rows: int, where: str) -> np.ndarray | None:
@@ -180,9 +198,10 @@ class ArrayTable:
     """A flat table of a caller's own arrays."""
 
     owned = False
+    notes = ()
 
-    def __init__(self, columns: Mapping[str, np.ndarray], name: str):
-        self.columns, self.where = columns, name
+    def __init__(self, columns: Mapping[str, np.ndarray], name: str, parts: tuple[Part, ...] = ()):
+        self.columns, self.where, self.parts = columns, name, parts
 
     def names(self) -> list[str]:
         return list(self.columns)
@@ -205,6 +224,7 @@ class Hdf5Table:
     """A flat table in an HDF5 file."""
 
     owned = True
+    parts, notes = (), ()
 
     def __init__(self, file: h5py.File, path: str):
         self.file, self.where = file, path

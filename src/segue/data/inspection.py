@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from segue.data.dataset import Dataset, blocks
+from segue.data.remarks import remarks
 from segue.system.untrusted import shown
 
 
@@ -41,7 +42,7 @@ def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str
         "action": {"low": data.low, "high": data.high, "min": act_low, "max": act_high},
         "observation": {"min": obs_low, "max": obs_high},
         "dropped": data.dropped,
-        "notes": list(data.notes),
+        "notes": [*data.notes, *(note for note in remarks(data) if note not in data.notes)],
     }
     if score is not None:
         out["normalised"] = _summary(100 * (returns - score[0]) / (score[1] - score[0]))

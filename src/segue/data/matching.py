@@ -8,6 +8,8 @@ import numpy as np
 from segue.core import Spec
 from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
+from segue.data.joined import in_order
+from segue.data.remarks import remarks
 from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
@@ -16,13 +18,13 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     """Check a dataset against `env`, a Gymnasium env or a `Spec`, and return it with the action box of `env`.
 
     Notes are added where more terminal episodes end at the environment's time limit than are cut there; where
-    observations are too large for networks or leave the env's box; where actions fill half of theirs; and where rewards
-    are all 0 or beyond a million.
+    observations leave the env's box; and those of `remarks`.
 
     **Raises:** `DataError` where the shapes, the boxes or the ids differ, for actions outside the box, and for episodes
     that are longer than the env's time limit, unless next observations are stored.
     """
     env_spec, id_, limit = _known(env)
+    data = in_order(data, getattr(env, "parts", ()))
     if limit is not None:
         data = check_limit(data, limit, str(id_))
     t = data.transitions
@@ -57,25 +59,9 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
             f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
-    notes += order_of(env) + _unscaled(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
-    return in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
-
-
-def _unscaled(obs: Any) -> tuple[str, ...]:
-    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
-
-    The threshold of 100 is inferred.
-    """
-    sample = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
-    size = np.sqrt(np.square(sample).mean(axis=0))
-    if not (size > 100).any():
-        return ()
-    columns = np.flatnonzero(size > 100)
-    named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
-    return (
-        f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
-        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
-    )
+    data = replace(data, low=env_spec.low, high=env_spec.high)
+    notes += order_of(env) + _outside(data, env) + remarks(data)
+    return in_box(replace(data, notes=notes), clip_actions)
 
 
 def _outside(data: Dataset, env: Any) -> tuple[str, ...]:
@@ -96,31 +82,6 @@ def _outside(data: Dataset, env: Any) -> tuple[str, ...]:
         + (f", and in {others} more" if others else "")
         + ": make sure that the columns have the env's order and units",
     )
-
-
-def _half_filled(data: Dataset, spec: Spec) -> tuple[str, ...]:
-    """Return a note where actions fill half of their box at most, or reach exactly from -1 to 1 in a wider one."""
-    action = np.asarray(data.transitions.action)
-    least, most = action.min(axis=0), action.max(axis=0)
-    width = np.subtract(spec.high, spec.low)
-    unit = (np.abs(least + 1) < 0.01) & (np.abs(most - 1) < 0.01) & (width > 2.1)
-    if len(action) < 100 or not (((most - least) <= 0.51 * width).all() or unit.any()):
-        return ()
-    k = int(unit.argmax())
-    return (
-        f"actions reach from {least[k]:.3g} to {most[k]:.3g} where dimension {k} of the box has {spec.low[k]:g} to "
-        f"{spec.high[k]:g}: if they were normalised to [-1, 1], scale them back to the env's units",
-    )
-
-
-def _odd_rewards(data: Dataset) -> tuple[str, ...]:
-    """Return a note where every reward is 0, or one is beyond a million (the bound is inferred)."""
-    largest = float(np.max(np.abs(data.transitions.reward)))
-    if largest == 0:
-        return ("every reward is 0: nothing can be learned about what is better",)
-    if largest > 1e6:
-        return (f"rewards are as large as {largest:.3g}, and critics learn badly from such: scale them in a wrapper",)
-    return ()
 
 
 def _known(env: Any) -> tuple[Spec, str | None, int | None]:

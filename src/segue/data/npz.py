@@ -20,6 +20,7 @@ class _Npz:
     """The columns of an `.npz`. Each column's header is checked against the archive's entry before it is unpacked."""
 
     owned = True
+    parts, notes = (), ()
 
     def __init__(self, archive: zipfile.ZipFile, path: Path):
         self.archive, self.where, self.size = archive, str(path), path.stat().st_size

@@ -1,6 +1,7 @@
 """The options for reading a dataset, and the checks that all formats share."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from segue.core import Transition
 from segue.data.borders import crowded, suspects
 from segue.data.dataset import Dataset, blocks, box, locate
+from segue.envs.guard import Part
 from segue.errors import DataError
 from segue.system import machine, untrusted
 
@@ -28,10 +30,14 @@ ENDS = ("episode_ends", "episode_terminals")
 """Names under which files mark every episode's last row, whatever ended it."""
 
 
+WAY_OUT = "; arrange its arrays yourself with segue.data.from_arrays, and keep that with segue.data.save"
+"""What to do with a layout that Segue does not know, at the end of a sentence."""
+
+
 class Options:
     """The checked arguments of `load` and `from_arrays`."""
 
-    def __init__(self, name, env_id, low, high, clip_actions, max_episode_steps, both):
+    def __init__(self, name, env_id, low, high, clip_actions, max_episode_steps, both, reward=None, keys=None):
         if (low is None) != (high is None):
             raise DataError("Pass low and high together: an action box has two sides.")
         if both not in (None, "refuse", "terminal", "timeout"):
@@ -44,6 +50,8 @@ class Options:
         self.clip_actions: bool = clip_actions
         self.max_episode_steps: int | None = max_episode_steps
         self.both: Both | None = both
+        self.reward: float | None = reward
+        self.keys: tuple[str, ...] | None = keys
 
 
 def settle_ends(
@@ -135,6 +143,15 @@ def action_box(options: Options, low: Any, high: Any, act: int, where: str) -> t
     except (ValueError, TypeError, OverflowError):
         pass
     return box(low, high, act, where)
+
+
+def parts_of(metadata: Mapping[str, Any], size: int) -> tuple[Part, ...]:
+    """Return the observation's parts that `segue.data.save` recorded; none where they do not add up to `size`."""
+    try:
+        parts = tuple(Part(str(name), tuple(map(int, shape))) for name, shape in metadata.get("parts") or ())
+    except (TypeError, ValueError):
+        return ()
+    return parts if sum(part.size for part in parts) == size else ()
 
 
 def plain_env_id(env_id: object) -> str | None:

@@ -75,6 +75,7 @@ def check_vacant(target: Path, format: str, overwrite: bool) -> None:
 def _write_npz(data: Dataset, file: Path) -> None:
     t = data.transitions
     about = {"name": data.name, "env_id": data.env_id, "low": data.low, "high": data.high, "versions": versions()}
+    about |= {"parts": data.parts} if data.parts else {}
     with file.open("wb") as stream:
         np.savez(
             stream,

@@ -1,8 +1,9 @@
 """The border between Segue and an env: what reaches the env is in its space, and what comes back is checked."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -15,11 +16,41 @@ LARGEST = 1_000
 """Numbers in an observation of several axes, above which it counts as an image."""
 
 
+class Part(NamedTuple):
+    """A part of an observation that becomes one vector."""
+
+    name: str
+    """Its key, with dots in nested dictionaries; "" where there are no keys."""
+    shape: tuple[int, ...]
+    """Its shape, of which each number becomes one of the vector, row by row."""
+
+    @property
+    def size(self) -> int:
+        """The count of its numbers."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        """Return it in words: "goal[4]", or "[2x4, row by row]" for several axes and no key."""
+        if len(self.shape) > 1:
+            return f"{self.name}[{'x'.join(map(str, self.shape))}, row by row]"
+        return f"{self.name}[{self.size}]"
+
+
+def in_words(parts: Sequence[Part]) -> str:
+    """Return parts in their order, as "goal[4], proprio[4]"."""
+    return ", ".join(map(str, parts))
+
+
+def is_image(dtype: Any, shape: tuple[int, ...]) -> bool:
+    """Return whether a box of this dtype and shape is an image, which is no vector to learn from."""
+    return (dtype == np.uint8 and len(shape) in (2, 3)) or (len(shape) > 1 and math.prod(shape) > LARGEST)
+
+
 class Guarded(gym.Wrapper):
     """An env whose observations and actions are vectors.
 
     - An action reaches the env in the env's shape and dtype, clipped to its box in that dtype, as an array of its own.
-    - Dictionaries of boxes and boxes of any shape become one vector, a box row by row; `order` says in which order.
+    - Dictionaries of boxes and boxes of any shape become one vector, a box row by row; `parts` says in which order.
     - A reward is a float, `terminated` and `truncated` are bool; whatever is neither is an `EnvFault`.
     - `SystemExit` becomes `EnvExit`, which ends a command with one sentence; an error in `close` is nobody's.
     """
@@ -27,10 +58,10 @@ class Guarded(gym.Wrapper):
     def __init__(self, env: gym.Env):
         super().__init__(env)
         seen, acts = env.observation_space, env.action_space
-        self.order: str | None = None
+        self.parts: tuple[Part, ...] = ()
         if isinstance(seen, spaces.Dict) or (isinstance(seen, spaces.Box) and len(seen.shape) != 1):
             self.observation_space = spaces.flatten_space(seen)
-            self.order = ", ".join(_parts(seen))
+            self.parts = tuple(_parts(seen))
         if isinstance(acts, spaces.Box) and len(acts.shape) != 1:
             self.action_space = spaces.flatten_space(acts)
 
@@ -62,7 +93,7 @@ class Guarded(gym.Wrapper):
 
     def _vector(self, obs: Any) -> Any:
         """Return an observation as a vector."""
-        if self.order is None:
+        if not self.parts:
             return obs
         space = self.env.observation_space
         if isinstance(space, spaces.Box) and np.shape(obs) != space.shape:
@@ -73,8 +104,7 @@ class Guarded(gym.Wrapper):
 def guarded(env: gym.Env) -> Guarded:
     """Return the env behind a `Guarded`. Raises SegueError where it observes images."""
     for name, box in _boxes(env.observation_space):
-        image = box.dtype == np.uint8 and len(box.shape) in (2, 3)
-        if image or (len(box.shape) > 1 and np.prod(box.shape) > LARGEST):
+        if is_image(box.dtype, box.shape):
             who = env.spec.id if env.spec else type(env.unwrapped).__name__
             where = f" in {name!r}" if name else ""
             raise SegueError(
@@ -104,12 +134,10 @@ def _boxes(space: Any, name: str = "") -> Iterator[tuple[str, spaces.Box]]:
         yield name, space
 
 
-def _parts(space: Any, name: str = "") -> Iterator[str]:
-    """List the parts of a flattened space in their order, as "goal[4]"; "[2x4, row by row]" for a box of two axes."""
+def _parts(space: Any, name: str = "") -> Iterator[Part]:
+    """List the parts of a flattened space in their order."""
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
             yield from _parts(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(space, spaces.Box) and len(space.shape) > 1:
-        yield f"{name}[{'x'.join(map(str, space.shape))}, row by row]"
     else:
-        yield f"{name}[{spaces.flatdim(space)}]"
+        yield Part(name, space.shape if isinstance(space, spaces.Box) else (spaces.flatdim(space),))

@@ -11,7 +11,7 @@ import numpy as np
 from segue.core import Spec
 from segue.envs import d4rl
 from segue.envs.faults import Make
-from segue.envs.guard import Guarded, guarded
+from segue.envs.guard import Guarded, guarded, in_words
 from segue.errors import SegueError, similar
 
 
@@ -103,8 +103,9 @@ def order_notes(make: Make) -> tuple[str, ...]:
 
 def order_of(env: Any) -> tuple[str, ...]:
     """Return the note of `order_notes` for an env."""
-    order = env.order if isinstance(env, Guarded) else None
-    return (f"the env's observations are joined as {order}, in this order, for data and policies too",) if order else ()
+    if not isinstance(env, Guarded) or not env.parts:
+        return ()
+    return (f"the env's observations are joined as {in_words(env.parts)}, in this order, for data and policies too",)
 
 
 def spec_of(env: gym.Env) -> Spec:

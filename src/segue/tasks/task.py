@@ -166,8 +166,8 @@ class Task:
         if self.dataset is None:
             instead = "" if self.policy else "; a recipe that learns online alone starts from --policy FILE instead"
             raise SegueError(
-                f"{self.env_id} needs a dataset: pass --dataset with a D4RL-layout HDF5 file, an .npz, or a Minari id "
-                f"or folder{instead}."
+                f"{self.env_id} needs a dataset: pass --dataset with an HDF5 file, an .npz, or a Minari id or folder"
+                f"{instead}."
             )
         if not isinstance(self.dataset, AbstractDatasetRecipe):
             return load(self.dataset, clip_actions=self.clip_actions)
