@@ -10,16 +10,16 @@ import numpy as np
 
 from segue.core import Spec
 from segue.envs import d4rl
+from segue.envs.checked import CheckedEnv, checked
 from segue.envs.faults import Make
-from segue.envs.guard import Guarded, guarded
 from segue.errors import SegueError, similar
 
 
-def make_env(env_id: str, **options: Any) -> Guarded:
+def make_env(env_id: str, **options: Any) -> CheckedEnv:
     """Make an environment as `gymnasium.make(env_id, **options)` does, with errors in one sentence.
 
     Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics work where that package is
-    installed. The env is behind a `Guarded`, which makes vectors of its observations and actions. MuJoCo's
+    installed. The env is behind a `CheckedEnv`, which makes vectors of its observations and actions. MuJoCo's
     `settotalmass` notice is not shown.
 
     Raises:
@@ -39,7 +39,7 @@ def make_env(env_id: str, **options: Any) -> Guarded:
         reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
         raise SegueError(f"Environment {env_id!r} cannot be made: {reason}") from wrong
     try:
-        made = guarded(env)
+        made = checked(env)
         spec_of(made)
     except SegueError:
         env.close()
@@ -103,7 +103,7 @@ def order_notes(make: Make) -> tuple[str, ...]:
 
 def order_of(env: Any) -> tuple[str, ...]:
     """Return the note of `order_notes` for an env."""
-    order = env.order if isinstance(env, Guarded) else None
+    order = env.order if isinstance(env, CheckedEnv) else None
     return (f"the env's observations are joined as {order}, in this order, for data and policies too",) if order else ()
 
 

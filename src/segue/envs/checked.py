@@ -15,7 +15,7 @@ LARGEST = 1_000
 """Numbers in an observation of several axes, above which it counts as an image."""
 
 
-class Guarded(gym.Wrapper):
+class CheckedEnv(gym.Wrapper):
     """An env whose observations and actions are vectors.
 
     - An action reaches the env in the env's shape and dtype, clipped to its box in that dtype, as an array of its own.
@@ -70,8 +70,8 @@ class Guarded(gym.Wrapper):
         return spaces.flatten(space, obs)
 
 
-def guarded(env: gym.Env) -> Guarded:
-    """Return the env behind a `Guarded`. Raises SegueError where it observes images."""
+def checked(env: gym.Env) -> CheckedEnv:
+    """Return the env behind a `CheckedEnv`. Raises SegueError where it observes images."""
     for name, box in _boxes(env.observation_space):
         image = box.dtype == np.uint8 and len(box.shape) in (2, 3)
         if image or (len(box.shape) > 1 and np.prod(box.shape) > LARGEST):
@@ -81,7 +81,7 @@ def guarded(env: gym.Env) -> Guarded:
                 f"Environment {who!r} observes images ({box.dtype} of shape {box.shape}{where}), and Segue learns from "
                 "vectors: encode them in a wrapper."
             )
-    return Guarded(env)
+    return CheckedEnv(env)
 
 
 def _call(call: Callable, *args: Any, **options: Any) -> Any:

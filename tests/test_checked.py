@@ -12,8 +12,8 @@ from helpers import new
 from segue.cli import main
 from segue.core import Spec
 from segue.data.collecting import collect_random
+from segue.envs.checked import checked
 from segue.envs.faults import EnvExit, EnvFault, Repeats, check_observation
-from segue.envs.guard import guarded
 from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import make_env, order_of, read_spec, spec_of
 from segue.errors import SegueError
@@ -110,7 +110,7 @@ def test_the_advice_on_unbounded_actions_works(high):
     found = re.search(r"gymnasium\.wrappers\.Tr.*\)(?=\.$)", str(caught.value))
     assert found is not None
     advised = eval(found[0], {"gymnasium": gym, "env": gym.make(name)})  # our own message
-    env = guarded(advised)
+    env = checked(advised)
     assert spec_of(env) == Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
     env.reset(seed=0)
     env.step(np.ones(2, np.float32))
@@ -200,7 +200,7 @@ def test_rewards_and_flags_of_one_element_are_taken():
     ],
 )
 def test_what_no_row_can_hold_is_a_fault(place, value, words):
-    env = guarded(type("Odd", (Strict,), {"given": {place: value}})())
+    env = checked(type("Odd", (Strict,), {"given": {place: value}})())
     env.reset(seed=0)
     with pytest.raises(EnvFault, match=re.escape(words)):
         check_observation(env.step(np.zeros(2))[0], spec_of(env))
