@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import equinox as eqx
 import tyro
 
+from segue.cli import env_flags
 from segue.errors import SegueError, nearest
 from segue.runs import config, limits, trackers
 from segue.system import renamed
@@ -19,6 +20,8 @@ from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
 
+Repeated = tyro.conf.UseAppendAction[tuple[Annotated[str, tyro.conf.arg(metavar="KEY=VALUE")], ...]]
+
 
 def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     """Parse the words after `segue run` into options, phases and task; None where they only ask for help.
@@ -29,10 +32,11 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
         SegueError: for unknown names and impossible numbers.
         SystemExit: for unknown flags; the parser has then printed the error.
     """
-    argv = renamed.translate(argv)
+    argv = env_flags.spaced(renamed.translate(argv))
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
     for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
+    env_flags.add(first)
     first.add_argument("--clip-actions", action="store_true")
     first.add_argument("--guard", action="store_true")
     first.add_argument("--score", type=float, nargs=2)
@@ -61,6 +65,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
     changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
+    changes |= env_flags.given(chosen)
     chosen_task = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     if chosen.score is not None:
         chosen_task = with_score(chosen_task, *chosen.score)
@@ -106,6 +111,11 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
         """Instead of a task: any Gymnasium env with Box spaces."""
+        env_arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=env_flags.ENV_ARG)] = ()
+        reset_option: Annotated[
+            tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=env_flags.RESET_OPTION)
+        ] = ()
+        action_range: Annotated[tuple[str, str] | None, tyro.conf.arg(help=env_flags.ACTION_RANGE)] = None
         dataset: str | None = None
         """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
         policy: str | None = None

@@ -1,13 +1,14 @@
 """The border between Segue and an env: what reaches the env is in its space, and what comes back is checked."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from segue.envs.arguments import ActionRange, check_range
 from segue.envs.faults import EnvExit, EnvFault, flag, number
 from segue.errors import SegueError
 
@@ -22,10 +23,18 @@ class CheckedEnv(gym.Wrapper):
     - Dictionaries of boxes and boxes of any shape become one vector, a box row by row; `order` says in which order.
     - A reward is a float, `terminated` and `truncated` are bool; whatever is neither is an `EnvFault`.
     - `SystemExit` becomes `EnvExit`, which ends a command with one sentence; an error in `close` is nobody's.
+    - `reset_options` are given to every reset, before the caller's own; `action_range` is the action box instead of the
+      env's, inside which it must lie.
     """
 
-    def __init__(self, env: gym.Env):
+    def __init__(
+        self,
+        env: gym.Env,
+        reset_options: Mapping[str, Any] | None = None,
+        action_range: ActionRange | None = None,
+    ):
         super().__init__(env)
+        self.reset_options = dict(reset_options or {})
         seen, acts = env.observation_space, env.action_space
         self.order: str | None = None
         if isinstance(seen, spaces.Dict) or (isinstance(seen, spaces.Box) and len(seen.shape) != 1):
@@ -33,6 +42,8 @@ class CheckedEnv(gym.Wrapper):
             self.order = ", ".join(_parts(seen))
         if isinstance(acts, spaces.Box) and len(acts.shape) != 1:
             self.action_space = spaces.flatten_space(acts)
+        if action_range is not None:
+            self.action_space = _box(self.action_space, action_range, name_of(env))
 
     @property
     def spec(self) -> Any:
@@ -41,14 +52,15 @@ class CheckedEnv(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode."""
+        options = {**self.reset_options, **(options or {})} or None
         obs, info = _call(self.env.reset, seed=seed, options=options)
         return self._vector(obs), info
 
     def step(self, action: Any) -> Any:
         """Take one step."""
-        space: Any = self.env.action_space
-        taken = np.clip(np.asarray(action, space.dtype).reshape(space.shape), space.low, space.high)
-        found = _call(self.env.step, np.asarray(taken))  # a clipped array without axes is a number
+        space: Any = self.action_space
+        taken = np.clip(np.asarray(action, space.dtype), space.low, space.high)
+        found = _call(self.env.step, taken.reshape(np.shape(self.env.action_space.low)))
         if not isinstance(found, tuple) or len(found) != 5:
             raise EnvFault("does not return observation, reward, terminated, truncated and info from a step")
         obs, reward, terminated, truncated, info = found
@@ -70,18 +82,62 @@ class CheckedEnv(gym.Wrapper):
         return spaces.flatten(space, obs)
 
 
-def checked(env: gym.Env) -> CheckedEnv:
-    """Return the env behind a `CheckedEnv`. Raises SegueError where it observes images."""
+def name_of(env: gym.Env) -> str:
+    """Return an env's id, or the name of its class where it has none."""
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
+def checked(
+    env: gym.Env, reset_options: Mapping[str, Any] | None = None, action_range: ActionRange | None = None
+) -> CheckedEnv:
+    """Return the env behind a `CheckedEnv`, of which these are the arguments; one that is behind one already as it is.
+
+    Raises:
+        SegueError: where the env observes images, or `action_range` does not fit its actions.
+    """
+    if isinstance(env, CheckedEnv):
+        return env
     for name, box in _boxes(env.observation_space):
         image = box.dtype == np.uint8 and len(box.shape) in (2, 3)
         if image or (len(box.shape) > 1 and np.prod(box.shape) > LARGEST):
-            who = env.spec.id if env.spec else type(env.unwrapped).__name__
             where = f" in {name!r}" if name else ""
             raise SegueError(
-                f"Environment {who!r} observes images ({box.dtype} of shape {box.shape}{where}), and Segue learns from "
-                "vectors: encode them in a wrapper."
+                f"Environment {name_of(env)!r} observes images ({box.dtype} of shape {box.shape}{where}), and Segue "
+                "learns from vectors: encode them in a wrapper."
             )
-    return CheckedEnv(env)
+    return CheckedEnv(env, reset_options, action_range)
+
+
+def _box(space: Any, action_range: ActionRange, name: str) -> spaces.Box:
+    """Return the box of an action range inside a space of vectors.
+
+    Raises:
+        SegueError: where the space is no box of real numbers, or the range is no box or not inside it.
+    """
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise SegueError(f"Environment {name!r} has actions {space}, of which no action range can be a part.")
+    check_range(action_range)
+    sides = []
+    for word, side in zip(("LOW", "HIGH"), action_range, strict=True):
+        numbers = np.asarray(side)
+        if numbers.shape not in ((), (1,), space.shape):
+            raise SegueError(
+                f"The action range's {word} has {numbers.size} numbers, and actions of {name!r} have {space.shape[0]}: "
+                "give one for each, or one for all."
+            )
+        sides.append(np.broadcast_to(numbers.astype(space.dtype), space.shape))
+    low, high = sides
+    for k in range(space.shape[0]):
+        if not low[k] < high[k]:
+            raise SegueError(
+                f"The action range [{low[k]:g}, {high[k]:g}] of dimension {k} is empty: LOW is below HIGH."
+            )
+        if low[k] < space.low[k] or high[k] > space.high[k]:
+            raise SegueError(
+                f"The action range [{low[k]:g}, {high[k]:g}] of dimension {k} leaves the box of {name!r}, which is "
+                f"[{space.low[k]:g}, {space.high[k]:g}] there."
+            )
+    return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def _call(call: Callable, *args: Any, **options: Any) -> Any:

@@ -17,7 +17,8 @@ LARGEST = 4 << 30
 """The largest log that is read, in bytes: twenty million episodes or more."""
 
 
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy", "earlier")
+ENV_PARTS = ("env_args", "reset_options")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy", "earlier", "env")
 """The entries of config.json that are objects, if they are there."""
 
 
@@ -169,6 +170,8 @@ def _config(path: Path) -> dict[str, Any]:
     }
     if valid["settings"]:
         valid["settings"] = all(isinstance(phase, dict) for phase in (config.get("settings") or {}).values())
+    if valid["env"]:
+        valid["env"] = all(isinstance((config.get("env") or {}).get(part, {}), dict) for part in ENV_PARTS)
     if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
