@@ -1,7 +1,9 @@
 """What reaches an env is in its space, what it returns is checked, and an env that misbehaves costs one sentence."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -269,6 +271,45 @@ def test_an_error_in_close_is_nobody_s():
     name = made(close=close)
     assert read_spec(lambda: make_env(name)).act == 2
     assert len(collect_random(name, 10, 0)) == 10
+
+
+def test_an_env_that_changes_directory_moves_nobody(tmp_path, monkeypatch):
+    """Its own relative paths hold from its directory, and Segue's from where they began."""
+    (tmp_path / "of the env").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def step(self, action):
+        Path("trace").write_text("")
+        return Strict.step(self, action)
+
+    for when in ("__init__", "reset"):
+        before = getattr(Strict, when)
+
+        def moving(self, *given, before=before, **options):
+            os.chdir(tmp_path / "of the env")
+            return before(self, *given, **options)
+
+        name = made(**{when: moving, "step": step})
+        main.main(["data", "collect", "--env-id", name, "--steps", "9", "--out", f"{when}.npz"])
+        assert Path.cwd() == tmp_path
+        assert (tmp_path / f"{when}.npz").exists()
+        assert (tmp_path / "of the env" / "trace").exists()
+        assert not (tmp_path / "trace").exists()
+        (tmp_path / "of the env" / "trace").unlink()
+
+
+def test_reference_returns_of_a_broken_reset_are_one_sentence(capsys):
+    def reset(self, *, seed=None, options=None):
+        raise RuntimeError("no reset")
+
+    policy = new("policy.npz")
+    np.savez(policy, **{"layer0.weight": np.ones((2, 3)), "layer0.bias": np.zeros(2)})
+    words = ["data", "score", "--env-id", made(reset=reset), "--policy", str(policy), "--episodes", "2"]
+    with pytest.raises(SystemExit) as left:
+        main.main(words)
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("segue: The env failed (RuntimeError: no reset)")
 
 
 def test_a_cache_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path, capsys):

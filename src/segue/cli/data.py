@@ -9,6 +9,7 @@ from typing import Any
 
 from segue.cli import env_flags
 from segue.errors import SegueError, at_least
+from segue.system import untrusted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,16 +80,17 @@ def _score(asked: argparse.Namespace) -> None:
     machine.compile_cache()
     chosen_task = task(env_id=asked.env_id, **env_flags.given(asked))
     _print_order(chosen_task)
+    _print_doubts([asked.policy])
     low, high = datasets.references(chosen_task, asked.policy, asked.episodes)
     print(f"chance {low:,.1f}, {asked.policy} {high:,.1f} (means of {asked.episodes} episodes)")
-    print(f"segue run ... --env-id {shlex.quote(asked.env_id)}{env_flags.again(asked)} --score {low:.6g} {high:.6g}")
+    print(f"segue run RECIPE --env-id {shlex.quote(asked.env_id)}{env_flags.again(asked)} --score {low:.6g} {high:.6g}")
 
 
 def _make(asked: argparse.Namespace) -> None:
     at_least(1, rows=asked.rows)
     from segue import data
     from segue.runs.console import Console
-    from segue.system import machine
+    from segue.system import disk, machine
     from segue.tasks import datasets
     from segue.tasks.suite import task
 
@@ -97,6 +99,7 @@ def _make(asked: argparse.Namespace) -> None:
     out = Path(asked.out) if asked.out else chosen_task.cache_file(asked.rows)
     if out.exists():
         raise SegueError(f"{out} exists: remove it, or choose another --out.")
+    disk.check_parent(out)
     with (
         contextlib.closing(Console(quiet=False)) as console,
         console.counting(f"rows of {asked.task}", asked.rows) as advance,
@@ -153,6 +156,15 @@ def _print_order(task: Any) -> None:
         print(f"segue: {note}", file=sys.stderr)
 
 
+def _print_doubts(files: list[str]) -> None:
+    """Print what to check of policy files that do not show it."""
+    from segue.policies import importers
+
+    for file in files:
+        if (doubt := importers.doubt(file)) is not None:
+            print(f"segue: {untrusted.shown(file)}: {doubt}", file=sys.stderr)
+
+
 def _behaviours(asked: argparse.Namespace, task: Any) -> list[Any]:
     """Return the policies that `segue data collect --policy` names, as behaviours that act in turn."""
     from segue.data.behaviours import Policy
@@ -162,6 +174,7 @@ def _behaviours(asked: argparse.Namespace, task: Any) -> list[Any]:
 
     machine.compile_cache()
     spec = read_spec(task.make)
+    _print_doubts(asked.policy)
     options = {"deterministic": asked.deterministic, "noise": asked.noise}
     return [Policy(actor, spec, **options) for file in asked.policy for actor in importers.read(file, spec)]
 

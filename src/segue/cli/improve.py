@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from typing import Any
 
 from segue.cli import env_flags, exits
@@ -55,4 +56,4 @@ def show(verdicts: list[Any], folder: str) -> None:
     """Print a sentence for each seed, and the command that reports the run."""
     for number, verdict in enumerate(verdicts):
         print(f"seed {number}: {verdict}" if len(verdicts) > 1 else verdict)
-    print(f"\n{folder}: segue report {folder}")
+    print(f"\n{folder}: segue report {shlex.quote(folder)}")

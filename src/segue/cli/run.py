@@ -1,6 +1,7 @@
 """`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,4 +127,4 @@ def _done(done: Any, env_id: str | None, given: Mapping[str, Any]) -> None:
         show(improve_module.verdicts(done.folder, env_id, **given), str(done.folder))
         return
     print(table([done.evaluations]))
-    print(f"\n{done.folder}: segue report {done.folder}")
+    print(f"\n{done.folder}: segue report {shlex.quote(str(done.folder))}")

@@ -171,7 +171,7 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
     notes = [f"Note: {untrusted.markdown(note)}" for note in record.notes]
     if not record.evaluations:
-        return ["The run was never evaluated: `segue evaluate` measures its policies.", *notes]
+        return ["The run was never evaluated: `segue evaluate RUN` measures its policies.", *notes]
     summary, evaluation = records.summarise(record), stored.evaluation
     parts = []
     if evaluation:
@@ -184,7 +184,7 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
             f"seeds there: {unit} {stats.estimate(means(evaluation))}."
         )
     else:
-        parts.append("The run holds no evaluation of this very policy: `segue evaluate` measures it.")
+        parts.append("The run holds no evaluation of this very policy: `segue evaluate RUN` measures it.")
     if stored.path.name.startswith(STEMS["best"]):
         parts.append(
             "It is the **best of all evaluations, chosen on the episodes that score it**: its return is optimistic."

@@ -82,6 +82,7 @@ def film(
             reel = Path(folder) / "film.mp4"
             fps = env.metadata.get("render_fps") or 30
             _pack(imageio_ffmpeg.get_ffmpeg_exe(), itertools.chain([first], pictures), first.shape, fps, reel)
+            out.parent.mkdir(parents=True, exist_ok=True)
             disk.write_bytes(out, reel.read_bytes())
     finally:
         with contextlib.suppress(Exception):  # the film does not depend on the env any more

@@ -1,6 +1,7 @@
 """The border between Segue and an env: what reaches the env is in its space, and what comes back is checked."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ class CheckedEnv(gym.Wrapper):
     - Dictionaries of boxes and boxes of any shape become one vector, a box row by row; `order` says in which order.
     - A reward is a float, `terminated` and `truncated` are bool; whatever is neither is an `EnvFault`.
     - `SystemExit` becomes `EnvExit`, which ends a command with one sentence; an error in `close` is nobody's.
+    - A working folder that the env changes is the env's own: Segue's relative paths keep their meaning.
     - `reset_options` are given to every reset, before the caller's own; `action_range` is the action box instead of the
       env's, inside which it must lie.
     """
@@ -35,6 +37,8 @@ class CheckedEnv(gym.Wrapper):
     ):
         super().__init__(env)
         self.reset_options = dict(reset_options or {})
+        self.folder: str | None = None
+        """The env's own working folder, where it has changed it; Segue's stays where it was."""
         seen, acts = env.observation_space, env.action_space
         self.order: str | None = None
         if isinstance(seen, spaces.Dict) or (isinstance(seen, spaces.Box) and len(seen.shape) != 1):
@@ -53,24 +57,46 @@ class CheckedEnv(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode."""
         options = {**self.reset_options, **(options or {})} or None
-        obs, info = _call(self.env.reset, seed=seed, options=options)
+        obs, info = self._call(self.env.reset, seed=seed, options=options)
         return self._vector(obs), info
 
     def step(self, action: Any) -> Any:
         """Take one step."""
         space: Any = self.action_space
         taken = np.clip(np.asarray(action, space.dtype), space.low, space.high)
-        found = _call(self.env.step, taken.reshape(np.shape(self.env.action_space.low)))
+        found = self._call(self.env.step, taken.reshape(np.shape(self.env.action_space.low)))
         if not isinstance(found, tuple) or len(found) != 5:
             raise EnvFault("does not return observation, reward, terminated, truncated and info from a step")
         obs, reward, terminated, truncated, info = found
         over = flag(terminated, "terminated"), flag(truncated, "truncated")
         return self._vector(obs), number(reward), *over, info
 
+    def render(self) -> Any:
+        """Draw the env."""
+        return self._call(self.env.render)
+
     def close(self) -> None:
         """Close the env; nothing depends on an error that it raises."""
-        with contextlib.suppress(Exception, SystemExit):
-            self.env.close()
+        with contextlib.suppress(Exception):
+            self._call(self.env.close)
+
+    def _call(self, call: Callable, *args: Any, **options: Any) -> Any:
+        """Call a method of the env in the env's folder. Raises EnvExit where the env would end the program."""
+        here = os.getcwd()
+        if self.folder is not None:
+            os.chdir(self.folder)
+        try:
+            return call(*args, **options)
+        except (SystemExit, GeneratorExit) as by:
+            raise EnvExit(
+                f"The env ended the program ({type(by).__name__} in {call.__name__}): let it raise an error, or end "
+                "the episode, instead."
+            ) from None
+        finally:
+            there = os.getcwd()
+            self.folder = None if there == here else there
+            if there != here:
+                os.chdir(here)
 
     def _vector(self, obs: Any) -> Any:
         """Return an observation as a vector."""
@@ -138,17 +164,6 @@ def _box(space: Any, action_range: ActionRange, name: str) -> spaces.Box:
                 f"[{space.low[k]:g}, {space.high[k]:g}] there."
             )
     return spaces.Box(low, high, dtype=space.dtype.type)
-
-
-def _call(call: Callable, *args: Any, **options: Any) -> Any:
-    """Call an env's method. Raises EnvExit where the env would end the program."""
-    try:
-        return call(*args, **options)
-    except (SystemExit, GeneratorExit) as by:
-        raise EnvExit(
-            f"The env ended the program ({type(by).__name__} in {call.__name__}): let it raise an error, or end the "
-            "episode, instead."
-        ) from None
 
 
 def _boxes(space: Any, name: str = "") -> Iterator[tuple[str, spaces.Box]]:

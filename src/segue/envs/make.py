@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -45,10 +46,12 @@ def make_env(
     """
     check_arguments("env_args", own := env_args or {})
     check_arguments("reset_options", reset_options or {})
+    here = os.getcwd()
     try:
         with _quiet_mujoco():
             _register_package(env_id)
             env = gym.make(env_id, **{**own, **options})
+        there = os.getcwd()
     except gym.error.UnregisteredEnv as wrong:
         near = similar(env_id, gym.registry)
         hint = f"did you mean {near}" if near else "import the package that registers it first"
@@ -61,8 +64,11 @@ def make_env(
         if unknown is not None and unknown[1] in own:
             raise SegueError(f"Environment {env_id!r} takes no argument {unknown[1]!r}{_taken(env_id)}.") from wrong
         raise SegueError(f"Environment {env_id!r} cannot be made{_given(own)}: {reason}") from wrong
+    finally:
+        os.chdir(here)
     try:
         made = checked(env, reset_options, action_range)
+        made.folder = None if there == here else there
         spec_of(made)
         if reset_options:
             _check_reset(made)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -108,10 +109,11 @@ def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
         )
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
+    path_word = shlex.quote(str(path))
     return (  # the caller's loop has one env, and evaluations need another
         f"{path} was driven by segue.Agent, which never evaluates, so there is nothing to report: its episodes.jsonl "
-        f"has the returns of its training episodes, and `segue evaluate {path} --env-id ID` measures its policy, "
-        "where there is a Gymnasium env like the agent's own."
+        f"has the returns of its training episodes, and `segue evaluate {path_word} --env-id ID` measures its "
+        "policy, where there is a Gymnasium env like the agent's own."
     )
 
 

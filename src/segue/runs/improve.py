@@ -111,7 +111,8 @@ def improve(
     at_least(1, env_steps=env_steps)
     if task.policy is None:
         raise SegueError(
-            "improve starts from a policy: give one with --policy FILE. segue run td3bc --dataset FILE trains one."
+            "improve starts from a policy: give one with --policy FILE; "
+            "`segue run td3bc --env-id ID --dataset FILE` trains one."
         )
     if not Path(out).exists():
         disk.new_folder(Path(out)).rmdir()  # a place where none can be made is refused before any episode is played
