@@ -24,11 +24,10 @@ def advised():
     for file in sorted(ROOT.rglob("*.py")):
         tree = ast.parse(file.read_text())
         docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
-        docs |= {id(part) for node in joined for part in node.values}
+        joined = [node.values for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+        docs |= {id(part) for parts in joined for part in parts}
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docs]
-        texts += ["".join(getattr(part, "value", "") if isinstance(part, ast.Constant) else "{}" for part in node.values)
-                  for node in joined]  # fmt: skip
+        texts += ["".join(p.value if isinstance(p, ast.Constant) else "{}" for p in parts) for parts in joined]
         for text in filter(lambda each: isinstance(each, str), texts):
             yield from ((str(file.relative_to(ROOT)), command) for command in COMMAND.findall(text))
 

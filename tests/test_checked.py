@@ -303,7 +303,7 @@ def test_reference_returns_of_a_broken_reset_are_one_sentence(capsys):
         raise RuntimeError("no reset")
 
     policy = new("policy.npz")
-    np.savez(policy, **{"layer0.weight": np.ones((2, 3)), "layer0.bias": np.zeros(2)})
+    np.savez(policy, W0=np.ones((4, 3)), b0=np.zeros(4), W1=np.ones((2, 4)), b1=np.zeros(2))
     words = ["data", "score", "--env-id", made(reset=reset), "--policy", str(policy), "--episodes", "2"]
     with pytest.raises(SystemExit) as left:
         main.main(words)

@@ -121,6 +121,18 @@ def test_a_resumed_run_has_the_same_env(monkeypatch):
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
 
 
+def test_a_checkpoint_of_another_action_range_is_refused(capsys):
+    """The same policy would act differently: its outputs in [-1, 1] are mapped to the range."""
+    rows = new("rows.npz")
+    with np.load(json.loads((finished() / "config.json").read_text())["dataset"]["path"]) as table:
+        np.savez(rows, **{name: table[name] for name in table if name != "metadata"})
+    words = ["run", "direct", "--env-id", ARM, *WORDS, "--action-range", "-3", "3", "--dataset", str(rows)]
+    with pytest.raises(SystemExit) as left:
+        main.main([*words, "--from", f"{finished()}:offline", "--offline.networks.width", "8", "--out", str(new())])
+    assert left.value.code == 1
+    assert "was trained with the action range [[-2.0, -1.0], [2.0, 1.0]]" in capsys.readouterr().err
+
+
 def test_a_file_may_not_choose_a_path_for_an_env():
     folder = finished()
     for call in (evaluate.evaluate, lambda run: film.film(run, new("a.mp4"))):

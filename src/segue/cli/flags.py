@@ -9,7 +9,7 @@ import equinox as eqx
 import tyro
 
 from segue.cli import env_flags
-from segue.errors import SegueError, nearest
+from segue.errors import SegueError, nearest, similar
 from segue.runs import config, limits, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
@@ -76,11 +76,26 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     plain = RECIPES[chosen.recipe](chosen_task, PRESETS[preset], **extra)
     if chosen.guard:
         plain = guarded(plain, Gate(score=chosen_task.score))
+    _check_phase_names(argv, chosen.recipe, plain)
     options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
     limits.check_phases(phases, options["seeds"])
     config.check_order(phases, options["from_"])
     options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
     return options, phases, chosen_task
+
+
+def _check_phase_names(argv: list[str], recipe: str, phases: Any) -> None:
+    """Raise SegueError for a flag of a phase that the recipe does not have."""
+    for word in argv:
+        flag, _, _ = word.partition("=")
+        name, dot, rest = flag.removeprefix("--").partition(".")
+        if flag.startswith("--") and dot and name not in phases:
+            near = similar(name, phases, count=1)
+            hint = "leave it out, or in a sweep put it under the arms that have the phase"
+            raise SegueError(
+                f"{flag}: recipe {recipe!r} has the phases {', '.join(phases)}, and no {name!r}: "
+                f"{f'did you mean --{near}.{rest}?' if near else f'{hint}.'}"
+            )
 
 
 def with_score(chosen: Task, low: float, high: float) -> Task:
