@@ -571,9 +571,7 @@ def test_trial_on_a_gpu_takes_memory_as_it_needs_it(monkeypatch, own, added):
     claims = Claims()
     monkeypatch.setattr(claims, "take", lambda kind, count: ["7"])
     pin(claims, 1, 1)
-    assert os.environ == {**own, "CUDA_VISIBLE_DEVICES": "7"} | (
-        {"XLA_PYTHON_CLIENT_PREALLOCATE": value} if value else {}
-    )
+    assert os.environ == {**own, "CUDA_VISIBLE_DEVICES": "7", **added}
 
 
 def test_flag_of_a_phase_that_an_arm_lacks_names_it():

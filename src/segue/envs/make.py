@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from segue.core import Spec
 from segue.envs import d4rl
@@ -86,8 +87,8 @@ def _given(values: Mapping[str, Any]) -> str:
 def _taken(env_id: str) -> str:
     """Return which arguments an env's constructor takes, as a part of a sentence; "" where that cannot be known."""
     try:
-        entry = gym.registry[env_id.rpartition(":")[2]].entry_point
-        entry = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+        entry: Any = gym.registry[env_id.rpartition(":")[2]].entry_point
+        entry = load_env_creator(entry) if isinstance(entry, str) else entry
         names = [name for name, each in inspect.signature(entry).parameters.items() if each.kind != each.VAR_KEYWORD]
     except Exception:  # the sentence goes without it
         return ""

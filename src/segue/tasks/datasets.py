@@ -320,7 +320,7 @@ def references(task: Task, policy: str, episodes: int) -> tuple[float, float]:
                 while not over:
                     obs, reward, terminated, truncated, _ = env.step(behaviour.act(env, obs, rng))
                     check_observation(obs, spec, reward)
-                    total, over = total + reward, terminated or truncated
+                    total, over = total + float(reward), terminated or truncated
             except Exception as error:
                 raise SegueError(f"The env failed ({describe_error(error)}): nothing can be measured.") from error
             returns.append(total)
