@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -62,7 +62,8 @@ class CheckedEnv(gym.Wrapper):
 
     def step(self, action: Any) -> Any:
         """Take one step."""
-        space, acts = (cast(Any, each) for each in (self.action_space, self.env.action_space))
+        space: Any = self.action_space
+        acts: Any = self.env.action_space
         taken = np.clip(np.asarray(action, space.dtype), space.low, space.high)
         found = self._call(self.env.step, taken.reshape(acts.shape))
         if not isinstance(found, tuple) or len(found) != 5:
