@@ -10,9 +10,10 @@ import pytest
 from helpers import copy, edit, lines, new
 
 import segue
-from segue.cli import env_flags, main
+from segue.cli import main
 from segue.core import Spec
 from segue.deploy import film
+from segue.envs.arguments import parsed
 from segue.envs.make import make_env, spec_of
 from segue.errors import DataError, SegueError
 from segue.results import read
@@ -211,13 +212,13 @@ def test_a_range_outside_the_env_s_box_is_refused():
     ],
 )
 def test_values_are_json_or_texts(text, value):
-    assert env_flags.parsed("--env-arg", [f"g={text}"]) == {"g": value}
+    assert parsed("--env-arg", [f"g={text}"]) == {"g": value}
 
 
 @pytest.mark.parametrize("words", [["g"], ["=1"], ["g=1", "g=2"], ['g={"a":1}'], ["g=NaN"], ["g=" + "[" * 100_000]])
 def test_words_that_are_no_argument_are_refused(words):
     with pytest.raises(SegueError, match="--env-arg"):
-        env_flags.parsed("--env-arg", words)
+        parsed("--env-arg", words)
 
 
 SWEEP = """

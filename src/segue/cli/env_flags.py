@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from segue.envs.arguments import parsed
 from segue.errors import SegueError
 
 ENV_ARG = "an argument of the env's constructor, as often as needed: a number, true, false, null, [a list], or a text"
@@ -24,6 +23,8 @@ def add(parser: argparse.ArgumentParser, *, action_range: bool = True) -> None:
 
 def given(asked: argparse.Namespace) -> dict[str, Any]:
     """Return what the flags say, as arguments of `segue.task` and of `make_env`. Raises SegueError."""
+    from segue.envs.arguments import parsed
+
     found: dict[str, Any] = {
         "env_args": parsed("--env-arg", asked.env_arg),
         "reset_options": parsed("--reset-option", asked.reset_option),

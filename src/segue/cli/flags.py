@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import sys
 from typing import Annotated, Any, Literal
 
 import equinox as eqx
@@ -76,26 +77,11 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     plain = RECIPES[chosen.recipe](chosen_task, PRESETS[preset], **extra)
     if chosen.guard:
         plain = guarded(plain, Gate(score=chosen_task.score))
-    _check_phase_names(argv, chosen.recipe, plain)
     options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
     limits.check_phases(phases, options["seeds"])
     config.check_order(phases, options["from_"])
     options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
     return options, phases, chosen_task
-
-
-def _check_phase_names(argv: list[str], recipe: str, phases: Any) -> None:
-    """Raise SegueError for a flag of a phase that the recipe does not have."""
-    for word in argv:
-        flag, _, _ = word.partition("=")
-        name, dot, rest = flag.removeprefix("--").partition(".")
-        if flag.startswith("--") and dot and name not in phases:
-            near = similar(name, phases, count=1)
-            hint = "leave it out, or in a sweep put it under the arms that have the phase"
-            raise SegueError(
-                f"{flag}: recipe {recipe!r} has the phases {', '.join(phases)}, and no {name!r}: "
-                f"{f'did you mean --{near}.{rest}?' if near else f'{hint}.'}"
-            )
 
 
 def with_score(chosen: Task, low: float, high: float) -> Task:
@@ -108,9 +94,14 @@ def with_score(chosen: Task, low: float, high: float) -> Task:
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
-    parsed = tyro.cli(
-        settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {chosen_task.env_id}."
-    )
+    about = f"The recipe {recipe!r} on {chosen_task.env_id}."
+    try:
+        parsed = tyro.cli(settings, args=argv, prog="segue run", description=about)
+    except SystemExit as left:
+        names = [word[2:].partition(".")[0] for word in argv if word.startswith("--") and "." in word.partition("=")[0]]
+        if left.code and (lacking := [name for name in names if name not in phases and not similar(name, phases)]):
+            print(f"segue: {recipe} has no phase {lacking[0]}, but {', '.join(phases)}.", file=sys.stderr)
+        raise
     return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
 
