@@ -21,7 +21,8 @@ from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
 
-Repeated = tyro.conf.UseAppendAction[tuple[Annotated[str, tyro.conf.arg(metavar="KEY=VALUE")], ...]]
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""The type of a flag that stands before each of its values."""
 
 
 def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
@@ -117,10 +118,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
         """Instead of a task: any Gymnasium env with Box spaces."""
-        env_arg: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=env_flags.ENV_ARG)] = ()
-        reset_option: Annotated[
-            tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(help=env_flags.RESET_OPTION)
-        ] = ()
+        env_arg: Annotated[Words, tyro.conf.arg(help=env_flags.ENV_ARG)] = ()
+        reset_option: Annotated[Words, tyro.conf.arg(help=env_flags.RESET_OPTION)] = ()
         action_range: Annotated[tuple[str, str] | None, tyro.conf.arg(help=env_flags.ACTION_RANGE)] = None
         dataset: str | None = None
         """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""

@@ -133,7 +133,7 @@ def sentence(panel: str) -> str:
     message = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
     if "Perhaps you meant:" in lines:
         message.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
-    if lacking := next((line for line in lines if line.startswith("segue: ")), ""):
+    if lacking := next((line for line in lines if " has no phase " in line), ""):
         message.append(f"({lacking.removeprefix('segue: ').rstrip('.')}: put it under the arms that have the phase)")
     return f"{' '.join(message).rstrip('.')}."
 
