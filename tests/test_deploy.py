@@ -391,7 +391,7 @@ MISTAKES = {
     "seed of a file": (["export", "FILE", "--seed", "0", "--format", "npz", "--out", "OUT.npz"], "--seed"),
     "no such seed": (["export", "RUN", "--seed", "7", "--format", "npz", "--out", "OUT.npz"], "it has 0, 1"),
     "another suffix": (["export", "RUN", "--format", "npz", "--out", "OUT.onnx"], "must end in .npz"),
-    "no such folder": (["export", "RUN", "--format", "npz", "--out", "no/where.npz"], "not a directory"),
+    "no such folder": (["export", "RUN", "--format", "npz", "--out", f"{__file__}/p.npz"], "is no folder"),
     "no run": (["export", "HERE", "--format", "npz", "--out", "OUT.npz"], "not a run"),
     "show no run": (["show", "HERE"], "not a run"),
     "show nothing": (["show", "nowhere"], "no policy file nowhere"),
@@ -412,6 +412,12 @@ def test_mistakes_are_one_sentence(name, capsys):
     argv = [str(places.get(part, part.replace("OUT", str(out)))) for part in argv]
     assert word in failure(capsys, "policy", *argv)
     assert not list(out.parent.iterdir())
+
+
+def test_export_makes_the_folder_of_its_file():
+    out = new("deep") / "er" / "p.npz"
+    main(["policy", "export", str(finished()), "--format", "npz", "--out", str(out)])
+    assert sorted(path.name for path in out.parent.iterdir()) == ["p.npz", "p.npz.md"]
 
 
 def test_nothing_is_overwritten(capsys):

@@ -18,7 +18,7 @@ from segue.data.inspection import inspect
 from segue.data.loading import from_arrays, load
 from segue.data.matching import check_against
 from segue.data.saving import save
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.envs.make import make_env
 from segue.errors import DataError
 

@@ -51,7 +51,7 @@ def test_an_old_run_cannot_be_resumed():
 def test_an_old_checkpoint_starts_nothing():
     source, run = f"{as_old(copy(finished()))}:offline", start(Spec(3, 2, (-1.0,) * 2, (1.0,) * 2), None, {})
     with pytest.raises(SegueError, match=r":offline was written by Segue 0\.1, .* --policy .*policy-0\.safetensors"):
-        checkpoints.load_checkpoint(source, run, run.pretrained, "")
+        checkpoints.load_checkpoint(source, run, run.pretrained, {"env_id": ""})
 
 
 def test_an_old_checkpoint_has_files_to_read():

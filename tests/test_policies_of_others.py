@@ -1,5 +1,6 @@
 """Policy files of others that are only a part of the policy, or say it in other ways: read right, or refused."""
 
+import contextlib
 import io
 import json
 import os
@@ -15,12 +16,18 @@ import numpy as np
 import pytest
 from helpers import new
 
-from segue.cli import main
+from segue.cli import data, main
 from segue.core import Spec
 from segue.deploy import onnx, show
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.policies import importers, policy_file, torch_files
+from segue.runs import opening
+from segue.runs.config import Safeguards
+from segue.runs.console import Console
+from segue.runs.job import Job
+from segue.tasks.budget import PAPER
+from segue.tasks.task import Task
 
 SPEC = Spec(3, 2, (-2.0, -1.0), (2.0, 3.0))
 OBS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
@@ -211,6 +218,19 @@ def test_a_description_beside_a_zip_gives_or_waives():
     np.testing.assert_allclose(acts(path), in_box(forward(dense(*PPO), *PPO, obs=standardised())), atol=1e-5)
     path.with_suffix(".json").write_text('{"obs_mean": null}')
     np.testing.assert_allclose(acts(path), in_box(forward(dense(*PPO), *PPO)), atol=1e-5)
+
+
+def test_a_run_says_what_to_check_of_its_policy(capsys):
+    """What `policy show` says of SAC's files; `data collect` says it too."""
+    path = sb3_zip(dense(*SAC) | dense("actor.log_std", sizes=(4, 2), seed=1), **NORMALISED)
+    task, out = Task("none", policy=str(path)), new()
+    out.mkdir()
+    job = Job({}, task, out, 1, 0, PAPER, Safeguards(1, 1, 1.0, 0, False, False), None, False)
+    with contextlib.closing(Console(False)) as console:
+        opening._copy_policy(job, SPEC, console)
+    assert f"{path}: check: trained under VecNormalize?" in capsys.readouterr().err
+    data._print_doubts([str(path), str(job.given_policy)])
+    assert capsys.readouterr().err.count("check: trained under VecNormalize?") == 1
 
 
 def test_sac_s_show_says_what_to_check():

@@ -560,6 +560,28 @@ def test_trial_without_gpus_runs_on_the_cpu(monkeypatch):
     assert os.environ["JAX_PLATFORMS"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("own", "added"),
+    [({}, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}), ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}, {})],
+)
+def test_trial_on_a_gpu_takes_memory_as_it_needs_it(monkeypatch, own, added):
+    """JAX would take three quarters at once. What the user has set holds."""
+    monkeypatch.setattr(worker.os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setattr(cores_module.os, "environ", dict(own))
+    claims = Claims()
+    monkeypatch.setattr(claims, "take", lambda kind, count: ["7"])
+    pin(claims, 1, 1)
+    assert os.environ == {**own, "CUDA_VISIBLE_DEVICES": "7", **added}
+
+
+def test_flag_of_a_phase_that_an_arm_lacks_names_it():
+    words = ["rlpd", "--env-id", "Pendulum-v1", "--dataset", "x", "--offline.steps", "3"]
+    assert worker.check([words]) == [
+        "Unrecognized options: --offline.steps, 3 (rlpd has no phase offline, but warmup, finetune: put it under the "
+        "arms that have the phase)."
+    ]
+
+
 def test_a_worker_that_is_gone_before_it_has_read_its_order():
     process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     process.wait()

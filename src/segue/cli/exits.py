@@ -4,8 +4,9 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from segue.errors import SegueError
 from segue.system import untrusted
@@ -47,15 +48,19 @@ def stopped(by: KeyboardInterrupt, goes_on: str = "") -> SystemExit:
 
 
 @contextlib.contextmanager
-def resumable(folder: str, env_id: str | None) -> Iterator[None]:
-    """Print the command that continues the run in `folder`, where the block is stopped after the run has begun."""
+def resumable(
+    folder: str, env_id: str | None, env_args: Mapping[str, Any], reset_options: Mapping[str, Any]
+) -> Iterator[None]:
+    """Print the command that continues the run in `folder`, where the block is stopped after the run has begun.
+
+    `env_id`, `env_args` and `reset_options` are what the user said of the env.
+    """
     try:
         yield
     except KeyboardInterrupt as by:
         if not (Path(folder) / "config.json").exists():
             raise
-        trusted = (
-            f" {untrusted.trusting(env_id)}" if env_id is not None and not untrusted.names_no_module(env_id) else ""
-        )
-        again = f"segue resume {shlex.quote(folder)}{trusted}"
+        from segue.runs import config
+
+        again = f"segue resume {shlex.quote(folder)}{config.trusting(env_id, env_args, reset_options)}"
         raise stopped(by, f"; what was written stays readable, and {again} goes on") from None

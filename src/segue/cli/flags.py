@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import inspect
+import sys
 from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import tyro
 
-from segue.errors import SegueError, nearest
+from segue.cli import env_flags
+from segue.errors import SegueError, nearest, similar
 from segue.runs import config, limits, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
@@ -18,6 +20,9 @@ from segue.tasks.task import Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
+
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""The type of a flag that stands before each of its values."""
 
 
 def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
@@ -29,10 +34,11 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
         SegueError: for unknown names and impossible numbers.
         SystemExit: for unknown flags; the parser has then printed the error.
     """
-    argv = renamed.translate(argv)
+    argv = env_flags.spaced(renamed.translate(argv))
     first = argparse.ArgumentParser("segue run", add_help=False, allow_abbrev=False)
     for flag in ("--task", "--env-id", "--dataset", "--policy", "--preset", "--replay", "--backbone"):
         first.add_argument(flag)
+    env_flags.add(first)
     first.add_argument("--clip-actions", action="store_true")
     first.add_argument("--guard", action="store_true")
     first.add_argument("--score", type=float, nargs=2)
@@ -61,6 +67,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
     changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
+    changes |= env_flags.given(chosen)
     chosen_task = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     if chosen.score is not None:
         chosen_task = with_score(chosen_task, *chosen.score)
@@ -88,9 +95,14 @@ def with_score(chosen: Task, low: float, high: float) -> Task:
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
-    parsed = tyro.cli(
-        settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {chosen_task.env_id}."
-    )
+    about = f"The recipe {recipe!r} on {chosen_task.env_id}."
+    try:
+        parsed = tyro.cli(settings, args=argv, prog="segue run", description=about)
+    except SystemExit as left:
+        names = [word[2:].partition(".")[0] for word in argv if word.startswith("--") and "." in word.partition("=")[0]]
+        if left.code and (lacking := [name for name in names if name not in phases and not similar(name, phases)]):
+            print(f"segue: {recipe} has no phase {lacking[0]}, but {', '.join(phases)}.", file=sys.stderr)
+        raise
     return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
 
@@ -106,6 +118,9 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
         """Instead of a task: any Gymnasium env with Box spaces."""
+        env_arg: Annotated[Words, tyro.conf.arg(help=env_flags.ENV_ARG)] = ()
+        reset_option: Annotated[Words, tyro.conf.arg(help=env_flags.RESET_OPTION)] = ()
+        action_range: Annotated[tuple[str, str] | None, tyro.conf.arg(help=env_flags.ACTION_RANGE)] = None
         dataset: str | None = None
         """HDF5 (D4RL, d3rlpy, robomimic), .npz, a Minari id or folder, or a LeRobot folder; FILE:KEY,KEY names parts of
         an observation and their order. A *-random task makes its own."""

@@ -3,6 +3,8 @@
 import argparse
 import shlex
 
+from segue.cli import env_flags
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue policy`."""
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     film = commands.add_parser("film", help="episodes of a policy as an MP4")
     film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose best policy acts, or a policy file")
     film.add_argument("--env-id", help="instead of the one that the run or the file names")
+    env_flags.add(film, action_range=False)
     film.add_argument("--episodes", type=int, default=1, help="one after another (1)")
     film.add_argument("--out", required=True, metavar="FILE", help="FILE.mp4")
     return flags
@@ -62,7 +65,7 @@ def _film(asked: argparse.Namespace) -> None:
     at_least(1, episodes=asked.episodes)
     from segue.deploy import film
 
-    who, results = film.film(asked.source, asked.out, asked.episodes, asked.env_id)
+    who, results = film.film(asked.source, asked.out, asked.episodes, asked.env_id, **env_flags.given(asked))
     print(who)
     for episode, (total, length) in enumerate(results):
         print(f"episode {episode}: return {total:,.1f} in {length:,} steps")

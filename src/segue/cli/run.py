@@ -1,10 +1,12 @@
 """`segue run`, `segue resume` and `segue evaluate`: starts a run, continues it, and evaluates its policies again."""
 
 import argparse
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segue.cli import exits
+from segue.cli import env_flags, exits
 from segue.cli.improve import show
 
 
@@ -25,7 +27,7 @@ def run(words: list[str]) -> None:
     options, phases, task = asked
     machine.compile_cache()
     out = options["out"] or f"runs/{options['recipe']}-{task.name or task.env_id}-{options['seed']}"
-    with exits.resumable(out, task.env_id):
+    with exits.resumable(out, task.env_id, task.env_args, task.reset_options):
         done = run_module.run(
             phases,
             task,
@@ -41,7 +43,7 @@ def run(words: list[str]) -> None:
             about={"recipe": options["recipe"], "preset": options["preset_label"]},
             quiet=options["quiet"],
         )
-    _done(done, task.env_id)
+    _done(done, task.env_id, {"env_args": task.env_args, "reset_options": task.reset_options})
 
 
 def resume_parser() -> argparse.ArgumentParser:
@@ -49,6 +51,7 @@ def resume_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("segue resume", description="Go on with a run from its newest commit.")
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
+    env_flags.add(parser, action_range=False)
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     return parser
 
@@ -61,12 +64,13 @@ def resume(words: list[str]) -> None:
     from segue.system import machine
 
     machine.compile_cache()
+    given = env_flags.given(asked)
     if _finished_under_a_gate(asked.run):
-        show(improve_module.verdicts(asked.run, asked.env_id), asked.run)
+        show(improve_module.verdicts(asked.run, asked.env_id, **given), asked.run)
         return
-    with exits.resumable(asked.run, asked.env_id):
-        done = run_module.resume(asked.run, env_id=asked.env_id, quiet=asked.quiet)
-    _done(done, asked.env_id)
+    with exits.resumable(asked.run, asked.env_id, **given):
+        done = run_module.resume(asked.run, env_id=asked.env_id, **given, quiet=asked.quiet)
+    _done(done, asked.env_id, given)
 
 
 def _finished_under_a_gate(run: str) -> bool:
@@ -88,6 +92,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
     parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")
     parser.add_argument("--env-id", help="instead of the run's; needed where that one names a module to import")
+    env_flags.add(parser, action_range=False)
     return parser
 
 
@@ -103,21 +108,23 @@ def evaluate(words: list[str]) -> None:
     at_most(config.MOST_EPISODES, episodes=asked.episodes)
     at_least(0, seed=asked.seed)
 
-    evaluation, score = evaluate_module.evaluate(asked.run, asked.episodes, asked.seed, asked.env_id)
+    evaluation, score = evaluate_module.evaluate(
+        asked.run, asked.episodes, asked.seed, asked.env_id, **env_flags.given(asked)
+    )
     what = "normalised score" if score else "return"
     for seed, row in enumerate(stats.normalise(evaluation.returns, score)):
         print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
     print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(evaluation.returns), score))}")
 
 
-def _done(done: Any, env_id: str | None = None) -> None:
+def _done(done: Any, env_id: str | None, given: Mapping[str, Any]) -> None:
     """Print a run's returns, or what became of the policy that a gate guards, and the command that reports them."""
     from segue.report.tables import table
     from segue.runs import improve as improve_module
     from segue.system import disk
 
     if improve_module.is_guarded(disk.read_signed(done.folder / "config.json")):
-        show(improve_module.verdicts(done.folder, env_id), str(done.folder))
+        show(improve_module.verdicts(done.folder, env_id, **given), str(done.folder))
         return
     print(table([done.evaluations]))
-    print(f"\n{done.folder}: segue report {done.folder}")
+    print(f"\n{done.folder}: segue report {shlex.quote(str(done.folder))}")

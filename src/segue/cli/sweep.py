@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--address", help="of Ray's cluster, or auto; default: Ray's own choice")
     flags.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: what the cores hold")
     flags.add_argument("--env-id", action="append", default=[], help="one that names a module to import, if FILE does")
+    for flag in ("--env-arg", "--reset-option"):
+        text = "one of FILE that is a text of more than one word, such as a path"
+        flags.add_argument(flag, action="append", default=[], metavar="KEY=VALUE", help=text)
     flags.add_argument("--dry-run", action="store_true", help="check and print the trials, and run nothing")
     flags.add_argument("--quiet", action="store_true", help="no status display")
     return flags
@@ -37,7 +40,7 @@ def _sweep(asked: argparse.Namespace) -> None:
     from segue.sweeps import driver
     from segue.sweeps.plan import Sweep
 
-    plan = Sweep.read(asked.file, asked.env_id)
+    plan = Sweep.read(asked.file, asked.env_id, [*asked.env_arg, *asked.reset_option])
     if asked.dry_run:
         print(driver.preview(plan, asked.executor))
         return

@@ -86,8 +86,9 @@ def prepare(folder: Path, command: Sequence[str]) -> list[str]:
         return list(command)
     with disk.locked(folder, patience=LOCK_SECONDS):
         if any((folder / "commits").glob("[0-9]*")):
-            env_id = [command[at : at + 2] for at, word in enumerate(command) if word == "--env-id"]
-            return ["resume", str(folder), *(word for pair in env_id for word in pair)]
+            named = ("--env-id", "--env-arg", "--reset-option")
+            env = [command[at : at + 2] for at, word in enumerate(command) if word in named]
+            return ["resume", str(folder), *(word for pair in env for word in pair)]
         if (folder / "status.json").exists() or all(path.name.startswith(".") for path in folder.iterdir()):
             shutil.rmtree(folder)  # the trial had not started to learn
     return list(command)
@@ -132,6 +133,8 @@ def sentence(panel: str) -> str:
     message = list(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
     if "Perhaps you meant:" in lines:
         message.append(f"(did you mean --{lines[lines.index('Perhaps you meant:') + 1].split()[0]}?)")
+    if lacking := next((line for line in lines if " has no phase " in line), ""):
+        message.append(f"({lacking.removeprefix('segue: ').rstrip('.')}: put it under the arms that have the phase)")
     return f"{' '.join(message).rstrip('.')}."
 
 

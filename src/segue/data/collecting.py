@@ -14,8 +14,8 @@ from segue.core import Transition
 from segue.data.behaviours import AbstractBehaviour, RandomActions
 from segue.data.dataset import Dataset, validate
 from segue.data.saving import Format, check_vacant, save
+from segue.envs.checked import checked
 from segue.envs.faults import EnvExit, Repeats, check_observation, describe_error, rebuild_env
-from segue.envs.guard import guarded
 from segue.envs.make import make_env, spec_of
 from segue.errors import SegueError
 
@@ -56,7 +56,7 @@ def collect(
         raise SegueError(f"Cannot collect {steps} steps: ask for at least one.")
     if path is not None:
         check_vacant(Path(path), format, overwrite)
-    stage = _Stage(lambda: make_env(env) if isinstance(env, str) else guarded(env()))
+    stage = _Stage(lambda: make_env(env) if isinstance(env, str) else checked(env()))
     try:
         data = _roll(stage, steps, seed, behaviours or (RandomActions(),), name, progress)
         spec = stage.env.spec

@@ -12,7 +12,7 @@ import numpy as np
 from segue.data import hdf5
 from segue.data.joined import JoinedTable, choose, refuse_image
 from segue.data.options import WAY_OUT, Options
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError
 
 EPISODE = re.compile(r"actions_(\d{1,9})", re.ASCII)

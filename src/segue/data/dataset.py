@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segue.core import Spec, Transition
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError
 
 BLOCK = 1 << 16

@@ -27,7 +27,7 @@ from segue.data.options import (
     plain_env_id,
     settle_ends,
 )
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from segue.data.dataset import Dataset, room
-from segue.envs.guard import Part, in_words, is_image
+from segue.envs.checked import Part, in_words, is_image
 from segue.errors import DataError
 from segue.system import untrusted
 

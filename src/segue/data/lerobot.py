@@ -16,7 +16,7 @@ import numpy as np
 from segue.data.done import split_done
 from segue.data.joined import JoinedTable, choose, listed, refuse_image
 from segue.data.options import ROOM, Options, check_affordable, parse_json
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError
 from segue.system import untrusted
 

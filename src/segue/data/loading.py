@@ -20,7 +20,7 @@ from segue.data.joined import choose, taken
 from segue.data.minari import read_minari
 from segue.data.npz import open_npz
 from segue.data.options import Both, Options
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError, similar
 
 MINARI_ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+", re.ASCII)

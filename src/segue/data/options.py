@@ -10,7 +10,7 @@ import numpy as np
 from segue.core import Transition
 from segue.data.borders import crowded, suspects
 from segue.data.dataset import Dataset, blocks, box, locate
-from segue.envs.guard import Part
+from segue.envs.checked import Part
 from segue.errors import DataError
 from segue.system import machine, untrusted
 

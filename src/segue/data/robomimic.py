@@ -15,7 +15,7 @@ from segue.data import hdf5
 from segue.data.done import split_done
 from segue.data.joined import JoinedTable, choose, listed, refuse_image
 from segue.data.options import Options
-from segue.envs.guard import Part, is_image
+from segue.envs.checked import Part, is_image
 from segue.errors import DataError
 
 DEMO = re.compile(r"demo_(\d{1,9})", re.ASCII)

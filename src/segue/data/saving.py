@@ -70,6 +70,7 @@ def check_vacant(target: Path, format: str, overwrite: bool) -> None:
         raise SegueError(f"{target} exists: choose another path (from Python, overwrite=True replaces it).")
     if target.exists() and target.is_dir() != (format == "minari"):
         raise SegueError(f"{target} is a {'folder' if target.is_dir() else 'file'}: choose another path.")
+    disk.check_parent(target)
 
 
 def _write_npz(data: Dataset, file: Path) -> None:

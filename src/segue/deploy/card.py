@@ -1,5 +1,6 @@
 """Write the card that lies beside an exported policy: what the policy is and how it was made."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
     metadata, config = stored.metadata, stored.record.config if stored.record else {}
     values = {
         "env_id": config.get("env_id", metadata.get("env_id")),
+        "env": config.get("env", metadata.get("env")),
         "task": config.get("task", metadata.get("task")),
         "recipe": config.get("recipe"),
         "backbone": config.get("backbone"),
@@ -36,7 +38,8 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
         "source_sha256": metadata.get("sha256"),
         "segue": machine.versions().get("segue"),
     }
-    return {name: as_plain(value) for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: value if name == "env" else as_plain(value) for name, value in given.items()}
 
 
 def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
@@ -114,7 +117,7 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
     backbone = f" on backbone {as_word(config['backbone'])}" if _learns(settings, config.get("backbone")) else ""
     packages = [f"{untrusted.markdown(name)} {untrusted.markdown(version)}" for name, version in versions.items()]
     lines = [
-        f"- env {as_word(config['env_id'])}, task {task}",
+        f"- env {as_word(config['env_id'])}{_arguments(config.get('env'))}, task {task}",
         *_beginnings(config),
         f"- {as_word(config['recipe'])}{backbone}, {config['seeds']} seeds, phases:",
         *steps,
@@ -122,6 +125,12 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
         f"- code at revision {as_word(config.get('git'))}; every setting is in the run's config.json",
     ]
     return ["\n".join(lines)]
+
+
+def _arguments(env: Any) -> str:
+    """Return the arguments of an env as a part of a sentence; "" where there are none."""
+    parts = env.items() if isinstance(env, dict) else ()
+    return "".join(f", {untrusted.markdown(name)} {as_word(json.dumps(value))}" for name, value in parts)
 
 
 def _beginnings(config: Mapping[str, Any]) -> list[str]:
@@ -153,6 +162,7 @@ def _part(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _unknown(stored: StoredPolicy) -> list[str]:
     known = [f"{key} {as_word(stored.metadata[key])}" for key in ABOUT if stored.metadata.get(key) is not None]
+    known[1:1] = [_arguments(stored.metadata["env"])[2:]] if stored.metadata.get("env") else []
     return [
         f"A file alone was exported. Its metadata: {', '.join(known) or 'nothing'}.",
         "**Not known here**: the dataset, the method and its settings, the versions it was trained with, how many "
@@ -165,7 +175,7 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
     notes = [f"Note: {untrusted.markdown(note)}" for note in record.notes]
     if not record.evaluations:
-        return ["The run was never evaluated: `segue evaluate` measures its policies.", *notes]
+        return ["The run was never evaluated: `segue evaluate RUN` measures its policies.", *notes]
     summary, evaluation = records.summarise(record), stored.evaluation
     parts = []
     if evaluation:
@@ -178,7 +188,7 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
             f"seeds there: {unit} {stats.estimate(means(evaluation))}."
         )
     else:
-        parts.append("The run holds no evaluation of this very policy: `segue evaluate` measures it.")
+        parts.append("The run holds no evaluation of this very policy: `segue evaluate RUN` measures it.")
     if stored.path.name.startswith(STEMS["best"]):
         parts.append(
             "It is the **best of all evaluations, chosen on the episodes that score it**: its return is optimistic."

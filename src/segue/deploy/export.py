@@ -25,6 +25,8 @@ from segue.system import disk
 def export(stored: StoredPolicy, out: str | Path, kind: str) -> Path:
     """Write a policy to `out` as `onnx`, `npz` or `safetensors`, and its card to `out`.md. Return the card's path.
 
+    The folder of `out` is made where there is none.
+
     Raises:
         SegueError: if `out` exists or has another suffix, or ONNX's package is missing.
     """
@@ -33,6 +35,7 @@ def export(stored: StoredPolicy, out: str | Path, kind: str) -> Path:
     card_path = vacant(out.with_name(f"{out.name}.md"), ".md")
     policy = policy_file.to_exported(stored.actor, stored.spec, **facts(stored))
     content = {"onnx": onnx_bytes, "npz": npz_bytes, "safetensors": safetensors_bytes}[kind](policy)
+    out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_bytes(out, content)
     disk.write_bytes(card_path, card(stored, policy, out).encode())
     return card_path
@@ -44,8 +47,7 @@ def vacant(path: Path, suffix: str) -> Path:
         raise SegueError(f"--out {path} must end in {suffix}.")
     if path.exists() or path.is_symlink():
         raise SegueError(f"{path} exists: remove it, or choose another --out.")
-    if not path.parent.is_dir():
-        raise SegueError(f"{path.parent} is not a directory: make it, or choose another --out.")
+    disk.check_parent(path)
     return path
 
 

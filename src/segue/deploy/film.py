@@ -17,7 +17,7 @@ from segue import predict
 from segue.deploy import export, stored_policy
 from segue.envs.faults import check_observation, describe_error
 from segue.envs.lockstep import EVALUATE, episode_seed
-from segue.envs.make import make_env, spec_of
+from segue.envs.make import spec_of
 from segue.envs.rollouts import LONGEST
 from segue.errors import SegueError
 from segue.policies import importers, policy_file
@@ -29,7 +29,12 @@ START_SEED = 1_000
 
 
 def film(
-    path: str | Path, out: str | Path, episodes: int = 1, env_id: str | None = None
+    path: str | Path,
+    out: str | Path,
+    episodes: int = 1,
+    env_id: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[tuple[float, int]]]:
     """Film the deterministic policy of a run or of a file, and write the MP4 `out`.
 
@@ -38,6 +43,8 @@ def film(
         out: a new file, .mp4.
         episodes: the number of episodes, one after another; they start as those of `segue evaluate` for policy 0.
         env_id: the environment. None: the one that the run, or a policy file of Segue's own, names.
+        env_args, reset_options: values by name instead of those that the run or the file has, whose texts must be plain
+            words.
 
     Returns:
         Which policy acted in which environment; each episode's return and length in env steps.
@@ -58,10 +65,10 @@ def film(
         file, name, source, metadata = path, str(path), path, _metadata(path)
     if env_id is None and "env_id" not in metadata:
         raise SegueError(f"{path} does not say which env it is for: pass --env-id.")
-    env_id = config.plain_env(metadata, source) if env_id is None else env_id
+    task = config.env_of(metadata, source, env_id, env_args, reset_options)
     offscreen()
     try:
-        env = make_env(env_id, render_mode="rgb_array")
+        env = task.make(render_mode="rgb_array")
     except SegueError as error:  # importing MuJoCo fails where it cannot draw in the way that MUJOCO_GL names
         raise SegueError(f"{error} ({_mujoco_gl()})") from error
     try:
@@ -75,11 +82,12 @@ def film(
             reel = Path(folder) / "film.mp4"
             fps = env.metadata.get("render_fps") or 30
             _pack(imageio_ffmpeg.get_ffmpeg_exe(), itertools.chain([first], pictures), first.shape, fps, reel)
+            out.parent.mkdir(parents=True, exist_ok=True)
             disk.write_bytes(out, reel.read_bytes())
     finally:
         with contextlib.suppress(Exception):  # the film does not depend on the env any more
             env.close()
-    return f"{name} in {env_id}", results
+    return f"{name} in {task.env_id}", results
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

@@ -44,18 +44,11 @@ def show(path: str | Path) -> str:
         _output(layout["squash"] == "tanh", layout["scaled"]),
         *([f"assumed, as no {path.with_suffix('.json').name} says otherwise: {assumed}"] if assumed else []),
         f"log_std: {layout['spread'] or 'none'}; observation statistics: {_statistics(layout['standardised'])}",
-        *([_CHECK.format(path.with_suffix(".json").name)] if layout["unsure"] else []),
+        *([doubt] if (doubt := importers.doubt(path)) is not None else []),
         *([f"a ladder of {layout['snapshots']} snapshots"] if layout["snapshots"] is not None else []),
         "the env and the action's box are not in the file",
         *arrays,
     )
-
-
-_CHECK = (
-    "check: trained under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip, or give "
-    'obs_mean, obs_std and obs_clip in {0} ("obs_mean": null there says no)'
-)
-"""What to check of a policy of Stable-Baselines3's without statistics. The placeholder is the description's name."""
 
 
 def _output(squashed: bool, scaled: bool) -> str:

@@ -1,34 +1,58 @@
 """Make an environment by its Gymnasium id, and read its sizes."""
 
 import contextlib
+import inspect
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from segue.core import Spec
 from segue.envs import d4rl
-from segue.envs.faults import Make
-from segue.envs.guard import Guarded, guarded, in_words
+from segue.envs.arguments import ActionRange, check_arguments
+from segue.envs.checked import CheckedEnv, checked, in_words, name_of
+from segue.envs.faults import EnvExit, Make, describe_error
 from segue.errors import SegueError, similar
 
 
-def make_env(env_id: str, **options: Any) -> Guarded:
-    """Make an environment as `gymnasium.make(env_id, **options)` does, with errors in one sentence.
+def make_env(
+    env_id: str,
+    *,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
+    action_range: ActionRange | None = None,
+    **options: Any,
+) -> CheckedEnv:
+    """Make an environment as `gymnasium.make(env_id, **env_args, **options)` does, with errors in one sentence.
 
     Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics work where that package is
-    installed. The env is behind a `Guarded`, which makes vectors of its observations and actions. MuJoCo's
+    installed. The env is behind a `CheckedEnv`, which makes vectors of its observations and actions. MuJoCo's
     `settotalmass` notice is not shown.
 
+    Args:
+        env_id: the env's id.
+        env_args: the user's arguments of the env's constructor.
+        reset_options: the options of every reset.
+        action_range: the action box instead of the env's, inside which it lies; needed where that one is unbounded.
+        options: more arguments of the constructor, such as `render_mode`.
+
     Raises:
-        SegueError: for an unknown id, a missing package, or spaces that are not boxes (`spec_of`).
+        SegueError: for an unknown id, a missing package, arguments or options that the env does not take, or spaces
+            that are not boxes (`spec_of`).
     """
+    check_arguments("env_args", own := env_args or {})
+    check_arguments("reset_options", reset_options or {})
+    here = os.getcwd()
     try:
         with _quiet_mujoco():
             _register_package(env_id)
-            env = gym.make(env_id, **options)
+            env = gym.make(env_id, **{**own, **options})
+        there = os.getcwd()
     except gym.error.UnregisteredEnv as wrong:
         near = similar(env_id, gym.registry)
         hint = f"did you mean {near}" if near else "import the package that registers it first"
@@ -37,14 +61,50 @@ def make_env(env_id: str, **options: Any) -> Guarded:
         raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong
     except (Exception, SystemExit) as wrong:  # an env's constructor may raise anything
         reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
-        raise SegueError(f"Environment {env_id!r} cannot be made: {reason}") from wrong
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
+        if unknown is not None and unknown[1] in own:
+            raise SegueError(f"Environment {env_id!r} takes no argument {unknown[1]!r}{_taken(env_id)}.") from wrong
+        raise SegueError(f"Environment {env_id!r} cannot be made{_given(own)}: {reason}") from wrong
+    finally:
+        os.chdir(here)
     try:
-        made = guarded(env)
+        made = checked(env, reset_options, action_range)
+        made.folder = None if there == here else there
         spec_of(made)
+        if reset_options:
+            _check_reset(made)
     except SegueError:
         env.close()
         raise
     return made
+
+
+def _given(values: Mapping[str, Any]) -> str:
+    """Return arguments as a part of a sentence; "" where there are none."""
+    return f" with {', '.join(f'{name} {value!r}' for name, value in values.items())}" if values else ""
+
+
+def _taken(env_id: str) -> str:
+    """Return which arguments an env's constructor takes, as a part of a sentence; "" where that cannot be known."""
+    try:
+        entry: Any = gym.registry[env_id.rpartition(":")[2]].entry_point
+        entry = load_env_creator(entry) if isinstance(entry, str) else entry
+        names = [name for name, each in inspect.signature(entry).parameters.items() if each.kind != each.VAR_KEYWORD]
+    except Exception:  # the sentence goes without it
+        return ""
+    return f": it takes {', '.join(names)}" if names else ", nor any other"
+
+
+def _check_reset(env: CheckedEnv) -> None:
+    """Reset an env with the user's options once. Raises SegueError where it cannot be."""
+    try:
+        env.reset(seed=0)
+    except EnvExit:
+        raise
+    except Exception as error:
+        raise SegueError(
+            f"Environment {name_of(env)!r} cannot be reset{_given(env.reset_options)}: {describe_error(error)}."
+        ) from error
 
 
 def _register_package(env_id: str) -> None:
@@ -103,14 +163,14 @@ def order_notes(make: Make) -> tuple[str, ...]:
 
 def order_of(env: Any) -> tuple[str, ...]:
     """Return the note of `order_notes` for an env."""
-    if not isinstance(env, Guarded) or not env.parts:
+    if not isinstance(env, CheckedEnv) or not env.parts:
         return ()
     return (f"the env's observations are joined as {in_words(env.parts)}, in this order, for data and policies too",)
 
 
 def spec_of(env: gym.Env) -> Spec:
     """Read an env's sizes and action box. Raises SegueError unless both spaces are flat boxes with bounded actions."""
-    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    name = name_of(env)
     sizes = []
     for role, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, gym.spaces.Box):
@@ -128,8 +188,8 @@ def spec_of(env: gym.Env) -> Spec:
     low, high = (np.asarray(getattr(env.action_space, side)) for side in ("low", "high"))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise SegueError(
-            f"Environment {name!r} has an unbounded action space: register it with limits of your own, as "
-            f"gymnasium.wrappers.TransformAction(env, lambda a: a, gymnasium.spaces.Box(-1.0, 1.0, ({act},)))."
+            f"Environment {name!r} has an unbounded action space: say which actions policies use, LOW and HIGH for all "
+            "dimensions or one for each, as --action-range -1 1 (in Python: action_range=(-1, 1))."
         )
     if not (low < high).all():
         k = int((low >= high).argmax())

@@ -77,6 +77,17 @@ def outline(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 
+def doubt(path: str | Path) -> str | None:
+    """Return what to check of a policy file that `read` takes, because no file of its kind shows it; None: nothing."""
+    file, _, _ = formats.split(path)
+    if predict.is_exported(file) or is_policy_file(file) or not outline(path).get("unsure"):
+        return None
+    return (
+        "check: trained under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip, or "
+        f'give obs_mean, obs_std and obs_clip in {file.with_suffix(".json").name} ("obs_mean": null there says no)'
+    )
+
+
 def _outline(path: str | Path) -> dict[str, Any]:
     file, group, _ = formats.split(path)
     arrays, about = formats.read(file, group)

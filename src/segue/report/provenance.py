@@ -45,6 +45,7 @@ def settings(record: RunRecord) -> dict[str, str]:
     """Return all settings that determine what a run computes, except its seeds."""
     config = record.config
     chosen = {key: config.get(key) for key in ("recipe", "backbone", "preset", "env_id", "score", "reward")}
+    chosen |= {"env": config["env"]} if config.get("env") else {}
     data = config.get("dataset") or {}
     named = {key: data.get(key) for key in ("name", "rows", "clip_actions")}
     chosen |= {"dataset": {**named, "sha256": str(data.get("sha256"))[:12]}}

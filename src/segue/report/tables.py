@@ -347,7 +347,7 @@ def provenance(group: Sequence[RunRecord]) -> str:
     data = [c.get("dataset") or {} for c in configs]
     rows = lambda d: f" ({d['rows']:,} rows)" if isinstance(d.get("rows"), int) and d["rows"] else ""
     episodes = joined(e.returns.shape[1] for record in group for e in record.evaluations)
-    parts = [joined(c["env_id"] for c in configs)]
+    parts = [joined(f"{run.config['env_id']}{run.env_arguments}" for record in group for run in record.parts)]
     for name in ("mujoco", "gymnasium", "segue"):
         if numbers := joined(version.get(name) for version in versions):
             parts.append(f"{name} {numbers}")

@@ -37,7 +37,7 @@ def merge(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _key(record: RunRecord) -> str:
     """Return what the runs of a group have in common, as text."""
-    names = ("recipe", "task", "env_id", "phases", "settings", "safeguards", "measuring", "score", "reward")
+    names = ("recipe", "task", "env_id", "env", "phases", "settings", "safeguards", "measuring", "score", "reward")
     data, policy = record.config.get("dataset") or {}, record.config.get("policy") or {}
     origin = [policy.get("sha256"), record.config.get("start")]
     if record.sweep is not None and any(origin):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,7 +18,8 @@ LARGEST = 4 << 30
 """The largest log that is read, in bytes: twenty million episodes or more."""
 
 
-PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy", "earlier")
+ENV_PARTS = ("env_args", "reset_options")
+PARTS = ("settings", "measuring", "versions", "machine", "dataset", "reward", "safeguards", "policy", "earlier", "env")
 """The entries of config.json that are objects, if they are there."""
 
 
@@ -107,10 +109,11 @@ def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
         )
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
+    path_word = shlex.quote(str(path))
     return (  # the caller's loop has one env, and evaluations need another
         f"{path} was driven by segue.Agent, which never evaluates, so there is nothing to report: its episodes.jsonl "
-        f"has the returns of its training episodes, and `segue evaluate {path} --env-id ID` measures its policy, "
-        "where there is a Gymnasium env like the agent's own."
+        f"has the returns of its training episodes, and `segue evaluate {path_word} --env-id ID` measures its "
+        "policy, where there is a Gymnasium env like the agent's own."
     )
 
 
@@ -169,6 +172,8 @@ def _config(path: Path) -> dict[str, Any]:
     }
     if valid["settings"]:
         valid["settings"] = all(isinstance(phase, dict) for phase in (config.get("settings") or {}).values())
+    if valid["env"]:
+        valid["env"] = all(isinstance((config.get("env") or {}).get(part, {}), dict) for part in ENV_PARTS)
     if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config

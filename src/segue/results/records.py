@@ -1,5 +1,6 @@
 """A run's directory as a value (`RunRecord`), and pure functions of it: learning curves and a summary."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,7 +76,14 @@ class RunRecord:
     @property
     def task(self) -> str:
         """The sweep's name of its task, the task's name, or the env id."""
-        return self.names[0] if self.names else self.config.get("task") or self.config["env_id"]
+        return self.names[0] if self.names else (self.config.get("task") or self.config["env_id"]) + self.env_arguments
+
+    @property
+    def env_arguments(self) -> str:
+        """The arguments of its env in brackets; "" where it has none."""
+        env = self.config.get("env") or {}
+        values = {**env.get("env_args", {}), **env.get("reset_options", {})}
+        return f" ({', '.join(f'{name}={json.dumps(value)}' for name, value in values.items())})" if values else ""
 
     @property
     def name(self) -> str:

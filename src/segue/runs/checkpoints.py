@@ -39,14 +39,14 @@ def split_phases(
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 
-def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> RunState:
+def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, about: Mapping[str, Any]) -> RunState:
     """Return the run's state after the phases `done`, loaded from the checkpoint RUN:PHASE `since`.
 
     Args:
         state: the state before the first phase.
         done: the phases up to the checkpoint, with the present settings.
         since: the checkpoint of the earlier run.
-        env_id: the env of this run, which must be that of the earlier one.
+        about: this run's metadata (`Job.about`), whose env must be that of the earlier one.
 
     Raises:
         SegueError, DataError: as `load_checkpoint`.
@@ -54,7 +54,7 @@ def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, 
     shapes = state.pretrained
     for phase in done.values():
         shapes = phase.output_shapes(state.spec, shapes, state.keys)
-    return dataclasses.replace(load_checkpoint(since, state, shapes, env_id), phases=len(done))
+    return dataclasses.replace(load_checkpoint(since, state, shapes, about), phases=len(done))
 
 
 class PolicyWriter:
@@ -210,14 +210,15 @@ def checkpoint_names(source: str) -> list[str]:
     return sorted(filter(str.isprintable, there))
 
 
-def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str) -> RunState:
+def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mapping[str, Any]) -> RunState:
     """Return the run's state as an earlier run had it at the end of a phase, ready for the next phase.
 
     Args:
         source: the checkpoint, DIRECTORY:PHASE.
         run: the state before the first phase.
         shapes: arrays or shapes like the pre-trained parts at the end of that phase, under the present settings.
-        env_id: the env of this run, which must be that of the earlier one.
+        about: this run's metadata (`Job.about`). The earlier run must have the same env and the same action range; the
+            env's other arguments may differ.
 
     Raises:
         SegueError, DataError: where there is no such checkpoint, it is damaged, or env, shapes or seeds disagree.
@@ -238,8 +239,11 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str)
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
-    if manifest.get("env_id") != env_id:
-        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
+    if manifest.get("env_id") != about["env_id"]:
+        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {about['env_id']}.")
+    before, now = ((part.get("env") or {}).get("action_range") for part in (manifest, about))
+    if before != now:
+        raise SegueError(f"{source} was trained with the action range {before}, and this run has {now}.")
     pretrained = disk.restore(files["pretrained.safetensors"], shapes, f"{folder}/pretrained.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:

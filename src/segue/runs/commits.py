@@ -8,6 +8,7 @@ holds the state before the other hooks ran; a resumed run runs them again.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -234,9 +235,8 @@ class Commit(NullHook):
             why = f"{error.filename or self.folder}: {error.strerror or error}"
             print(f"segue: the run could not be saved ({why}); the commit before stays.", file=sys.stderr, flush=True)
             if self.failed == FAILURES:
-                raise SegueError(
-                    f"{FAILURES} saves failed in a row ({why}): make room, then segue resume {self.folder}."
-                ) from None
+                again = f"segue resume {shlex.quote(str(self.folder))}"
+                raise SegueError(f"{FAILURES} saves failed in a row ({why}): make room, then {again}.") from None
         finally:
             self.writing = None if writing.done() else writing  # Ctrl-C: it goes on, and the next save waits for it
 

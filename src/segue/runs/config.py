@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from segue.data.dataset import Dataset
+from segue.envs.arguments import untrusted_texts
 from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError, at_least, at_most
 from segue.runs import trackers
@@ -91,30 +94,98 @@ def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], 
         raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
 
 
-def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
+def task_of(
+    config: dict[str, Any],
+    folder: Path,
+    env_id: str | None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
+) -> Task:
     """Build the task of an earlier run from its config.json.
 
     Args:
         config: the content of config.json.
         folder: the run's directory, for messages.
-        env_id: the env's id, which the user gives where it names a module to import; None: the one in config.json.
+        env_id, env_args, reset_options: those of the run, which the user gives where `env_of` does not trust the file.
 
     Raises:
-        SegueError: where `env_id` is not the run's; DataError: where config.json names a module to import.
+        SegueError: where the run has another env; DataError: where the user must give a part of the env.
         KeyError, TypeError, ValueError: where config.json is damaged.
     """
-    name = str(config["env_id"]) if env_id is not None else plain_env(config, folder / "config.json")
-    if env_id is not None and env_id != name:
-        raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
+    if env_id is not None and env_id != config["env_id"]:
+        raise SegueError(f"{folder} is a run on {config['env_id']}, and cannot go on on {env_id}.")
+    env = env_of(config, folder / "config.json", env_id, env_args, reset_options)
+    if env_entry(env) != (config.get("env") or None):
+        raise SegueError(f"{folder} is a run in an env with other arguments, and cannot go on with these.")
     data, score, reward = config["dataset"], config["score"], config["reward"]
-    return Task(
-        name,
-        config["task"],
-        data["path"],
+    return dataclasses.replace(
+        env,
+        name=config["task"],
+        dataset=data["path"],
         clip_actions=data["clip_actions"],
         reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
         score=(float(score["min"]), float(score["max"])) if score else None,
     )
+
+
+def env_of(
+    metadata: Mapping[str, Any],
+    where: Path,
+    env_id: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
+) -> Task:
+    """Return a task with the env that the metadata of the file `where` describe.
+
+    Args:
+        metadata: the content of a run's config.json, or the metadata of a policy.
+        where: the file, for messages.
+        env_id: the user's id instead of the file's; None: the file's.
+        env_args, reset_options: the user's values, instead of the file's of the same names.
+
+    Raises:
+        DataError: where the file's id names a module to import, or its arguments hold texts that are no plain words,
+            because a file must not be able to run code; or where it describes no env.
+    """
+    entry = metadata.get("env") or {}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(part, {}), dict) for part in _FLAGS):
+        raise DataError(f"{where} describes no env's arguments: it is damaged.")
+    found = {}
+    for (part, flag), given in zip(_FLAGS.items(), (env_args, reset_options), strict=True):
+        own = {name: value for name, value in entry.get(part, {}).items() if name not in (given or {})}
+        if texts := untrusted_texts(own):
+            words = " ".join(argument(flag, name, own[name]) for name in texts)
+            raise DataError(f"{where} gives the env the text {texts[0]!r}: if you trust it, pass {words}.")
+        found[part] = own | dict(given or {})
+    name = plain_env(metadata, where) if env_id is None else env_id
+    try:
+        return Task(name, **found, action_range=entry.get("action_range"))
+    except SegueError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+_FLAGS = {"env_args": "--env-arg", "reset_options": "--reset-option"}
+"""Which arguments of an env a user may give instead of those in a file, and by which flag."""
+
+
+def argument(flag: str, name: str, value: Any) -> str:
+    """Return a flag's words that give an env one argument, quoted for a shell."""
+    return f"{flag} {shlex.quote(untrusted.shown(f'{name}={json.dumps(value)}'))}"
+
+
+def trusting(env_id: str | None, env_args: Mapping[str, Any], reset_options: Mapping[str, Any]) -> str:
+    """Return the flags by which a user trusts an env in a file, with a space before each; "" where none is needed."""
+    words = [] if env_id is None or untrusted.names_no_module(env_id) else [untrusted.trusting(env_id)]
+    for flag, given in zip(_FLAGS.values(), (env_args, reset_options), strict=True):
+        words += [argument(flag, name, given[name]) for name in untrusted_texts(given)]
+    return "".join(f" {word}" for word in words)
+
+
+def env_entry(task: Task) -> dict[str, Any] | None:
+    """Return the arguments of a task's env as JSON; None where it has none."""
+    sides = [np.asarray(side).tolist() for side in task.action_range or ()]
+    parts = {"env_args": dict(task.env_args), "reset_options": dict(task.reset_options), "action_range": sides}
+    return json.loads(json.dumps({name: value for name, value in parts.items() if value})) or None
 
 
 def plain_env(metadata: Mapping[str, Any], where: Path) -> str:
@@ -134,6 +205,7 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     keys = ("settings", "safeguards", "measuring", "seed", "seeds", "reward", "start", "phases", "env_id")
     if "sha256" in config:  # an earlier version signed no config.json, and its commits do not know the score
         keys = (*keys, "score")
+    keys = (*keys, "env") if config.get("env") else keys
     decisive = {key: config[key] for key in keys} | {"dataset": config["dataset"].get("sha256")}
     if config.get("policy"):
         decisive["policy"] = config["policy"].get("sha256")
@@ -227,6 +299,7 @@ def describe(
         "recipe": about.pop("recipe", "custom"),
         "task": task.name,
         "env_id": task.env_id,
+        **({"env": entry} if (entry := env_entry(task)) else {}),
         "dataset": {
             "name": untrusted.shown(data.name),
             "path": str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path,

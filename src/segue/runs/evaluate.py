@@ -1,7 +1,7 @@
 """Evaluate policies: those that a run keeps (`evaluate`), and those of a run in progress (the hook `Evaluate`)."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from segue.errors import DataError, SegueError
 from segue.policies import policy_file
 from segue.results import read
 from segue.runs.checkpoints import checkpoint_names
-from segue.runs.config import plain_env
+from segue.runs.config import env_of
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
 from segue.system import disk, untrusted
-from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
 
 def evaluate(
-    folder: str | Path, episodes: int = 10, seed: int = 1_000, env_id: str | None = None
+    folder: str | Path,
+    episodes: int = 10,
+    seed: int = 1_000,
+    env_id: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation, tuple[float, float] | None]:
     """Evaluate the policies that a run keeps.
 
@@ -36,6 +40,7 @@ def evaluate(
         seed: chooses the episodes' first states; those of the default are not those of the run's own evaluations.
         env_id: the environment; None: the one in config.json, which must not name a module to import
             ("module:Env-v0"), because a file must not be able to run code.
+        env_args, reset_options: values by name instead of those in config.json, whose texts must be plain words.
 
     Returns:
         The evaluation, with raw returns [seeds, episodes]; and the returns that count as 0 and 100, or None.
@@ -46,7 +51,7 @@ def evaluate(
     """
     folder = Path(folder)
     config = read.read(folder, evaluated=False).config
-    env_id = plain_env(config, folder / "config.json") if env_id is None else env_id
+    task = env_of(config, folder / "config.json", env_id, env_args, reset_options)
     names = sorted(folder.glob("policy-[0-9]*.safetensors"), key=lambda path: (len(path.stem), path.stem))
     if not names and (ended := checkpoint_names(f"{folder}:")):
         raise SegueError(
@@ -57,15 +62,14 @@ def evaluate(
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policy_file.load(name) for name in names]
     spec = loaded[0][1]
-    make = Task(env_id).make
-    env_spec = read_spec(make)
+    env_spec = read_spec(task.make)
     if env_spec != spec:
-        raise DataError(f"The policies in {folder} are for {spec}, but {env_id} has {env_spec}.")
+        raise DataError(f"The policies in {folder} are for {spec}, but {task.env_id} has {env_spec}.")
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}
     if len(shapes) > 1:
         raise DataError(f"The policies in {folder} are not of one shape: they do not belong to one run.")
     actor = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(actor for actor, _ in loaded))
-    evaluator = Evaluator(make, spec, range(seed, seed + len(loaded)), episodes)
+    evaluator = Evaluator(task.make, spec, range(seed, seed + len(loaded)), episodes)
     try:
         evaluation = evaluator(actor)
     finally:

@@ -21,7 +21,7 @@ from segue.errors import DataError, SegueError, at_least
 from segue.nn.actors import EDGE, AbstractActor
 from segue.policies import importers, policy_file
 from segue.results import read, stats
-from segue.runs.config import plain_env
+from segue.runs.config import env_of
 from segue.runs.run import run
 from segue.system import disk
 from segue.tasks.budget import SMALL
@@ -111,7 +111,8 @@ def improve(
     at_least(1, env_steps=env_steps)
     if task.policy is None:
         raise SegueError(
-            "improve starts from a policy: give one with --policy FILE. segue run td3bc --dataset FILE trains one."
+            "improve starts from a policy: give one with --policy FILE; "
+            "`segue run td3bc --env-id ID --dataset FILE` trains one."
         )
     if not Path(out).exists():
         disk.new_folder(Path(out)).rmdir()  # a place where none can be made is refused before any episode is played
@@ -127,7 +128,7 @@ def improve(
         recipe(task, budget), task, out=out, seeds=seeds, seed=seed, budget=budget, quiet=quiet,
         about={"recipe": "improve", "preset": "improve"}, **options,
     )  # fmt: skip
-    return verdicts(out, task.env_id)
+    return verdicts(out, task.env_id, task.env_args, task.reset_options)
 
 
 def scaled_reward(task: Task, quiet: bool = True) -> Reward:
@@ -185,7 +186,12 @@ def _discounted(rewards: Float[np.ndarray, " steps"], discount: float = 0.99) ->
     return returns
 
 
-def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
+def verdicts(
+    folder: str | Path,
+    env_id: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
+) -> list[Verdict]:
     """Judge a guarded run by fresh episodes of the given and of the deployed policy, and write verdict.json.
 
     Both policies play the same `JUDGED` starts, so that pairs of episodes compare. A policy that was kept plays once.
@@ -193,6 +199,7 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
     Args:
         folder: the run's directory.
         env_id: the env; None: the one in config.json, which must not name a module to import.
+        env_args, reset_options: values by name instead of those in config.json, whose texts must be plain words.
 
     Returns:
         A verdict for each seed.
@@ -203,7 +210,7 @@ def verdicts(folder: str | Path, env_id: str | None = None) -> list[Verdict]:
     """
     folder = Path(folder)
     config = disk.read_signed(folder / "config.json")
-    make = Task(plain_env(config, folder / "config.json") if env_id is None else env_id).make
+    make = env_of(config, folder / "config.json", env_id, env_args, reset_options).make
     spec, last = read_spec(make), _last_trials(folder, int(config["seeds"]))
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):

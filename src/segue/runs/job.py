@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.runs import trackers
-from segue.runs.config import Safeguards
+from segue.runs.config import Safeguards, env_entry
 from segue.system import disk
 from segue.tasks.budget import Budget
 from segue.tasks.task import Task
@@ -45,7 +45,8 @@ class Job:
     @property
     def about(self) -> dict[str, Any]:
         """The metadata in the run's policies and checkpoints that say where they are from."""
-        return {"env_id": self.task.env_id, "task": self.task.name}
+        arguments = env_entry(self.task)
+        return {"env_id": self.task.env_id, "task": self.task.name, **({"env": arguments} if arguments else {})}
 
     def status(self, word: str, **more: Any) -> None:
         """Write status.json: the status `word`, and more entries."""

@@ -65,7 +65,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     Raises:
         SegueError, DataError: for anything the user can mend.
     """
-    policy_entry = _copy_policy(job, spec)
+    policy_entry = _copy_policy(job, spec, console)
     data = load()
     reward, state, digest = _prepare(job, spec, _policy(job, policy_entry), data, console)
     phases, state = _phases_left(job), _first_state(job, state)
@@ -116,13 +116,18 @@ def reopened_run(job: Job, spec: Spec, load: Load, console: Console, *, config: 
     return OpenRun(spec, phases, state, reward, seal, Journal(folder, job.track), origin)
 
 
-def _copy_policy(job: Job, spec: Spec) -> dict[str, str] | None:
-    """Copy the task's policy into the run's directory; return its entry of config.json, None where there is none."""
+def _copy_policy(job: Job, spec: Spec, console: Console) -> dict[str, str] | None:
+    """Copy the task's policy into the run's directory; return its entry of config.json, None where there is none.
+
+    A note says what the file cannot show and the user should check.
+    """
     if (source := job.task.policy) is None:
         return None
     policies = importers.read(source, spec)
     if len(policies) > 1:
         raise SegueError(f"{source} holds {len(policies)} policies: say which one, as FILE:NUMBER.")
+    if (doubt := importers.doubt(source)) is not None:
+        console.note(f"{source}: {doubt}")
     policy_file.save(policies[0], spec, job.given_policy, source=Path(source).name, env_id=job.task.env_id)
     return {"path": str(source), "sha256": disk.sha256(job.given_policy.read_bytes())}
 
@@ -171,6 +176,4 @@ def _first_state(job: Job, state: RunState) -> RunState:
     """Return the state before the first of these phases: that of the checkpoint, or `state` without one."""
     if job.since is None:
         return state
-    return checkpoints.state_after(
-        state, checkpoints.split_phases(job.phases, job.since)[0], job.since, job.task.env_id
-    )
+    return checkpoints.state_after(state, checkpoints.split_phases(job.phases, job.since)[0], job.since, job.about)

@@ -129,6 +129,8 @@ def resume(
     task: Task | None = None,
     *,
     env_id: str | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    reset_options: Mapping[str, Any] | None = None,
     quiet: bool = True,
 ) -> Result:
     """Continue a run that was stopped, killed or failed, from its newest commit, in any phase.
@@ -141,6 +143,8 @@ def resume(
         phases: the phases that `run` was given; None: built from config.json, possible for Segue's own methods only.
         task: the task that `run` was given; None: built from config.json.
         env_id: the env's id, needed where it names a module to import, because a file must not be able to run code.
+        env_args, reset_options: the run's own, by name, needed where they are texts of more than one word, such as
+            paths, which a file must not choose either.
         quiet: show no progress.
 
     Returns:
@@ -154,7 +158,7 @@ def resume(
     config = read_unfinished(folder)
     try:
         if task is None:
-            task = task_of(config, folder, env_id)
+            task = task_of(config, folder, env_id, env_args, reset_options)
         if phases is None:
             phases = phases_of(config, folder)
         else:

@@ -47,7 +47,7 @@ class SweepResult:
         lines += [f"skipped  {folder}: {why}" for folder, why in self.skipped.items()]
         total = sum(map(len, (self.finished, self.failed, self.skipped)))
         again = "; the same command tries again" if self.failed else ""
-        report = f"segue report {self.out}"
+        report = f"segue report {shlex.quote(self.out)}"
         if "://" in self.out:
             report = f"copy {self.out} here with the store's own tool, and segue report the copy"
         return "\n".join([*lines, f"{len(self.finished)} of {total} trials are done{again}: {report}"])

@@ -14,11 +14,13 @@ import graphlib
 import itertools
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from segue.envs.arguments import parsed, untrusted_texts
 from segue.errors import DataError, SegueError, at_least
 from segue.system import untrusted
 
@@ -28,6 +30,10 @@ LARGEST_FILE, MOST_TRIALS = 1 << 20, 100_000
 
 OWN = ("recipe", "seed", "seeds", "out", "quiet", "help")
 """Flags of `segue run` that the sweep sets itself."""
+
+
+REPEATED = ("env-arg", "reset-option")
+"""Flags that stand before each of their values."""
 
 
 PATHS = ("dataset", "policy", "from")
@@ -103,7 +109,7 @@ class Sweep:
     """The folder from which relative paths in `dataset`, `policy` and `from` are looked up."""
 
     @classmethod
-    def read(cls, path: str | Path, env_ids: Sequence[str] = ()) -> "Sweep":
+    def read(cls, path: str | Path, env_ids: Sequence[str] = (), env_args: Sequence[str] = ()) -> "Sweep":
         """Read a sweep from a TOML file. Relative paths are relative to the file's folder.
 
         Args:
@@ -111,6 +117,7 @@ class Sweep:
                 its [task.NAME] are flags of a task; without `tasks` these are the tasks.
             env_ids: environments that the file may name although they name a module to import. Without this list a
                 file could run code.
+            env_args: the same for KEY=VALUE of env arguments and reset options whose values are no plain words.
 
         Raises:
             SegueError, DataError: where the file is not a valid sweep; the error names the place.
@@ -127,10 +134,13 @@ class Sweep:
         try:
             plan = cls._parse(content, path.resolve().parent)
             for trial in plan.trials():
-                for flag, env_id in itertools.pairwise(trial.command):
-                    if flag == "--env-id" and env_id not in env_ids and not untrusted.names_no_module(env_id):
-                        shown, flag = untrusted.shown(env_id), untrusted.trusting(env_id)
+                for flag, value in itertools.pairwise(trial.command):
+                    if flag == "--env-id" and value not in env_ids and not untrusted.names_no_module(value):
+                        shown, flag = untrusted.shown(value), untrusted.trusting(value)
                         raise DataError(f"{shown} names a module to import: if you trust it, pass {flag}.")
+                    if flag[2:] in REPEATED and value not in env_args and untrusted_texts(parsed(flag, [value])):
+                        shown = shlex.quote(untrusted.shown(value))
+                        raise DataError(f"{shown} gives an env a text: if you trust it, pass {flag} {shown}.")
         except SegueError as error:
             raise DataError(f"{path}: {error}") from None
         return plan
@@ -327,8 +337,10 @@ def _command(flags: Mapping[str, Any], folders: Mapping[str, str]) -> list[str]:
     for flag, value in flags.items():
         group, dot, name = flag.rpartition(".")
         words.append(f"--{group}{dot}no-{name}" if value is False else f"--{flag}")
-        if not isinstance(value, bool):
-            words += [BRACES.sub(lambda match: folders[match[1]], text) for text in _texts(value)]
+        texts = [] if isinstance(value, bool) else _texts(value)
+        between = [f"--{flag}"] if flag in REPEATED else []
+        for at, text in enumerate(texts):
+            words += [*(between if at else []), BRACES.sub(lambda match: folders[match[1]], text)]
     return words
 
 

@@ -77,6 +77,7 @@ class Claims:
 def pin(claims: Claims, cores: int, gpus: int) -> str:
     """Claim cores and GPUs, restrict this process to them, and return their names in words.
 
+    On a GPU the process takes memory as it needs it, unless the environment's variables for JAX say otherwise.
     NumPy and JAX count cores when they are imported, so this has to happen first.
     """
     core_names, gpu_names = claims.take("cores", cores), claims.take("gpus", gpus) if gpus else []
@@ -84,6 +85,9 @@ def pin(claims: Claims, cores: int, gpus: int) -> str:
         os.sched_setaffinity(0, map(int, core_names))
     if gpu_names:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_names)
+        if not {"XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
+            # JAX would take three quarters of the memory at once, and other processes on the GPU would find none
+            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
     return f"core {', '.join(core_names)}{f', GPU {chr(44).join(gpu_names)}' if gpu_names else ''}"

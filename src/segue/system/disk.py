@@ -351,6 +351,13 @@ def read_checked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     return {name: read_sealed(folder / name, expected) for name, expected in listed.items()}, manifest
 
 
+def check_parent(path: Path) -> None:
+    """Raise SegueError where the folder of a file that is yet to be written neither exists nor can be made."""
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise SegueError(f"{path} cannot be written, because {above or path.parent} is no folder that takes new files.")
+
+
 def new_folder(path: Path) -> Path:
     """Make an empty folder for a run. Raises `SegueError` where the folder has content or cannot be made."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -51,6 +51,11 @@ def names_no_module(env_id: str) -> bool:
     return re.fullmatch(r"[\w/.-]+", env_id) is not None
 
 
+def plain_word(text: str) -> bool:
+    """Return whether a text is neither the path of a file nor the name of a module, but a word, a number or empty."""
+    return re.fullmatch(r"[\w-]*|-?[\d.]+(e[+-]?\d+)?", text) is not None
+
+
 def trusting(env_id: str) -> str:
     """Return the flag by which a user trusts an environment that a file names, quoted for a shell."""
     return f"--env-id {shlex.quote(shown(env_id))}"

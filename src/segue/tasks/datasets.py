@@ -21,7 +21,7 @@ from segue.data.matching import check_against
 from segue.envs import d4rl
 from segue.envs.faults import check_observation, describe_error
 from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
-from segue.envs.make import make_env, read_spec
+from segue.envs.make import read_spec
 from segue.envs.reward import Reward
 from segue.envs.rollouts import Evaluator
 from segue.errors import SegueError
@@ -89,7 +89,7 @@ class Random(AbstractDatasetRecipe):
         return "chance, by D4RL's protocol"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, progress=progress)
+        return collect(task.make, rows, 0, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class AtLevel(AbstractDatasetRecipe):
                 return reached[0][1]
             actors = [actor for actor, _ in reached]
         who = [Policy(actor, spec) for actor in actors]
-        return collect(task.env_id, rows, self.seed, behaviours=who, name=self.kind, progress=progress)
+        return collect(task.make, rows, self.seed, behaviours=who, name=self.kind, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ class AntNavigated(AbstractDatasetRecipe):
             )
         ant = importers.read(policies[0], AntNavigator.SPEC)[0]
         who, name = [AntNavigator(ant, self.maze, self.kind)], self.kind or self.maze
-        return collect(task.env_id, rows, 0, behaviours=who, name=name, progress=progress)
+        return collect(task.make, rows, 0, behaviours=who, name=name, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ class PointNavigated(AbstractDatasetRecipe):
         return "a waypoint navigator with a proportional-derivative controller"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, behaviours=[PointNavigator()], name=self.maze, progress=progress)
+        return collect(task.make, rows, 0, behaviours=[PointNavigator()], name=self.maze, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ class FetchScripted(AbstractDatasetRecipe):
         return "a controller written by hand, with noise"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress)
+        return collect(task.make, rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ class HandExpert(AbstractDatasetRecipe):
             )
         spec = read_spec(task.make)
         who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in importers.read(policies[0], spec)]
-        return collect(task.env_id, rows, 0, behaviours=who, name="expert", progress=progress)
+        return collect(task.make, rows, 0, behaviours=who, name="expert", progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Cloned(AbstractDatasetRecipe):
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
         human = _human(task, self.hand)
         spec, who = read_spec(task.make), _clone(human)
-        rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress)
+        rolled = collect(task.make, rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress)
         half = rows - rows // 2
         repeated = _joined([human] * -(-half // len(human)))
         stops = np.flatnonzero(repeated.ends) + 1  # complete demonstrations, as near to a half as possible
@@ -306,23 +306,23 @@ def train_sac(
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), trained.net), validate(data)
 
 
-def references(env_id: str, policy: str, episodes: int) -> tuple[float, float]:
+def references(task: Task, policy: str, episodes: int) -> tuple[float, float]:
     """Measure the mean undiscounted returns of random actions and of a policy: the scores 0 and 100 of an env."""
-    spec = read_spec(lambda: make_env(env_id))
+    spec = read_spec(task.make)
     means = []
     for behaviour in (RandomActions(), Policy(importers.read(policy, spec)[0], spec, deterministic=True)):
-        env, rng, returns = make_env(env_id), np.random.default_rng(0), []
+        env, rng, returns = task.make(), np.random.default_rng(0), []
         env.action_space.seed(0)
         for episode in range(episodes):
-            obs, _ = env.reset(seed=episode_seed(0, EVALUATE, episode))
             total, over = 0.0, False
-            while not over:
-                try:
+            try:
+                obs = check_observation(env.reset(seed=episode_seed(0, EVALUATE, episode))[0], spec)
+                while not over:
                     obs, reward, terminated, truncated, _ = env.step(behaviour.act(env, obs, rng))
                     check_observation(obs, spec, reward)
-                except Exception as error:
-                    raise SegueError(f"The env failed ({describe_error(error)}): nothing can be measured.") from error
-                total, over = total + reward, terminated or truncated
+                    total, over = total + float(reward), terminated or truncated
+            except Exception as error:
+                raise SegueError(f"The env failed ({describe_error(error)}): nothing can be measured.") from error
             returns.append(total)
         env.close()
         means.append(float(np.mean(returns)))

@@ -13,6 +13,7 @@ from segue.data.dataset import Dataset
 from segue.data.loading import load
 from segue.data.matching import check_against
 from segue.data.saving import save, versions
+from segue.envs.arguments import ActionRange, check_arguments, check_range
 from segue.envs.make import make_env
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -131,10 +132,23 @@ class Task:
     """Returns with the normalised scores 0 and 100."""
     constants: Constants = dataclasses.field(default_factory=Constants)
     """Settings of the methods on this task."""
+    env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the env's constructor, as JSON values."""
+    reset_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of every reset of the env, as JSON values."""
+    action_range: ActionRange | None = None
+    """LOW and HIGH of the actions that policies use, each a number or one for each dimension; None: the env's box."""
 
-    def make(self) -> gym.Env:
-        """Make the environment. Raises SegueError as `envs.make.make_env` does."""
-        return make_env(self.env_id)
+    def __post_init__(self) -> None:
+        """Check the env's arguments. Raises SegueError."""
+        check_arguments("env_args", self.env_args)
+        check_arguments("reset_options", self.reset_options)
+        check_range(self.action_range)
+
+    def make(self, **options: Any) -> gym.Env:
+        """Make the environment; `options` are more arguments of its constructor. Raises SegueError as `make_env`."""
+        own = {"env_args": self.env_args, "reset_options": self.reset_options, "action_range": self.action_range}
+        return make_env(self.env_id, **own, **options)
 
     def longest(self) -> int:
         """Return the env's time limit in env steps; 1,000 where it has none or cannot be made."""
@@ -178,7 +192,7 @@ class Task:
         return load(str(path))
 
     def make_dataset(self, rows: int, policies: Sequence[str] = (), progress: Progress | None = None) -> Dataset:
-        """Make the dataset of a named task by its recipe, without the cache.
+        """Make the dataset of a named task by its recipe, without the cache, in the named env as it is by itself.
 
         Args:
             rows: the number of rows; ignored where the recipe has its own number (human sets, SAC's replay).
@@ -192,7 +206,8 @@ class Task:
         assert isinstance(recipe, AbstractDatasetRecipe)
         if policies and not recipe.takes_policies:
             raise SegueError(f"The recipe of {self.name} takes no policy: leave --policy out.")
-        return recipe.make(self, rows, policies, progress)
+        own = {} if self.name is None else {"env_args": {}, "reset_options": {}, "action_range": None}
+        return recipe.make(dataclasses.replace(self, **own), rows, policies, progress)
 
     def cache_file(self, rows: int) -> Path:
         """Return the path of the cached dataset. Raises SegueError for a task without a name."""

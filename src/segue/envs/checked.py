@@ -2,13 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from segue.envs.arguments import ActionRange, check_range
 from segue.envs.faults import EnvExit, EnvFault, flag, number
 from segue.errors import SegueError
 
@@ -46,17 +48,28 @@ def is_image(dtype: Any, shape: tuple[int, ...]) -> bool:
     return (dtype == np.uint8 and len(shape) in (2, 3)) or (len(shape) > 1 and math.prod(shape) > LARGEST)
 
 
-class Guarded(gym.Wrapper):
+class CheckedEnv(gym.Wrapper):
     """An env whose observations and actions are vectors.
 
     - An action reaches the env in the env's shape and dtype, clipped to its box in that dtype, as an array of its own.
     - Dictionaries of boxes and boxes of any shape become one vector, a box row by row; `parts` says in which order.
     - A reward is a float, `terminated` and `truncated` are bool; whatever is neither is an `EnvFault`.
     - `SystemExit` becomes `EnvExit`, which ends a command with one sentence; an error in `close` is nobody's.
+    - A working folder that the env changes is the env's own: Segue's relative paths keep their meaning.
+    - `reset_options` are given to every reset, before the caller's own; `action_range` is the action box instead of the
+      env's, inside which it must lie.
     """
 
-    def __init__(self, env: gym.Env):
+    def __init__(
+        self,
+        env: gym.Env,
+        reset_options: Mapping[str, Any] | None = None,
+        action_range: ActionRange | None = None,
+    ):
         super().__init__(env)
+        self.reset_options = dict(reset_options or {})
+        self.folder: str | None = None
+        """The env's own working folder, where it has changed it; Segue's stays where it was."""
         seen, acts = env.observation_space, env.action_space
         self.parts: tuple[Part, ...] = ()
         if isinstance(seen, spaces.Dict) or (isinstance(seen, spaces.Box) and len(seen.shape) != 1):
@@ -64,6 +77,8 @@ class Guarded(gym.Wrapper):
             self.parts = tuple(_parts(seen))
         if isinstance(acts, spaces.Box) and len(acts.shape) != 1:
             self.action_space = spaces.flatten_space(acts)
+        if action_range is not None:
+            self.action_space = _box(self.action_space, action_range, name_of(env))
 
     @property
     def spec(self) -> Any:
@@ -72,24 +87,48 @@ class Guarded(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begin an episode."""
-        obs, info = _call(self.env.reset, seed=seed, options=options)
+        options = {**self.reset_options, **(options or {})} or None
+        obs, info = self._call(self.env.reset, seed=seed, options=options)
         return self._vector(obs), info
 
     def step(self, action: Any) -> Any:
         """Take one step."""
-        space: Any = self.env.action_space
-        taken = np.clip(np.asarray(action, space.dtype).reshape(space.shape), space.low, space.high)
-        found = _call(self.env.step, np.asarray(taken))  # a clipped array without axes is a number
+        space: Any = self.action_space
+        acts: Any = self.env.action_space
+        taken = np.clip(np.asarray(action, space.dtype), space.low, space.high)
+        found = self._call(self.env.step, taken.reshape(acts.shape))
         if not isinstance(found, tuple) or len(found) != 5:
             raise EnvFault("does not return observation, reward, terminated, truncated and info from a step")
         obs, reward, terminated, truncated, info = found
         over = flag(terminated, "terminated"), flag(truncated, "truncated")
         return self._vector(obs), number(reward), *over, info
 
+    def render(self) -> Any:
+        """Draw the env."""
+        return self._call(self.env.render)
+
     def close(self) -> None:
         """Close the env; nothing depends on an error that it raises."""
-        with contextlib.suppress(Exception, SystemExit):
-            self.env.close()
+        with contextlib.suppress(Exception):
+            self._call(self.env.close)
+
+    def _call(self, call: Callable, *args: Any, **options: Any) -> Any:
+        """Call a method of the env in the env's folder. Raises EnvExit where the env would end the program."""
+        here = os.getcwd()
+        if self.folder is not None:
+            os.chdir(self.folder)
+        try:
+            return call(*args, **options)
+        except (SystemExit, GeneratorExit) as by:
+            raise EnvExit(
+                f"The env ended the program ({type(by).__name__} in {call.__name__}): let it raise an error, or end "
+                "the episode, instead."
+            ) from None
+        finally:
+            there = os.getcwd()
+            self.folder = None if there == here else there
+            if there != here:
+                os.chdir(here)
 
     def _vector(self, obs: Any) -> Any:
         """Return an observation as a vector."""
@@ -101,28 +140,61 @@ class Guarded(gym.Wrapper):
         return spaces.flatten(space, obs)
 
 
-def guarded(env: gym.Env) -> Guarded:
-    """Return the env behind a `Guarded`. Raises SegueError where it observes images."""
+def name_of(env: gym.Env) -> str:
+    """Return an env's id, or the name of its class where it has none."""
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
+def checked(
+    env: gym.Env, reset_options: Mapping[str, Any] | None = None, action_range: ActionRange | None = None
+) -> CheckedEnv:
+    """Return the env behind a `CheckedEnv`, of which these are the arguments; one that is behind one already as it is.
+
+    Raises:
+        SegueError: where the env observes images, or `action_range` does not fit its actions.
+    """
+    if isinstance(env, CheckedEnv):
+        return env
     for name, box in _boxes(env.observation_space):
         if is_image(box.dtype, box.shape):
-            who = env.spec.id if env.spec else type(env.unwrapped).__name__
             where = f" in {name!r}" if name else ""
             raise SegueError(
-                f"Environment {who!r} observes images ({box.dtype} of shape {box.shape}{where}), and Segue learns from "
-                "vectors: encode them in a wrapper."
+                f"Environment {name_of(env)!r} observes images ({box.dtype} of shape {box.shape}{where}), and Segue "
+                "learns from vectors: encode them in a wrapper."
             )
-    return Guarded(env)
+    return CheckedEnv(env, reset_options, action_range)
 
 
-def _call(call: Callable, *args: Any, **options: Any) -> Any:
-    """Call an env's method. Raises EnvExit where the env would end the program."""
-    try:
-        return call(*args, **options)
-    except (SystemExit, GeneratorExit) as by:
-        raise EnvExit(
-            f"The env ended the program ({type(by).__name__} in {call.__name__}): let it raise an error, or end the "
-            "episode, instead."
-        ) from None
+def _box(space: Any, action_range: ActionRange, name: str) -> spaces.Box:
+    """Return the box of an action range inside a space of vectors.
+
+    Raises:
+        SegueError: where the space is no box of real numbers, or the range is no box or not inside it.
+    """
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise SegueError(f"Environment {name!r} has actions {space}, of which no action range can be a part.")
+    check_range(action_range)
+    sides = []
+    for word, side in zip(("LOW", "HIGH"), action_range, strict=True):
+        numbers = np.asarray(side)
+        if numbers.shape not in ((), (1,), space.shape):
+            raise SegueError(
+                f"The action range's {word} has {numbers.size} numbers, and actions of {name!r} have {space.shape[0]}: "
+                "give one for each, or one for all."
+            )
+        sides.append(np.broadcast_to(numbers.astype(space.dtype), space.shape))
+    low, high = sides
+    for k in range(space.shape[0]):
+        if not low[k] < high[k]:
+            raise SegueError(
+                f"The action range [{low[k]:g}, {high[k]:g}] of dimension {k} is empty: LOW is below HIGH."
+            )
+        if low[k] < space.low[k] or high[k] > space.high[k]:
+            raise SegueError(
+                f"The action range [{low[k]:g}, {high[k]:g}] of dimension {k} leaves the box of {name!r}, which is "
+                f"[{space.low[k]:g}, {space.high[k]:g}] there."
+            )
+    return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def _boxes(space: Any, name: str = "") -> Iterator[tuple[str, spaces.Box]]:

@@ -1,7 +1,9 @@
 """What reaches an env is in its space, what it returns is checked, and an env that misbehaves costs one sentence."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +14,9 @@ from helpers import new
 from segue.cli import main
 from segue.core import Spec
 from segue.data.collecting import collect_random
+from segue.data.loading import load
+from segue.envs.checked import checked
 from segue.envs.faults import EnvExit, EnvFault, Repeats, check_observation
-from segue.envs.guard import guarded
 from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import make_env, order_of, read_spec, spec_of
 from segue.errors import SegueError
@@ -107,10 +110,13 @@ def test_the_advice_on_unbounded_actions_works(high):
     name = made(action_space=space)
     with pytest.raises(SegueError, match="unbounded") as caught:
         make_env(name)
-    found = re.search(r"gymnasium\.wrappers\.Tr.*\)(?=\.$)", str(caught.value))
-    assert found is not None
-    advised = eval(found[0], {"gymnasium": gym, "env": gym.make(name)})  # our own message
-    env = guarded(advised)
+    flag, low, high = re.search(r"(--action-range) (\S+) (\S+)", str(caught.value)).groups()
+    out = new("advised.npz")
+    main.main(["data", "collect", "--env-id", name, flag, low, high, "--steps", "20", "--out", str(out)])
+    data = load(out)
+    assert (data.low, data.high) == ((-1.0, -1.0), (1.0, 1.0))
+    in_python = eval(re.search(r"action_range=(\(.*?\))", str(caught.value))[1])  # our own message
+    env = make_env(name, action_range=in_python)
     assert spec_of(env) == Spec(3, 2, (-1.0, -1.0), (1.0, 1.0))
     env.reset(seed=0)
     env.step(np.ones(2, np.float32))
@@ -200,7 +206,7 @@ def test_rewards_and_flags_of_one_element_are_taken():
     ],
 )
 def test_what_no_row_can_hold_is_a_fault(place, value, words):
-    env = guarded(type("Odd", (Strict,), {"given": {place: value}})())
+    env = checked(type("Odd", (Strict,), {"given": {place: value}})())
     env.reset(seed=0)
     with pytest.raises(EnvFault, match=re.escape(words)):
         check_observation(env.step(np.zeros(2))[0], spec_of(env))
@@ -265,6 +271,45 @@ def test_an_error_in_close_is_nobody_s():
     name = made(close=close)
     assert read_spec(lambda: make_env(name)).act == 2
     assert len(collect_random(name, 10, 0)) == 10
+
+
+def test_an_env_that_changes_directory_moves_nobody(tmp_path, monkeypatch):
+    """Its own relative paths hold from its directory, and Segue's from where they began."""
+    (tmp_path / "of the env").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def step(self, action):
+        Path("trace").write_text("")
+        return Strict.step(self, action)
+
+    for when in ("__init__", "reset"):
+        before = getattr(Strict, when)
+
+        def moving(self, *given, before=before, **options):
+            os.chdir(tmp_path / "of the env")
+            return before(self, *given, **options)
+
+        name = made(**{when: moving, "step": step})
+        main.main(["data", "collect", "--env-id", name, "--steps", "9", "--out", f"{when}.npz"])
+        assert Path.cwd() == tmp_path
+        assert (tmp_path / f"{when}.npz").exists()
+        assert (tmp_path / "of the env" / "trace").exists()
+        assert not (tmp_path / "trace").exists()
+        (tmp_path / "of the env" / "trace").unlink()
+
+
+def test_reference_returns_of_a_broken_reset_are_one_sentence(capsys):
+    def reset(self, *, seed=None, options=None):
+        raise RuntimeError("no reset")
+
+    policy = new("policy.npz")
+    np.savez(policy, W0=np.ones((4, 3)), b0=np.zeros(4), W1=np.ones((2, 4)), b1=np.zeros(2))
+    words = ["data", "score", "--env-id", made(reset=reset), "--policy", str(policy), "--episodes", "2"]
+    with pytest.raises(SystemExit) as left:
+        main.main(words)
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("segue: The env failed (RuntimeError: no reset)")
 
 
 def test_a_cache_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path, capsys):
