@@ -97,6 +97,16 @@ class WithReturns(AbstractSampler):
     def on_row_added(self, sampler_state, offline, ring):
         return self.with_returns(sampler_state, ring, min(self.window, ring.capacity))
 
+    def grown(self, sampler_state, offline, ring):
+        longer = lambda column: jnp.pad(column, (0, len(offline.reward) + ring.capacity - len(column)))
+        return sampler_state._replace(
+            return_to_go=longer(sampler_state.return_to_go), known=longer(sampler_state.known)
+        )
+
+    def same_draws(self, offline, before, after):
+        """Return whether G is summed over the same window of rows."""
+        return min(self.window, before) == min(self.window, after)
+
     def with_returns(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
         """Return the state with G computed again for the last `count` rows of the ring."""
         slots = (ring.written - count + jnp.arange(count)) % ring.capacity

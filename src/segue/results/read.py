@@ -72,6 +72,10 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         for _, line in failures
         if not line.get("halted")
     ]
+    extended = [
+        f"{path}: {entry['setting']} was {entry['was']:,} before the run was made longer, and is {entry['now']:,}."
+        for entry in config.get("extended", ())
+    ]
     status, unfinished = _status(path, "sha256" in config)
     episodes, episodes_notes = lines(path / "episodes.jsonl")
     record = RunRecord(
@@ -79,7 +83,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         config,
         evaluations,
         _seconds(times),
-        (*notes, *times_notes, *episodes_notes, *diverged, *unfinished),
+        (*notes, *times_notes, *episodes_notes, *diverged, *extended, *unfinished),
         tuple(failed),
         status,
         _paces(times),
@@ -165,6 +169,7 @@ def _config(path: Path) -> dict[str, Any]:
             and all(isinstance(score.get(k), int | float) and math.isfinite(score[k]) for k in ("min", "max"))
             and score["min"] < score["max"]
         ),
+        "extended": _are_extensions(config.get("extended", [])),
         **{part: isinstance(config.get(part) or {}, dict) for part in PARTS},
     }
     if valid["settings"]:
@@ -172,6 +177,17 @@ def _config(path: Path) -> dict[str, Any]:
     if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
+
+
+def _are_extensions(entries: object) -> bool:
+    """Return whether a value of config.json lists how the run was made longer."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("setting"), str)
+        and is_count(entry.get("was"))
+        and is_count(entry.get("now"))
+        for entry in entries
+    )
 
 
 def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:

@@ -35,7 +35,10 @@ def split_phases(
         )
     last = list(phases).index(name) + 1
     if last == len(phases):
-        raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
+        raise SegueError(
+            f"Phase {name!r} is this recipe's last: nothing is left to do after {since}; "
+            "`segue resume` makes a run's last phase longer."
+        )
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 

@@ -62,16 +62,16 @@ def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: in
         raise SegueError(f"env_limit must be more than 0 seconds, not {safeguards.env_limit}.")
 
 
-def read_unfinished(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a run that can be continued.
+def read_unfinished(folder: Path, longer: bool = False) -> dict[str, Any]:
+    """Read the config.json of a run that can be continued; `longer` says that its last phase is to be made longer.
 
     Raises:
-        SegueError: where the run has finished, or an older version of Segue began it.
+        SegueError: where the run has finished and is not made longer, or an older version of Segue began it.
         DataError: where a symbolic link leads out of the directory.
     """
     config = disk.read_signed(folder / "config.json")
-    if disk.read_signed(folder / "status.json").get("status") == "finished":
-        raise SegueError(f"{folder} is finished: nothing is left to do.")
+    if disk.read_signed(folder / "status.json").get("status") == "finished" and not longer:
+        raise SegueError(f"{folder} is finished: nothing is left to do, unless its last phase is made longer.")
     names = [f"{name}.log" for name in trackers.TRACKERS]
     names += ["commits", "checkpoints", *trackers.TRACKERS, "mlflow/mlflow.db"]
     inside = [path for name in ("commits", "checkpoints") for path in (folder / name).rglob("*")]

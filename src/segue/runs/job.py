@@ -51,6 +51,12 @@ class Job:
         """Write status.json: the status `word`, and more entries."""
         disk.write_json(self.folder / "status.json", disk.signed({"format": disk.FORMAT, "status": word, **more}))
 
+    @property
+    def finished(self) -> bool:
+        """Whether status.json says that the run has finished."""
+        path = self.folder / "status.json"
+        return path.exists() and disk.read_signed(path).get("status") == "finished"
+
     def remove_if_new(self) -> None:
         """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""
         if not (self.folder / "config.json").exists():

@@ -29,7 +29,7 @@ from segue.envs.make import order_notes, read_spec
 from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, Stopped
 from segue.results import read, records
-from segue.runs import trackers
+from segue.runs import extension, trackers
 from segue.runs.all_hooks import make_hooks
 from segue.runs.config import (
     Safeguards,
@@ -129,29 +129,33 @@ def resume(
     task: Task | None = None,
     *,
     env_id: str | None = None,
+    until: int | None = None,
     quiet: bool = True,
 ) -> Result:
-    """Continue a run that was stopped, killed or failed, from its newest commit, in any phase.
+    """Continue a run that was stopped, killed or failed, from its newest commit, in any phase; or make it longer.
 
     On a CPU, with the same versions, cores and machine, the result is that of an uninterrupted run, bit for bit. Where
-    this cannot be, the commits that follow say `"resume": "statistical"`.
+    this cannot be, the commits that follow say `"resume": "statistical"`. With `until` it is that of a run whose last
+    phase had this length from the beginning and all other settings, schedules included, as they are.
 
     Args:
         folder: the run's directory.
         phases: the phases that `run` was given; None: built from config.json, possible for Segue's own methods only.
         task: the task that `run` was given; None: built from config.json.
         env_id: the env's id, needed where it names a module to import, because a file must not be able to run code.
+        until: the new length of the last phase, also of a finished run: the env step at which it ends, or its updates
+            where it only learns. None: the run ends where it was to end.
         quiet: show no progress.
 
     Returns:
         The finished run.
 
     Raises:
-        SegueError: where the run is finished, in use, or has no commit; DataError: where it is damaged, or the
-            dataset is no longer the one that it learned from.
+        SegueError: where the run is finished, in use, has no commit, or cannot be made longer; DataError: where it is
+            damaged, or the dataset is no longer the one that it learned from.
     """
     folder = Path(folder)
-    config = read_unfinished(folder)
+    config = read_unfinished(folder, longer=until is not None)
     try:
         if task is None:
             task = task_of(config, folder, env_id)
@@ -159,9 +163,12 @@ def resume(
             phases = phases_of(config, folder)
         else:
             check_settings(phases, config, folder)
+        if until is not None:
+            phases, config = extension.lengthened(phases, config, until)
         budget = Budget(**config["measuring"])
         safeguards, numbers = Safeguards(**config["safeguards"]), {key: int(config[key]) for key in ("seeds", "seed")}
         check_numbers(safeguards, budget, **numbers)
+        check_phases(phases, numbers["seeds"])
         settings_hash(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
@@ -178,17 +185,23 @@ def resume(
 
 
 def _run(job: Job, opening: Opening) -> Result:
-    """Drive a run to its end in its locked directory, and write to status.json how it ended."""
+    """Drive a run to its end in its locked directory, and write to status.json how it ended.
+
+    A finished run that is made longer stays finished until its directory is open.
+    """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk.locked(job.folder))
         stop = stack.enter_context(signals.stoppable())
         try:
-            job.status("running")
+            if not job.finished:
+                job.status("running")
             state, exact, failure = _drive(job, opening, stop, stack)
             label, more = "exact" if exact else "statistical", {"evaluation": failure} if failure else {}
             job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label, **more)
         except BaseException as error:
+            if job.finished:
+                raise
             status, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
             with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
                 job.status(status, seconds=round(time.monotonic() - began, 1), why=why or type(error).__name__)
