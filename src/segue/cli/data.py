@@ -54,10 +54,11 @@ def data(words: list[str]) -> None:
 
 def _inspect(asked: argparse.Namespace) -> None:
     from segue import data
+    from segue.data import scales
     from segue.tasks.suite import task
 
     if asked.task is None and asked.env_id is None:
-        dataset, score = data.load(asked.dataset, clip_actions=asked.clip_actions), None
+        dataset, score = scales.noted(data.load(asked.dataset, clip_actions=asked.clip_actions)), None
     else:
         chosen_task = task(asked.task, env_id=asked.env_id, dataset=asked.dataset, clip_actions=asked.clip_actions)
         dataset, score = chosen_task.load(rows=0), chosen_task.score

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import equinox as eqx
 import tyro
 
+from segue.data.dataset import parse_range
 from segue.errors import SegueError, nearest
 from segue.runs import config, limits, trackers
 from segue.system import renamed
@@ -37,6 +38,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     first.add_argument("--guard", action="store_true")
     first.add_argument("--score", type=float, nargs=2)
     chosen, _ = first.parse_known_args(argv)
+    sides = argv[argv.index("--action-range") + 1 :][:2] if "--action-range" in argv else []
     wants_help = "-h" in argv or "--help" in argv
     chosen.recipe = next(iter(argv), None)
 
@@ -52,14 +54,19 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
         value = getattr(chosen, name)
         if value is not None and value not in table:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
-    if chosen.task is None and chosen.env_id is None:
+    if chosen.task is None and chosen.env_id is None and (chosen.dataset is None or wants_help):
         if not wants_help:
-            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE.")
+            raise SegueError(
+                "Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, where there "
+                "is no env, --dataset FILE with --action-range LOW HIGH."
+            )
         chosen.task = "walker2d-random"
     if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
         raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
     backbone = chosen.recipe if chosen.recipe in BACKBONES else chosen.backbone
     changes = {"backbone": backbone} if backbone else {}
+    if len(sides) == 2 and not wants_help:
+        changes["action_range"] = parse_range(*sides)
     changes |= {"clip_actions": chosen.clip_actions, "policy": chosen.policy, "recipe": chosen.recipe}
     chosen_task = task(chosen.task, env_id=chosen.env_id, dataset=chosen.dataset, **changes)
     if chosen.score is not None:
@@ -89,7 +96,7 @@ def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: 
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
     parsed = tyro.cli(
-        settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {chosen_task.env_id}."
+        settings, args=argv, prog="segue run", description=f"The recipe {recipe!r} on {chosen_task.label}."
     )
     return vars(parsed), {name: getattr(parsed, name) for name in phases}
 
@@ -105,7 +112,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         task: str | None = None
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
-        """Instead of a task: any Gymnasium env with Box spaces."""
+        """Instead of a task: any Gymnasium env with Box spaces. Without either, a policy is learned from logs alone."""
         dataset: str | None = None
         """D4RL-layout HDF5, .npz, or a Minari id or folder; a *-random task makes its own."""
         policy: str | None = None
@@ -113,6 +120,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         snapshot of a ladder). None: one is trained on the dataset."""
         clip_actions: bool = False
         """Clip dataset actions that lie outside the box instead of refusing them."""
+        action_range: tuple[str, str] | None = None
+        """LOW HIGH: the action box of logs without an env, each a number or one per dimension (20,1000 80,1500)."""
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]

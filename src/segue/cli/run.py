@@ -24,7 +24,7 @@ def run(words: list[str]) -> None:
 
     options, phases, task = asked
     machine.compile_cache()
-    out = options["out"] or f"runs/{options['recipe']}-{task.name or task.env_id}-{options['seed']}"
+    out = options["out"] or f"runs/{options['recipe']}-{task.label}-{options['seed']}"
     with exits.resumable(out, task.env_id):
         done = run_module.run(
             phases,
@@ -148,6 +148,7 @@ def evaluate(words: list[str]) -> None:
 
 def _done(done: Any, env_id: str | None = None) -> None:
     """Print a run's returns, or what became of the policy that a gate guards, and the command that reports them."""
+    from segue.report import held_out
     from segue.report.tables import table
     from segue.runs import improve as improve_module
     from segue.system import disk
@@ -155,5 +156,8 @@ def _done(done: Any, env_id: str | None = None) -> None:
     if improve_module.is_guarded(disk.read_signed(done.folder / "config.json")):
         show(improve_module.verdicts(done.folder, env_id), str(done.folder))
         return
-    print(table([done.evaluations]))
+    if done.evaluations.evaluations:
+        print(table([done.evaluations]))
+    else:
+        print(held_out.text([done.evaluations]))
     print(f"\n{done.folder}: segue report {done.folder}")

@@ -54,6 +54,8 @@ class Dataset:
     """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
+    held_out: "Dataset | None" = field(default=None, repr=False)
+    """Episodes that were kept back from training (`holding_out.hold_out`)."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -128,6 +130,18 @@ def box(low: Any, high: Any, act: int, where: str) -> tuple[tuple[float, ...], t
             "it must be finite, and low below high."
         )
     return tuple(sides[0].tolist()), tuple(sides[1].tolist())
+
+
+def parse_range(low: str, high: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the two sides of an action box that are given as words, each one number or one for each dimension, such
+    as 20,1000. Raises `DataError`."""
+    try:
+        return tuple(map(float, low.split(","))), tuple(map(float, high.split(",")))
+    except ValueError:
+        raise DataError(
+            f"--action-range {low} {high}: each side is a number, or numbers with commas and no spaces between them, "
+            "such as 20,1000 80,1500."
+        ) from None
 
 
 def locate(row: int, ends: np.ndarray | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from segue.core import Spec
 from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
+from segue.data.scales import constant, large
 from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
@@ -57,25 +58,24 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
             f"{id_}: a time limit bootstraps, so unless the task itself ends there, store it in timeouts, not terminals"
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
-    notes += order_of(env) + _unscaled(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
+    notes += order_of(env) + large(t.obs) + _outside(data, env) + _half_filled(data, env_spec) + _odd_rewards(data)
     return in_box(replace(data, low=env_spec.low, high=env_spec.high, notes=notes), clip_actions)
 
 
-def _unscaled(obs: Any) -> tuple[str, ...]:
-    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
+def check_logs(data: Dataset) -> Dataset:
+    """Check a dataset that meets no env, and return it with notes.
 
-    The threshold of 100 is inferred.
+    **Raises:** `DataError` where the box of its actions is not known.
     """
-    sample = np.asarray(obs[:: len(obs) // 10_000 + 1], np.float64)
-    size = np.sqrt(np.square(sample).mean(axis=0))
-    if not (size > 100).any():
-        return ()
-    columns = np.flatnonzero(size > 100)
-    named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
-    return (
-        f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
-        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
-    )
+    if data.low is None or data.high is None:
+        action = np.asarray(data.transitions.action)
+        sides = (",".join(f"{side:.4g}" for side in ends) for ends in (action.min(axis=0), action.max(axis=0)))
+        raise DataError(
+            f"{data.name} does not say between which limits its actions may lie, and there is no env to ask: pass them "
+            f"as --action-range LOW HIGH (action_range=(low, high)); those that were logged reach from "
+            f"{' to '.join(sides)}."
+        )
+    return replace(data, notes=(*data.notes, *constant(data), *_half_filled(data, data.spec()), *_odd_rewards(data)))
 
 
 def _outside(data: Dataset, env: Any) -> tuple[str, ...]:

@@ -37,13 +37,13 @@ class ReturnsState(NamedTuple):
 
 
 def returns_to_go(
-    rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, ""]
+    rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, "*rows"]
 ) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
     """Compute G of every row, for rows in the order of time, and whether the row's episode ends among them.
 
     An episode goes on in the next row as `is_followed` says, and ends in a terminal row. Where an episode does neither,
-    a return of `tail` is assumed to follow. The last row's episode counts as ended only if the row is terminal, because
-    the next row is not known.
+    a return of `tail` is assumed to follow: one number, or one for each row. The last row's episode counts as ended
+    only if the row is terminal, because the next row is not known.
     """
     followed = is_followed(rows)
     ended = jnp.concatenate([~followed, rows.terminal[-1:]])

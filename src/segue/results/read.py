@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.errors import DataError, SegueError
 from segue.results import seals
-from segue.results.records import FORMATS, EvaluationRecord, Pace, RunRecord
+from segue.results.records import FORMATS, EvaluationRecord, HeldOutRecord, Pace, RunRecord
 from segue.system import disk, untrusted
 
 LARGEST = 4 << 30
@@ -40,7 +40,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
 
     Args:
         run_dir: the run's directory.
-        evaluated: whether the run must have an evaluation.
+        evaluated: whether the run must have an evaluation, or, without an env, errors on held-out episodes.
 
     Raises:
         SegueError: where the directory is not a run, or has no evaluation and must have one.
@@ -50,7 +50,8 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
     config = _config(path)
     returns, notes = lines(path / "returns.jsonl")
     evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in returns)
-    if evaluated and not evaluations:
+    held_out = () if config["env_id"] is not None else _held_out(path, config["seeds"])
+    if evaluated and not evaluations and not held_out:
         raise SegueError(_unevaluated(path, config))
     for before, after, (where, _) in zip(evaluations, evaluations[1:], returns[1:], strict=False):
         if after.updates < before.updates or after.env_step < before.env_step:
@@ -89,6 +90,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         _paces(times),
         episodes=_episodes(episodes, config["seeds"]),
         sealed="sha256" in config,
+        held_out=held_out,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         if evaluations and not (np.abs(record.scores) < HIGHEST).all():
@@ -157,7 +159,7 @@ def _config(path: Path) -> dict[str, Any]:
     phases, score = config.get("phases"), config.get("score")
     valid = {
         "recipe": isinstance(config.get("recipe"), str),
-        "env_id": isinstance(config.get("env_id"), str),
+        "env_id": isinstance(config.get("env_id"), str | None),
         "task": config.get("task") is None or isinstance(config["task"], str),
         "seeds": is_count(config.get("seeds")) and config["seeds"] > 0,
         "seed": is_count(config.get("seed", 0)),
@@ -253,6 +255,23 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> EvaluationRe
     if not np.isfinite(returns).all():
         raise DataError(f"{where} holds a return that is not a finite number.")
     return EvaluationRecord(phase, kind, line["update"], line["updates"], line["env_step"], returns)
+
+
+def _held_out(path: Path, seeds: int) -> tuple[HeldOutRecord, ...]:
+    """Return the lines of metrics.jsonl that have errors on held-out episodes. Raises DataError."""
+    found = []
+    for where, line in lines(path / "metrics.jsonl")[0]:
+        if (values := line.get("held_out")) is None:
+            continue
+        if not isinstance(values, dict) or not isinstance(line.get("phase"), str) or not is_count(line.get("updates")):
+            raise DataError(f"{where} needs a `phase`, whole `updates` and named numbers in `held_out`.")
+        for name, row in values.items():
+            sound = isinstance(row, list) and len(row) == seeds
+            if not sound or not all(v is None or (isinstance(v, int | float) and abs(v) < HIGHEST) for v in row):
+                raise DataError(f"{where} needs a number for each of {seeds} seeds in {untrusted.shown(name)!r}.")
+        numbers = {name: np.array([np.nan if v is None else v for v in row], float) for name, row in values.items()}
+        found.append(HeldOutRecord(line["phase"], line["updates"], numbers))
+    return tuple(found)
 
 
 def _seconds(times: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:

@@ -42,7 +42,7 @@ def split_phases(
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 
-def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str) -> RunState:
+def state_after(state: RunState, done: Mapping[str, AbstractPhase], since: str, env_id: str | None) -> RunState:
     """Return the run's state after the phases `done`, loaded from the checkpoint RUN:PHASE `since`.
 
     Args:
@@ -80,7 +80,7 @@ class PolicyWriter:
 
     def writer_of(self, actors: Any, seed: int, spec: Spec, about: dict[str, Any]) -> Callable[[Path], None]:
         """Return a function that writes one seed's actor to a path; later changes of `actors` do not reach it."""
-        actor = jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors)
+        actor = policy_file.with_statistics(jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors), spec)
         return lambda path: policy_file.save(actor, spec, path, **about)
 
 
@@ -213,7 +213,7 @@ def checkpoint_names(source: str) -> list[str]:
     return sorted(filter(str.isprintable, there))
 
 
-def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str) -> RunState:
+def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str | None) -> RunState:
     """Return the run's state as an earlier run had it at the end of a phase, ready for the next phase.
 
     Args:
@@ -242,7 +242,10 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, env_id: str)
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     if manifest.get("env_id") != env_id:
-        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {env_id}.")
+        raise SegueError(
+            f"{source} was trained on {manifest.get('env_id') or 'logs without an env'}, and this "
+            f"run is on {env_id or 'such logs'}."
+        )
     pretrained = disk.restore(files["pretrained.safetensors"], shapes, f"{folder}/pretrained.safetensors")
     count = manifest["rows"]
     if count > run.online.capacity:

@@ -103,9 +103,12 @@ def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         SegueError: where `env_id` is not the run's; DataError: where config.json names a module to import.
         KeyError, TypeError, ValueError: where config.json is damaged.
     """
-    name = str(config["env_id"]) if env_id is not None else plain_env(config, folder / "config.json")
+    name = config["env_id"]
+    if name is not None and env_id is None:
+        name = plain_env(config, folder / "config.json")
     if env_id is not None and env_id != name:
-        raise SegueError(f"{folder} is a run on {name}, and cannot go on on {env_id}.")
+        raise SegueError(f"{folder} is a run on {name or 'logs without an env'}, and cannot go on on {env_id}.")
+    sides = config.get("action_range")
     data, score, reward = config["dataset"], config["score"], config["reward"]
     return Task(
         name,
@@ -114,6 +117,7 @@ def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         clip_actions=data["clip_actions"],
         reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
         score=(float(score["min"]), float(score["max"])) if score else None,
+        action_range=(sides[0], sides[1]) if sides else None,
     )
 
 
@@ -121,8 +125,14 @@ def plain_env(metadata: Mapping[str, Any], where: Path) -> str:
     """Return the env id in the metadata of the file `where`.
 
     Raises:
-        DataError: where the id names a module to import, because a file must not be able to run code.
+        SegueError: where the run had no env; DataError: where the id names a module to import, because a file must not
+            be able to run code.
     """
+    if metadata.get("env_id") is None:
+        raise SegueError(
+            f"{where} names no env: the policy was learned from logs alone, so there is nothing to roll out in; where "
+            "there is an env like the logs', pass --env-id ID."
+        )
     name = str(metadata.get("env_id"))
     if not untrusted.names_no_module(name):
         raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass {untrusted.trusting(name)}.")
@@ -231,10 +241,12 @@ def describe(
             "name": untrusted.shown(data.name),
             "path": str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path,
             "rows": len(data),
+            "held_out_rows": len(data.held_out) if data.held_out else 0,
             "clip_actions": task.clip_actions,
             "notes": list(map(untrusted.shown, data.notes)),
         },
         "backbone": task.backbone,
+        "action_range": task.action_range,
         "reward": task.reward._asdict(),
         "score": {"min": task.score[0], "max": task.score[1]} if task.score else None,
         "seed": seed,

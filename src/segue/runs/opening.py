@@ -154,7 +154,7 @@ def _prepare(
     reward = job.task.reward.fitted(data.returns())
     rows = rows_for(data, spec, reward)
     state = start(spec, rows, job.phases, seeds=job.seeds, seed=job.seed, policy=policy)
-    return reward, state, fingerprint(rows)
+    return reward, state, fingerprint(rows, data.held_out)
 
 
 def _phases_left(phases: Mapping[str, AbstractPhase], since: str | None) -> Mapping[str, AbstractPhase]:

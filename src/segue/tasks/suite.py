@@ -191,7 +191,7 @@ TASKS = {str(each.name): each for each in _all()}
 
 
 def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
-    """Return a task by its name or by the id of a Gymnasium env.
+    """Return a task by its name, by the id of a Gymnasium env, or by a dataset alone, where there is no env.
 
     Args:
         name: a name in `TASKS`.
@@ -202,16 +202,21 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
             recipe, where it has its own.
 
     Raises:
-        SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
+        SegueError: for an unknown name (with the nearest ones), both of `name` and `env_id`, or neither of them and no
+            dataset.
     """
-    if (name is None) == (env_id is None):
+    if name is not None and env_id is not None:
         raise SegueError("Give either a task's name or an env_id, and not both.")
+    if name is None and env_id is None and dataset is None:
+        raise SegueError("Give a task's name, an env_id, or, where there is no env, a dataset.")
+    if changes.get("action_range") is not None and (name is not None or env_id is not None):
+        raise SegueError("An action range is for logs without an env: an env has an action box of its own.")
     if name is not None:
         if name not in TASKS:
             raise SegueError(f"There is no task {name!r}; did you mean {nearest(name, list(TASKS))}?")
         base = TASKS[name]
     else:
-        base = Task(str(env_id))
+        base = Task(env_id)
     if dataset is not None:
         changes["dataset"] = dataset
     if "backbone" in changes:
