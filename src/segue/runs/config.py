@@ -71,7 +71,7 @@ def read_unfinished(folder: Path, longer: bool = False) -> dict[str, Any]:
     """
     config = disk.read_signed(folder / "config.json")
     if disk.read_signed(folder / "status.json").get("status") == "finished" and not longer:
-        raise SegueError(f"{folder} is finished: nothing is left to do, unless its last phase is made longer.")
+        raise SegueError(f"{folder} is finished: nothing is left to do, but its last phase can be made longer.")
     names = [f"{name}.log" for name in trackers.TRACKERS]
     names += ["commits", "checkpoints", *trackers.TRACKERS, "mlflow/mlflow.db"]
     inside = [path for name in ("commits", "checkpoints") for path in (folder / name).rglob("*")]

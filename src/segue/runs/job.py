@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segue.errors import SegueError
 from segue.runs import trackers
 from segue.runs.config import Safeguards
 from segue.system import disk
@@ -53,9 +54,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether status.json says that the run has finished."""
-        path = self.folder / "status.json"
-        return path.exists() and disk.read_signed(path).get("status") == "finished"
+        """Whether status.json says that the run has finished; False where it cannot be read."""
+        try:
+            return disk.read_signed(self.folder / "status.json").get("status") == "finished"
+        except SegueError:
+            return False
 
     def remove_if_new(self) -> None:
         """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""
