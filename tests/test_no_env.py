@@ -64,7 +64,7 @@ def logged(plant):
     """A run of two seeds on logs alone."""
     out = new("logged")
     small = ["--offline.networks.width", "8", "--offline.networks.depth", "1", "--offline.sampler.batch", "8"]
-    lengths = ["--offline.steps", "40", "--evaluate-updates", "20", "--log-every", "10", "--seeds", "2"]
+    lengths = ["--offline.steps", "100", "--evaluate-updates", "50", "--log-every", "10", "--seeds", "2"]
     main.main(["run", *words(plant, "iql", *small, *lengths), "--track", "none", "--quiet", "--out", str(out)])
     return out
 
@@ -98,7 +98,7 @@ def test_policy_file_takes_raw_observations(logged, plant):
     main.main(["policy", "export", str(logged), "--seed", "1", "--format", "npz", "--out", str(out)])
     bare = eqx.tree_at(lambda a: a.mlp.statistics, actor, None)
     seen = np.clip((obs[:5] - trained.mean(0)) / std, -OBS_LIMIT, OBS_LIMIT).astype(np.float32)
-    by_hand = spec.denormalise(np.stack([np.asarray(bare.act(each)) for each in seen]))
+    by_hand = spec.denormalise(np.stack([np.asarray(bare.act(jnp.asarray(each))) for each in seen]))
     np.testing.assert_allclose(predict.load(out)(obs[:5]), by_hand, rtol=1e-3)
     card = out.with_name("exported.npz.md").read_text()
     assert "no env: it was learned from logs alone" in card

@@ -40,7 +40,7 @@ def with_statistics(actor: AbstractActor, spec: Spec) -> AbstractActor:
     """Return an actor that takes raw observations where the spec has statistics; its MLP must have none."""
     if not spec.mean:
         return actor
-    mean, std, limit = (np.asarray(part, np.float32) for part in (spec.mean, spec.std, OBS_LIMIT))
+    mean, std, limit = (jnp.asarray(part, jnp.float32) for part in (spec.mean, spec.std, OBS_LIMIT))
     place = lambda actor: actor.mlp.statistics
     return eqx.tree_at(place, actor, Statistics(mean, std, limit), is_leaf=lambda part: part is None)
 

@@ -183,7 +183,7 @@ def _action_error(actors: Any, rows: Transition) -> Float[Array, " seeds"]:
 
 
 @jax.jit
-def _errors(critics: Any, actors: Any, rows: Transition, starts: Any, discount: float) -> tuple[Any, Any, Any, Any]:
+def _errors(critics: Any, actors: Any, rows: Transition, starts: Any, discount: Any) -> tuple[Any, Any, Any, Any]:
     """Return for each seed [seeds] the Bellman error and the return error of its critic on the rows, and the means of
     Q(s, pi(s)) and of G over the rows `starts`."""
 
