@@ -50,17 +50,33 @@ def continues(rows: Transition, obs: Float[Any, "*batch obs"]) -> Bool[Any, "*ba
     return (obs == rows.next_obs).all(-1) & ~rows.terminal
 
 
+OBS_LIMIT = 10.0
+"""Bound on standardised observations."""
+
+
 class Spec(NamedTuple):
-    """The sizes of a task's observations and actions, and the action box.
+    """The sizes of a task's observations and actions, the action box, and statistics of the observations.
 
     Inside Segue every action is in [-1, 1]. Only two places use the box: data comes in by `normalise`, and an action
-    goes to an env by `denormalise`. A spec is hashable, hence static under `jit`.
+    goes to an env by `denormalise`. Where there are statistics, observations come in by `standardise`, and a policy
+    file gets the statistics as its network's first layer. A spec is hashable, hence static under `jit`.
     """
 
     obs: int
     act: int
     low: tuple[float, ...]
     high: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    """Means of the observations [obs]; () where methods see them as they are."""
+    std: tuple[float, ...] = ()
+    """Standard deviations [obs], all above 0; () as for `mean`."""
+
+    def standardise(self, obs: Any) -> Any:
+        """Return clip((obs - mean) / std) of observations [..., obs]; without statistics, the same observations."""
+        if not self.mean:
+            return obs
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return np.clip((obs - mean) / std, -OBS_LIMIT, OBS_LIMIT)
 
     def normalise(self, action: Any) -> Any:
         """Convert actions [..., act] from env units to [-1, 1]. A box that is [-1, 1] already changes no bit."""

@@ -10,7 +10,10 @@ from segue.errors import SegueError
 
 ENV_ARG = "an argument of the env's constructor, as often as needed: a number, true, false, null, [a list], or a text"
 RESET_OPTION = "an option of every reset of the env, as often as needed"
-ACTION_RANGE = "the actions that policies use, inside the env's box: two numbers, or two lists such as 20,1000 80,1500"
+ACTION_RANGE = (
+    "the actions that policies use, inside the env's box, or the box of logs without an env: two numbers, or two lists "
+    "such as 20,1000 80,1500"
+)
 
 
 def add(parser: argparse.ArgumentParser, *, action_range: bool = True) -> None:

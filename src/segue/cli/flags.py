@@ -58,9 +58,12 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
         value = getattr(chosen, name)
         if value is not None and value not in table:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
-    if chosen.task is None and chosen.env_id is None:
+    if chosen.task is None and chosen.env_id is None and (chosen.dataset is None or wants_help):
         if not wants_help:
-            raise SegueError("Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE.")
+            raise SegueError(
+                "Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, where there "
+                "is no env, --dataset FILE with --action-range LOW HIGH."
+            )
         chosen.task = "walker2d-random"
     if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
         raise SegueError(f"Recipe {chosen.recipe!r} is a backbone of its own: leave --backbone {chosen.backbone} out.")
@@ -95,7 +98,7 @@ def with_score(chosen: Task, low: float, high: float) -> Task:
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
-    about = f"The recipe {recipe!r} on {chosen_task.env_id}."
+    about = f"The recipe {recipe!r} on {chosen_task.label}."
     try:
         parsed = tyro.cli(settings, args=argv, prog="segue run", description=about)
     except SystemExit as left:
@@ -117,7 +120,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         task: str | None = None
         """A task's name: its env, dataset and constants."""
         env_id: str | None = None
-        """Instead of a task: any Gymnasium env with Box spaces."""
+        """Instead of a task: any Gymnasium env with Box spaces. Without either, a policy is learned from logs alone."""
         env_arg: Annotated[Words, tyro.conf.arg(help=env_flags.ENV_ARG)] = ()
         reset_option: Annotated[Words, tyro.conf.arg(help=env_flags.RESET_OPTION)] = ()
         action_range: Annotated[tuple[str, str] | None, tyro.conf.arg(help=env_flags.ACTION_RANGE)] = None

@@ -26,7 +26,7 @@ def run(words: list[str]) -> None:
 
     options, phases, task = asked
     machine.compile_cache()
-    out = options["out"] or f"runs/{options['recipe']}-{task.name or task.env_id}-{options['seed']}"
+    out = options["out"] or f"runs/{options['recipe']}-{task.label}-{options['seed']}"
     with exits.resumable(out, task.env_id, task.env_args, task.reset_options):
         done = run_module.run(
             phases,
@@ -48,7 +48,11 @@ def run(words: list[str]) -> None:
 
 def resume_parser() -> argparse.ArgumentParser:
     """Return the flags of `segue resume`."""
-    parser = argparse.ArgumentParser("segue resume", description="Go on with a run from its newest commit.")
+    about = (
+        "Go on with a run from its newest commit. --PHASE.until N (--PHASE.steps N where the phase only learns) makes "
+        "the run's last phase longer, also after the run has finished."
+    )
+    parser = argparse.ArgumentParser("segue resume", description=about, allow_abbrev=False)
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
     env_flags.add(parser, action_range=False)
@@ -58,19 +62,51 @@ def resume_parser() -> argparse.ArgumentParser:
 
 def resume(words: list[str]) -> None:
     """Continue a run from its newest commit; where only the verdict of a guarded run is missing, give it."""
-    asked = resume_parser().parse_args(words)
+    asked, more = resume_parser().parse_known_args(words)
+    until = _new_length(asked.run, more)
     from segue.runs import improve as improve_module
     from segue.runs import run as run_module
     from segue.system import machine
 
     machine.compile_cache()
     given = env_flags.given(asked)
-    if _finished_under_a_gate(asked.run):
+    if until is None and _finished_under_a_gate(asked.run):
         show(improve_module.verdicts(asked.run, asked.env_id, **given), asked.run)
         return
     with exits.resumable(asked.run, asked.env_id, **given):
-        done = run_module.resume(asked.run, env_id=asked.env_id, **given, quiet=asked.quiet)
+        done = run_module.resume(asked.run, env_id=asked.env_id, **given, until=until, quiet=asked.quiet)
     _done(done, asked.env_id, given)
+
+
+def _new_length(run: str, words: list[str]) -> int | None:
+    """Return the new length of a run's last phase, from the words that no parser knows; None where there are none.
+
+    Raises:
+        SegueError: for any other flag, and for a length that is no number.
+    """
+    if not words:
+        return None
+    if "." not in words[0]:
+        resume_parser().error(f"unrecognized arguments: {' '.join(words)}")
+    from segue.errors import SegueError
+    from segue.runs import extension
+    from segue.system import disk
+
+    config = disk.read_signed(Path(run) / "config.json")
+    setting = extension.length_setting(config)
+    flag, *values = [part for word in words for part in word.split("=", 1)]
+    phase, _, field = flag.removeprefix("--").partition(".")
+    if phase in config["phases"][:-1] and field in extension.LENGTHS:
+        raise SegueError(
+            f"{flag}: phases after {phase!r} learned from what it left, so only the last phase can be made longer "
+            f"(--{setting}); begin a new run for a longer {phase!r}."
+        )
+    if flag != f"--{setting}" or len(values) != 1 or not values[0].replace("_", "").isdecimal():
+        raise SegueError(
+            f"segue resume does not take {' '.join(words)}: of a run's settings it changes the length of the last "
+            f"phase alone, as --{setting} N."
+        )
+    return int(values[0])
 
 
 def _finished_under_a_gate(run: str) -> bool:
@@ -119,6 +155,7 @@ def evaluate(words: list[str]) -> None:
 
 def _done(done: Any, env_id: str | None, given: Mapping[str, Any]) -> None:
     """Print a run's returns, or what became of the policy that a gate guards, and the command that reports them."""
+    from segue.report import held_out
     from segue.report.tables import table
     from segue.runs import improve as improve_module
     from segue.system import disk
@@ -126,5 +163,8 @@ def _done(done: Any, env_id: str | None, given: Mapping[str, Any]) -> None:
     if improve_module.is_guarded(disk.read_signed(done.folder / "config.json")):
         show(improve_module.verdicts(done.folder, env_id, **given), str(done.folder))
         return
-    print(table([done.evaluations]))
+    if done.evaluations.evaluations:
+        print(table([done.evaluations]))
+    else:
+        print(held_out.text([done.evaluations]))
     print(f"\n{done.folder}: segue report {shlex.quote(str(done.folder))}")

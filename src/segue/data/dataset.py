@@ -57,6 +57,8 @@ class Dataset:
     """The parts of an observation in the order in which they are joined; empty where the file has one vector."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
+    held_out: "Dataset | None" = field(default=None, repr=False)
+    """Episodes that were kept back from training (`holding_out.hold_out`)."""
 
     def __len__(self) -> int:
         """Return the number of rows."""

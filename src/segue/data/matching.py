@@ -64,6 +64,22 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     return in_box(replace(data, notes=notes), clip_actions)
 
 
+def check_logs(data: Dataset) -> Dataset:
+    """Check a dataset that meets no env, and return it with notes.
+
+    **Raises:** `DataError` where the box of its actions is not known.
+    """
+    if data.low is None or data.high is None:
+        action = np.asarray(data.transitions.action)
+        sides = (",".join(f"{side:.4g}" for side in ends) for ends in (action.min(axis=0), action.max(axis=0)))
+        raise DataError(
+            f"{data.name} does not say between which limits its actions may lie, and there is no env to ask: pass them "
+            f"as --action-range LOW HIGH (action_range=(low, high)); those that were logged reach from "
+            f"{' to '.join(sides)}."
+        )
+    return replace(data, notes=(*data.notes, *remarks(data, standardised=True)))
+
+
 def _outside(data: Dataset, env: Any) -> tuple[str, ...]:
     """Return a note where observations lie outside the env's box, as they do where columns were exchanged."""
     if isinstance(env, Spec):

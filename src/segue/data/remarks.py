@@ -7,12 +7,15 @@ import numpy as np
 from segue.data.dataset import Dataset
 
 
-def remarks(data: Dataset) -> tuple[str, ...]:
+def remarks(data: Dataset, standardised: bool = False) -> tuple[str, ...]:
     """Return notes where observations are too large for networks, or a column of observations or actions is constant;
-    where actions fill half of their box; and where rewards are all 0 or beyond a million. None needs an env."""
+    where actions fill half of their box; and where rewards are all 0 or beyond a million. None needs an env.
+
+    Observations that a run has `standardised` are not too large.
+    """
     t = data.transitions
     constant = _constant("observations", t.obs) + _constant("actions", t.action)
-    return _unscaled(t.obs) + constant + _half_filled(data) + _odd_rewards(data)
+    return (() if standardised else _unscaled(t.obs)) + constant + _half_filled(data) + _odd_rewards(data)
 
 
 def _constant(name: str, column: Any) -> tuple[str, ...]:
@@ -30,7 +33,7 @@ def _constant(name: str, column: Any) -> tuple[str, ...]:
 
 
 def _unscaled(obs: Any) -> tuple[str, ...]:
-    """Return a note where observations saturate a network's first layer, because Segue does not normalise them.
+    """Return a note where observations saturate a network's first layer: a run in an env takes them as they are.
 
     The threshold of 100 is inferred.
     """
@@ -42,7 +45,8 @@ def _unscaled(obs: Any) -> tuple[str, ...]:
     named = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")
     return (
         f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
-        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise",
+        "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise; a run "
+        "without an env standardises them itself",
     )
 
 

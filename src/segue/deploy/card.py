@@ -9,6 +9,7 @@ from typing import Any
 from segue import predict
 from segue.deploy.stored_policy import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
 from segue.results import records, stats
+from segue.results.held_out import COLUMNS, SMALL_PRINT
 from segue.system import machine, untrusted
 
 ABOUT = ("env_id", "task", "phase", "env_step", "updates", "return")
@@ -45,7 +46,7 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
 def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
     """Return a model card in Markdown: how to use the file `out`, what it holds, its origin and its evaluations."""
     parts = [
-        f"# {untrusted.markdown(out.name)}: a policy for {as_word(facts(stored).get('env_id'))}",
+        f"# {untrusted.markdown(out.name)}: a policy {_purpose(stored)}",
         f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from {stored}.",
         "## How to use it",
         _use(out),
@@ -58,6 +59,13 @@ def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
     if stored.record:
         parts += ["## How good it was found", *_scores(stored, stored.record)]
     return "\n\n".join(parts) + "\n"
+
+
+def _purpose(stored: StoredPolicy) -> str:
+    """Return what a policy is for, in words."""
+    if stored.record and stored.record.config["env_id"] is None:
+        return "that was learned from logs, without an env"
+    return f"for {as_word(facts(stored).get('env_id'))}"
 
 
 def _use(out: Path) -> str:
@@ -77,7 +85,7 @@ def _use(out: Path) -> str:
 def _space(policy: predict.Policy) -> str:
     rows = [f"| {i} | {low:g} | {high:g} |" for i, (low, high) in enumerate(zip(policy.low, policy.high, strict=True))]
     return (
-        f"**Observation**: size {policy.obs}, raw, in the order and units in which the env gives them (a dictionary "
+        f"**Observation**: size {policy.obs}, raw, in the order and units of the env or the logs (a dictionary "
         "of boxes is joined in the order of its keys). Whatever scaling the policy needs is inside it.\n\n"
         f"**Action**: size {policy.act}, in the env's order and units, in this box:\n\n"
         "| action | low | high |\n|---|---|---|\n" + "\n".join(rows)
@@ -117,7 +125,9 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
     backbone = f" on backbone {as_word(config['backbone'])}" if _learns(settings, config.get("backbone")) else ""
     packages = [f"{untrusted.markdown(name)} {untrusted.markdown(version)}" for name, version in versions.items()]
     lines = [
-        f"- env {as_word(config['env_id'])}{_arguments(config.get('env'))}, task {task}",
+        f"- env {as_word(config['env_id'])}{_arguments(config.get('env'))}, task {task}"
+        if config["env_id"] is not None
+        else "- no env: it was learned from logs alone, and never acted while it was trained",
         *_beginnings(config),
         f"- {as_word(config['recipe'])}{backbone}, {config['seeds']} seeds, phases:",
         *steps,
@@ -174,6 +184,10 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
     notes = [f"Note: {untrusted.markdown(note)}" for note in record.notes]
+    if record.held_out:
+        last = record.held_out[-1].values
+        rows = [f"| {head} | {last[name][stored.seed]:.4g} |" for name, head in COLUMNS.items() if name in last]
+        return ["| on held-out episodes | |\n|---|---|\n" + "\n".join(rows), *SMALL_PRINT, *notes]
     if not record.evaluations:
         return ["The run was never evaluated: `segue evaluate RUN` measures its policies.", *notes]
     summary, evaluation = records.summarise(record), stored.evaluation

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from segue import predict
-from segue.core import Spec
+from segue.core import OBS_LIMIT, Spec
 from segue.errors import DataError, SegueError
 from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import ACTIVATIONS, MLP, Statistics, TanhScale
@@ -33,6 +34,15 @@ def lacks(actor: AbstractActor) -> str | None:
     if type(mlp) is not MLP:
         return f"a policy file describes networks of MLP alone, and the {name} has one of {type(mlp).__name__}"
     return None
+
+
+def with_statistics(actor: AbstractActor, spec: Spec) -> AbstractActor:
+    """Return an actor that takes raw observations where the spec has statistics; its MLP must have none."""
+    if not spec.mean:
+        return actor
+    mean, std, limit = (jnp.asarray(part, jnp.float32) for part in (spec.mean, spec.std, OBS_LIMIT))
+    place = lambda actor: actor.mlp.statistics
+    return eqx.tree_at(place, actor, Statistics(mean, std, limit), is_leaf=lambda part: part is None)
 
 
 def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:

@@ -101,6 +101,15 @@ class Balanced(AbstractSampler):
             tree = sumtree.write(tree, jnp.maximum(slot, 0)[None], priority[None])
         return sampler_state._replace(tree=tree)
 
+    def grown(self, sampler_state, offline, ring):
+        tree, rows = sampler_state.tree, len(offline.reward) + ring.capacity
+        leaves = tree[len(tree) // 2 :][:rows]
+        return sampler_state._replace(tree=sumtree.build(jnp.zeros(rows).at[: len(leaves)].set(leaves)))
+
+    def same_draws(self, offline, before, after):
+        """Return whether the tree keeps its depth: every level has its own random numbers."""
+        return sumtree.size(offline + before) == sumtree.size(offline + after)
+
     def draw(self, sampler_state, offline, ring, *, key, clock):
         key_off, key_on, key_rows = jax.random.split(key, 3)
         index = sumtree.draw(sampler_state.tree, self.batch, key_rows)

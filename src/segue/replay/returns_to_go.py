@@ -37,13 +37,13 @@ class ReturnsState(NamedTuple):
 
 
 def returns_to_go(
-    rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, ""]
+    rows: Transition, discount: float | Float[Array, ""], tail: float | Float[Array, "*rows"]
 ) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
     """Compute G of every row, for rows in the order of time, and whether the row's episode ends among them.
 
     An episode goes on in the next row as `is_followed` says, and ends in a terminal row. Where an episode does neither,
-    a return of `tail` is assumed to follow. The last row's episode counts as ended only if the row is terminal, because
-    the next row is not known.
+    a return of `tail` is assumed to follow: one number, or one for each row. The last row's episode counts as ended
+    only if the row is terminal, because the next row is not known.
     """
     followed = is_followed(rows)
     ended = jnp.concatenate([~followed, rows.terminal[-1:]])
@@ -96,6 +96,16 @@ class WithReturns(AbstractSampler):
 
     def on_row_added(self, sampler_state, offline, ring):
         return self.with_returns(sampler_state, ring, min(self.window, ring.capacity))
+
+    def grown(self, sampler_state, offline, ring):
+        longer = lambda column: jnp.pad(column, (0, len(offline.reward) + ring.capacity - len(column)))
+        return sampler_state._replace(
+            return_to_go=longer(sampler_state.return_to_go), known=longer(sampler_state.known)
+        )
+
+    def same_draws(self, offline, before, after):
+        """Return whether G is summed over the same window of rows."""
+        return min(self.window, before) == min(self.window, after)
 
     def with_returns(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
         """Return the state with G computed again for the last `count` rows of the ring."""

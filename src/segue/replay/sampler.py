@@ -46,6 +46,14 @@ class AbstractSampler(eqx.Module):
         """Return the sampler's state after one row was added to `ring`."""
         return sampler_state
 
+    def grown(self, sampler_state: Any, offline: Transition, ring: Ring) -> Any:
+        """Return the sampler's state for `ring`, which has more slots than before and the same rows."""
+        return sampler_state
+
+    def same_draws(self, offline: int, before: int, after: int) -> bool:
+        """Return whether draws with a ring of `after` slots are those with one of `before`, bit for bit."""
+        return True
+
     @abc.abstractmethod
     def draw(
         self, sampler_state: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock

@@ -12,10 +12,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 Tree = Float[Array, " twice_leaves"]
 
 
+def size(rows: int) -> int:
+    """Return the leaves of a tree over `rows` priorities: the next power of two."""
+    return 1 << max(rows - 1, 1).bit_length()
+
+
 def build(leaves: Float[Array, " n"]) -> Tree:
     """Build a tree over n priorities >= 0 (padded with zeros to a power of two)."""
-    size = 1 << max(len(leaves) - 1, 1).bit_length()
-    level = jnp.zeros(size, jnp.float32).at[: len(leaves)].set(leaves)
+    level = jnp.zeros(size(len(leaves)), jnp.float32).at[: len(leaves)].set(leaves)
     levels = [level]
     while len(level) > 1:
         level = level.reshape(-1, 2).sum(-1)

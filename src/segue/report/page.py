@@ -7,7 +7,7 @@ from importlib import resources
 import numpy as np
 
 from segue.errors import SegueError
-from segue.report import aggregates, distribution_shift, guard, provenance
+from segue.report import aggregates, distribution_shift, guard, held_out, provenance
 from segue.report.curves import PANELS, LineStyle, counted_seeds, limits, line_styles, panel, svg
 from segue.report.pieces import Figure, counted, escape, folded, html_figures, html_table, legend
 from segue.report.tables import (
@@ -27,6 +27,7 @@ from segue.report.tables import (
 )
 from segue.report.tables import provenance as provenance_line
 from segue.results.gather import SkippedRun
+from segue.results.held_out import SMALL_PRINT
 from segue.results.records import RunRecord
 from segue.results.stats import estimate
 
@@ -70,10 +71,11 @@ def page(
     """Return the page of some runs as HTML.
 
     Args:
-        records: the runs; each is one row.
+        records: the runs; each is one row. Those without an env, which have no returns, have a section of their own.
         skipped: the runs that could not be read.
         advance: called after each task with the number of tasks that are drawn and the number of all tasks.
     """
+    logged, records = held_out.without_env(records), [record for record in records if record.evaluations]
     groups, styles = by_task(records), line_styles(records)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
@@ -84,16 +86,16 @@ def page(
         sections.append((title, _task(title, group, styles)))
         if advance:
             advance(number, len(groups))
+    sections.append(("Held-out errors, without an env", _held_out(logged)))
     sections.append(("Distribution shift", _shifts(records)))
-    sections.append(("Settings", _settings(records)))
-    sections.append(("Versions, machine and speed", _machine(records)))
-    sections.append(("Notes and failures", _notes(records, skipped)))
-    sections.append(("How every number is computed", _method(records)))
+    sections.append(("Settings", _settings([*records, *logged])))
+    sections.append(("Versions, machine and speed", _machine([*records, *logged])))
+    sections.append(("Notes and failures", _notes(records, logged, skipped)))
+    sections.append(("How every number is computed", _method(records) if records else ""))
     sections = [(name, body) for name, body in sections if body]
 
-    title = escape(
-        groups[0][0].task if len(groups) == 1 else f"{counted(len(styles), 'method')} on {len(groups)} tasks"
-    )
+    named = f"{counted(len(styles), 'method')} on {len(groups)} tasks" if groups else "Runs without an env"
+    title = escape(groups[0][0].task if len(groups) == 1 else named)
     contents = "".join(f'<li><a href="#s{n}">{escape(name)}</a></li>' for n, (name, _) in enumerate(sections))
     body = "".join(
         f'<section aria-labelledby="s{n}"><h2 id="s{n}">{escape(name)}</h2>{text}</section>'
@@ -123,6 +125,8 @@ def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 
 def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
+    if not records:
+        return ""
     runs, groups = sum(len(record.parts) for record in records), by_task(records)
     seeds = sum(record.scores.shape[1] for record in records)
     methods = len(line_styles(records))
@@ -315,12 +319,19 @@ def _machine(records: Sequence[RunRecord]) -> str:
     return speeds + folded("Versions and machines", html_table(provenance.versions(records), words=True))
 
 
-def _notes(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
+def _held_out(logged: Sequence[RunRecord]) -> str:
+    if not logged:
+        return ""
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in SMALL_PRINT)
+    return "".join(map(html_table, held_out.tables(logged))) + f'<div class="small">{sentences}</div>'
+
+
+def _notes(records: Sequence[RunRecord], logged: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
     text = ""
     if skipped:
         rows = [[str(one.run.path), ", ".join(one.run.names or ()), one.why] for one in skipped]
         text += html_table(Table("Runs that are left out", ["run", "task, method", "why"], rows), words=True)
-    if found := notes(records):
+    if found := [*notes(records), *(note for record in logged for note in record.notes)]:
         items = "".join(f"<li>{escape(note)}</li>" for note in found)
         text += f"<ul>{items}</ul>" if len(found) <= MAX_ROWS else folded(f"{len(found)} notes", f"<ul>{items}</ul>")
     return text or "<p>None: every run was read, and none failed.</p>"

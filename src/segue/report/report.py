@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segue.errors import SegueError
-from segue.report import curves, distribution_shift, writers
+from segue.report import curves, distribution_shift, held_out, writers
 from segue.report.page import page
-from segue.report.tables import brief
+from segue.report.tables import brief, left_out
 from segue.results.gather import SkippedRun, gather
 from segue.results.records import RunRecord
 from segue.runs.console import Console
 from segue.system import disk
 from segue.system.untrusted import plain
+
+PAGES = (".html", ".md")
+"""Kinds of reports that also show runs without an env."""
+
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -40,13 +44,29 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, qui
     try:
         with console.counting("runs", len(run_dirs), "runs") as advance:
             records, skipped = gather(run_dirs, advance)
-        print(text := brief(records, [one.why for one in skipped]))
+        scored, logged = [record for record in records if record.evaluations], held_out.without_env(records)
+        if not scored and path.suffix.lower() not in PAGES:
+            raise SegueError(
+                f"{path} would show returns, and these runs had no env and have none: choose {' or '.join(PAGES)}."
+            )
+        why = [one.why for one in skipped]
+        print(text := "\n\n".join(part for part in (_brief(scored, why), _errors(logged)) if part))
         with console.counting("tasks drawn", 1, "tasks") as advance:
-            summary = plain(write(records, skipped, path, advance))
+            summary = plain(write(records if path.suffix.lower() in PAGES else scored, skipped, path, advance))
     finally:
         console.close()
     print(f"\n{summary}")
     return f"{text}\n\n{summary}"
+
+
+def _brief(scored: Sequence[RunRecord], why: Sequence[str]) -> str:
+    """Return the tables of runs that were rolled out in an env, and why others were left out."""
+    return brief(scored, why) if scored else "\n".join(left_out(why))
+
+
+def _errors(logged: Sequence[RunRecord]) -> str:
+    """Return the tables of runs without an env; nothing where there is none."""
+    return held_out.text(logged) if logged else ""
 
 
 Writer = Callable[[Sequence[RunRecord], Sequence[SkippedRun], Path, Callable[[int, int], None]], str]
@@ -58,7 +78,11 @@ def _writers() -> dict[str, Writer]:
         return lambda records, skipped, path, advance: f"Table: {_write(path, make(records))}"
 
     def markdown(records: Sequence[RunRecord], skipped: Sequence[SkippedRun], path: Path, advance: object) -> str:
-        return f"Table: {_write(path, writers.markdown_file(records, [one.why for one in skipped]))}"
+        scored = [record for record in records if record.evaluations]
+        parts = [writers.markdown_file(scored, [one.why for one in skipped])] if scored else []
+        if logged := held_out.without_env(records):
+            parts.append(_errors(logged) + "\n")
+        return f"Table: {_write(path, chr(10).join(parts))}"
 
     return {
         ".html": _page,

@@ -83,7 +83,8 @@ def gather(
         advance: called with the number of runs read so far and the total.
 
     Returns:
-        The records, merged where runs differ only in their seeds; and the runs that were left out.
+        The records, merged where runs differ only in their seeds, and after them those of runs without an env, which
+        have no evaluations; and the runs that were left out.
 
     Raises:
         SegueError: where no run can be read, with the first one's reason.
@@ -108,4 +109,5 @@ def gather(
             if len(skipped) == 1
             else f"None of {len(skipped):,} runs can be read; the first: {skipped[0].why}"
         )
-    return merge(records), skipped
+    logged = [record for record in records if not record.evaluations]
+    return [*merge(record for record in records if record.evaluations), *logged], skipped

@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import DataError, SegueError
 from segue.results import seals
-from segue.results.records import FORMATS, EvaluationRecord, Pace, RunRecord
+from segue.results.records import FORMATS, EvaluationRecord, HeldOutRecord, Pace, RunRecord
 from segue.system import disk, untrusted
 
 LARGEST = 4 << 30
@@ -42,7 +42,7 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
 
     Args:
         run_dir: the run's directory.
-        evaluated: whether the run must have an evaluation.
+        evaluated: whether the run must have an evaluation, or, without an env, errors on held-out episodes.
 
     Raises:
         SegueError: where the directory is not a run, or has no evaluation and must have one.
@@ -52,7 +52,8 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
     config = _config(path)
     returns, notes = lines(path / "returns.jsonl")
     evaluations = tuple(_evaluation(line, config["seeds"], where) for where, line in returns)
-    if evaluated and not evaluations:
+    held_out = () if config["env_id"] is not None else _held_out(path, config["seeds"])
+    if evaluated and not evaluations and not held_out:
         raise SegueError(_unevaluated(path, config))
     for before, after, (where, _) in zip(evaluations, evaluations[1:], returns[1:], strict=False):
         if after.updates < before.updates or after.env_step < before.env_step:
@@ -74,6 +75,10 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         for _, line in failures
         if not line.get("halted")
     ]
+    extended = [
+        f"{path}: {entry['setting']} was {entry['was']:,} before the run was made longer, and is {entry['now']:,}."
+        for entry in config.get("extended", ())
+    ]
     status, unfinished = _status(path, "sha256" in config)
     episodes, episodes_notes = lines(path / "episodes.jsonl")
     record = RunRecord(
@@ -81,12 +86,13 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         config,
         evaluations,
         _seconds(times),
-        (*notes, *times_notes, *episodes_notes, *diverged, *unfinished),
+        (*notes, *times_notes, *episodes_notes, *diverged, *extended, *unfinished),
         tuple(failed),
         status,
         _paces(times),
         episodes=_episodes(episodes, config["seeds"]),
         sealed="sha256" in config,
+        held_out=held_out,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         if evaluations and not (np.abs(record.scores) < HIGHEST).all():
@@ -156,7 +162,7 @@ def _config(path: Path) -> dict[str, Any]:
     phases, score = config.get("phases"), config.get("score")
     valid = {
         "recipe": isinstance(config.get("recipe"), str),
-        "env_id": isinstance(config.get("env_id"), str),
+        "env_id": isinstance(config.get("env_id"), str | None),
         "task": config.get("task") is None or isinstance(config["task"], str),
         "seeds": is_count(config.get("seeds")) and config["seeds"] > 0,
         "seed": is_count(config.get("seed", 0)),
@@ -168,6 +174,7 @@ def _config(path: Path) -> dict[str, Any]:
             and all(isinstance(score.get(k), int | float) and math.isfinite(score[k]) for k in ("min", "max"))
             and score["min"] < score["max"]
         ),
+        "extended": _are_extensions(config.get("extended", [])),
         **{part: isinstance(config.get(part) or {}, dict) for part in PARTS},
     }
     if valid["settings"]:
@@ -177,6 +184,17 @@ def _config(path: Path) -> dict[str, Any]:
     if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
+
+
+def _are_extensions(entries: object) -> bool:
+    """Return whether a value of config.json lists how the run was made longer."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("setting"), str)
+        and is_count(entry.get("was"))
+        and is_count(entry.get("now"))
+        for entry in entries
+    )
 
 
 def lines(file: Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
@@ -242,6 +260,23 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> EvaluationRe
     if not np.isfinite(returns).all():
         raise DataError(f"{where} holds a return that is not a finite number.")
     return EvaluationRecord(phase, kind, line["update"], line["updates"], line["env_step"], returns)
+
+
+def _held_out(path: Path, seeds: int) -> tuple[HeldOutRecord, ...]:
+    """Return the lines of metrics.jsonl that have errors on held-out episodes. Raises DataError."""
+    found = []
+    for where, line in lines(path / "metrics.jsonl")[0]:
+        if (values := line.get("held_out")) is None:
+            continue
+        if not isinstance(values, dict) or not isinstance(line.get("phase"), str) or not is_count(line.get("updates")):
+            raise DataError(f"{where} needs a `phase`, whole `updates` and named numbers in `held_out`.")
+        for name, row in values.items():
+            sound = isinstance(row, list) and len(row) == seeds
+            if not sound or not all(v is None or (isinstance(v, int | float) and abs(v) < HIGHEST) for v in row):
+                raise DataError(f"{where} needs a number for each of {seeds} seeds in {untrusted.shown(name)!r}.")
+        numbers = {name: np.array([np.nan if v is None else v for v in row], float) for name, row in values.items()}
+        found.append(HeldOutRecord(line["phase"], line["updates"], numbers))
+    return tuple(found)
 
 
 def _seconds(times: Sequence[tuple[str, Mapping[str, Any]]]) -> float | None:

@@ -30,6 +30,17 @@ class EvaluationRecord:
     returns: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class HeldOutRecord:
+    """A line of metrics.jsonl with errors on held-out episodes: where the run was, and the errors by name."""
+
+    phase: str
+    updates: int
+    """Gradient steps of the run."""
+    values: Mapping[str, np.ndarray]
+    """[seeds] by name, as in `runs.held_out.MeasureErrors`; NaN where a number was not finite."""
+
+
 class Pace(NamedTuple):
     """Updates and env steps of each seed, and the seconds that they took together."""
 
@@ -72,11 +83,14 @@ class RunRecord:
     """For each seed the env steps at which training episodes ended, and their raw returns."""
     sealed: bool = False
     """Whether config.json and the journals have checksums, which an earlier version did not write."""
+    held_out: tuple[HeldOutRecord, ...] = ()
+    """Errors on episodes that were kept back, of a run without an env; it has no evaluations."""
 
     @property
     def task(self) -> str:
-        """The sweep's name of its task, the task's name, or the env id."""
-        return self.names[0] if self.names else (self.config.get("task") or self.config["env_id"]) + self.env_arguments
+        """The sweep's name of its task, the task's name, the env id, or the dataset's name where there was no env."""
+        named = self.config.get("task") or self.config["env_id"] or (self.config.get("dataset") or {}).get("name")
+        return self.names[0] if self.names else str(named) + self.env_arguments
 
     @property
     def env_arguments(self) -> str:

@@ -38,6 +38,7 @@ from segue.data.dataset import Dataset, box
 from segue.data.device import nothing
 from segue.data.loading import load
 from segue.data.matching import check_against
+from segue.data.scales import standardised
 from segue.envs.faults import EnvFault, check_observation, flag, number
 from segue.errors import DataError, SegueError, Stopped
 from segue.policies import policy_file
@@ -113,7 +114,8 @@ class Agent:
     Args:
         phases: a recipe's value, for instance `segue.porl(task)`.
         task: the task for which the recipe was made. Its policy, dataset, reward and score are used; its `env_id` is a
-            label here, and no env is made.
+            label here, and no env is made. Without an `env_id`, and with a dataset and no policy, observations are
+            standardised by the dataset's statistics.
         spec: the sizes of observations and actions, and the action box; a side of the box is one number or an array.
         out: the run's directory, new or empty; or the directory of an earlier run with the same phases and task, which
             is continued.
@@ -194,7 +196,10 @@ class Agent:
         """Open the run, make its hooks and its `Drive`; `stack` receives what must be closed."""
         closing = lambda resource: stack.enter_context(contextlib.closing(resource))
         console = closing(Console(True))
-        opened = opening(self.job, self.spec, self._load, console)
+        task, data = self.job.task, self._load()
+        if task.env_id is None and task.policy is None and len(data):
+            self.spec = standardised(self.spec, data.transitions.obs)
+        opened = opening(self.job, self.spec, lambda: data, console)
         self.journal = closing(opened.journal)
         self.reward, self.env, self.stop = opened.reward, _CallerEnv(self.spec), signals.Stop()
         hooks, self.commit = make_hooks(self.job, opened, self.env, self.stop, console, stack)
@@ -348,7 +353,7 @@ class Agent:
     def _checked_obs(self, obs: Any, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
         """Return the observation as float32 [obs]. Raises SegueError for it or for a reward that is not finite."""
         try:
-            return check_observation(np.asarray(obs), self.spec, reward)
+            return self.spec.standardise(check_observation(np.asarray(obs), self.spec, reward))
         except EnvFault as error:
             raise SegueError(f"The env {error}.") from None
         except (TypeError, ValueError):

@@ -1,22 +1,19 @@
 """Make the hooks of a run: the same ones in the same order for `segue run` and for `Agent`."""
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from segue.envs.lockstep import EnvHolder
-from segue.envs.rollouts import Evaluation, Evaluator
-from segue.results import stats
 from segue.runs import checkpoints
 from segue.runs.commits import Commit
 from segue.runs.console import Console
-from segue.runs.evaluate import Evaluate
+from segue.runs.evaluate import AbstractJudge
 from segue.runs.hooks import Episodes, NullHook
 from segue.runs.job import Job
 from segue.runs.log import Log
 from segue.runs.meter import Meter
 from segue.runs.opening import OpenRun
 from segue.system.signals import Stop
-from segue.training.state import PhaseState
 
 
 class RunHooks(NamedTuple):
@@ -33,7 +30,7 @@ def make_hooks(
     stop: Stop,
     console: Console,
     stack: contextlib.ExitStack,
-    evaluator: Evaluator | None = None,
+    judge: AbstractJudge | None = None,
 ) -> RunHooks:
     """Make a run's hooks, and restore the hooks and the environments to the last commit.
 
@@ -47,7 +44,7 @@ def make_hooks(
         stop: the request to stop; the run commits and stops at its next step.
         console: the last hook.
         stack: receives what must be closed.
-        evaluator: evaluates the policies; None: this run has no evaluations.
+        judge: judges the policies; None: nothing does.
 
     Raises:
         DataError: where the commit does not fit the run.
@@ -58,8 +55,8 @@ def make_hooks(
     writer = checkpoints.PolicyWriter()
     checkpoint = checkpoints.Checkpoint(folder, job.about, writer)
     with_state: dict[str, NullHook] = {"log": log}
-    if evaluator is not None:
-        with_state["evaluate"] = _evaluate(job, opened, evaluator, console, writer)
+    if judge is not None:
+        with_state["evaluate"] = judge.hook(opened, console, writer)
     differences = origin.restore_envs(envs)
     commit = Commit(
         folder,
@@ -81,17 +78,3 @@ def make_hooks(
     episodes = [] if envs is None else [Episodes(journal, envs)]
     champion = checkpoints.Champion(folder, opened.spec, job.about, writer)
     return RunHooks([*episodes, commit, *with_state.values(), champion, checkpoint, meter, console], commit)
-
-
-def _evaluate(
-    job: Job, opened: OpenRun, evaluator: Evaluator, console: Console, writer: checkpoints.PolicyWriter
-) -> Evaluate:
-    """Make the hook that evaluates, keeps the best policy so far and shows the score."""
-    best, score, budget = checkpoints.Best(job.folder, opened.spec, job.about, writer), job.task.score, job.budget
-
-    def evaluated(name: str, phase_state: PhaseState, net: Any, evaluation: Evaluation) -> None:
-        best.evaluated(name, phase_state, net, evaluation)
-        console.show_score(name, stats.normalise(stats.seed_means(evaluation.returns), score), score is not None)
-
-    every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early
-    return Evaluate(evaluator, opened.journal, *every, evaluated, last=list(opened.phases)[-1])

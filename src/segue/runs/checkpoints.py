@@ -35,7 +35,10 @@ def split_phases(
         )
     last = list(phases).index(name) + 1
     if last == len(phases):
-        raise SegueError(f"Phase {name!r} is this recipe's last: nothing is left to do after {since}.")
+        raise SegueError(
+            f"Phase {name!r} is this recipe's last: nothing is left to do after {since}; "
+            "`segue resume` makes a run's last phase longer."
+        )
     return dict(list(phases.items())[:last]), dict(list(phases.items())[last:])
 
 
@@ -77,7 +80,7 @@ class PolicyWriter:
 
     def writer_of(self, actors: Any, seed: int, spec: Spec, about: dict[str, Any]) -> Callable[[Path], None]:
         """Return a function that writes one seed's actor to a path; later changes of `actors` do not reach it."""
-        actor = jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors)
+        actor = policy_file.with_statistics(jax.tree.map(lambda leaf: np.asarray(leaf[seed]), actors), spec)
         return lambda path: policy_file.save(actor, spec, path, **about)
 
 
@@ -240,7 +243,10 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
     if manifest.get("env_id") != about["env_id"]:
-        raise SegueError(f"{source} was trained on {manifest.get('env_id')}, and this run is on {about['env_id']}.")
+        raise SegueError(
+            f"{source} was trained on {manifest.get('env_id') or 'logs without an env'}, and this run is on "
+            f"{about['env_id'] or 'such logs'}."
+        )
     before, now = ((part.get("env") or {}).get("action_range") for part in (manifest, about))
     if before != now:
         raise SegueError(f"{source} was trained with the action range {before}, and this run has {now}.")

@@ -65,16 +65,16 @@ def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: in
         raise SegueError(f"env_limit must be more than 0 seconds, not {safeguards.env_limit}.")
 
 
-def read_unfinished(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a run that can be continued.
+def read_unfinished(folder: Path, longer: bool = False) -> dict[str, Any]:
+    """Read the config.json of a run that can be continued; `longer` says that its last phase is to be made longer.
 
     Raises:
-        SegueError: where the run has finished, or an older version of Segue began it.
+        SegueError: where the run has finished and is not made longer, or an older version of Segue began it.
         DataError: where a symbolic link leads out of the directory.
     """
     config = disk.read_signed(folder / "config.json")
-    if disk.read_signed(folder / "status.json").get("status") == "finished":
-        raise SegueError(f"{folder} is finished: nothing is left to do.")
+    if disk.read_signed(folder / "status.json").get("status") == "finished" and not longer:
+        raise SegueError(f"{folder} is finished: nothing is left to do, but its last phase can be made longer.")
     names = [f"{name}.log" for name in trackers.TRACKERS]
     names += ["commits", "checkpoints", *trackers.TRACKERS, "mlflow/mlflow.db"]
     inside = [path for name in ("commits", "checkpoints") for path in (folder / name).rglob("*")]
@@ -113,8 +113,12 @@ def task_of(
         KeyError, TypeError, ValueError: where config.json is damaged.
     """
     if env_id is not None and env_id != config["env_id"]:
-        raise SegueError(f"{folder} is a run on {config['env_id']}, and cannot go on on {env_id}.")
-    env = env_of(config, folder / "config.json", env_id, env_args, reset_options)
+        there = config["env_id"] or "logs without an env"
+        raise SegueError(f"{folder} is a run on {there}, and cannot go on on {env_id}.")
+    if config["env_id"] is None:
+        env = Task(action_range=(config.get("env") or {}).get("action_range"))
+    else:
+        env = env_of(config, folder / "config.json", env_id, env_args, reset_options)
     if env_entry(env) != (config.get("env") or None):
         raise SegueError(f"{folder} is a run in an env with other arguments, and cannot go on with these.")
     data, score, reward = config["dataset"], config["score"], config["reward"]
@@ -192,8 +196,14 @@ def plain_env(metadata: Mapping[str, Any], where: Path) -> str:
     """Return the env id in the metadata of the file `where`.
 
     Raises:
-        DataError: where the id names a module to import, because a file must not be able to run code.
+        SegueError: where the run had no env; DataError: where the id names a module to import, because a file must not
+            be able to run code.
     """
+    if metadata.get("env_id") is None:
+        raise SegueError(
+            f"{where} names no env: the policy was learned from logs alone, so there is nothing to roll out in; where "
+            "there is an env like the logs', pass --env-id ID."
+        )
     name = str(metadata.get("env_id"))
     if not untrusted.names_no_module(name):
         raise DataError(f"{where} names no plain env but {name!r}: if you trust it, pass {untrusted.trusting(name)}.")
@@ -304,6 +314,7 @@ def describe(
             "name": untrusted.shown(data.name),
             "path": str(Path(data.path).resolve()) if data.path and Path(data.path).exists() else data.path,
             "rows": len(data),
+            "held_out_rows": len(data.held_out) if data.held_out else 0,
             "clip_actions": task.clip_actions,
             "notes": list(map(untrusted.shown, data.notes)),
         },

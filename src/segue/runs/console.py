@@ -101,8 +101,11 @@ class Console(NullHook):
 
     def show_score(self, name: str, scores: np.ndarray, normalised: bool) -> None:
         """Show the mean of an evaluation's scores [seeds] beside the bar of phase `name`."""
-        mean, word = float(np.mean(scores)), "score" if normalised else "return"
-        self.score = f"{word} {mean:,.1f}"
+        self.show_measure(name, f"{'score' if normalised else 'return'} {float(np.mean(scores)):,.1f}")
+
+    def show_measure(self, name: str, words: str) -> None:
+        """Show in a few words how good the policy is, beside the bar of phase `name`."""
+        self.score = words
         if name in self.bars:
             self.progress.update(self.bars[name], score=self.score)  # pyright: ignore[reportArgumentType]
 

@@ -1,5 +1,6 @@
 """Evaluate policies: those that a run keeps (`evaluate`), and those of a run in progress (the hook `Evaluate`)."""
 
+import abc
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +15,14 @@ from segue.envs.make import read_spec
 from segue.envs.rollouts import Evaluation, EvaluationFailed, Evaluator
 from segue.errors import DataError, SegueError
 from segue.policies import policy_file
-from segue.results import read
-from segue.runs.checkpoints import checkpoint_names
+from segue.results import read, stats
+from segue.runs.checkpoints import Best, PolicyWriter, checkpoint_names
 from segue.runs.config import env_of
+from segue.runs.console import Console
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
+from segue.runs.job import Job
 from segue.runs.journal import Journal
+from segue.runs.opening import OpenRun
 from segue.system import disk, untrusted
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
@@ -76,6 +80,39 @@ def evaluate(
         evaluator.close()
     score = config.get("score")
     return evaluation, (score["min"], score["max"]) if score else None
+
+
+class AbstractJudge(abc.ABC):
+    """What judges a run's policies: roll-outs in its env, or errors on episodes that were kept back."""
+
+    @abc.abstractmethod
+    def hook(self, opened: OpenRun, console: Console, writer: PolicyWriter) -> NullHook:
+        """Return the hook that judges the policies of an opened run."""
+
+    @abc.abstractmethod
+    def outcome(self) -> dict[str, Any]:
+        """Return the entries of status.json that say how a finished run was judged."""
+
+
+class RollOuts(AbstractJudge):
+    """Judges policies by complete episodes in the run's env, keeps the best so far and shows the score."""
+
+    def __init__(self, job: Job, evaluator: Evaluator):
+        self.job, self.evaluator = job, evaluator
+
+    def hook(self, opened: OpenRun, console: Console, writer: PolicyWriter) -> NullHook:
+        job, score, budget = self.job, self.job.task.score, self.job.budget
+        best = Best(job.folder, opened.spec, job.about, writer)
+
+        def evaluated(name: str, phase_state: PhaseState, net: Any, evaluation: Evaluation) -> None:
+            best.evaluated(name, phase_state, net, evaluation)
+            console.show_score(name, stats.normalise(stats.seed_means(evaluation.returns), score), score is not None)
+
+        every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early
+        return Evaluate(self.evaluator, opened.journal, *every, evaluated, last=list(opened.phases)[-1])
+
+    def outcome(self) -> dict[str, Any]:
+        return {"evaluation": self.evaluator.failure} if self.evaluator.failure else {}
 
 
 class Evaluate(NullHook):

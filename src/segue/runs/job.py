@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segue.errors import SegueError
 from segue.runs import trackers
 from segue.runs.config import Safeguards, env_entry
 from segue.system import disk
@@ -51,6 +52,14 @@ class Job:
     def status(self, word: str, **more: Any) -> None:
         """Write status.json: the status `word`, and more entries."""
         disk.write_json(self.folder / "status.json", disk.signed({"format": disk.FORMAT, "status": word, **more}))
+
+    @property
+    def finished(self) -> bool:
+        """Whether status.json says that the run has finished; False where it cannot be read."""
+        try:
+            return disk.read_signed(self.folder / "status.json").get("status") == "finished"
+        except SegueError:
+            return False
 
     def remove_if_new(self) -> None:
         """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""

@@ -16,14 +16,14 @@ from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError
 from segue.nn.actors import AbstractActor
 from segue.policies import importers, policy_file
-from segue.runs import checkpoints, restore
+from segue.runs import checkpoints, extension, restore
 from segue.runs.config import changes, describe, settings_hash
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.journal import Journal
 from segue.system import disk
 from segue.training.phases import AbstractPhase
-from segue.training.start import start
+from segue.training.start import replay_rows, start
 from segue.training.state import RunState
 
 
@@ -68,7 +68,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     policy_entry = _copy_policy(job, spec, console)
     data = load()
     reward, state, digest = _prepare(job, spec, _policy(job, policy_entry), data, console)
-    phases, state = _phases_left(job), _first_state(job, state)
+    phases, state = _phases_left(job.phases, job.since), _first_state(job, state)
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest
     config |= {"phases": list(phases), "safeguards": job.safeguards._asdict(), "policy": policy_entry}
@@ -95,24 +95,32 @@ def reopened_run(job: Job, spec: Spec, load: Load, console: Console, *, config: 
     """
     policy, data = _policy(job, config.get("policy")), load()
     reward, state, digest = _prepare(job, spec, policy, data, console)
-    folder, phases, seal = job.folder, _phases_left(job), settings_hash(config)
+    folder, phases, seal = job.folder, _phases_left(job.phases, job.since), settings_hash(config)
     starts_again = not restore.numbers(folder)
     if starts_again:
         state = _first_state(job, state)
     if config["dataset"].get("sha256") != digest:
         raise DataError(f"Dataset {data.path or data.name} is not the one that {folder} learned from.")
     if starts_again:
+        _write_config(job, config)
         restore.truncate_journals(folder, {f"{name}.jsonl": {"size": 0} for name in Journal.NAMES})
         origin = restore.FromStart(state, phases)
     else:
         commit, damage = restore.newest(folder)
-        if commit.manifest["config"] != seal:
+        lengths = {own: phases for phases, own in extension.history(job.phases, config)}
+        if (then := lengths.get(commit.manifest["config"])) is None:
             raise DataError(f"{folder / 'config.json'} is not the one that its commits were made by: was it edited?")
+        before = extension.with_capacity(state, replay_rows(then))
+        left = _phases_left(then, job.since)
+        origin = restore.FromCommit(commit, folder, before, then, left, changes(config))
+        if commit.manifest["config"] != seal:
+            origin.extend(phases, replay_rows(job.phases))
+            console.note(extension.kept(config))
+            _write_config(job, config)
         for reason in damage:
             console.note(f"{reason} Going on from the commit before.")
         restore.truncate_journals(folder, commit.manifest["logs"])
         restore.set_aside_newer(folder, commit)
-        origin = restore.FromCommit(commit, folder, state, job.phases, phases, changes(config))
     return OpenRun(spec, phases, state, reward, seal, Journal(folder, job.track), origin)
 
 
@@ -151,12 +159,21 @@ def _prepare(
     reward = job.task.reward.fitted(data.returns())
     rows = rows_for(data, spec, reward)
     state = start(spec, rows, job.phases, seeds=job.seeds, seed=job.seed, policy=policy)
-    return reward, state, fingerprint(rows)
+    return reward, state, fingerprint(rows, data.held_out)
 
 
-def _phases_left(job: Job) -> Mapping[str, AbstractPhase]:
+def _phases_left(phases: Mapping[str, AbstractPhase], since: str | None) -> Mapping[str, AbstractPhase]:
     """Return the phases after the checkpoint of `--from`; without one, all."""
-    return job.phases if job.since is None else checkpoints.split_phases(job.phases, job.since)[1]
+    return phases if since is None else checkpoints.split_phases(phases, since)[1]
+
+
+def _write_config(job: Job, config: dict[str, Any]) -> None:
+    """Write config.json with a length that it does not have yet; the verdict on the shorter run no longer holds."""
+    job.status("running")
+    path = job.folder / "config.json"
+    if disk.read_json(path) != config:
+        (job.folder / "verdict.json").unlink(missing_ok=True)
+        disk.write_json(path, config)
 
 
 def _earlier_settings(since: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from segue.envs.lockstep import EnvHolder
 from segue.errors import DataError, SegueError
 from segue.replay.ring import Ring
 from segue.results import seals
+from segue.runs.extension import continued
 from segue.runs.hooks import NullHook
 from segue.runs.journal import Journal
 from segue.system import disk
@@ -342,6 +343,13 @@ class FromCommit(AbstractOrigin):
             raise DataError(f"The commit is of phase {name!r}, which this run did not run: it is damaged.")
         self.phases = {each: phases[each] for each in list(phases)[list(phases).index(name) :]}
         self.resumed = phase_state, commit.manifest["ticked"]
+
+    def extend(self, phases: Mapping[str, AbstractPhase], capacity: int) -> None:
+        """Go on with longer phases, and with an online replay of `capacity` rows. Raises as `extension.continued`."""
+        phase_state, ticked = self.resumed
+        self.phases = {name: phases[name] for name in self.phases}
+        self.run, phase_state, why = continued(self.run, phase_state, next(iter(self.phases.values())), capacity)
+        self.resumed, self.changes = (phase_state, ticked), [*self.changes, *why]
 
     def restore_envs(self, envs: EnvHolder | None) -> list[str]:
         if envs is None or envs.restore(*_envs_state(self.commit, self.folder, envs)):

@@ -14,22 +14,24 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from segue.core import Spec
 from segue.data.dataset import Dataset
 from segue.data.device import nothing
+from segue.data.holding_out import hold_out
+from segue.data.scales import standardised
 from segue.envs.faults import Watchdog
-from segue.envs.lockstep import LockstepEnvs
+from segue.envs.lockstep import EnvHolder, LockstepEnvs
 from segue.envs.make import order_notes, read_spec
 from segue.envs.rollouts import Evaluator
-from segue.errors import DataError, Stopped
+from segue.errors import DataError, SegueError, Stopped
 from segue.results import read, records
-from segue.runs import trackers
+from segue.runs import extension, trackers
 from segue.runs.all_hooks import make_hooks
 from segue.runs.config import (
     Safeguards,
@@ -42,9 +44,11 @@ from segue.runs.config import (
     task_of,
 )
 from segue.runs.console import Console
+from segue.runs.evaluate import AbstractJudge, RollOuts
+from segue.runs.held_out import HeldOutErrors
 from segue.runs.job import Job
 from segue.runs.limits import check_phases
-from segue.runs.opening import Opening, new_run, reopened_run
+from segue.runs.opening import Load, Opening, OpenRun, new_run, reopened_run
 from segue.system import disk, signals, untrusted
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
@@ -65,7 +69,9 @@ class Result:
 
     @property
     def returns(self) -> np.ndarray:
-        """Raw returns of the last evaluation, [seeds, episodes]."""
+        """Raw returns of the last evaluation, [seeds, episodes]. Raises SegueError where the run had no env."""
+        if not self.evaluations.evaluations:
+            raise SegueError(f"{self.folder} had no env, so it has no returns; `evaluations.held_out` has its errors.")
         return self.evaluations.evaluations[-1].returns
 
 
@@ -92,7 +98,8 @@ def run(
 
     Args:
         phases: what a recipe returns, for instance `segue.opt(task)`, or any dictionary of phases by name.
-        task: `segue.task("walker2d-random")`, or `segue.task(env_id=..., dataset=...)`.
+        task: `segue.task("walker2d-random")`, `segue.task(env_id=..., dataset=...)`, or, without an env,
+            `segue.task(dataset=..., action_range=(low, high))`.
         out: a directory that is new or empty.
         seeds: the number of seeds, which are trained side by side.
         seed: the first seed's number.
@@ -131,12 +138,14 @@ def resume(
     env_id: str | None = None,
     env_args: Mapping[str, Any] | None = None,
     reset_options: Mapping[str, Any] | None = None,
+    until: int | None = None,
     quiet: bool = True,
 ) -> Result:
-    """Continue a run that was stopped, killed or failed, from its newest commit, in any phase.
+    """Continue a run that was stopped, killed or failed, from its newest commit, in any phase; or make it longer.
 
     On a CPU, with the same versions, cores and machine, the result is that of an uninterrupted run, bit for bit. Where
-    this cannot be, the commits that follow say `"resume": "statistical"`.
+    this cannot be, the commits that follow say `"resume": "statistical"`. With `until` it is that of a run whose last
+    phase had this length from the beginning and all other settings, schedules included, as they are.
 
     Args:
         folder: the run's directory.
@@ -145,17 +154,19 @@ def resume(
         env_id: the env's id, needed where it names a module to import, because a file must not be able to run code.
         env_args, reset_options: the run's own, by name, needed where they are texts of more than one word, such as
             paths, which a file must not choose either.
+        until: the new length of the last phase, also of a finished run: the env step at which it ends, or its updates
+            where it only learns. None: the run ends where it was to end.
         quiet: show no progress.
 
     Returns:
         The finished run.
 
     Raises:
-        SegueError: where the run is finished, in use, or has no commit; DataError: where it is damaged, or the
-            dataset is no longer the one that it learned from.
+        SegueError: where the run is finished, in use, has no commit, or cannot be made longer; DataError: where it is
+            damaged, or the dataset is no longer the one that it learned from.
     """
     folder = Path(folder)
-    config = read_unfinished(folder)
+    config = read_unfinished(folder, longer=until is not None)
     try:
         if task is None:
             task = task_of(config, folder, env_id, env_args, reset_options)
@@ -163,9 +174,12 @@ def resume(
             phases = phases_of(config, folder)
         else:
             check_settings(phases, config, folder)
+        if until is not None:
+            phases, config = extension.lengthened(phases, config, until)
         budget = Budget(**config["measuring"])
         safeguards, numbers = Safeguards(**config["safeguards"]), {key: int(config[key]) for key in ("seeds", "seed")}
         check_numbers(safeguards, budget, **numbers)
+        check_phases(phases, numbers["seeds"])
         settings_hash(config)
         track = trackers.known(config.get("track", trackers.DEFAULT))
         if any(not isinstance(config.get(part), dict) for part in ("versions", "machine", "dataset")):
@@ -182,17 +196,23 @@ def resume(
 
 
 def _run(job: Job, opening: Opening) -> Result:
-    """Drive a run to its end in its locked directory, and write to status.json how it ended."""
+    """Drive a run to its end in its locked directory, and write to status.json how it ended.
+
+    A finished run that is made longer stays finished until its directory is open.
+    """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk.locked(job.folder))
         stop = stack.enter_context(signals.stoppable())
         try:
-            job.status("running")
-            state, exact, failure = _drive(job, opening, stop, stack)
-            label, more = "exact" if exact else "statistical", {"evaluation": failure} if failure else {}
-            job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label, **more)
+            if not job.finished:
+                job.status("running")
+            state, exact, outcome = _drive(job, opening, stop, stack)
+            label = "exact" if exact else "statistical"
+            job.status("finished", seconds=round(time.monotonic() - began, 1), resume=label, **outcome)
         except BaseException as error:
+            if job.finished:
+                raise
             status, why = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error)
             with contextlib.suppress(OSError):  # a full disk is reported by what needed the space first
                 job.status(status, seconds=round(time.monotonic() - began, 1), why=why or type(error).__name__)
@@ -201,39 +221,82 @@ def _run(job: Job, opening: Opening) -> Result:
     return Result(job.folder, state, read.read(job.folder))
 
 
-def _drive(job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack) -> tuple[RunState, bool, str]:
+class Setting(NamedTuple):
+    """Where a run learns: in an env, or from logs alone."""
+
+    spec: Spec
+    """The sizes, the action box, and statistics of the observations where they are standardised."""
+    load: Load
+    """Loads the dataset, or makes it."""
+    begin: Callable[[OpenRun], tuple[EnvHolder | None, AbstractJudge]]
+    """Returns the training envs, None where no phase acts, and what judges the policies of the opened run."""
+
+
+def _drive(
+    job: Job, opening: Opening, stop: signals.Stop, stack: contextlib.ExitStack
+) -> tuple[RunState, bool, dict[str, Any]]:
     """Drive a run to its end.
 
     Returns:
-        The state after the last phase; whether it is, bit for bit, that of an uninterrupted run; and why the last
-        evaluation failed, or "".
+        The state after the last phase; whether it is, bit for bit, that of an uninterrupted run; and what status.json
+        is to say about the evaluations.
     """
-    closing = lambda resource: stack.enter_context(contextlib.closing(resource))
-    task, safeguards, console = job.task, job.safeguards, closing(Console(job.quiet))
-    spec = read_spec(task.make)
-    opened = opening(job, spec, lambda: _load(job, spec, console, stop), console)
-    closing(opened.journal)
-    numbers = range(job.seed, job.seed + job.seeds)
-    faults = {"watchdog": closing(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
-    env_options = {"reward": opened.reward, **faults}
-    evaluator = closing(
-        Evaluator(task.make, spec, numbers, job.budget.episodes, on_step=stop.raise_if_asked, **env_options)
-    )
-    envs = None
-    if any(phase.acts for phase in opened.phases.values()):
-        tell = lambda text: print(f"segue: {untrusted.shown(text)}", file=sys.stderr, flush=True)
-        envs = closing(LockstepEnvs(task.make, spec, numbers, tell=tell, **env_options))
-    hooks, commit = make_hooks(job, opened, envs, stop, console, stack, evaluator)
+    console = stack.enter_context(contextlib.closing(Console(job.quiet)))
+    setting = (_on_logs if job.task.env_id is None else _in_env)(job, stop, stack, console)
+    opened = opening(job, setting.spec, setting.load, console)
+    stack.enter_context(contextlib.closing(opened.journal))
+    envs, judge = setting.begin(opened)
+    hooks, commit = make_hooks(job, opened, envs, stop, console, stack, judge)
     origin = opened.origin
     try:
         state = pipeline(origin.run, origin.phases, envs, hooks, resumed=origin.resumed)
         commit.wait()
         commit.flush()
         opened.journal.sync()
-        return state, commit.exact, evaluator.failure
+        return state, commit.exact, judge.outcome()
     except Stopped:
         commit.rescue()
         raise
+
+
+def _in_env(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console: Console) -> Setting:
+    """Return the setting of a run in its task's env; `stack` receives the envs, which must be closed."""
+    closing = lambda resource: stack.enter_context(contextlib.closing(resource))
+    task, safeguards, numbers = job.task, job.safeguards, range(job.seed, job.seed + job.seeds)
+    spec = read_spec(task.make)
+
+    def begin(opened: OpenRun) -> tuple[EnvHolder | None, AbstractJudge]:
+        faults = {"watchdog": closing(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
+        options = {"reward": opened.reward, **faults}
+        evaluator = closing(
+            Evaluator(task.make, spec, numbers, job.budget.episodes, on_step=stop.raise_if_asked, **options)
+        )
+        envs = None
+        if any(phase.acts for phase in opened.phases.values()):
+            tell = lambda text: print(f"segue: {untrusted.shown(text)}", file=sys.stderr, flush=True)
+            envs = closing(LockstepEnvs(task.make, spec, numbers, tell=tell, **options))
+        return envs, RollOuts(job, evaluator)
+
+    return Setting(spec, lambda: _load(job, spec, console, stop), begin)
+
+
+def _on_logs(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console: Console) -> Setting:
+    """Return the setting of a run without an env: observations are standardised, and episodes are kept back.
+
+    Raises:
+        SegueError: where a phase acts, or a policy is given; DataError: as `Task.load`.
+    """
+    if acting := [name for name, phase in job.phases.items() if phase.acts]:
+        raise SegueError(
+            f"Phase {acting[0]!r} acts, and there is no env: name one (--env-id), act from your own loop (segue.Agent),"
+            " or choose a recipe that only learns from data, such as iql, td3bc or bc."
+        )
+    if job.task.policy is not None:
+        raise SegueError("A given policy is judged or improved in an env, and there is none: leave --policy out.")
+    data = hold_out(job.task.load(job.budget.rows))
+    assert data.held_out is not None
+    judge = HeldOutErrors(job, data.held_out, stop.raise_if_asked)
+    return Setting(standardised(data.spec(), data.transitions.obs), lambda: data, lambda opened: (None, judge))
 
 
 def _load(job: Job, spec: Spec, console: Console, stop: signals.Stop) -> Dataset:
@@ -241,7 +304,7 @@ def _load(job: Job, spec: Spec, console: Console, stop: signals.Stop) -> Dataset
     task, rows = job.task, job.budget.rows
     if not job.reads_dataset:
         return dataclasses.replace(nothing(spec, task.env_id), notes=order_notes(task.make))
-    with console.counting(f"making the rows of {task.name or task.env_id}", rows) as advance:
+    with console.counting(f"making the rows of {task.label}", rows) as advance:
 
         def progress(done: int, total: int) -> None:
             stop.raise_if_asked()

@@ -281,7 +281,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     """
     utd, updates = 2, 10_000
     learner = EnsembleTD3(critics=2, delay=utd)
-    first = _calibrated(learner, updates)
+    first = calibrated(learner, updates)
     rows = min(10_000, budget.online // 2)
     measure = Collect(rows // 2, episodes=5, noise=0.0, mode=True)
     collect = Collect(rows, episodes=10, noise=learner.explore_noise, mode=True)
@@ -323,7 +323,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
 }
 
 
-def _calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
+def calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
     """Return the backbone with target networks so fast that, after so many updates, they carry 0.99 of a value.
 
     After n updates, every `delay`-th of which moves the targets at rate tau, at most 1 - exp(-(1 - discount) tau n /
@@ -337,7 +337,7 @@ def _calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
 
 def _first(backbone: AbstractBackbone, budget: Budget, updates: int) -> AbstractBackbone:
     """Return the backbone of a first stage of so many updates, in which critics learn for a frozen policy."""
-    return _calibrated(backbone, updates) if budget.calibrated else backbone
+    return calibrated(backbone, updates) if budget.calibrated else backbone
 
 
 def _slower(sac: SAC, budget: Budget, utd: int) -> SAC:

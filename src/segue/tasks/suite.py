@@ -194,7 +194,7 @@ TASKS = {str(each.name): each for each in _all()}
 
 
 def task(name: str | None = None, *, env_id: str | None = None, dataset: str | None = None, **changes: Any) -> Task:
-    """Return a task by its name or by the id of a Gymnasium env.
+    """Return a task by its name, by the id of a Gymnasium env, or by a dataset alone, where there is no env.
 
     Args:
         name: a name in `TASKS`.
@@ -205,16 +205,19 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
             recipe's name), the task gets the training reward of that backbone or recipe, where it has its own.
 
     Raises:
-        SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
+        SegueError: for an unknown name (with the nearest ones), both of `name` and `env_id`, or neither of them and no
+            dataset.
     """
-    if (name is None) == (env_id is None):
+    if name is not None and env_id is not None:
         raise SegueError("Give either a task's name or an env_id, and not both.")
+    if name is None and env_id is None and dataset is None:
+        raise SegueError("Give a task's name, an env_id, or, where there is no env, a dataset.")
     if name is not None:
         if name not in TASKS:
             raise SegueError(f"There is no task {name!r}; did you mean {nearest(name, list(TASKS))}?")
         base = TASKS[name]
     else:
-        base = Task(str(env_id))
+        base = Task(env_id)
     if dataset is not None:
         changes["dataset"] = dataset
     if "backbone" in changes:

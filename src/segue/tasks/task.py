@@ -11,7 +11,7 @@ import gymnasium as gym
 from segue.core import Linear
 from segue.data.dataset import Dataset
 from segue.data.loading import load
-from segue.data.matching import check_against
+from segue.data.matching import check_against, check_logs
 from segue.data.saving import save, versions
 from segue.envs.arguments import ActionRange, check_arguments, check_range
 from segue.envs.make import make_env
@@ -112,10 +112,10 @@ class AbstractDatasetRecipe(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An environment with its dataset and its score."""
+    """An environment with its dataset and its score; or a dataset alone, without an environment."""
 
-    env_id: str
-    """A Gymnasium id."""
+    env_id: str | None = None
+    """A Gymnasium id; None: there is no env, so a policy is learned from the dataset and judged on a part of it."""
     name: str | None = None
     """A name in `TASKS`, or None for the user's own env."""
     dataset: str | AbstractDatasetRecipe | None = None
@@ -137,7 +137,8 @@ class Task:
     reset_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options of every reset of the env, as JSON values."""
     action_range: ActionRange | None = None
-    """LOW and HIGH of the actions that policies use, each a number or one for each dimension; None: the env's box."""
+    """LOW and HIGH of the actions that policies use, each a number or one for each dimension; None: the box of the
+    env, or, where there is none, of the dataset's file."""
 
     def __post_init__(self) -> None:
         """Check the env's arguments. Raises SegueError."""
@@ -145,8 +146,19 @@ class Task:
         check_arguments("reset_options", self.reset_options)
         check_range(self.action_range)
 
+    @property
+    def label(self) -> str:
+        """The task's name, the env's id, or the name of the dataset's file."""
+        return self.name or self.env_id or (Path(self.dataset).stem if isinstance(self.dataset, str) else "logs")
+
     def make(self, **options: Any) -> gym.Env:
-        """Make the environment; `options` are more arguments of its constructor. Raises SegueError as `make_env`."""
+        """Make the environment; `options` are more arguments of its constructor.
+
+        Raises:
+            SegueError: as `envs.make.make_env` does, and where there is no env.
+        """
+        if self.env_id is None:
+            raise SegueError(f"{self.label} has no env: pass --env-id.")
         own = {"env_args": self.env_args, "reset_options": self.reset_options, "action_range": self.action_range}
         return make_env(self.env_id, **own, **options)
 
@@ -161,7 +173,7 @@ class Task:
         return limit or 1_000
 
     def load(self, rows: int, progress: Progress | None = None) -> Dataset:
-        """Load the dataset and check it against the env. A recipe's dataset is made and cached on first use.
+        """Load the dataset and check it against the env, if there is one. A recipe makes it once, for a cache.
 
         Args:
             rows: the number of rows that a recipe makes; a dataset from a file has all its rows.
@@ -170,6 +182,8 @@ class Task:
         Raises:
             SegueError: where there is no dataset, or it does not fit the env.
         """
+        if self.env_id is None:
+            return check_logs(self._load(rows, progress))
         env = self.make()
         try:
             return check_against(self._load(rows, progress), env, clip_actions=self.clip_actions)
@@ -180,11 +194,12 @@ class Task:
         if self.dataset is None:
             instead = "" if self.policy else "; a recipe that learns online alone starts from --policy FILE instead"
             raise SegueError(
-                f"{self.env_id} needs a dataset: pass --dataset with an HDF5 file, an .npz, or a Minari id or folder"
+                f"{self.label} needs a dataset: pass --dataset with an HDF5 file, an .npz, or a Minari id or folder"
                 f"{instead}."
             )
         if not isinstance(self.dataset, AbstractDatasetRecipe):
-            return load(self.dataset, clip_actions=self.clip_actions)
+            low, high = (self.env_id is None and self.action_range) or (None, None)
+            return load(self.dataset, low=low, high=high, clip_actions=self.clip_actions)
         path = self._cached(rows, self.dataset.any_size)
         if path is None:
             made, path = self.make_dataset(rows, progress=progress), self.cache_file(rows)
@@ -212,7 +227,7 @@ class Task:
     def cache_file(self, rows: int) -> Path:
         """Return the path of the cached dataset. Raises SegueError for a task without a name."""
         if self.name is None:
-            raise SegueError(f"A dataset that is made for {self.env_id} is kept by its task's name: give the task one.")
+            raise SegueError(f"A dataset that is made for {self.label} is kept by its task's name: give the task one.")
         made_by = versions()
         physics = "-".join(f"{key}-{made_by[key]}" for key in made_by if key in ("mujoco", "gymnasium-robotics"))
         return disk.cache_dir() / "datasets" / f"{self.name}-{rows}-{physics}.npz"

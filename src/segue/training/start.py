@@ -14,6 +14,11 @@ from segue.training.phases import AbstractPhase
 from segue.training.state import RunState
 
 
+def replay_rows(phases: Mapping[str, AbstractPhase]) -> int:
+    """Return the capacity of the online replay of a run with these phases: the largest `until`, at least 1."""
+    return max((getattr(phase, "until", 0) for phase in phases.values()), default=0) or 1
+
+
 def start(
     spec: Spec,
     offline: Transition | None,
@@ -37,14 +42,14 @@ def start(
     Raises:
         SegueError: where the online replay does not fit into this machine's memory.
     """
-    capacity = max((getattr(phase, "until", 0) for phase in phases.values()), default=0)
+    capacity = replay_rows(phases)
     size = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
     if size > memory():
         raise SegueError(
             f"The online replay of {seeds} x {capacity:,} rows takes {size / 2**30:,.0f} GiB, more than this machine "
             "has: use fewer seeds, or a lower `until`."
         )
-    one = Ring.new(spec, max(capacity, 1))
+    one = Ring.new(spec, capacity)
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
     per_seed = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
