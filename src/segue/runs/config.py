@@ -108,7 +108,7 @@ def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         name = plain_env(config, folder / "config.json")
     if env_id is not None and env_id != name:
         raise SegueError(f"{folder} is a run on {name or 'logs without an env'}, and cannot go on on {env_id}.")
-    sides = config.get("action_range")
+    low, high = config.get("action_range") or (None, None)
     data, score, reward = config["dataset"], config["score"], config["reward"]
     return Task(
         name,
@@ -117,7 +117,7 @@ def task_of(config: dict[str, Any], folder: Path, env_id: str | None) -> Task:
         clip_actions=data["clip_actions"],
         reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
         score=(float(score["min"]), float(score["max"])) if score else None,
-        action_range=(sides[0], sides[1]) if sides else None,
+        action_range=None if low is None else (low, high),
     )
 
 
