@@ -89,7 +89,7 @@ class Random(AbstractDatasetRecipe):
         return "chance, by D4RL's protocol"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, progress=progress)
+        return collect(str(task.env_id), rows, 0, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class AtLevel(AbstractDatasetRecipe):
                 return reached[0][1]
             actors = [actor for actor, _ in reached]
         who = [Policy(actor, spec) for actor in actors]
-        return collect(task.env_id, rows, self.seed, behaviours=who, name=self.kind, progress=progress)
+        return collect(str(task.env_id), rows, self.seed, behaviours=who, name=self.kind, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ class AntNavigated(AbstractDatasetRecipe):
             )
         ant = importers.read(policies[0], AntNavigator.SPEC)[0]
         who, name = [AntNavigator(ant, self.maze, self.kind)], self.kind or self.maze
-        return collect(task.env_id, rows, 0, behaviours=who, name=name, progress=progress)
+        return collect(str(task.env_id), rows, 0, behaviours=who, name=name, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ class PointNavigated(AbstractDatasetRecipe):
         return "a waypoint navigator with a proportional-derivative controller"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, behaviours=[PointNavigator()], name=self.maze, progress=progress)
+        return collect(str(task.env_id), rows, 0, behaviours=[PointNavigator()], name=self.maze, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,9 @@ class FetchScripted(AbstractDatasetRecipe):
         return "a controller written by hand, with noise"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(task.env_id, rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress)
+        return collect(
+            str(task.env_id), rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,7 @@ class HandExpert(AbstractDatasetRecipe):
             )
         spec = read_spec(task.make)
         who = [Policy(actor, spec, deterministic=True, noise=NOISE) for actor in importers.read(policies[0], spec)]
-        return collect(task.env_id, rows, 0, behaviours=who, name="expert", progress=progress)
+        return collect(str(task.env_id), rows, 0, behaviours=who, name="expert", progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +237,9 @@ class Cloned(AbstractDatasetRecipe):
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
         human = _human(task, self.hand)
         spec, who = read_spec(task.make), _clone(human)
-        rolled = collect(task.env_id, rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress)
+        rolled = collect(
+            str(task.env_id), rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress
+        )
         half = rows - rows // 2
         repeated = _joined([human] * -(-half // len(human)))
         stops = np.flatnonzero(repeated.ends) + 1  # complete demonstrations, as near to a half as possible
