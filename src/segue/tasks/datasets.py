@@ -175,9 +175,8 @@ class FetchScripted(AbstractDatasetRecipe):
         return "a controller written by hand, with noise"
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
-        return collect(
-            str(task.env_id), rows, 0, behaviours=[FetchScript(self.kind)], name="scripted", progress=progress
-        )
+        who = [FetchScript(self.kind)]
+        return collect(str(task.env_id), rows, 0, behaviours=who, name="scripted", progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +235,8 @@ class Cloned(AbstractDatasetRecipe):
 
     def make(self, task: Task, rows: int, policies: Sequence[str], progress: Progress | None) -> Dataset:
         human = _human(task, self.hand)
-        spec, who = read_spec(task.make), _clone(human)
-        rolled = collect(
-            str(task.env_id), rows // 2, 0, behaviours=[Policy(who, spec)], name="clone", progress=progress
-        )
+        who = [Policy(_clone(human), read_spec(task.make))]
+        rolled = collect(str(task.env_id), rows // 2, 0, behaviours=who, name="clone", progress=progress)
         half = rows - rows // 2
         repeated = _joined([human] * -(-half // len(human)))
         stops = np.flatnonzero(repeated.ends) + 1  # complete demonstrations, as near to a half as possible
