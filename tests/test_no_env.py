@@ -80,7 +80,7 @@ def test_logs_alone_give_errors_and_no_return(logged):
     ]
     assert all(len(row) == 2 and np.isfinite(row).all() for each in measured for row in each.values())
     config = disk.read_signed(logged / "config.json")
-    assert (config["env_id"], config["action_range"]) == (None, [list(LOW), list(HIGH)])
+    assert (config["env_id"], config["env"]) == (None, {"action_range": [list(LOW), list(HIGH)]})
     assert config["dataset"]["rows"] == 216
     assert config["dataset"]["held_out_rows"] == 24
 
@@ -246,5 +246,5 @@ def test_agent_without_env_acts_on_raw_observations(plant):
 def test_inspect_notes_constant_and_large_columns(plant, capsys):
     main.main(["data", "inspect", str(plant)])
     said = capsys.readouterr().out
-    assert "observations never change in dimension 2" in said
+    assert "observations have one value in all rows in dimension 2" in " ".join(said.split())
     assert "in dimension 0, 1, and networks learn badly" in " ".join(said.split())

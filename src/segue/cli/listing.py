@@ -33,7 +33,7 @@ def tasks(prefix: str = "") -> list[tuple[str, str, str, str]]:
     if not matching:
         families = sorted({name.partition("-")[0] for name in TASKS})
         raise SegueError(f"No task begins with {prefix!r}; did you mean {nearest(prefix, families)}?")
-    return [(str(task.name), task.env_id, _score(task), _source(task)) for task in matching]
+    return [(str(task.name), str(task.env_id), _score(task), _source(task)) for task in matching]
 
 
 def _source(task: Task) -> str:

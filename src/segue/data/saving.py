@@ -125,7 +125,7 @@ def _write_minari(data: Dataset, folder: Path, target: Path, spec: Any) -> None:
         "total_episodes": len(data.episodes()),
         "total_steps": len(data),
         "observation_space": _box_json(*unbounded),
-        "action_space": _box_json(*(data.spec()[2:])),
+        "action_space": _box_json(*data.spec()[2:4]),
         "description": f"{data.name}, made by Segue with {versions()}",
     }
     if spec is not None:

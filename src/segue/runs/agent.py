@@ -177,16 +177,16 @@ class Agent:
         check_phases(self.job.phases, self.job.seeds)
         check_order(self.job.phases)
         disk.new_folder(self.folder)
-        return functools.partial(new_run, about={"recipe": "tuner", "spec": self.spec._asdict()})
+        return functools.partial(new_run, about={"recipe": "tuner", "spec": _sizes(self.spec)})
 
     def _opening_again(self) -> Opening:
         """Return how to open the earlier run. Raises DataError where it was begun with other arguments."""
         config, task = read_unfinished(self.folder), self.job.task
         check_settings(self.job.phases, config, self.folder)
-        plain = lambda part: json.loads(json.dumps(part._asdict()))
-        now = {"seed": self.job.seed, "env_id": task.env_id, "spec": plain(self.spec)}
+        plain = lambda part: json.loads(json.dumps(part))
+        now = {"seed": self.job.seed, "env_id": task.env_id, "spec": plain(_sizes(self.spec))}
         other = [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]
-        if not other and config["reward"] != plain(task.reward):
+        if not other and config["reward"] != plain(task.reward._asdict()):
             other = [f"the reward rule {config['reward']}"]
         if other:
             raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
@@ -514,6 +514,11 @@ def _checked_end(reward: Any, terminated: Any, truncated: Any) -> tuple[float, b
 def _one_row(obs: Any, action: Any, reward: Any, next_obs: Any, terminal: Any) -> Transition:
     """Return one env step as a row of one seed [1, ...]."""
     return Transition(obs[None], action[None], np.array([reward]), next_obs[None], np.array([bool(terminal)]))
+
+
+def _sizes(spec: Spec) -> dict[str, Any]:
+    """Return the sizes and the action box of a spec, as config.json has them."""
+    return {"obs": spec.obs, "act": spec.act, "low": spec.low, "high": spec.high}
 
 
 def _checked_spec(spec: Spec) -> Spec:

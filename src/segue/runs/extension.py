@@ -101,7 +101,7 @@ def _schedules(part: Any, where: str) -> Iterator[tuple[str, int]]:
 def kept(config: Mapping[str, Any]) -> str:
     """Say in one sentence which schedules a longer run keeps as they were."""
     entry = config["extended"][-1]
-    lengths = [f"{name} {value:,}" for name, value in entry["kept"].items()]
+    lengths = [f"{name} {value:,}" for name, value in dict(entry.get("kept") or {}).items()]
     stay = f"; schedules keep their lengths ({', '.join(lengths)})" if lengths else ""
     return f"{entry['setting']} was {entry['was']:,} and is {entry['now']:,}{stay}."
 
@@ -115,10 +115,11 @@ def history(
         DataError: where an entry of "extended" cannot be.
     """
     yield phases, settings_hash(config)
-    for entry in reversed(config.get("extended", [])):
+    entries = config.get("extended", [])
+    for entry in reversed(entries) if isinstance(entries, list) else [None]:
         try:
             name, _, field = entry["setting"].rpartition(".")
-            if field not in LENGTHS or type(entry["was"]) is not int:
+            if field not in LENGTHS or not type(entry["was"]) is type(entry["now"]) is int:
                 raise KeyError(field)
             phases = {**phases, name: dataclasses.replace(phases[name], **{field: entry["was"]})}
             before = {**config["settings"], name: {**config["settings"][name], field: entry["was"]}}

@@ -346,6 +346,7 @@ class FromCommit(AbstractOrigin):
 
     def extend(self, phases: Mapping[str, AbstractPhase], capacity: int) -> None:
         """Go on with longer phases, and with an online replay of `capacity` rows. Raises as `extension.continued`."""
+        assert self.resumed is not None
         phase_state, ticked = self.resumed
         self.phases = {name: phases[name] for name in self.phases}
         self.run, phase_state, why = continued(self.run, phase_state, next(iter(self.phases.values())), capacity)

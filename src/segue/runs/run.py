@@ -26,7 +26,7 @@ from segue.data.device import nothing
 from segue.data.holding_out import hold_out
 from segue.data.scales import standardised
 from segue.envs.faults import Watchdog
-from segue.envs.lockstep import EnvHolder, LockstepEnvs
+from segue.envs.lockstep import LockstepEnvs
 from segue.envs.make import order_notes, read_spec
 from segue.envs.rollouts import Evaluator
 from segue.errors import DataError, SegueError, Stopped
@@ -228,7 +228,7 @@ class Setting(NamedTuple):
     """The sizes, the action box, and statistics of the observations where they are standardised."""
     load: Load
     """Loads the dataset, or makes it."""
-    begin: Callable[[OpenRun], tuple[EnvHolder | None, AbstractJudge]]
+    begin: Callable[[OpenRun], tuple[LockstepEnvs | None, AbstractJudge]]
     """Returns the training envs, None where no phase acts, and what judges the policies of the opened run."""
 
 
@@ -265,7 +265,7 @@ def _in_env(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console: 
     task, safeguards, numbers = job.task, job.safeguards, range(job.seed, job.seed + job.seeds)
     spec = read_spec(task.make)
 
-    def begin(opened: OpenRun) -> tuple[EnvHolder | None, AbstractJudge]:
+    def begin(opened: OpenRun) -> tuple[LockstepEnvs | None, AbstractJudge]:
         faults = {"watchdog": closing(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
         options = {"reward": opened.reward, **faults}
         evaluator = closing(
