@@ -224,6 +224,17 @@ def test_after_a_promotion_the_learner_gives_the_noisy_level():
     assert not {trial.verdict for trial in after[:6]} - {""}
 
 
+def test_a_learner_that_improves_at_once_is_not_its_own_level():
+    """Three episodes far above the champion's after its promotion are a step ahead, and no level to be measured by."""
+    returns = itertools.chain([110.0] * 3, itertools.repeat(150.0))
+    roles = {"champion": lambda t: 130.0, "learner": lambda t: next(returns), "candidate": lambda t: 130.0}
+    seen = play(Gate(rest=0), roles, 40, begun())
+    promoted = next(k for k, trial in enumerate(seen) if trial.verdict == "promoted")
+    after = [trial for trial in seen[promoted + 1 :] if trial.acted == "learner"]
+    assert after[2].verdict == "taken"
+    assert after[2].noisy == ()
+
+
 def test_a_learner_that_is_not_behind_widens_its_trust_region():
     """Six episodes behind the champion by less than an error: the radius grows, and the count starts again."""
     seen = play(Gate(rest=0, share=1.0), {"champion": lambda t: 100.0, "learner": lambda t: 97.0}, 13)

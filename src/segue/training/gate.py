@@ -12,7 +12,8 @@ episodes lies below every return of the champions and in the lowest quarter betw
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius grows by a
 quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back. A
-promotion leaves the learner where the champion is, so its first 3 episodes measure the champion with noise.
+promotion leaves the learner where the champion is, so its first 3 episodes measure the champion with noise, unless they
+lie above the champion's own by more than one standard error: then it has moved on, and is ahead.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -365,7 +366,9 @@ class Gate(eqx.Module):
         if len(learner) < self.min_episodes:
             return trial
         if trial.promoted and not trial.noisy:
-            return trial._replace(noisy=learner, learner=())
+            found = compare(learner, trial.champion)
+            if found.ahead <= found.error:
+                return trial._replace(noisy=learner, learner=())
         if env_step < trial.rest:
             return trial
         wider = trial._replace(radius=min(trial.radius * 1.25, float(self.radius_high)))
