@@ -49,7 +49,7 @@ TEXTS = [
 def test_threat_model_names_tests_that_exist():
     page = (ROOT / "docs/threat-model.md").read_text()
     code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    assert len(page.split()) <= 400
+    assert len(page.split()) <= 450
     assert [name for name in re.findall(r"`(test_\w+)`", page) if f"def {name}(" not in code] == []
 
 

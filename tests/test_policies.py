@@ -34,12 +34,15 @@ def acts(actor, spec=SPEC, obs=OBS):
 # --- parity ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "ppo", "a2c", "ppo-relu"])
+@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "ppo", "a2c", "ppo-relu", "tqc", "trpo"])
 def test_sb3_s_models_act_as_sb3_does(name):
     """`tests/sb3/make.py` made them: the same actions to 1e-5 on 1,000 observations, in the env's units."""
     (actor,) = importers.read(SB3 / f"{name}.zip", SPEC)
     np.testing.assert_allclose(acts(actor), np.load(SB3 / f"{name}.npy"), atol=1e-5)
-    kinds = {"sac": TanhGaussian, "ppo": Gaussian, "a2c": Gaussian, "ppo-relu": Gaussian}
+    kinds = {
+        **dict.fromkeys(("sac", "tqc"), TanhGaussian),
+        **dict.fromkeys(("ppo", "a2c", "ppo-relu", "trpo"), Gaussian),
+    }
     assert type(actor) is kinds.get(name, Deterministic)
 
 
@@ -265,7 +268,7 @@ def test_weights_that_lie_the_other_way_round_are_known_by_that():
     for description, word in (({}, "true"), ({"transposed": False}, "true"), ({"transposed": True}, None)):
         path.with_suffix(".json").write_text(json.dumps(description))
         if word is None:
-            np.testing.assert_allclose(acts(importers.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:]), atol=1e-5)
+            np.testing.assert_allclose(acts(importers.read(path, SPEC)[0]), np.clip(out(w, OBS), *SPEC[2:4]), atol=1e-5)
             continue
         with pytest.raises(DataError, match=f'say "transposed": {word} in'):
             importers.read(path, SPEC)

@@ -1,11 +1,12 @@
-"""Makes the models beside it, with Stable-Baselines3 (`benchmarks/peers/setup.sh`): untrained, small, one of each kind.
+"""Makes the models beside it, with Stable-Baselines3 and sb3-contrib: untrained, small, one of each kind.
 
-    .peers/sb3/bin/python tests/sb3/make.py
+    .peers/sb3/bin/python tests/sb3/make.py [KIND ...]      KIND of tqc and trpo needs pip install sb3-contrib
 
 Each has its actions on the 1,000 observations of `numpy.random.default_rng(0).normal(size=(1000, 5))`, as its own
 `predict(deterministic=True)` gives them, in the env's units.
 """
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -33,7 +34,12 @@ def main() -> None:
     obs = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
     relu = {"activation_fn": torch.nn.ReLU}
     kinds = {"sac": SAC, "td3": TD3, "ddpg": DDPG, "ppo": PPO, "a2c": A2C, "ppo-relu": PPO}
-    for name, kind in kinds.items():
+    asked = sys.argv[1:] or list(kinds)
+    if {"tqc", "trpo"} & set(asked):
+        from sb3_contrib import TQC, TRPO
+
+        kinds |= {"tqc": TQC, "trpo": TRPO}
+    for name, kind in ((name, kinds[name]) for name in asked):
         more = relu if name == "ppo-relu" else {}
         model = kind("MlpPolicy", Flat(), policy_kwargs={"net_arch": [8, 8], **more}, seed=0, device="cpu")
         with torch.no_grad():  # away from the small start, so that clipping and squashing show

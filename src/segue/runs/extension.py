@@ -116,7 +116,9 @@ def history(
     """
     yield phases, settings_hash(config)
     entries = config.get("extended", [])
-    for entry in reversed(entries) if isinstance(entries, list) else [None]:
+    if not isinstance(entries, list):
+        raise DataError("config.json has no list of its extensions.")
+    for entry in reversed(entries):
         try:
             name, _, field = entry["setting"].rpartition(".")
             if field not in LENGTHS or not type(entry["was"]) is type(entry["now"]) is int:
