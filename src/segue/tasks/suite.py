@@ -219,8 +219,8 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
         env_id: the id of a Gymnasium env, instead of a name.
         dataset: a file, a folder or a Minari id, instead of the task's dataset.
         changes: other fields of `Task`, instead of the task's. With `backbone` ("td3bc", "spot", "iql", "rebrac",
-            "awac", "calql", "fql", "bc") or `recipe` (a recipe's name), the task gets the training reward of that backbone or
-            recipe, where it has its own.
+            "awac", "calql", "fql", "bc") or `recipe` (a recipe's name), the task gets the training reward of that
+            backbone or recipe, where it has its own.
 
     Raises:
         SegueError: for an unknown name (with the nearest ones), or neither or both of `name` and `env_id`.
