@@ -841,7 +841,7 @@ def test_fql_clones_two_modes_and_climbs_to_the_better_one():
 
     below, between, above = shares(changed(backbone, alpha=1e6))
     assert min(below, above) > 0.3
-    assert between < 0.25
+    assert between < 0.35  # 0.43 of a Gaussian with the same mean and variance
     assert shares(changed(backbone, alpha=0.3))[2] > 0.9
 
 
