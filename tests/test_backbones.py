@@ -38,6 +38,7 @@ from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.fql import FQL
 from segue.methods.iql import IQL
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.rebrac import ReBRAC
@@ -45,7 +46,8 @@ from segue.methods.sac import SAC
 from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
-from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import Deterministic, Gaussian, OneStep, TanhGaussian
+from segue.nn.flow import Flow
 from segue.nn.mlp import MLP
 from segue.nn.networks import Networks
 from segue.replay.next_actions import NextActionBatch, WithNextAction
@@ -710,6 +712,139 @@ def test_cal_ql_s_plain_form_has_its_constants():
     assert plain == SAC(networks=Networks(width=7), critics=4, discount=0.9, actor_lr=1e-4, temperature_lr=1e-4)
 
 
+# --- FQL -------------------------------------------------------------------------------------------------------------
+
+
+def flowing(backbone):
+    """Networks with a flow whose weights are drawn, moments at zero, and a policy that leaves the box at times."""
+    given = pretrained(0, backbone)
+    given = given._replace(actor=TrainState.new(jax.tree.map(lambda x: 1.7 * x, given.actor.net)))
+    parts = backbone.init_parts(SPEC, given.actor, given.parts, key=KEY)
+    rng = np.random.default_rng(5)
+    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.5, x.dtype), parts["flow"].net)
+    return given.with_parts(flow=TrainState.new(drawn, target=False))
+
+
+def end_of_flow(params, obs, noise, steps):
+    """Euler's steps, written out."""
+    for index in range(steps):
+        noise = noise + net(params, obs, noise, np.full((len(noise), 1), index / steps)) / steps
+    return np.clip(noise, -1, 1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "min"])
+def test_fql_s_critic_loss_and_its_gradient(x64, reduction):
+    backbone = FQL(networks=NETS, discount=0.9, target_reduction=reduction)
+    given, batch = x64(flowing(backbone)), x64(OFFLINE)
+    noise = np.stack([f64(jax.random.normal(k, (2,))) for k in jax.random.split(KEY, BATCH)])
+    action = np.clip(net(Oracle.params(given.actor.net), batch.next_obs, noise), -1, 1)
+    next_q = getattr(Oracle.q(Oracle.params(given.critic.target), batch.next_obs, action), reduction)(0)
+    y = f64(batch.reward) + 0.9 * np.where(batch.terminal, 0, next_q)
+    loss = lambda q: backbone.critic_loss(q, given.critic.target, given.actor, given.parts, batch, key=KEY)[0]
+    value, slope = jax.value_and_grad(loss)(given.critic.net)
+    np.testing.assert_allclose(value, Oracle.td(Oracle.params(given.critic.net), batch, y), rtol=1e-9)
+    Oracle.agree(lambda p: Oracle.td(p, batch, y), given.critic.net, slope)
+
+
+def test_fql_s_flow_loss_and_its_gradient(x64):
+    backbone = FQL(networks=NETS)
+    given, batch = x64(flowing(backbone)), x64(OFFLINE)
+    moved, info = backbone.update_parts(given.parts, given.actor, lambda obs, action: action.sum(), batch, key=KEY)
+    noise_key, time_key = jax.random.split(KEY)
+    z, t = f64(jax.random.normal(noise_key, (BATCH, 2))), f64(jax.random.uniform(time_key, (BATCH, 1)))
+    a = f64(batch.action)
+    by_hand = lambda p: ((net(p, batch.obs, z + t * (a - z), t) - a + z) ** 2).sum() / (BATCH * 2)
+    np.testing.assert_allclose(info["flow_loss"], by_hand(Oracle.params(given.parts["flow"].net)), rtol=1e-9)
+    Oracle.agree(by_hand, given.parts["flow"].net, jax.tree.map(lambda mu: mu / 0.1, moved["flow"].opt.mu))
+    assert all(moved[name] is given.parts[name] for name in given.parts if name != "flow")
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_fql_s_policy_loss_and_its_gradient(x64, normalised):
+    backbone = FQL(networks=NETS, alpha=0.7, normalise_q=normalised, flow_steps=3)
+    given, batch = x64(flowing(backbone)), x64(OFFLINE)
+    value, info, slope = policy_loss(backbone, given, batch)
+    z, critic = f64(jax.random.normal(KEY, (BATCH, 2))), Oracle.params(given.critic.net)
+    cloned = end_of_flow(Oracle.params(given.parts["flow"].net), batch.obs, z, 3)
+    q = lambda action: Oracle.q(critic, batch.obs, np.clip(action, -1, 1)).mean(0)
+    action = net(Oracle.params(given.actor.net), batch.obs, z)
+    assert 0.1 < (np.abs(action) > 1).mean() < 0.9  # both sides of the box's edge
+    scale = np.abs(q(action)).mean() if normalised else 1.0
+
+    def loss(params):
+        action = net(params, batch.obs, z)
+        return 0.7 * ((action - cloned) ** 2).mean() - q(action).mean() / scale
+
+    np.testing.assert_allclose(value, loss(Oracle.params(given.actor.net)), rtol=1e-9)
+    np.testing.assert_allclose(info["distillation"], ((action - cloned) ** 2).mean(), rtol=1e-9)
+    Oracle.agree(loss, given.actor.net, slope, rtol=2e-6)
+
+
+def test_fql_s_limits_of_alpha():
+    """At infinity the policy is distilled and Q is not climbed; at 0 the flow is not looked at."""
+    given = flowing(FQL(networks=NETS))
+    loss = lambda alpha, given, q=None: policy_loss(FQL(networks=NETS, alpha=alpha), given, OFFLINE, q)
+    z = jax.random.normal(KEY, (BATCH, 2))
+    cloned = jax.vmap(lambda obs, z: given.parts["flow"].net.action(obs, z, 10))(OFFLINE.obs, z)
+    distance = lambda pi: jnp.square(jax.vmap(pi.unclipped)(OFFLINE.obs, z) - cloned).mean()
+    for q in (None, lambda obs, action: -3 * action.sum()):
+        far = jax.tree.map(lambda slope: slope / 1e9, loss(1e9, given, q)[2])
+        close(far, jax.grad(distance)(given.actor.net), rtol=1e-4, atol=1e-7)
+    other = jax.tree.map(lambda x: 2 * x, given.parts["flow"].net)
+    changed_flow = given.with_parts(flow=TrainState.new(other, target=False))
+    assert same(loss(0.0, given)[2], loss(0.0, changed_flow)[2])
+    assert not same(loss(1.0, given)[2], loss(1.0, changed_flow)[2])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_euler_s_steps_reach_what_straight_flows_reach(steps):
+    """v = (a - x) / (1 - t) carries every noise to a; a constant v carries it by v; and the end is clipped."""
+    obs, noise, to = jnp.zeros(3), jnp.asarray([0.4, -0.3]), jnp.asarray([0.2, -0.9])
+    straight = Flow(lambda x: (to - x[3:5]) / (1 - x[5]))
+    np.testing.assert_allclose(straight.action(obs, noise, steps), to, rtol=1e-5)
+    np.testing.assert_allclose(Flow(lambda x: to).action(obs, noise, steps), [0.6, -1.0], rtol=1e-5)
+    assert Flow(lambda x: 0 * to + x[5]).action(obs, noise, steps)[0] == pytest.approx(0.4 + (steps - 1) / steps / 2)
+
+
+def test_a_one_step_policy_without_noise_is_its_action():
+    actor, obs = flowing(FQL(networks=NETS)).actor.net, jnp.asarray(OFFLINE.obs)
+    still = actor.without_noise()
+    assert isinstance(still, Deterministic)
+    close(jax.vmap(still.act)(obs), jax.vmap(actor.act)(obs), atol=1e-6)
+    keys = jax.random.split(KEY, BATCH)
+    by_hand = jnp.clip(jax.vmap(actor.unclipped)(obs, jnp.stack([jax.random.normal(k, (2,)) for k in keys])), -1.0, 1.0)
+    close(jax.vmap(actor.explore)(obs, keys), by_hand, atol=1e-6)
+
+
+def test_fql_clones_two_modes_and_climbs_to_the_better_one():
+    """The data do -0.7 or 0.7. Distilled alone the policy does both, and little between; where Q rises, the higher."""
+    backbone, q = FQL(networks=Networks(width=32), actor_lr=5e-3, flow_steps=5), lambda obs, action: action.mean()
+    sides = jnp.tile(jnp.where(jnp.arange(64) % 2 == 0, -0.7, 0.7)[:, None], (1, 2))
+    data = OFFLINE._replace(obs=jnp.zeros((64, 3)), action=sides)
+    given = flowing(backbone)
+
+    @jax.jit
+    def shares(backbone):
+        """The shares of actions near -0.7, between, and near 0.7 after training."""
+
+        def update(carry, key):
+            actor, parts = carry
+            parts_key, policy_key = jax.random.split(key)
+            parts, _ = backbone.update_parts(parts, actor, q, data, key=parts_key)
+            loss = lambda pi: backbone.policy_loss(pi, q, parts, data, key=policy_key, clock=DUE)
+            return (actor.apply_gradient(loss, backbone.actor_lr)[0], parts), None
+
+        start = (given.actor, {"flow": given.parts["flow"]})
+        (actor, _), _ = jax.lax.scan(update, start, jax.random.split(jax.random.key(1), 400))
+        acts = jax.vmap(lambda k: actor.net.explore(jnp.zeros(3), k))(jax.random.split(KEY, 400)).mean(-1)
+        return jnp.stack([(acts < -0.4).mean(), (jnp.abs(acts) <= 0.4).mean(), (acts > 0.4).mean()])
+
+    below, between, above = shares(changed(backbone, alpha=1e6))
+    assert min(below, above) > 0.3
+    assert between < 0.35  # 0.43 of a Gaussian with the same mean and variance
+    assert shares(changed(backbone, alpha=0.3))[2] > 0.9
+
+
 def test_backbones_say_where_their_batches_come_from():
     assert CalQL(discount=0.9).sampler(8) == WithReturns(discount=0.9, batch=8)
     assert ReBRAC().sampler(8) == WithNextAction(8)
@@ -722,7 +857,7 @@ ALL = {
     "td3bc": TD3BC(networks=NETS), "spot": SPOT(networks=NETS), "iql": IQL(networks=NETS), 
     "rebrac": ReBRAC(networks=Networks(width=WIDTH, depth=3, critic_norm=True)),
     "bc": BC(networks=NETS), "bc-squashed": BC(networks=NETS, head="tanh-gaussian"), "sac": SAC(networks=NETS),
-    "awac": AWAC(networks=NETS), "calql": CalQL(networks=NETS, actions=2, target_gap=0.8),
+    "awac": AWAC(networks=NETS), "fql": FQL(networks=NETS), "calql": CalQL(networks=NETS, actions=2, target_gap=0.8),
 }  # fmt: skip
 
 
@@ -746,6 +881,7 @@ def test_opt_at_kappa_0_moves_the_policy_as_the_old_critic_alone(name):
             "bc-squashed",
             "spot",
             "awac",
+            "fql",
             "calql",
         ):  # those draw noise by another key
             close(after.actor, agent.actor, rtol=1e-5, atol=1e-6)
@@ -769,6 +905,7 @@ def test_the_policy_explores_as_the_backbone_says(name):
 def test_kinds_of_policies():
     kinds = {name: type(backbone.new_actor(SPEC, key=KEY)) for name, backbone in ALL.items()}
     assert kinds["iql"] is Gaussian
+    assert kinds["fql"] is OneStep
     assert kinds["sac"] is kinds["bc-squashed"] is TanhGaussian
     assert isinstance(BC(head="tanh-gaussian", networks=Networks(width=7), polyak=0.1).online(), SAC)
     assert BC(head="tanh-gaussian", networks=Networks(width=7), polyak=0.1).online().polyak == 0.1

@@ -23,7 +23,7 @@ from segue.core import Spec
 from segue.deploy import export, film, show
 from segue.deploy.stored_policy import find_policy
 from segue.errors import DataError, SegueError
-from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import Deterministic, Gaussian, OneStep, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
 from segue.policies import importers, policy_file
 from segue.results import read as read_module
@@ -36,11 +36,11 @@ WIDE = np.subtract(SPEC.high, SPEC.low)
 SB3 = Path(__file__).parent / "sb3"
 
 
-def mlp(act=2, statistics=False, scale=3.0, **options):
+def mlp(act=2, obs=5, statistics=False, scale=3.0, **options):
     """Weights large enough that tanh saturates here and there, and norms that do something."""
     rng = np.random.default_rng(1)
     known = Statistics(jnp.arange(5.0), jnp.linspace(0.5, 4, 5), jnp.asarray(2.0)) if statistics else None
-    net = MLP((5, 16, 12, act), statistics=known, key=jax.random.key(0), **options)
+    net = MLP((obs, 16, 12, act), statistics=known, key=jax.random.key(0), **options)
     moved = jax.tree.map(lambda leaf: leaf * scale + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), net)
     return moved if known is None else jax.tree.unflatten(
         jax.tree.structure(net), [*jax.tree.leaves(moved)[:-3], *jax.tree.leaves(known)]
@@ -56,6 +56,7 @@ ACTORS = {
     "tanh-gaussian": lambda: TanhGaussian(mlp(act=4)),
     "around tanh": lambda: TanhGaussian.around(Deterministic(mlp()), -1.0),
     "around clip": lambda: TanhGaussian.around(Deterministic(mlp(), "clip"), -1.0),
+    "one-step": lambda: OneStep(mlp(obs=7, layer_norm=True), 2),
     "statistics": lambda: Deterministic(mlp(statistics=True)),
     "norm": lambda: Deterministic(mlp(layer_norm=True)),
     "norm after": lambda: Deterministic(mlp(layer_norm=True, norm_after=True)),

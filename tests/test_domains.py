@@ -426,7 +426,7 @@ def test_every_task_makes_its_env_and_its_backbones():
     assert len(TASKS) == 4 * 5 + 6 + 3 + 3 + 16
     for name, found in TASKS.items():
         assert set(found.constants.backbones) == {
-            "td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc", "bc-gaussian"
+            "td3bc", "spot", "iql", "rebrac", "awac", "calql", "fql", "bc", "bc-gaussian"
         }, name  # fmt: skip
         assert found.name == name
     for id_ in {found.env_id for found in TASKS.values()}:
@@ -455,6 +455,10 @@ def test_every_task_makes_its_env_and_its_backbones():
             "calql",
             {"weight": 1.0, "target_gap": None, "networks.width": 512, "networks.critic_depth": 3},
         ),
+        ("hopper-medium", "fql", {"alpha": 1.0, "normalise_q": True, "networks.width": 512}),
+        ("antmaze-large-play", "fql", {"alpha": 3.0, "normalise_q": False, "target_reduction": "mean"}),
+        ("pen-human", "fql", {"alpha": 1e4, "normalise_q": False, "target_reduction": "min"}),
+        ("door-binary", "fql", {"alpha": 1.0, "normalise_q": True, "target_reduction": "min"}),
         ("hopper-medium", "awac", {"temperature": 0.1, "max_weight": 100.0}),
         ("antmaze-medium-diverse", "rebrac", {"beta_actor": 0.001, "beta_critic": 0.0, "discount": 0.999}),
         ("antmaze-umaze", "iql", {"expectile": 0.9, "beta": 10.0}),

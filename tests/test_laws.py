@@ -19,6 +19,7 @@ from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
+from segue.methods.fql import FQL
 from segue.methods.gated import Gated
 from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
@@ -194,6 +195,7 @@ METHODS = {
     **under(clone, ""),
     **under(sac, "temperature", uses="key", fits=""),
     **under(awac, "", uses="key"),
+    **under(FQL(networks=NETS), "flow", uses="key"),
     **under(calql, "temperature multiplier", uses="key", fits="multiplier"),
 }
 SEEDS = 2

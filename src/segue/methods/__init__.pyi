@@ -4,6 +4,7 @@ from .backbone import ActorCritic as ActorCritic
 from .bc import BC as BC
 from .calql import CalQL as CalQL
 from .direct import Direct as Direct
+from .fql import FQL as FQL
 from .ibrl import IBRL as IBRL
 from .iql import IQL as IQL
 from .jsrl import JSRL as JSRL

@@ -204,6 +204,37 @@ def _log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
     return (2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))).sum()
 
 
+class OneStep(AbstractActor):
+    """A policy that maps an observation and as much Gaussian noise as an action is long to an action, in one step.
+
+    FQL distils it from a flow. `explore` draws the noise; `act` has zero noise, so that evaluation is deterministic.
+    Zero is the noise's mode, which need not be the mode of the actions.
+    """
+
+    mlp: MLP
+    """From an observation and noise, concatenated, to an action, which is clipped."""
+    noise: int = eqx.field(static=True)
+    """Length of the noise: as many numbers as an action has."""
+
+    def unclipped(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
+        """Compute the network's output, which may be outside of [-1, 1]."""
+        return self.mlp(jnp.concatenate([obs, noise]))
+
+    def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
+        return clipped(self.unclipped(obs, jnp.zeros(self.noise, obs.dtype)))
+
+    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        return clipped(self.unclipped(obs, jax.random.normal(key, (self.noise,), obs.dtype)))
+
+    def without_noise(self) -> Deterministic:
+        """Build the deterministic policy whose action is `act`: the first layer without the noise's rows."""
+        inputs = lambda mlp: (
+            [mlp.layers[0].weight] + ([mlp.statistics.mean, mlp.statistics.std] if mlp.statistics else [])
+        )
+        cut = [array[: -self.noise] for array in inputs(self.mlp)]
+        return Deterministic(eqx.tree_at(inputs, self.mlp, cut), "clip")
+
+
 class Mode(AbstractActor):
     """A policy that explores by its evaluation action alone."""
 

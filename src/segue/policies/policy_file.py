@@ -11,7 +11,7 @@ import numpy as np
 from segue import predict
 from segue.core import OBS_LIMIT, Spec
 from segue.errors import DataError, SegueError
-from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import EDGE, AbstractActor, Deterministic, Gaussian, OneStep, TanhGaussian
 from segue.nn.mlp import ACTIVATIONS, MLP, Statistics, TanhScale
 from segue.system import disk
 
@@ -19,7 +19,7 @@ LAYER_NORM = 1e-5
 """The number that Equinox's LayerNorm adds to a variance."""
 
 
-KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian}
+KINDS = {"deterministic": Deterministic, "gaussian": Gaussian, "tanh-gaussian": TanhGaussian, "one-step": OneStep}
 
 
 def lacks(actor: AbstractActor) -> str | None:
@@ -37,12 +37,17 @@ def lacks(actor: AbstractActor) -> str | None:
 
 
 def with_statistics(actor: AbstractActor, spec: Spec) -> AbstractActor:
-    """Return an actor that takes raw observations where the spec has statistics; its MLP must have none."""
+    """Return an actor that takes raw observations where the spec has statistics; its MLP must have none.
+
+    Other inputs of the MLP, such as a one-step policy's noise, stay as they are.
+    """
     if not spec.mean:
         return actor
-    mean, std, limit = (jnp.asarray(part, jnp.float32) for part in (spec.mean, spec.std, OBS_LIMIT))
     place = lambda actor: actor.mlp.statistics
-    return eqx.tree_at(place, actor, Statistics(mean, std, limit), is_leaf=lambda part: part is None)
+    others = actor.mlp.layers[0].weight.shape[0] - len(spec.mean)  # pyright: ignore[reportAttributeAccessIssue]
+    mean, std = (*spec.mean, *(0.0,) * others), (*spec.std, *(1.0,) * others)
+    statistics = Statistics(*(jnp.asarray(part, jnp.float32) for part in (mean, std, OBS_LIMIT)))
+    return eqx.tree_at(place, actor, statistics, is_leaf=lambda part: part is None)
 
 
 def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
         "kind": kind,
         "layers": [mlp.layers[0].weight.shape[0], *(layer.weight.shape[1] for layer in mlp.layers)],
         "activation": mlp.activation,
-        "output": getattr(actor, "output", "tanh"),
+        "output": "clip" if isinstance(actor, OneStep) else getattr(actor, "output", "tanh"),
         "bounded": bool(getattr(actor, "bounded", True)),
         "layer_norm": bool(mlp.norms),
         "own_spread": isinstance(actor, TanhGaussian) and actor.log_std is not None,
@@ -90,6 +95,9 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         raise DataError(f"{where} describes a policy with two squashing functions, which Segue cannot build.")
     has_spread_outputs = kind == "tanh-gaussian" and not own_spread
     act = sizes[-1] // 2 if has_spread_outputs else sizes[-1]
+    obs = sizes[0] - act if kind == "one-step" else sizes[0]
+    if kind == "one-step" and (obs < 1 or output != "clip" or rescaled):
+        raise DataError(f"{where} describes a one-step policy that reads no observation, or not it and noise alone.")
     if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
         raise DataError(f"{where} has no action box of {act} sides that are low < high.")
     if has_spread_outputs and sizes[-1] != 2 * act:
@@ -104,9 +112,10 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
             "deterministic": lambda: Deterministic(mlp, output),
             "gaussian": lambda: Gaussian(mlp, jnp.zeros(act), output, bounded),
             "tanh-gaussian": lambda: TanhGaussian(mlp, jnp.zeros(act) if own_spread else None, output),
+            "one-step": lambda: OneStep(mlp, act),
         }[kind]()
 
-    return jax.eval_shape(outline), Spec(sizes[0], act, low, high)
+    return jax.eval_shape(outline), Spec(obs, act, low, high)
 
 
 def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
@@ -133,6 +142,7 @@ def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Polic
     Raises:
         DataError: where the actor is not valid, as with a standard deviation of 0 or an action box without width.
     """
+    actor = actor.without_noise() if isinstance(actor, OneStep) else actor
     meaning, leaves = describe(actor, spec), disk.flatten(actor)
     sizes = [*meaning["layers"][:-1], spec.act]
     arrays = {"low": np.asarray(spec.low), "high": np.asarray(spec.high)}

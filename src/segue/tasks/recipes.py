@@ -72,6 +72,7 @@ BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
     "rebrac": _offline,
     "awac": _offline,
     "calql": _offline,
+    "fql": _offline,
     "bc": _offline,
     "bc-gaussian": _offline,
 }

@@ -10,6 +10,7 @@ from segue.envs import d4rl
 from segue.envs.reward import Reward
 from segue.errors import SegueError, nearest
 from segue.methods.calql import CalQL
+from segue.methods.fql import FQL
 from segue.methods.iql import IQL
 from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
@@ -70,6 +71,21 @@ _BETAS = {
 }  # fmt: skip
 
 
+# FQL's alpha by task, for Q as it is: of its code's offline-to-online commands, else of its offline ones.
+_ALPHAS = {
+    "antmaze-umaze": 10.0, "antmaze-umaze-diverse": 10.0, "antmaze-medium-play": 10.0, "antmaze-medium-diverse": 10.0,
+    "antmaze-large-play": 3.0, "antmaze-large-diverse": 3.0, "pen-human": 10_000.0, "pen-cloned": 1_000.0,
+    "pen-expert": 3_000.0, "door-human": 30_000.0, "door-cloned": 1_000.0, "door-expert": 30_000.0,
+    "hammer-human": 30_000.0, "hammer-cloned": 1_000.0, "hammer-expert": 30_000.0, "relocate-human": 10_000.0,
+    "relocate-cloned": 10_000.0, "relocate-expert": 30_000.0,
+}  # fmt: skip
+
+
+def _fql(name: str, **settings: Any) -> FQL:
+    """Return FQL with the alpha of a task; without a source, with its default settings, for normalised Q."""
+    return FQL(alpha=_ALPHAS[name], normalise_q=False, **settings) if name in _ALPHAS else FQL(**settings)
+
+
 def _rebrac(name: str, **settings: Any) -> ReBRAC:
     """Return ReBRAC with the betas of a task."""
     actor, critic = _BETAS.get(name, (0.01, 0.01))
@@ -108,6 +124,7 @@ def _maze(name: str, env_id: str, rows: AbstractDatasetRecipe, kappa: int = 100_
         IQL(expectile=0.9, beta=10.0),
         _rebrac(name, discount=0.999, critic_lr=5e-5),
         CalQL(weight=5.0, target_gap=0.8, next_actions=10, networks=Networks(critic_depth=4)),
+        _fql(name),
         networks=Networks(actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
     )
@@ -143,6 +160,7 @@ def _adroit(hand: str, kind: str) -> Task:
         IQL(expectile=0.8, beta=3.0),
         _rebrac(f"{hand}-cloned"),
         CalQL(weight=1.0, networks=Networks(width=512, critic_depth=3)),
+        _fql(f"{hand}-{kind}", target_reduction="min"),
         networks=Networks(actor_norm=True, critic_norm=True, norm_after=True, actor_head=1e-3, critic_head=3e-3),
         actor_lr=1e-4,
     )
@@ -201,8 +219,8 @@ def task(name: str | None = None, *, env_id: str | None = None, dataset: str | N
         env_id: the id of a Gymnasium env, instead of a name.
         dataset: a file, a folder or a Minari id, instead of the task's dataset.
         changes: other fields of `Task`, instead of the task's, such as the env's `env_args`, `reset_options` and
-            `action_range`. With `backbone` ("td3bc", "spot", "iql", "rebrac", "awac", "calql", "bc") or `recipe` (a
-            recipe's name), the task gets the training reward of that backbone or recipe, where it has its own.
+            `action_range`. With `backbone` ("td3bc", "spot", "iql", "rebrac", "awac", "calql", "fql", "bc") or `recipe`
+            (a recipe's name), the task gets the training reward of that backbone or recipe, where it has its own.
 
     Raises:
         SegueError: for an unknown name (with the nearest ones), both of `name` and `env_id`, or neither of them and no

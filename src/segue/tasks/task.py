@@ -21,6 +21,7 @@ from segue.methods.awac import AWAC
 from segue.methods.backbone import AbstractBackbone
 from segue.methods.bc import BC
 from segue.methods.calql import CalQL
+from segue.methods.fql import FQL
 from segue.methods.iql import IQL
 from segue.methods.rebrac import ReBRAC
 from segue.methods.sac import SAC
@@ -66,6 +67,7 @@ def default_backbones(
     iql: IQL = IQL(),
     rebrac: ReBRAC = ReBRAC(),
     calql: CalQL = CalQL(),
+    fql: FQL = FQL(),
     *,
     networks: Networks = Networks(),
     **shared: Any,
@@ -82,6 +84,7 @@ def default_backbones(
         "rebrac": rebrac,
         "awac": AWAC(networks=plain),
         "calql": calql,
+        "fql": fql,
         "bc": BC(networks=networks, **shared),
         "bc-gaussian": BC(head="tanh-gaussian", networks=networks, **shared),
     }
