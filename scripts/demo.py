@@ -1,61 +1,115 @@
-"""The demonstration: one offline policy, fine-tuned by OPT and by going on directly, in a few minutes on two cores.
+"""The demonstration: a half-trained policy, improved by `segue improve` and by the same learner without a guard.
 
-python scripts/demo.py [--task NAME] [--seed N] [--out DIR]
+python scripts/demo.py [--env-steps N] [--seed N] [--out DIR]
 
-Everything goes through Segue's command line, and each command is shown before it runs. The default task needs no
-download: its dataset is made here with the random policy. This is a look at the tool and not a comparison of methods:
-one seed, and a small part of the paper's budget (20k of 1M offline updates, 20k of 300k env steps, 1 update per env
-step in place of 5, a kappa of its own, chosen on this task and seed: see segue.recipes.QUICK).
+SAC trains a policy on InvertedPendulum-v5 for a moment, and its file is handed over as a user's own would be. Both arms
+run at the same time. A seed is a look at the tool: benchmarks/results/demo.md has five.
 """
 
 import argparse
+import dataclasses
 import itertools
-import shlex
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ENV_STEPS = 20_000
-"""In all, 5,000 of collection included."""
-
-
-def segue(*words: object) -> None:
-    """Show a command, then run it."""
-    command = [str(word) for word in words]
-    print(f"\n$ segue {shlex.join(command)}", flush=True)
-    if code := subprocess.call([sys.executable, "-m", "segue.cli", *command]):
-        raise SystemExit(code)
-
-
-def fresh(root: Path) -> Path:
-    """The first of runs/demo-1, runs/demo-2, ... that does not exist."""
-    return next(path for n in itertools.count(1) if not (path := root / f"demo-{n}").exists())
+ENV_ID = "InvertedPendulum-v5"
+HALF_TRAINED = 3_000
+"""Env steps after which SAC's policy balances the pole for about a tenth of an episode."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One offline policy, fine-tuned by OPT and directly.")
-    parser.add_argument("--task", default="halfcheetah-random")
-    parser.add_argument("--seed", default="0", help="the run's seed (0)")
+    parser = argparse.ArgumentParser(description="A half-trained policy, improved with and without a guard.")
+    parser.add_argument("--env-steps", type=int, default=8_000, help="env steps of both arms (8000)")
+    parser.add_argument("--seed", type=int, default=0, help="the number of every seed (0)")
     parser.add_argument("--out", type=Path, help="a new directory; default: runs/demo-1, runs/demo-2, ...")
+    parser.add_argument("--unguarded", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    out, began = asked.out or fresh(Path("runs")), time.monotonic()
-    common = ("--task", asked.task, "--preset", "quick", "--seed", asked.seed, "--finetune.until", ENV_STEPS)
-    picture = out / "report.png"
+    if asked.unguarded:
+        unguarded(asked.unguarded, asked.out, asked.env_steps, asked.seed)
+    else:
+        compare(asked.out or fresh(Path("runs")), asked.env_steps, asked.seed)
 
-    segue("run", "opt", *common, "--finetune.kappa.until", ENV_STEPS, "--out", out / "opt")
-    segue("run", "direct", *common, "--from", f"{out / 'opt'}:offline", "--out", out / "direct")
-    segue("report", out / "opt", out / "direct", "--out", picture)
 
-    from segue.results.read import read
-    from segue.results.records import summarise
+def compare(out: Path, env_steps: int, seed: int) -> None:
+    """Run both arms from one half-trained policy, and print and draw what they returned."""
+    began = time.monotonic()
+    policy = half_trained(out / "sac", seed)
+    common = ["--env-steps", str(env_steps), "--seed", str(seed)]
+    improved, without = out / "improve", out / "without-guard"
+    words = ["improve", "--policy", str(policy), "--env-id", ENV_ID, *common, "--out", str(improved)]
+    print(f"\n$ segue {' '.join(words)}", flush=True)
+    beside = subprocess.Popen([sys.executable, __file__, "--unguarded", str(policy), *common, "--out", str(without)])
+    failed = subprocess.call([sys.executable, "-m", "segue.cli", *words])
+    if failed := failed or beside.wait():
+        beside.terminate()
+        raise SystemExit(failed)
+    subprocess.check_call(
+        [sys.executable, "-m", "segue.cli", "report", str(improved), str(without), "--out", str(out / "report.png")]
+    )
+    print(f"\nReturns in evaluations, seed {seed} (at most 1,000):")
+    for folder in (improved, without):
+        given, lowest, last = curve(folder)
+        print(f"  {folder.name:<14} given {given:5,.0f}, lowest {lowest:5,.0f}, last {last:5,.0f}")
+    print(f"One seed is a look. Picture: {out / 'report.png'}    ({time.monotonic() - began:.0f} s)")
 
-    print(f"\n{asked.task}, seed {asked.seed}; scores where 0 is the random and 100 the expert policy of D4RL:")
-    for name in ("opt", "direct"):
-        found = summarise(read(out / name))
-        print(f"  {name:<8} offline {found.offline}, final {found.final} after {found.env_steps:,} env steps")
-    print("One seed and a small budget: this shows how the tool works, and does not rank the methods.")
-    print(f"Picture: {picture}    ({time.monotonic() - began:.0f} s)")
+
+def fresh(root: Path) -> Path:
+    """Return the first of runs/demo-1, runs/demo-2, ... that does not exist."""
+    return next(path for n in itertools.count(1) if not (path := root / f"demo-{n}").exists())
+
+
+def half_trained(out: Path, seed: int) -> Path:
+    """Train SAC from scratch for a moment; return the file of its policy."""
+    import segue
+    from segue.methods.sac import SAC
+    from segue.nn.networks import Networks
+    from segue.tasks.budget import QUICK
+    from segue.tasks.recipes import sac
+
+    print(f"SAC trains for {HALF_TRAINED:,} env steps on {ENV_ID}.", flush=True)
+    budget = dataclasses.replace(QUICK, online=HALF_TRAINED, warmup=500, evaluate_steps=1_000)
+    phases = sac(segue.task(env_id=ENV_ID), budget)
+    narrow = dataclasses.replace(phases["finetune"], method=SAC(networks=Networks(width=64)))
+    segue.run(
+        {**phases, "finetune": narrow}, segue.task(env_id=ENV_ID), out=out, seed=seed, budget=budget, quiet=True,
+        about={"recipe": "sac"},
+    )  # fmt: skip
+    (policy,) = out.glob("policy-*.safetensors")
+    return policy
+
+
+def unguarded(policy: Path, out: Path, env_steps: int, seed: int) -> None:
+    """Fine-tune as `segue improve` does, without its gate and trust region: the learner itself acts."""
+    import segue
+    from segue.methods.trust_region import TrustRegion
+    from segue.runs.improve import MEASURED, scaled_reward
+    from segue.tasks.budget import SMALL
+    from segue.tasks.recipes import improve
+    from segue.training.phases import Online
+
+    task = segue.task(env_id=ENV_ID, policy=str(policy))
+    task = dataclasses.replace(task, reward=scaled_reward(task))
+    budget = dataclasses.replace(
+        SMALL, online=env_steps, evaluate_steps=env_steps // 12, episodes=MEASURED, updates_per_step=None, critics=None
+    )
+    phases = improve(task, budget)
+    gated = phases["finetune"]
+    method = dataclasses.replace(gated.method, trust_region=TrustRegion())
+    fine = Online(method, gated.until, gated.sampler, gated.updates_per_step)
+    segue.run(
+        {**phases, "finetune": fine}, task, out=out, seed=seed, budget=budget, quiet=True,
+        about={"recipe": "without guard"},
+    )  # fmt: skip
+
+
+def curve(folder: Path) -> tuple[float, float, float]:
+    """Return the first, the lowest and the last mean return of a run's evaluations."""
+    lines = [json.loads(line) for line in (folder / "returns.jsonl").read_text().splitlines()]
+    means = [sum(line["returns"][0]) / len(line["returns"][0]) for line in lines]
+    return means[0], min(means), means[-1]
 
 
 if __name__ == "__main__":

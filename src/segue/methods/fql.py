@@ -45,6 +45,11 @@ def flow_matching(
     return jnp.square(jax.vmap(flow.velocity)(obs, point, time) - (action - noise)).mean()
 
 
+def _networks() -> Networks:
+    """Return the networks of FQL's authors."""
+    return Networks(width=512, depth=4, critic_norm=True, norm_after=True)
+
+
 class FQL(AbstractBackbone):
     """Clone the data by a flow; a one-step policy is distilled from the flow and climbs Q."""
 
@@ -69,9 +74,7 @@ class FQL(AbstractBackbone):
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
     delay: int = eqx.field(static=True, default=1)
     """The policy and all target networks move at every `delay`-th update."""
-    networks: AbstractNetworks = eqx.field(
-        default_factory=lambda: Networks(width=512, depth=4, critic_norm=True, norm_after=True)
-    )
+    networks: AbstractNetworks = eqx.field(default_factory=_networks)
     """The networks of policy, flow and critics."""
 
     def __check_init__(self):
