@@ -67,7 +67,7 @@ bench-peers:  ## install what `make bench` compares with, in .peers (needs Pytho
 bench: setup  ## measure speed on this machine, beside the peers where they are installed
 	$(BIN)/python benchmarks/run.py
 
-demo: setup  ## OPT and direct fine-tuning from one offline policy: a table and a picture, in minutes
+demo: setup  ## a half-trained policy, improved with and without a guard: a table and a picture, in minutes
 	$(BIN)/python scripts/demo.py
 
 paper-table-small: evidence-paper-table-small  ## OPT and three others, 2 tasks, 2 seeds: from nothing to a page (an hour)

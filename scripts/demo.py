@@ -3,7 +3,7 @@
 python scripts/demo.py [--env-steps N] [--seed N] [--out DIR]
 
 SAC trains a policy on InvertedPendulum-v5 for a moment, and its file is handed over as a user's own would be. Both arms
-run at the same time. A seed is a look at the tool: benchmarks/results/demo.md has five.
+run at the same time. One seed is a look at the tool, and no evidence.
 """
 
 import argparse
