@@ -301,6 +301,13 @@ def test_minari_dictionary_is_flattened_as_its_env_is(tmp_path):
     np.testing.assert_array_equal(met.transitions.obs, want[:-1])
 
 
+def test_parts_of_other_names_than_the_envs_are_refused(tmp_path):
+    data = load(minari(tmp_path / "x-v0", {"type": "Dict", "subspaces": DICT}, PARTS))
+    env = env_of(spaces.Dict({"goal": spaces.Box(-9, 9, (1, 2)), "state": spaces.Box(-9, 9, (2,))}))
+    with pytest.raises(DataError, match=r"the env .*state\[2\]: give what is the same the same name"):
+        check_against(data, env)
+
+
 def test_parts_are_taken_into_the_envs_order(tmp_path):
     """Of a set whose description has another order than the env, also after it was kept."""
     data = load(minari(tmp_path / "x-v0", {"type": "Dict", "subspaces": DICT}, PARTS))

@@ -231,6 +231,9 @@ def test_a_run_says_what_to_check_of_its_policy(capsys):
     assert f"{path}: check: trained under VecNormalize?" in capsys.readouterr().err
     data._print_doubts([str(path), str(job.given_policy)])
     assert capsys.readouterr().err.count("check: trained under VecNormalize?") == 1
+    (path.parent / "vecnormalize.pkl").write_bytes(vecnormalize())
+    data._print_doubts([str(path)])
+    assert "standardised by vecnormalize.pkl, which lies beside the policy: is it this" in capsys.readouterr().err
 
 
 def test_sac_s_show_says_what_to_check():
@@ -454,6 +457,28 @@ def test_statistics_beside_a_group_are_not_lost(kind):
     path.with_suffix(".json").write_text(json.dumps({**said, "ignore": ["state_preprocessor.running_variance"]}))
     seen = forward(dense(*RLKIT), *RLKIT, obs=(OBS - MEAN) / np.sqrt(VAR), hidden=relu)
     np.testing.assert_allclose(acts(f"{path}:policy"), SPEC.denormalise(np.tanh(seen)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "beside", [{"obs_mean": [0.5, 1.0, 0.0]}, {"normalizer": {"mean": [0.5, 1.0, 0.0]}}, {"state_std": [0.5, 1.0, 2.0]}]
+)
+def test_statistics_that_are_lists_are_not_lost(beside):
+    path = stored({"policy": dense(*RLKIT), **beside, "hidden_sizes": [4]})
+    with pytest.raises(DataError, match=r"mean|state_std"):
+        importers.read(f"{path}:policy", SPEC)
+
+
+@pytest.mark.parametrize("part", ["obs_std", "in_scale", "clip_obs", "obs_rms.var"])
+def test_statistics_without_a_mean_are_refused(part):
+    np.savez(path := new("p.npz"), **dense(*RLKIT), **{part: np.full(3, 2.0, np.float32)})
+    with pytest.raises(DataError, match=f"{part} and no mean beside it"):
+        importers.read(path, SPEC)
+
+
+@pytest.mark.parametrize("said", [{"obs_clip": 5.0}, {"obs_std": [1.0, 2.0, 3.0]}])
+def test_described_statistics_without_a_mean_are_refused(said):
+    with pytest.raises(DataError, match=r"no mean beside it|no mean and positive std"):
+        importers.read(stored(dense(*RLKIT), description=said), SPEC)
 
 
 def test_a_file_of_old_pytorch_is_read():

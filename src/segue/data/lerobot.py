@@ -160,8 +160,8 @@ def _numbers(column: Any, width: int, where: str) -> np.ndarray:
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
     nested = 0
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        lengths = pc.list_value_length(array)
-        if array.null_count or pc.min(lengths).as_py() != pc.max(lengths).as_py():
+        lengths = pc.list_value_length(array)  # pyright: ignore[reportAttributeAccessIssue]
+        if array.null_count or pc.min(lengths).as_py() != pc.max(lengths).as_py():  # pyright: ignore[reportAttributeAccessIssue]
             raise DataError(f"{where}: its rows are not all of one length: repair it, or leave these episodes out.")
         array, nested = array.flatten(), nested + 1
     if pa.types.is_boolean(array.type):

@@ -15,7 +15,8 @@ def remarks(data: Dataset, standardised: bool = False) -> tuple[str, ...]:
     """
     t = data.transitions
     constant = _constant("observations", t.obs) + _constant("actions", t.action)
-    return (() if standardised else _unscaled(t.obs)) + constant + _half_filled(data) + _odd_rewards(data)
+    large = () if standardised else _unscaled(t.obs)
+    return large + constant + _half_filled(data) + _odd_rewards(data)
 
 
 def _constant(name: str, column: Any) -> tuple[str, ...]:

@@ -63,13 +63,13 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
 def outline(path: str | Path) -> dict[str, Any]:
     """Describe a policy file of another library, as far as that is possible without an environment.
 
-        Returns:
-            `arrays`, shapes by name; and, where the layers are known by name or by a description, `layers` (sizes),
-            `activation`, `squash`, `assumed` (which of these two neither the file nor the description states), `spread`
-    XX Where the layers are not known, `why`.
+    Returns:
+        `arrays`, shapes by name; and, where the layers are known by name or by a description, `layers` (sizes),
+        `activation`, `squash`, `assumed` (which of these two neither the file nor the description states), `spread`,
+        and more that `segue policy show` prints. Where the layers are not known, `why`.
 
-        Raises:
-            DataError: as `read` in an environment of the policy's own sizes.
+    Raises:
+        DataError: as `read` in an environment of the policy's own sizes.
     """
     try:
         return _outline(path)
@@ -80,7 +80,12 @@ def outline(path: str | Path) -> dict[str, Any]:
 def doubt(path: str | Path) -> str | None:
     """Return what to check of a policy file that `read` takes, because no file of its kind shows it; None: nothing."""
     file, _, _ = formats.split(path)
-    if predict.is_exported(file) or is_policy_file(file) or not outline(path).get("unsure"):
+    if predict.is_exported(file) or is_policy_file(file):
+        return None
+    found = outline(path)
+    if isinstance(beside := found.get("standardised"), str):
+        return f"check: observations are standardised by {beside}, which lies beside the policy: is it this policy's?"
+    if not found.get("unsure"):
         return None
     return (
         "check: trained under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip, or "
@@ -296,17 +301,23 @@ def _statistics(arrays: Arrays, about: dict[str, Any], spec: Spec, where: str) -
         return arrays[value] if isinstance(value, str) else value
 
     mean, std = statistic("obs_mean"), statistic("obs_std")
-    limit = about.get("obs_clip", np.inf)
+    limit, used = about.get("obs_clip", np.inf), set()
     if "obs_mean" in about:
-        pass
+        used = layouts.STATISTICS
     elif "obs_rms.mean" in arrays:  # VecNormalize's
+        used = {"obs_rms.mean", "obs_rms.var", "clip_obs", "epsilon"}
         epsilon = float(arrays.get("epsilon", np.asarray(1e-8)))
         mean, std = arrays["obs_rms.mean"], np.sqrt(np.asarray(arrays["obs_rms.var"], float) + epsilon)
         limit = float(arrays.get("clip_obs", np.asarray(10.0)))
     elif "obs_mean" in arrays:
-        mean, std = arrays["obs_mean"], arrays.get("obs_std")
+        mean, std, used = arrays["obs_mean"], arrays.get("obs_std"), {"obs_mean", "obs_std"}
     elif "in_shift" in arrays:
+        used = {"in_shift", "in_scale"}
         mean, std = arrays["in_shift"], np.asarray(arrays["in_scale"], float) + 1e-8
+    unused = sorted((layouts.STATISTICS - used - {"obs_rms.count", "epsilon"}) & arrays.keys())
+    unused += sorted({"obs_std", "obs_clip"} & about.keys()) if not used else []
+    if unused:
+        raise DataError(f"{where} has {unused[0]} and no mean beside it: observation statistics are mean and std.")
     if mean is None and std is None:
         return None
     try:

@@ -7,6 +7,7 @@ of NumPy's, and refuses any other name.
 
 import io
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -164,8 +165,13 @@ def member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
     return content
 
 
+_STATISTIC = re.compile(r"mean|var|std|rms|norm|scal|shift", re.IGNORECASE)
+"""Names of what may standardise observations, or scale actions."""
+
+
 def _flat(loaded: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays in nested dictionaries and lists, with dots in their names, and nothing else."""
+    """Yield the arrays in nested dictionaries and lists, with dots in their names; of lists of numbers, those that may
+    be statistics."""
     left = [("", loaded)]
     for _ in range(MOST_VALUES):
         if not left:
@@ -173,6 +179,13 @@ def _flat(loaded: Any) -> Iterator[tuple[str, np.ndarray]]:
         name, value = left.pop()
         if isinstance(value, pickles.Record):
             value = pickles.array(value)
+        if (
+            isinstance(value, list | tuple)
+            and _STATISTIC.search(name)
+            and value
+            and all(type(x) is float for x in value)
+        ):
+            value = np.asarray(value)
         if isinstance(value, np.ndarray):
             yield name, value
         pairs = (
