@@ -66,41 +66,31 @@ def check_jumps(data: Dataset) -> Dataset:
     named = (" " if len(rows) == 1 else "s ") + ", ".join(map(str, rows[:8]))
     named += f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     note = f"observations jump at row{named} though the episode goes on: make sure that no episode begins there"
-    return _noted_or_refused(
-        data,
-        note,
-        f"observations jump at row{named}, far beyond the data's own steps, and no border is marked: set timeouts (or "
-        "terminals) at the row before each, or store next_observations if the env itself moves so.",
-    )
+    if data.shifted:
+        raise DataError(
+            f"{data.name}: observations jump at row{named}, far beyond the data's own steps, and no border is marked: "
+            "set timeouts (or terminals) at the row before each, or store next_observations if the env itself moves so."
+        )
+    return replace(data, notes=(*data.notes, note))
 
 
-def check_limit(data: Dataset, limit: int, where: str) -> Dataset:
-    """Refuse data with an episode longer than the env's time limit; where next_obs is stored, add a note instead.
+def check_limit(data: Dataset, limit: int, where: str) -> None:
+    """Refuse data with an episode longer than the env's time limit.
+
+    A border is missing there, whether next_obs is stored or not: one that the file stored rightly differs from the
+    following row's observation at a border, and is refused where the file was read.
 
     Raises:
         DataError: which names the first such episode.
     """
     lengths = data.lengths()
     long = np.flatnonzero(lengths > limit)
-    if not len(long):
-        return data
-    what = (
-        f"{len(long)} of {len(lengths)} episodes are longer than the time limit of {where}, {limit:,} steps, as is "
-        f"episode {long[0]} with {lengths[long[0]]:,}"
-    )
-    return _noted_or_refused(
-        data,
-        f"{what}: borders are missing from timeouts, though no stored next observation crosses one",
-        f"{what}, so a border is missing and a successor would come from another episode: set timeouts at each "
-        "episode's last row, or store next_observations.",
-    )
-
-
-def _noted_or_refused(data: Dataset, note: str, error: str) -> Dataset:
-    """Return the data with a note where next_obs is stored, so that no successor crosses a border; refuse others."""
-    if data.shifted:
-        raise DataError(f"{data.name}: {error}")
-    return replace(data, notes=(*data.notes, note))
+    if len(long):
+        raise DataError(
+            f"{data.name}: {len(long)} of {len(lengths)} episodes are longer than the time limit of {where}, {limit:,} "
+            f"steps, as is episode {long[0]} with {lengths[long[0]]:,}, so a border is missing and a successor would "
+            "come from another episode: set timeouts at each episode's last row."
+        )
 
 
 def crowded(data: Dataset) -> tuple[str, ...]:

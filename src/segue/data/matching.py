@@ -21,12 +21,12 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     observations leave the env's box; and those of `remarks`.
 
     **Raises:** `DataError` where the shapes, the boxes or the ids differ, for actions outside the box, and for episodes
-    that are longer than the env's time limit, unless next observations are stored.
+    that are longer than the env's time limit.
     """
     env_spec, id_, limit = _known(env)
     data = in_order(data, getattr(env, "parts", ()))
     if limit is not None:
-        data = check_limit(data, limit, str(id_))
+        check_limit(data, limit, str(id_))
     t = data.transitions
     sizes = (t.obs.shape[1], t.action.shape[1])
     if sizes != (env_spec.obs, env_spec.act):
