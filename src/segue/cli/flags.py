@@ -98,7 +98,7 @@ def with_score(chosen: Task, low: float, high: float) -> Task:
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
     """Parse all flags: the run's options and, by phase name, every hyper-parameter of every phase."""
     settings = run_settings(recipe, preset, phases)
-    about = f"The recipe {recipe!r} on {chosen_task.label}."
+    about = f"The recipe {recipe!r} on {chosen_task.env_id or chosen_task.label}."
     try:
         parsed = tyro.cli(settings, args=argv, prog="segue run", description=about)
     except SystemExit as left:
