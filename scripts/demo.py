@@ -71,10 +71,11 @@ def half_trained(out: Path, seed: int) -> Path:
 
     print(f"SAC trains for {HALF_TRAINED:,} env steps on {ENV_ID}.", flush=True)
     budget = dataclasses.replace(QUICK, online=HALF_TRAINED, warmup=500, evaluate_steps=1_000)
-    phases = sac(segue.task(env_id=ENV_ID), budget)
+    task = segue.task(env_id=ENV_ID)
+    phases = sac(task, budget)
     narrow = dataclasses.replace(phases["finetune"], method=SAC(networks=Networks(width=64)))
     segue.run(
-        {**phases, "finetune": narrow}, segue.task(env_id=ENV_ID), out=out, seed=seed, budget=budget, quiet=True,
+        {**phases, "finetune": narrow}, task, out=out, seed=seed, budget=budget, quiet=True,
         about={"recipe": "sac"},
     )  # fmt: skip
     (policy,) = out.glob("policy-*.safetensors")

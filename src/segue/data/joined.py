@@ -133,15 +133,13 @@ def in_order(data: Dataset, parts: Sequence[Part]) -> Dataset:
         DataError: where they have other names or shapes.
     """
     wanted, have = {part.name: part for part in parts}, {part.name: part for part in data.parts}
-    if not data.parts or not parts or list(wanted) == list(have):
+    if not wanted or not have or "" in {*wanted, *have} or list(wanted) == list(have):
         return data
-    if set(wanted) != set(have) and "" not in {*wanted, *have}:
+    if set(wanted) != set(have):
         raise DataError(
             f"{data.name} has the observations {in_words(data.parts)} and the env {in_words(parts)}: give what is "
             "the same the same name, or choose among the file's as FILE:KEY,KEY."
         )
-    if set(wanted) != set(have):
-        return data
     if any(wanted[name].size != have[name].size for name in wanted):
         raise DataError(f"{data.name} has the observations {in_words(data.parts)} and the env {in_words(parts)}.")
     return taken(data, tuple(parts))
