@@ -85,7 +85,8 @@ def judged(candidate, **changes):
         ([102, 102, 102], "promoted"),  # 3 + 5 > 7.4
         ([95, 95, 95], "rejected"),  # behind by 4, more than one error
         ([96, 96, 96], ""),
-        ([97, 97, 97, 97, 97, 97], "rejected"),  # behind at the second judgement
+        ([96] * 6, "rejected"),  # behind by 3, more than one error
+        ([97] * 6, "unproven"),  # behind by 2, less than one
         ([99.5] * 6, "unproven"),  # ahead by 0.5, less than half an error
         ([20, 24], "rejected"),  # two falls
         ([20, 40], ""),  # one fall: 30 > 0 + 0.25 * 100
@@ -93,6 +94,16 @@ def judged(candidate, **changes):
 )
 def test_a_judgement_worked_by_hand(candidate, verdict):
     assert judged(candidate) == verdict
+
+
+def test_a_little_below_equal_returns_is_no_fall():
+    """Policies whose returns lie close together leave little between L and J_0; a fall is more than their spread."""
+    trial = measured(GIVEN)
+    for pair, fell in (((89.0, 87.0), False), ((80.0, 76.0), True)):
+        assert np.mean(pair) < min(GIVEN)
+        error = math.sqrt((450 + np.var(pair) * 2) / 10) * math.sqrt(1 / 2 + 1 / 10)
+        assert (np.mean(pair) < 100 - 3 * error) == fell
+        assert Gate().fell(trial, pair) == fell
 
 
 def test_returns_without_spread_are_judged_by_their_sign():
@@ -196,20 +207,26 @@ def test_a_learner_that_is_behind_goes_back_to_the_champion():
 
 
 def test_a_rejected_candidate_but_no_unproven_halves_the_radius():
-    for value, verdict, radius in ((80.0, "rejected", 0.09375), (100.1, "unproven", 0.1875)):
+    """The learner was clearly ahead, so that the radius had doubled."""
+    for value, verdict, radius in ((80.0, "rejected", 0.15), (99.9, "unproven", 0.3), (100.1, "unproven", 0.3)):
         roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t, v=value: v}
         decided = next(t for t in play(Gate(rest=0), roles, 60) if t.verdict not in ("", "taken"))
         assert (decided.verdict, decided.radius) == (verdict, radius)
 
 
 def test_a_learner_that_is_ahead_widens_its_trust_region():
-    """By a quarter each time, up to the largest radius."""
+    """By a quarter, twofold if ahead by more than one error, and up to the largest radius."""
+    gate = Gate(rest=0)
+    for learner, radius in ((102.0, 0.1875), (120.0, 0.3)):  # the error is about 5
+        trial = begun()._replace(acting="learner", learner=(learner, learner))
+        taken = gate.after(trial, learner, 0)
+        assert (taken.verdict, taken.radius) == ("taken", radius)
     best = lambda trial: 100.0 + 30 * trial.promoted
     roles = {"champion": best, "learner": lambda t: best(t) + (20 if t.noisy else 0),
              "candidate": lambda t: best(t) + 30}  # fmt: skip
-    seen = play(Gate(rest=0, radius=0.3), roles, 60, begun(radius=0.3))
+    seen = play(gate, roles, 60, begun(radius=0.2))
     radii = [trial.radius for trial in seen if trial.verdict == "taken"]
-    np.testing.assert_allclose(radii[:4], [0.375, 0.46875, 0.5, 0.5])
+    np.testing.assert_allclose(radii[:3], [0.4, 0.5, 0.5])
 
 
 def test_after_a_promotion_the_learner_gives_the_noisy_level():

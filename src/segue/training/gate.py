@@ -7,13 +7,15 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
 Returns are undiscounted sums of the env's own rewards. L is the lowest one so far: of the given policy and of champions
 where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of its first two
-episodes lies below every return of the champions and in the lowest quarter between L and J_0.
+episodes lies below every return of the champions, in the lowest quarter between L and J_0, and below the champion's by
+more than three standard errors.
 
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
-if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius grows by a
-quarter whenever the learner is ahead, or is not behind over 6 episodes; it halves whenever the learner goes back. A
-promotion leaves the learner where the champion is, so its first 3 episodes measure the champion with noise, unless they
-lie above the champion's own by more than one standard error: then it has moved on, and is ahead.
+if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius doubles when
+the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind over 6
+episodes, and halves when the learner goes back. A promotion leaves the learner where the champion is, so its first 3
+episodes measure the champion with noise, unless they lie above the champion's own by more than one standard error: then
+it has moved on, and is ahead.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -23,10 +25,10 @@ nothing; low returns count in full. For the first test the plain mean must not l
     not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
-It is promoted where both hold, and rejected where it has fallen, J_k - J_c < -s sqrt(1/n_k + 1/n_c), or J_k <= J_c at
-the second judgement. Otherwise it is unproven after the second, and the learner acts again. Two judgements, at
-\delta / 2 each, keep the probability that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted at
-or below \delta, as far as returns are normal with one spread.
+It is promoted where both hold, and rejected where it has fallen or J_k - J_c < -s sqrt(1/n_k + 1/n_c). Otherwise it is
+unproven after the second judgement, and the learner goes on. Two judgements, at \delta / 2 each, keep the probability
+that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted at or below \delta, as far as returns are
+normal with one spread.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
@@ -215,7 +217,7 @@ class Gate(eqx.Module):
     radius_low: float = 0.02
     """The smallest radius: each return to the champion halves it (inferred)."""
     radius_high: float = 0.5
-    """The largest radius: it grows by a quarter whenever the learner's last episodes are not behind (inferred)."""
+    """The largest radius: it doubles or grows by a quarter whenever the learner is not behind (inferred)."""
     noise: float = 0.05
     """Standard deviation of the learner's exploration noise, in units of actions from -1 to 1, clipped to +-0.5
     (inferred)."""
@@ -298,14 +300,18 @@ class Gate(eqx.Module):
         not_worse &= mean(trial.candidate) - mean(trial.given) + margin >= 0  # rare high returns are not given away
         if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
             return "promoted"
-        if over_champion.ahead < -over_champion.error or (last and over_champion.ahead <= 0):
+        if over_champion.ahead < -over_champion.error:
             return "rejected"
         return "unproven" if last else ""
 
     def fell(self, trial: Trial, returns: Returns) -> bool:
-        """Return whether a policy's returns lie below all of the champions' and in the lowest quarter of J_0 - L."""
+        """Return whether returns lie clearly below all of the champions' and in the lowest quarter of J_0 - L.
+
+        Where the champions' returns differ little, "below all of them" alone would be no fall.
+        """
         low = min(trial.lowest, trial.level - 0.75 * self.margin_span(trial))
-        return self.protects(trial) and mean(returns) < low
+        found = compare(returns, trial.champion)
+        return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
@@ -371,17 +377,22 @@ class Gate(eqx.Module):
                 return trial._replace(noisy=learner, learner=())
         if env_step < trial.rest:
             return trial
-        wider = trial._replace(radius=min(trial.radius * 1.25, float(self.radius_high)))
-        if compare(learner[-self.min_episodes :], level).ahead > 0:
+        found = compare(learner[-self.min_episodes :], level)
+        if found.ahead > 0:
+            wider = self._scaled(trial, 2.0 if found.ahead > found.error else 1.25)
             return wider._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
         if len(learner) < 2 * self.min_episodes:
             return trial
         found = compare(learner, level)
         if found.ahead < -found.error:
             return self._back(trial._replace(verdict="rejected"), env_step)
-        return wider._replace(learner=())
+        return self._scaled(trial, 1.25)._replace(learner=())
 
     def _back(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial in which the learner goes back to the champion, in a smaller trust region."""
-        radius = max(trial.radius / 2, float(self.radius_low))
-        return trial._replace(learner=(), radius=radius, rest=env_step + self.rest)
+        return self._scaled(trial, 0.5)._replace(learner=(), rest=env_step + self.rest)
+
+    def _scaled(self, trial: Trial, factor: float) -> Trial:
+        """Return the trial with the trust region's radius times `factor`, within its bounds."""
+        radius = min(max(trial.radius * factor, float(self.radius_low)), float(self.radius_high))
+        return trial._replace(radius=radius)
