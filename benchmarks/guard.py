@@ -28,7 +28,8 @@ from segue.results.records import Curve, online_curve
 from segue.runs import improve as improving
 from segue.system import disk, machine
 from segue.tasks.budget import SMALL, Budget
-from segue.tasks.recipes import RECIPES, Phases
+from segue.tasks.offline import Phases
+from segue.tasks.recipes import RECIPES
 from segue.tasks.task import Task
 from segue.training.phases import Online
 

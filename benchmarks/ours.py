@@ -28,7 +28,8 @@ from segue.nn.networks import Networks
 from segue.replay.ring import Ring
 from segue.system import machine
 from segue.tasks.budget import Budget
-from segue.tasks.recipes import BACKBONES, Phases, direct, online_only, opt
+from segue.tasks.offline import BACKBONES, Phases
+from segue.tasks.recipes import direct, online_only, opt
 from segue.tasks.suite import task
 from segue.tasks.task import Task
 from segue.training import start as start_module

@@ -64,12 +64,14 @@ def tiny(recipe, *given, env_id=RAGGED, **changes) -> list[str]:
         table |= {f"presample.backbone.{name}": value for name, value in sac.items()}
     if recipe in ("rlpd", "sac"):
         table["warmup.until"] = 4
-    if recipe in ("ibrl", "resfit"):
+    if recipe in ("ibrl", "q2rl", "resfit"):
         table["collect.until"] = 4
     if recipe == "ibrl":
         del table["finetune.backbone.subset"]
     if recipe == "resfit":
-        table |= {"pretrain.steps": 3, "pretrain.sampler.batch": 8, "finetune.units": 8}
+        table["finetune.units"] = 8
+    if recipe in ("q2rl", "resfit"):
+        table |= {"pretrain.steps": 3, "pretrain.sampler.batch": 8}
         table |= {f"pretrain.backbone.{name}": value for name, value in sac.items()}
     table |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     words = [word for name, value in table.items() for word in (f"--{name}", str(value))]
@@ -128,7 +130,7 @@ def test_porl_needs_a_policy_and_nothing_else():
     assert disk.read_json(folder / "status.json")["status"] == "finished"
 
 
-@pytest.mark.parametrize("recipe", ["jsrl", "ibrl", "resfit", "rlpd", "sac"])
+@pytest.mark.parametrize("recipe", ["jsrl", "ibrl", "q2rl", "resfit", "rlpd", "sac"])
 def test_its_siblings(recipe):
     given = () if recipe == "sac" else ("--policy", policy())
     changes = {}
@@ -149,9 +151,36 @@ def test_its_siblings(recipe):
     if recipe == "ibrl":  # what is kept is the choice between both
         assert is_given(last, part="actor.net.given")
         assert last["actor.net.own.mlp.layers.1.weight"].shape == (2, 8, 2)
+    if recipe == "q2rl":  # a copy of the given policy learns beside it, and its value stays
+        assert is_given(last, part="actor.net.given")
+        first = pretrained(folder, "pretrain")
+        values = [name for name in last if name.startswith("actor.net.given_critics.")]
+        assert values
+        assert all((last[n] == first["critic.net." + n.removeprefix("actor.net.given_critics.")]).all() for n in values)
+        assert not is_given(last, part="actor.net.own")
     if recipe == "resfit":  # the base stays, a correction learns
         assert is_given(last, part="actor.net.base")
         assert (last["actor.net.correction.layers.2.weight"] != 0).any()
+
+
+@pytest.mark.parametrize("recipe", ["pex", "cfp"])
+def test_rivals_with_data_start_from_a_policy(recipe):
+    """PEX's critic and V learn for the given policy; CFP's critic learns first, and no phase is offline."""
+    actor = Gaussian(ACTOR.mlp, jnp.zeros(2)) if recipe == "pex" else ACTOR
+    first = "offline" if recipe == "pex" else "pretrain"
+    short = ["--finetune.until", 8, "--finetune.updates-per-step", 1, "--finetune.sampler.batch", 8]
+    small = [f"--{first}.steps", 3, f"--{first}.sampler.batch", 8, f"--{first}.backbone.networks.width", 8]
+    until = ["--collect.until", 4] if recipe == "pex" else []
+    given = ["--policy", policy(actor), "--dataset", dataset(), *COMMON, *short, *small, *until]
+    folder = run([str(word) for word in (recipe, "--env-id", RAGGED, *given)])
+    last = pretrained(folder, "finetune")
+    assert is_given(pretrained(folder, first))
+    if recipe == "pex":
+        assert is_given(last, part="actor.net.given")
+        assert "parts.value.net.layers.0.weight" in last
+    else:
+        assert not is_given(last)
+        assert (last["critic.opt.count"] == 3 + 7).all()  # the new critic goes on
 
 
 def test_a_policy_that_no_file_can_hold_is_not_guarded(capsys):

@@ -25,7 +25,9 @@ from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
+from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
+from segue.methods.q2rl import Q2RL, CloningSAC
 from segue.methods.rebrac import ReBRAC
 from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
@@ -96,6 +98,7 @@ redq = SAC(
 )
 every = changed(redq, delay=1)
 ensemble = EnsembleTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
+cloning = CloningSAC(networks=NETS, critics=4, subset=2, delay=2, entropy_backup=False)
 choosing = ChoosingTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
 trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
@@ -165,6 +168,19 @@ METHODS = {
     ),
     "resfit": Law(ResFiT(changed(ensemble, pessimism=0.0), units=WIDTH), "actor critic", "actor", backbone=ensemble),
     "ibrl": Law(IBRL(choosing), "actor critic", "actor critic reference_policy", backbone=choosing),
+    "pex": Law(
+        PEX(changed(iql, decay=None)),
+        "actor critic value",
+        "actor critic value reference_policy",
+        uses="key",
+        backbone=iql,
+    ),
+    "q2rl": Law(
+        Q2RL(cloning),
+        "actor critic temperature",
+        "actor reference_policy",
+        backbone=cloning,
+    ),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"
     ),

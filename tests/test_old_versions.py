@@ -17,7 +17,8 @@ from segue.results import read, seals
 from segue.runs import checkpoints, run
 from segue.system import disk, renamed
 from segue.tasks.budget import PRESETS
-from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS
+from segue.tasks.offline import BACKBONES
+from segue.tasks.recipes import RECIPES, REPLAYS
 from segue.tasks.suite import task
 from segue.training.start import start
 

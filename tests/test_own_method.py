@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "own_method.py"
 PART = "cloning_weight"
 LINES = {
-    "src/segue/tasks/recipes.py": ("BACKBONES: dict", '    "fading": train(FadingBC()),'),
+    "src/segue/tasks/offline.py": ("BACKBONES: dict", '    "fading": train(FadingBC()),'),
     "tests/test_laws.py": ("METHODS = {", f'    **under(FadingBC(networks=NETS), "{PART}", fits=""),'),
 }
 """Where the method is entered: the table's first line, and what follows it."""

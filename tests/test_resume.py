@@ -148,6 +148,26 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(monkeypatch, mo
     assert restore.newest(folder)[0].manifest["resume"] == "exact"
 
 
+RIVALS = {
+    "arb": ["direct", "--backbone", "iql", "--replay", "arb", "--finetune.sampler.every", 3, "--collect.until", 8],
+    "pex": ["pex", "--collect.until", 8],
+    "cfp": ["cfp", "--pretrain.steps", 10, "--pretrain.sampler.batch", 8],
+    "q2rl": ["q2rl", "--pretrain.steps", 10, "--pretrain.sampler.batch", 8, "--collect.until", 8]
+    + [word for phase in ("pretrain", "finetune") for word in (f"--{phase}.backbone.networks.width", 8)],
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_resumes_bit_for_bit_in_its_fine_tuning(monkeypatch, name):
+    recipe, *rest = RIVALS[name]
+    shared = ["--env-id", STILL, "--dataset", rows(), "--quiet", "--commit-every", 3, "--seeds", 2, "--episodes", 3]
+    short = ["--offline.steps", 20, "--offline.networks.width", 8, "--offline.sampler.batch", 8, "--evaluate-steps", 4]
+    tuned = ["--finetune.until", 16, "--finetune.updates-per-step", 2, "--finetune.sampler.batch", 8, "--log-every", 1]
+    words = [str(word) for word in (recipe, *shared, *short, *tuned, *rest)]
+    main.main(["run", *words, "--out", str(folder := new("whole"))])
+    assert everything(resumed(interrupted(monkeypatch, 13, words=words))) == everything(folder)
+
+
 def test_interrupted_again_and_again(monkeypatch):
     folder = interrupted(monkeypatch, 3)
     for moment in (4, 1, 5):

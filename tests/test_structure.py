@@ -20,7 +20,7 @@ HOOKS = {
     AbstractMethod: "error",
     AbstractBackbone: "new_critic policy_due targets_due trusted_action explorer actor_rate sampler init_parts "
     "restart_parts update_parts update_multipliers new_fit fit adapt_actor",
-    AbstractSAC: "more_parts",
+    AbstractSAC: "more_parts policy_loss",
 }
 """Methods with a default that subclasses may replace, by the class that documents them."""
 

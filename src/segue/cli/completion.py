@@ -10,7 +10,8 @@ import shtab
 from segue.cli.flags import run_settings
 from segue.cli.listing import recipes
 from segue.tasks.budget import PAPER
-from segue.tasks.recipes import BACKBONES, RECIPES
+from segue.tasks.offline import BACKBONES
+from segue.tasks.recipes import RECIPES
 from segue.tasks.suite import TASKS, task
 
 FOLDERS = {"run", "runs", "from"}

@@ -14,7 +14,8 @@ from segue.errors import SegueError, nearest, similar
 from segue.runs import config, limits, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
-from segue.tasks.recipes import BACKBONES, RECIPES, REPLAYS, guarded
+from segue.tasks.offline import BACKBONES
+from segue.tasks.recipes import RECIPES, REPLAYS, guarded
 from segue.tasks.suite import task
 from segue.tasks.task import Task
 from segue.training.gate import Gate

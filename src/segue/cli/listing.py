@@ -6,7 +6,8 @@ import re
 
 from segue.errors import SegueError, nearest
 from segue.tasks.budget import PAPER
-from segue.tasks.recipes import BACKBONES, RECIPES, backbone_of
+from segue.tasks.offline import BACKBONES, backbone_of
+from segue.tasks.recipes import RECIPES
 from segue.tasks.suite import TASKS
 from segue.tasks.task import AbstractDatasetRecipe, Task
 

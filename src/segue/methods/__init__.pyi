@@ -10,8 +10,10 @@ from .iql import IQL as IQL
 from .jsrl import JSRL as JSRL
 from .opt import OPT as OPT
 from .opt import MetaCritic as MetaCritic
+from .pex import PEX as PEX
 from .porl import PORL as PORL
 from .porl import PolicyEvaluation as PolicyEvaluation
+from .q2rl import Q2RL as Q2RL
 from .rebrac import ReBRAC as ReBRAC
 from .resfit import ResFiT as ResFiT
 from .sac import SAC as SAC

@@ -220,6 +220,7 @@ def step(
     learning: tuple[Bool[Array, ""] | bool, ...] = (True,),
     constrain: Callable[[QFunction, Parts, Clock, TrustedAction], QFunction] = lambda q, *_: q,
     frozen: bool = False,
+    policy_batch: Any = None,
     key: PRNGKeyArray,
     clock: Clock,
 ) -> tuple[ActorCritic, Info]:
@@ -237,6 +238,7 @@ def step(
         learning: for each critic, whether it takes a step; where it does not, its scalars are 0.
         constrain: maps the combined Q-function to one with a penalty, such as a trust region's.
         frozen: True keeps the policy as it is.
+        policy_batch: the rows of the policy's loss; None: `batch`.
         key: the random key of this update.
         clock: the time of this update.
 
@@ -245,6 +247,7 @@ def step(
         of updates is their mean over policy steps.
     """
     *critic_keys, parts_key, multipliers_key, policy_key = jax.random.split(key, len(learner.critics) + 3)
+    policy_rows = batch if policy_batch is None else policy_batch
     info: Info = {}
     critics: tuple[TrainState, ...] = ()
     for critic, name, learns, k in zip(learner.critics, names, learning, critic_keys, strict=True):
@@ -267,7 +270,7 @@ def step(
 
         def loss(pi: AbstractActor) -> tuple[Float[Array, ""], Info]:
             constrained = constrain(q, parts, clock, functools.partial(backbone.trusted_action, pi))
-            return backbone.policy_loss(pi, constrained, parts, batch, key=policy_key, clock=clock)
+            return backbone.policy_loss(pi, constrained, parts, policy_rows, key=policy_key, clock=clock)
 
         actor, its_info = actor.apply_gradient(loss, backbone.actor_rate(clock))
         return actor, parts, info | its_info

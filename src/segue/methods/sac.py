@@ -54,7 +54,7 @@ class SpreadFit(eqx.Module):
 class AbstractSAC(AbstractBackbone):
     """A maximum-entropy actor-critic with a learned temperature and an ensemble of critics.
 
-    A final subclass adds the critics' loss. It may replace the hook `more_parts`, by default empty.
+    A final subclass adds the critics' loss. It may replace the hooks `more_parts`, by default empty, and `policy_loss`.
     """
 
     policy = TanhGaussian

@@ -1,3 +1,4 @@
+from .arb import ARB as ARB
 from .balanced import Balanced as Balanced
 from .next_actions import WithNextAction as WithNextAction
 from .returns_to_go import WithReturns as WithReturns

@@ -102,9 +102,7 @@ class Balanced(AbstractSampler):
         return sampler_state._replace(tree=tree)
 
     def grown(self, sampler_state, offline, ring):
-        tree, rows = sampler_state.tree, len(offline.reward) + ring.capacity
-        leaves = tree[len(tree) // 2 :][:rows]
-        return sampler_state._replace(tree=sumtree.build(jnp.zeros(rows).at[: len(leaves)].set(leaves)))
+        return sampler_state._replace(tree=sumtree.grown(sampler_state.tree, len(offline.reward) + ring.capacity))
 
     def same_draws(self, offline, before, after):
         """Return whether the tree keeps its depth: every level has its own random numbers."""

@@ -54,6 +54,13 @@ class AbstractSampler(eqx.Module):
         """Return whether draws with a ring of `after` slots are those with one of `before`, bit for bit."""
         return True
 
+    def follow(self, sampler_state: Any, policy: Any, offline: Transition, ring: Ring, *, clock: Clock) -> Any:
+        """Return the sampler's state before the draw of an update; by default it stays the same.
+
+        `policy` is what the method would release now: the learner's policy, behind a gate the champion, or None.
+        """
+        return sampler_state
+
     @abc.abstractmethod
     def draw(
         self, sampler_state: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock

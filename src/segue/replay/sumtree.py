@@ -27,6 +27,12 @@ def build(leaves: Float[Array, " n"]) -> Tree:
     return jnp.concatenate([jnp.zeros(1, jnp.float32), *reversed(levels)])
 
 
+def grown(tree: Tree, rows: int) -> Float[Array, " more"]:
+    """Build a tree over more rows than before: those that are new have priority 0."""
+    leaves = tree[len(tree) // 2 :][:rows]
+    return build(jnp.zeros(rows).at[: len(leaves)].set(leaves))
+
+
 def depth(tree: Tree) -> int:
     """Return the number of levels below the root."""
     return (len(tree) // 2).bit_length() - 1

@@ -24,7 +24,7 @@ from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, p
 from segue.runs.job import Job
 from segue.runs.journal import Journal
 from segue.runs.opening import OpenRun
-from segue.tasks.recipes import calibrated
+from segue.tasks.calibration import calibrated
 from segue.training.phases import AbstractPhase, Train
 from segue.training.pipeline import pipeline
 from segue.training.state import PhaseState, RunState

@@ -4,28 +4,31 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from segue.core import Clock, Linear
+from segue.core import Linear
 from segue.errors import SegueError
-from segue.methods.backbone import AbstractBackbone
+from segue.methods.backbone import AbstractBackbone, with_settings_of
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, ChoosingTD3
+from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
 from segue.methods.opt import OPT, MetaCritic
+from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
+from segue.methods.q2rl import Q2RL, CloningSAC
 from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
-from segue.methods.spot import BehaviourDensity
-from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
+from segue.methods.trust_region import EarnedTrustRegion
+from segue.replay.arb import ARB
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
 from segue.tasks.budget import PAPER, Budget
+from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
+from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
 from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
-from segue.training.phases import AbstractPhase, Collect, Online, Train
-
-Phases = dict[str, AbstractPhase]
+from segue.training.phases import Collect, Online, Train
 
 
 def online_only(batch: int = 256) -> Ratio:
@@ -38,62 +41,9 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
     "uniform": Uniform,
     "symmetric": Ratio,
     "online": online_only,
+    "arb": ARB,
 }
-"""Samplers for fine-tuning, by the name of --replay: an ablation in OPT's paper."""
-
-
-def train(backbone: AbstractBackbone) -> Callable[[Task, Budget], Phases]:
-    """Return the offline phase of a backbone whose settings are the same on every task."""
-    return lambda task, budget: {
-        "offline": Train(backbone, budget.offline, backbone.sampler(task.constants.batch(task.backbone)))
-    }
-
-
-def _offline(task: Task, budget: Budget) -> Phases:
-    """Return one offline phase of the task's backbone."""
-    return train(task.constants.backbones[task.backbone])(task, budget)
-
-
-def _spot(task: Task, budget: Budget) -> Phases:
-    """Return SPOT's two offline phases: the VAE's and the policy's."""
-    return {"prior": Train(BehaviourDensity(), budget.prior), **_offline(task, budget)}
-
-
-def _iql(task: Task, budget: Budget) -> Phases:
-    """Return IQL's offline phase, in which the policy's rate falls to 0 at the end."""
-    backbone = dataclasses.replace(task.constants.backbones["iql"], decay=max(budget.offline, 1))
-    return {"offline": Train(backbone, budget.offline)}
-
-
-BACKBONES: dict[str, Callable[[Task, Budget], Phases]] = {
-    "td3bc": _offline,
-    "spot": _spot,
-    "iql": _iql,
-    "rebrac": _offline,
-    "awac": _offline,
-    "calql": _offline,
-    "fql": _offline,
-    "bc": _offline,
-    "bc-gaussian": _offline,
-}
-"""How each backbone is trained on a dataset, by name; the backbone itself is the method of the phase "offline"."""
-
-
-def backbone_of(task: Task, budget: Budget = PAPER) -> AbstractBackbone:
-    """Return the task's backbone with its settings, in the form that it takes offline."""
-    phase = BACKBONES[task.backbone](task, budget)["offline"]
-    assert isinstance(phase, Train)
-    assert isinstance(phase.method, AbstractBackbone)
-    return phase.method
-
-
-def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
-    """Train the task's backbone offline. Where a policy is given, only the critic is trained, for that policy."""
-    phases = BACKBONES[task.backbone](task, budget)
-    if task.policy is None:
-        return phases
-    valued = PolicyEvaluation(backbone_of(task, budget), epsilon=0.0)
-    return {**phases, "offline": dataclasses.replace(phases["offline"], method=valued)}
+"""Samplers for fine-tuning, by the name of --replay: ARB's, and those of an ablation in OPT's paper."""
 
 
 def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
@@ -105,7 +55,7 @@ def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
 def direct(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """Collect with the frozen policy, then continue with the offline critic (OPT's "TD3" rows; replay inferred)."""
     before, backbone = _before(task, budget)
-    fine = Direct(backbone, trust_region=_trust_region(budget))
+    fine = Direct(backbone, trust_region=trust_region(budget))
     return {
         **before,
         "finetune": Online(fine, budget.online, replay or backbone.sampler(), _utd(task, budget)),
@@ -115,10 +65,10 @@ def direct(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
 def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """OPT: collect with the frozen policy, pre-train a second critic (Eq. 3), fine-tune with both (Eq. 4)."""
     before, backbone = _before(task, budget)
-    learn = OPT(backbone, _kappa(task, budget), trust_region=_trust_region(budget))
+    learn = OPT(backbone, _kappa(task, budget), trust_region=trust_region(budget))
     return {
         **before,
-        "pretrain": Train(MetaCritic(_first(backbone, budget, budget.pretrain)), budget.pretrain, Paired()),
+        "pretrain": Train(MetaCritic(first_stage(backbone, budget, budget.pretrain)), budget.pretrain, Paired()),
         "finetune": Online(learn, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
@@ -126,8 +76,8 @@ def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which alone is then used (Figure 7)."""
     before, backbone = _before(task, budget)
-    first = MetaCritic(_first(backbone, budget, budget.pretrain), trainee="critic")
-    fine = Direct(backbone, trust_region=_trust_region(budget))
+    first = MetaCritic(first_stage(backbone, budget, budget.pretrain), trainee="critic")
+    fine = Direct(backbone, trust_region=trust_region(budget))
     return {
         **before,
         "pretrain": Train(first, budget.pretrain, Paired()),
@@ -161,11 +111,11 @@ def porl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
     presample = task.constants.presample if budget.presample is None else budget.presample
-    first = PolicyEvaluation(_first(sac, budget, presample * utd), fit=budget.calibrated)
+    first = PolicyEvaluation(first_stage(sac, budget, presample * utd), fit=budget.calibrated)
     return {
         **_policy(task, budget),
         "presample": Online(first, presample, sampler, utd),
-        "finetune": Online(PORL(_slower(sac, budget, utd), _trust_region(budget)), budget.online, sampler, utd),
+        "finetune": Online(PORL(slower(sac, budget, utd), trust_region(budget)), budget.online, sampler, utd),
     }
 
 
@@ -173,7 +123,7 @@ def policy_init(task: Task, budget: Budget = PAPER, replay: AbstractSampler | No
     """PORL without its first stage: the given policy and untrained critics. This baseline collapses."""
     sac, utd = _sac(task, budget, 16)
     sampler = replay or online_only(budget.batch or 512)
-    fine = PORL(_slower(sac, budget, utd), _trust_region(budget), keep_critic=False)
+    fine = PORL(slower(sac, budget, utd), trust_region(budget), keep_critic=False)
     return {**_policy(task, budget), "finetune": Online(fine, budget.online, sampler, utd)}
 
 
@@ -185,9 +135,9 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     sac, utd = _sac(task, budget, 4)
     shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
     calql = dataclasses.replace(task.constants.backbones["calql"], **(shared | {"delay": 1}))
-    first = _first(calql, budget, budget.offline)
+    first = first_stage(calql, budget, budget.offline)
     offline = calql if task.policy is None else PolicyEvaluation(first, epsilon=0.0, fit=budget.calibrated)
-    fine = Direct(_slower(sac, budget, utd), reset_optimizers=False, trust_region=_trust_region(budget))
+    fine = Direct(slower(sac, budget, utd), reset_optimizers=False, trust_region=trust_region(budget))
     return {
         "offline": Train(offline, budget.offline, calql.sampler(budget.batch or 256)),
         "collect": Collect(budget.warmup, noise=sac.explore_noise),
@@ -233,6 +183,59 @@ def ibrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     }
 
 
+def q2rl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """Q2RL: a new policy beside the given one; it acts where its value is higher by a margin.
+
+    First the given policy plays 50 episodes, or half the env steps, and critics learn its value from them.
+    """
+    sac, utd = _sac(task, budget, 4)
+    updates, sampler = 20_000, replay or online_only(budget.batch or 256)
+    critics = with_settings_of(EnsembleTD3, sac, target_noise=0.0, delay=1)
+    return {
+        **_policy(task, budget),
+        "collect": Collect(min(50 * task.longest(), budget.online // 2), episodes=50, noise=0.0, mode=True),
+        "pretrain": Train(PolicyEvaluation(first_stage(critics, budget, updates), epsilon=0.0), updates, sampler),
+        "finetune": Online(Q2RL(with_settings_of(CloningSAC, sac)), budget.online, sampler, utd),
+    }
+
+
+def pex(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """PEX: a new policy beside the given one; which of them acts is drawn in each state, by a softmax of their values.
+
+    The given policy collects the first env steps alone; in the public code both do. Half of each batch is offline.
+    """
+    before, backbone = _before(dataclasses.replace(task, backbone="iql"), budget)
+    assert isinstance(backbone, IQL)
+    return {
+        **before,
+        "collect": Collect(budget.warmup, noise=0.0, mode=True),
+        "finetune": Online(
+            PEX(backbone), budget.online, replay or Ratio(batch=budget.batch or 256), budget.updates_per_step or 1
+        ),
+    }
+
+
+def cfp(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """CFP (arXiv 2608.10473): a new critic, which learns from the dataset alone, replaces the offline one.
+
+    This is OPT with kappa at 1, whose Q_on has seen no online row; nothing is collected. The 10,000 updates are the
+    paper's. Its policies clone the data, and its base methods are others (FQL, QC); here both are the task's backbone.
+    Half of each batch is offline (inferred). IQL's V is not new.
+    """
+    backbone, updates = backbone_of(task, budget).online(), 10_000
+    batch = task.constants.batch(task.backbone)
+    before = offline_only(task, budget)
+    if task.policy is not None:  # its critic would learn twice; SPOT's prior remains
+        del before["offline"]
+    fine = Direct(backbone, reset_optimizers=False, trust_region=trust_region(budget))
+    first = PolicyEvaluation(first_stage(backbone, budget, updates), epsilon=0.0)
+    return {
+        **before,
+        "pretrain": Train(first, updates, backbone.sampler(batch)),
+        "finetune": Online(fine, budget.online, replay or Ratio(batch=batch), _utd(task, budget)),
+    }
+
+
 def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """ResFiT: a bounded residual on the given policy, whose critics learn first from what that policy collects.
 
@@ -244,7 +247,7 @@ def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
     return {
         **_policy(task, budget),
         "collect": Collect(min(10_000, budget.online // 2), noise=0.115, mode=True),
-        "pretrain": Train(PolicyEvaluation(_first(learner, budget, updates), epsilon=0.0), updates, sampler),
+        "pretrain": Train(PolicyEvaluation(first_stage(learner, budget, updates), epsilon=0.0), updates, sampler),
         "finetune": Online(ResFiT(learner), budget.online, sampler, utd),
     }
 
@@ -317,41 +320,14 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "rlpd": rlpd,
     "jsrl": jsrl,
     "ibrl": ibrl,
+    "q2rl": q2rl,
+    "pex": pex,
+    "cfp": cfp,
     "resfit": resfit,
     "sac": sac,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
 }
-
-
-def calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
-    """Return the backbone with target networks so fast that, after so many updates, they carry 0.99 of a value.
-
-    After n updates, every `delay`-th of which moves the targets at rate tau, at most 1 - exp(-(1 - discount) tau n /
-    delay) of it has arrived, because each move adds one step of the horizon at rate tau. Rates lie between the
-    backbone's own and 0.05.
-    """
-    moves = updates * (1.0 if backbone.targets_due(Clock(0, 0, 0)) is True else 1.0 / backbone.delay)  # pyright: ignore
-    polyak = 5.0 / ((1.0 - backbone.discount) * max(moves, 1.0))
-    return dataclasses.replace(backbone, polyak=min(max(polyak, backbone.polyak), 0.05))  # pyright: ignore
-
-
-def _first(backbone: AbstractBackbone, budget: Budget, updates: int) -> AbstractBackbone:
-    """Return the backbone of a first stage of so many updates, in which critics learn for a frozen policy."""
-    return calibrated(backbone, updates) if budget.calibrated else backbone
-
-
-def _slower(sac: SAC, budget: Budget, utd: int) -> SAC:
-    """Return SAC with the policy's rate in proportion to the critics' updates between two of its steps (inferred).
-
-    The papers' rate is for 16 updates; with fewer the policy would run ahead of its critics.
-    """
-    return dataclasses.replace(sac, actor_lr=sac.actor_lr * min(utd / 16, 1.0)) if budget.calibrated else sac
-
-
-def _trust_region(budget: Budget) -> TrustRegion:
-    """Return the trust region of a budget: none in the papers', one that grows over the run in Segue's own."""
-    return TrustRegion(until=budget.online) if budget.calibrated else TrustRegion()
 
 
 def _utd(task: Task, budget: Budget) -> int:

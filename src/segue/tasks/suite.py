@@ -16,7 +16,7 @@ from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
 from segue.nn.networks import Networks
 from segue.tasks import datasets
-from segue.tasks.recipes import BACKBONES
+from segue.tasks.offline import BACKBONES
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
 # Returns of D4RL's random and expert policies (its infos.py). The envs here are other versions of D4RL's.

@@ -111,14 +111,18 @@ def _one_update(algorithm, learner, sampler_state, offline, ring, keys, clock):
     """
     method, sampler = algorithm.tree
 
-    def draw(sampler_state, rows, key):
-        return sampler.draw(sampler_state, offline, Ring(rows, ring.written), key=key, clock=clock)
+    def draw(sampler_state, learner, rows, key):
+        actor, now = method.release(learner).actor, Ring(rows, ring.written)
+        policy = None if actor is None else actor.net
+        sampler_state = sampler.follow(sampler_state, policy, offline, now, clock=clock)
+        return sampler.draw(sampler_state, offline, now, key=key, clock=clock)
 
     def update(learner, batch, key):
         return method.update(learner, batch, key=key, clock=clock)
 
     key = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(jax.random.fold_in(k, _UPDATE), clock.update)))(keys)
-    sampler_state, batch, sampler_info = jax.vmap(draw)(sampler_state, ring.rows, key[:, 0])
+    seeds = _with_seed_axis(learner, keys)
+    sampler_state, batch, sampler_info = jax.vmap(draw)(sampler_state, seeds, ring.rows, key[:, 0])
     each = jax.vmap(update) if len(keys) > 1 else update
     learner, info = each(learner, *_without_seed_axis((batch, key[:, 1]), keys))
     return learner, sampler_state, _with_seed_axis(info, keys) | sampler_info
