@@ -114,10 +114,8 @@ def improve(
             "improve starts from a policy: give one with --policy FILE; "
             "`segue run td3bc --env-id ID --dataset FILE` trains one."
         )
-    if not Path(out).exists():
-        disk.new_folder(Path(out)).rmdir()  # a place where none can be made is refused before any episode is played
-    else:
-        disk.new_folder(Path(out))
+    # A place where no folder can be made is refused before any episode is played.
+    disk.remove_empty(disk.new_folder(Path(out)))
     task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
     every = evaluate_steps or max(env_steps // 12, 1)
     budget = dataclasses.replace(
