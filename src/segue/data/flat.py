@@ -93,6 +93,11 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         nxt = room(obs.shape)
     assert marks is not None
     ends = terminal | marks
+    if not stored and not ends.any() and options.max_episode_steps is None:
+        notes += (
+            f"no episode border is marked anywhere, so that all {rows:,} rows count as one episode: where others begin "
+            "in between, mark the last row of each in timeouts",
+        )
     ends[-1] = True
     if timeout is not None:
         timeout &= ~terminal
