@@ -207,9 +207,9 @@ def verdicts(
         DataError: where a file is damaged.
     """
     folder = Path(folder)
-    config = disk.read_signed(folder / "config.json")
+    config = read.read(folder, evaluated=False).config
     make = env_of(config, folder / "config.json", env_id, env_args, reset_options).make
-    spec, last = read_spec(make), _last_trials(folder, int(config["seeds"]))
+    spec, last = read_spec(make), _last_trials(folder, config["seeds"])
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):
         path = folder / f"champion-{number}.safetensors"
