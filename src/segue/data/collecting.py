@@ -153,5 +153,6 @@ def _roll(
             None,
             timeout,
             parts=getattr(stage.env, "parts", ()),
+            env_arguments=getattr(stage.env, "arguments", {}),
         )
     )

@@ -27,6 +27,7 @@ from segue.data.options import (
     plain_env_id,
     settle_ends,
 )
+from segue.envs.arguments import from_json
 from segue.envs.checked import Part
 from segue.errors import DataError
 
@@ -121,6 +122,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         timeout,
         shifted=not stored,
         parts=parts,
+        env_arguments=from_json(metadata.get("env_arguments")),
         notes=notes,
     )
     data = check_jumps(validate(data, clip_actions=options.clip_actions))
