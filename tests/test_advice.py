@@ -5,8 +5,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import RAGGED, copy, dataset, edit, finished, flags, new
+from test_given import tiny
 
 import segue
 from segue.cli import exits, improve, main
@@ -34,8 +36,21 @@ def advised():
 
 SMALL = flags("td3bc")[flags("td3bc").index("--quiet") :]
 RUN = "RUN"
+WALKER = ("--task", "walker2d-random", "--rows", "300", *SMALL, "--episodes", "1")
 
 WORKS = {
+    ("cli/data.py", "segue run --task"): ("run td3bc", *WALKER, "--out", "NEW"),
+    ("cli/improve.py", "segue run --policy"): ("run", *tiny("porl", "--policy", "POLICY"), "--out", "NEW"),
+    ("cli/overview.py", "segue data make TASK"): ("data make walker2d-random --rows 300 --out", "NEW.npz"),
+    ("tasks/datasets.py", "segue data make {} --policy FILE"): (
+        "data make antmaze-umaze --rows 100 --policy", "ANT", "--out", "NEW.npz",
+    ),
+    ("cli/main.py", "segue run RECIPE --task NAME --out DIR"): ("run td3bc", *WALKER, "--out", "NEW"),
+    ("cli/main.py", "segue resume RUN"): ("resume", "FAILED", "--env-id", RAGGED),
+    ("cli/main.py", "segue evaluate RUN"): ("evaluate", RUN, "--env-id", RAGGED),
+    ("cli/main.py", "segue report DIR"): ("report", RUN),
+    ("cli/main.py", "segue sweep FILE --out DIR"): ("sweep", "PLAN", "--out", "NEW"),
+    ("cli/main.py", "segue data make TASK"): ("data make walker2d-random --rows 300 --out", "NEW.npz"),
     ("cli/data.py", "segue run RECIPE --env-id {}{} --score {} {}"): (
         "run td3bc --env-id", RAGGED, "--score", "0", "1", "--dataset", "DATA", "--out", "NEW", *SMALL,
     ),
@@ -54,27 +69,15 @@ WORKS = {
     ),
     ("sweeps/driver.py", "segue report {}"): ("report", RUN),
 }  # fmt: skip
-"""Each command, and the words with which it is run."""
+"""Each command, and the words with which it is run; commands of the same words are run once."""
 
 
-PARSED = {
-    ("cli/data.py", "segue run --task"): "run td3bc --task walker2d-random --help",
-    ("cli/improve.py", "segue run --policy"): "run porl --policy FILE --help",
-    ("cli/overview.py", "segue data make TASK"): "data make --help",
-    ("tasks/datasets.py", "segue data make {} --policy FILE"): "data make --help",
-    ("cli/main.py", "segue improve --policy FILE --env-id ID"): "improve --help",
-    ("cli/main.py", "segue run RECIPE --task NAME --out DIR"): "run td3bc --task walker2d-random --help",
-    ("cli/main.py", "segue resume RUN"): "resume --help",
-    ("cli/main.py", "segue evaluate RUN"): "evaluate --help",
-    ("cli/main.py", "segue report DIR"): "report --help",
-    ("cli/main.py", "segue sweep FILE --out DIR"): "sweep --help",
-    ("cli/main.py", "segue data make TASK"): "data make --help",
-}
-"""Commands that help texts describe, or that need a policy which only a user has: their flags are asked for."""
+LONG = {("cli/main.py", "segue improve --policy FILE --env-id ID"): "improve --help"}
+"""What takes minutes, however small: its flags are asked for. tests/test_improve.py runs its recipe with others."""
 
 
 def test_every_advised_command_is_in_the_tables():
-    assert set(advised()) == WORKS.keys() | PARSED.keys()
+    assert set(advised()) == WORKS.keys() | LONG.keys()
 
 
 def failed():
@@ -84,23 +87,44 @@ def failed():
     return folder.rename(folder.with_name("a run"))
 
 
-@pytest.mark.parametrize("where", WORKS)
-def test_an_advised_command_works(where, capsys):
+def ant():
+    """A policy file for the ant of AntMaze's recipes, which does nothing."""
+    path = new("ant.npz")
+    np.savez(path, W0=np.zeros((8, 29)), b0=np.zeros(8))
+    return path
+
+
+def plan():
+    """A sweep of one trial."""
+    path, rows, words = new("plan.toml"), new("rows.npz"), iter(SMALL[1:])
+    main.main(["data", "collect", "--env-id", "Pendulum-v1", "--steps", "60", "--out", str(rows)])
+    flags = {name.removeprefix("--"): value for name, value in zip(words, words, strict=True)} | {"episodes": 1}
+    lines = ["cores = 1", "[flags]", *(f"{name} = {value}" for name, value in flags.items() if name != "seeds")]
+    task = ["[task.pendulum]", 'env-id = "Pendulum-v1"', f'dataset = "{rows}"', "[arm.td3bc]"]
+    path.write_text("\n".join([*lines, *task]))
+    return path
+
+
+@pytest.mark.parametrize("words", sorted(set(WORKS.values())), ids=lambda words: " ".join(words[:2])[:30])
+def test_an_advised_command_works(words, capsys):
     make = {
         "DATA": dataset,
         "NEW": new,
         "FAILED": failed,
         "RUN": finished,
         "POLICY": lambda: finished() / "policy-0.safetensors",
+        "NEW.npz": lambda: new("made.npz"),
+        "ANT": ant,
+        "PLAN": plan,
     }
-    head, *rest = (str(make[word]()) if word in make else word for word in WORKS[where])
+    head, *rest = (str(make[word]()) if word in make else word for word in words)
     outcome = worked([*head.split(), *rest])
     assert outcome, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", PARSED)
+@pytest.mark.parametrize("where", LONG)
 def test_an_advised_command_has_its_flags(where, capsys):
-    assert worked(PARSED[where].split())
+    assert worked(LONG[where].split())
     text = capsys.readouterr().out
     assert all(flag in text for flag in re.findall("--[a-z-]+", where[1]))
 

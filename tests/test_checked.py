@@ -222,16 +222,22 @@ def test_an_agent_takes_the_same_rewards_and_flags():
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_fault_that_repeats_is_not_retried(after):
+def test_a_fault_that_repeats_is_not_retried(after, capsys):
     """At the first step, or always at the third: the same fault twenty times in a row is no chance."""
     make, told = lambda: make_env(name), []
     name = made(fault=RuntimeError("boom at 0.123"), after=after)
     envs = LockstepEnvs(make, read_spec(make), [0], tell=told.append)
     with pytest.raises(SegueError, match=r"boom.*in the same way, 20 times in a row"):
         many_steps(envs)
-    assert len(told) == Repeats.MAX_REPEATS - 1
+    assert Repeats.MAX_REPEATS == 20
+    assert [line.partition("boom at 0.123; ")[2] for line in told] == [
+        "it is rebuilt (1 of 100 times).",
+        "it is rebuilt (10 of 100 times), and 10 faults were like this so far.",
+    ]
     with pytest.raises(SegueError, match=r"boom.*fault 20"):
         collect_random(name, 50, 0)
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.endswith("it is rebuilt, and 10 faults were like this so far.") for line in printed] == [False, True]
 
 
 def test_a_collection_goes_on_after_a_flaky_env():

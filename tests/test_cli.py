@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from helpers import RAGGED, copy, dataset, finished, flags, lines, new, run
 
+import segue
 from segue.cli.main import main
+from segue.core import Spec
 from segue.data import collecting
+from segue.errors import SegueError
 from segue.tasks import suite
 
 pytestmark = pytest.mark.slow
@@ -33,6 +36,25 @@ def python(code, *argv):
     """A fresh interpreter that sees these helpers."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     return subprocess.run([sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path, capsys):
+    """A run and an agent whose dataset is refused, and a sweep of wrong flags."""
+    with np.load(dataset()) as file:
+        columns = {name: file[name] for name in file.files}
+    columns["rewards"][7] = np.nan
+    np.savez(tmp_path / "d.npz", **columns)
+    (tmp_path / "own").mkdir()
+    words = flags("td3bc")
+    words[words.index("--dataset") + 1] = str(tmp_path / "d.npz")
+    (tmp_path / "s.toml").write_text('[task.x]\nenv-id = "Pendulum-v1"\n[arm.sac]\nfinetune.no-such = 1\n')
+    task, before = segue.task(env_id=RAGGED, dataset=str(tmp_path / "d.npz")), sorted(tmp_path.rglob("*"))
+    for command in (["run", *words], ["sweep", str(tmp_path / "s.toml")]):
+        for out in ("runs/a/b", "own/a"):
+            refused(capsys, *command, "--out", tmp_path / out)
+    with pytest.raises(SegueError, match="reward"):
+        segue.Agent(segue.opt(task), task, Spec(3, 2, (-2.0,) * 2, (3.0,) * 2), out=tmp_path / "runs/c")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 PENDULUM = ["--env-id", "Pendulum-v1"]

@@ -13,7 +13,7 @@ import segue
 from segue.cli import main
 from segue.core import Spec
 from segue.deploy import film
-from segue.envs.arguments import parsed
+from segue.envs.arguments import from_json, parsed
 from segue.envs.make import make_env, spec_of
 from segue.errors import DataError, SegueError
 from segue.results import read
@@ -108,6 +108,35 @@ def test_evaluation_and_film_have_the_same_env(monkeypatch):
     assert '"gain": 2.5' in card
     assert '"shift": 0.5' in card
     assert seen(lambda: evaluate.evaluate(folder, 2, env_args={"model": "x", "gain": 1})) == {(1, "x", 0.5)}
+
+
+@pytest.mark.parametrize("out", ["arm.npz", "arm-v0"])
+def test_collected_data_says_how_its_env_was_made(out, capsys):
+    """In both layouts; against an env that is made otherwise, a note says so; a file that is odd there says nothing."""
+    path = new(out)
+    more = [*WORDS, "--action-range", "-2", "2"]
+    main.main(["data", "collect", "--env-id", ARM, *more, "--steps", "30", "--out", str(path)])
+    asked, shown = ["data", "inspect", str(path)], 'gain=2.5, model="a/b.xml"; at every reset shift=0.5; actions from'
+    for words in ([], ["--env-id", ARM, *more]):
+        capsys.readouterr()
+        main.main([*asked, *words])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"env args {shown} -2.0 to 2.0" in text
+        assert "is made" not in text
+    main.main([*asked, "--env-id", ARM, *more[2:]])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"the env was made with {shown}" in text
+    assert 'and is made with model="a/b.xml"; at every reset shift=0.5' in text
+    for odd in (
+        None,
+        [],
+        {"other": 1},
+        {"env_args": {"a": {}}},
+        {"env_args": 3},
+        {"action_range": [1]},
+        {"action_range": 1},
+    ):
+        assert from_json(odd) == {}
 
 
 def test_a_resumed_run_has_the_same_env(monkeypatch):

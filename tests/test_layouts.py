@@ -606,6 +606,25 @@ def test_odd_rows_are_remarked_without_an_env(changes, words):
     assert any(words in note for note in noted(**changes))
 
 
+def test_actions_that_never_change_get_one_note():
+    notes = [note for note in noted(actions=lambda a: 0 * a + 2) if "actions" in note]
+    assert len(notes) == 1
+    assert "actions have one value in all rows in dimension 0 (2), 1 (2)" in notes[0]
+
+
+@pytest.mark.parametrize("column", [None, "next_observations", "episode_ends", "timeouts"])
+def test_rows_without_any_border_are_remarked(column, tmp_path, capsys):
+    """Noisy rows show no jump, so several episodes would be one without a word, unless a column says where they end."""
+    seen, last = np.random.default_rng(0).normal(size=(201, 2)), np.arange(200) == 199
+    told = {"next_observations": seen[1:], "episode_ends": last, "timeouts": last}
+    table = {"observations": seen[:-1], "actions": seen[:-1], "rewards": seen[:-1, 0], "terminals": 0 * last}
+    np.savez(tmp_path / "d.npz", **table, timeouts=0 * last) if column is None else np.savez(
+        tmp_path / "d.npz", **table, **{column: told[column]}
+    )
+    main.main(["data", "inspect", str(tmp_path / "d.npz")])
+    assert ("no episode border is marked anywhere, so that all 200 rows" in capsys.readouterr().out) == (column is None)
+
+
 def test_remarks_are_not_made_twice():
     data = from_arrays(**flat(200, actions=np.zeros((200, 2))), low=-1, high=1)
     met = check_against(data, Spec(1, 2, (-1.0, -1.0), (1.0, 1.0)))

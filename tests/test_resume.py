@@ -751,7 +751,8 @@ def test_failing_env_is_rebuilt_and_no_broken_row_is_stored(way, monkeypatch):
     envs.close()
     watchdog.close()
     rows = jax.tree.map(lambda *column: np.stack(column), *rows)
-    assert len(told) == envs.faults >= 2
+    assert len(told) == 1 + envs.faults // 10, "the first, and every tenth like it"
+    assert envs.faults >= 2
     assert all(np.isfinite(column).all() for column in rows)
     assert (rows.obs[..., 1] == rows.next_obs[..., 1]).all()  # the number that a reset draws
     assert (rows.next_obs[..., 0] == rows.obs[..., 0] + 1).all()

@@ -204,11 +204,14 @@ _MALFORMED = (KeyError, TypeError, AttributeError, NotImplementedError)
 """The errors that a header with other keys or types than expected leads to."""
 
 
-def _json(text: Any, where: str) -> Any:
+def _json(text: Any, where: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where} has a header that cannot be read as JSON ({error}): it is damaged.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} has a header that is no JSON object: it is damaged.")
+    return value
 
 
 def _positive(value: Any) -> bool:

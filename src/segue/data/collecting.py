@@ -15,9 +15,10 @@ from segue.data.behaviours import AbstractBehaviour, RandomActions
 from segue.data.dataset import Dataset, validate
 from segue.data.saving import Format, check_vacant, save
 from segue.envs.checked import checked
-from segue.envs.faults import EnvExit, Repeats, check_observation, describe_error, rebuild_env
+from segue.envs.faults import EnvExit, FaultLines, Repeats, check_observation, describe_error, rebuild_env
 from segue.envs.make import make_env, spec_of
 from segue.errors import SegueError
+from segue.system import untrusted
 
 
 def collect_random(
@@ -73,7 +74,7 @@ class _Stage:
     RESTARTS = 100
 
     def __init__(self, make: Callable[[], Any]):
-        self.make, self.env, self.faults, self.repeats = make, make(), 0, Repeats()
+        self.make, self.env, self.faults, self.repeats, self.lines = make, make(), 0, Repeats(), FaultLines()
         self.spec = spec_of(self.env)
 
     def replace(self, error: Exception, step: int) -> None:
@@ -84,7 +85,8 @@ class _Stage:
         what = f"The env failed at step {step} of an episode ({describe_error(error)})"
         if self.faults > self.RESTARTS or self.repeats.repeated(step, describe_error(error)):
             raise SegueError(f"{what}; it is fault {self.faults}, and a new env does not help.") from error
-        print(f"segue: {what}; it is rebuilt.", file=sys.stderr, flush=True)
+        if (line := self.lines.line(what, describe_error(error), "it is rebuilt")) is not None:
+            print(f"segue: {untrusted.shown(line)}", file=sys.stderr, flush=True)
         self.env = rebuild_env(self.env, self.make, contextlib.nullcontext())
 
     def begin(self, actor: AbstractBehaviour, rng: np.random.Generator, seed: int | None) -> np.ndarray:
@@ -151,5 +153,6 @@ def _roll(
             None,
             timeout,
             parts=getattr(stage.env, "parts", ()),
+            env_arguments=getattr(stage.env, "arguments", {}),
         )
     )

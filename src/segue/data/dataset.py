@@ -6,7 +6,7 @@ offending episode and step, and take a fraction of a second per million rows.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +55,9 @@ class Dataset:
     """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
     parts: tuple[Part, ...] = ()
     """The parts of an observation in the order in which they are joined; empty where the file has one vector."""
+    env_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the env was made with when the rows were collected (`envs.arguments.as_json`); empty where the file does not
+    say."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
     held_out: "Dataset | None" = field(default=None, repr=False)

@@ -27,6 +27,7 @@ from segue.data.options import (
     plain_env_id,
     settle_ends,
 )
+from segue.envs.arguments import from_json
 from segue.envs.checked import Part
 from segue.errors import DataError
 
@@ -93,6 +94,11 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         nxt = room(obs.shape)
     assert marks is not None
     ends = terminal | marks
+    if not stored and not ends.any() and options.max_episode_steps is None:
+        notes += (
+            f"no episode border is marked anywhere, so that all {rows:,} rows count as one episode: where others begin "
+            "in between, mark the last row of each in timeouts",
+        )
     ends[-1] = True
     if timeout is not None:
         timeout &= ~terminal
@@ -116,6 +122,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         timeout,
         shifted=not stored,
         parts=parts,
+        env_arguments=from_json(metadata.get("env_arguments")),
         notes=notes,
     )
     data = check_jumps(validate(data, clip_actions=options.clip_actions))

@@ -7,6 +7,7 @@ import numpy as np
 
 from segue.data.dataset import Dataset, blocks
 from segue.data.remarks import remarks
+from segue.envs.arguments import in_words
 from segue.system.untrusted import shown
 
 
@@ -28,6 +29,7 @@ def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str
         "name": data.name,
         "path": data.path,
         "env_id": data.env_id,
+        "env_arguments": dict(data.env_arguments),
         "rows": len(data),
         "episodes": len(returns),
         "returns": _summary(returns),
@@ -64,6 +66,7 @@ def render(found: dict[str, Any]) -> str:
     short = ", without each cut episode's last step" if found["dropped"] else ""
     lines = [
         ("dataset", shown(found["name"]) + (f"   (env {shown(found['env_id'])})" if found["env_id"] else "")),
+        *([("env args", in_words(found["env_arguments"]))] if found["env_arguments"] else []),
         ("rows", f"{found['rows']:,}" + (f"   ({found['dropped']:,} dropped)" if found["dropped"] else "")),
         ("episodes", f"{found['episodes']:,}: {by}"),
         ("return", _words(found["returns"]) + short),

@@ -10,6 +10,8 @@ from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
 from segue.data.joined import in_order
 from segue.data.remarks import remarks
+from segue.envs.arguments import in_words
+from segue.envs.checked import CheckedEnv
 from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
@@ -52,6 +54,12 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     notes = data.notes
     if id_ and data.env_id and id_ != data.env_id:
         notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
+    if data.env_arguments and isinstance(env, CheckedEnv) and data.env_arguments != env.arguments:
+        now = f"with {in_words(env.arguments)}" if env.arguments else "without any"
+        notes += (
+            f"the env was made with {in_words(data.env_arguments)} when the data was collected, and is made {now} here:"
+            " rewards and dynamics may differ",
+        )
     count, terminal = terminal_after(data, limit or 0)
     if count:
         note = (

@@ -28,6 +28,7 @@ from segue.data.options import (
     plain_env_id,
     settle_ends,
 )
+from segue.envs.arguments import from_json
 from segue.envs.checked import Part
 from segue.errors import DataError
 from segue.system import untrusted
@@ -135,6 +136,7 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata:
         path,
         timeout,
         parts=parts if parts[0].name or len(parts[0].shape) > 1 else (),
+        env_arguments=from_json(metadata.get("env_arguments")),
         notes=order_note(parts),
     )
 

@@ -52,16 +52,21 @@ def _unscaled(obs: Any) -> tuple[str, ...]:
 
 
 def _half_filled(data: Dataset) -> tuple[str, ...]:
-    """Return a note where actions fill half of their box at most, or reach exactly from -1 to 1 in a wider one."""
+    """Return a note where actions fill half of their box at most, or reach exactly from -1 to 1 in a wider one.
+
+    Dimensions that never change have a note of their own.
+    """
     if data.low is None or data.high is None:
         return ()
     action = np.asarray(data.transitions.action)
     least, most = action.min(axis=0), action.max(axis=0)
     width = np.subtract(data.high, data.low)
     unit = (np.abs(least + 1) < 0.01) & (np.abs(most - 1) < 0.01) & (width > 2.1)
-    if len(action) < 100 or not (((most - least) <= 0.51 * width).all() or unit.any()):
+    moving = most - least > 1e-6 * width
+    half = moving.any() and ((most - least)[moving] <= 0.51 * width[moving]).all()
+    if len(action) < 100 or not (half or unit.any()):
         return ()
-    k = int(unit.argmax())
+    k = int((unit if unit.any() else moving).argmax())
     return (
         f"actions reach from {least[k]:.3g} to {most[k]:.3g} where dimension {k} of the box has {data.low[k]:g} to "
         f"{data.high[k]:g}: if they were normalised to [-1, 1], scale them back to the env's units",

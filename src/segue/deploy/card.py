@@ -46,8 +46,9 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
 def card(stored: StoredPolicy, policy: predict.Policy, out: Path) -> str:
     """Return a model card in Markdown: how to use the file `out`, what it holds, its origin and its evaluations."""
     parts = [
-        f"# {untrusted.markdown(out.name)}: a policy {_purpose(stored)}",
-        f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from {stored}.",
+        f"# {untrusted.code(out.name)}: a policy {_purpose(stored)}",
+        f"Written by Segue {machine.versions().get('segue')} on {time.strftime('%Y-%m-%d')} from "
+        f"{untrusted.code(stored.path)} ({stored.measured}).",
         "## How to use it",
         _use(out),
         _space(policy),
@@ -123,7 +124,7 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
         steps.append(f"  - {as_word(name)}: {', '.join([*classes, *lengths]) or 'not known'}")
     task = as_word(config["task"]) if config.get("task") else "none by name"
     backbone = f" on backbone {as_word(config['backbone'])}" if _learns(settings, config.get("backbone")) else ""
-    packages = [f"{untrusted.markdown(name)} {untrusted.markdown(version)}" for name, version in versions.items()]
+    packages = [untrusted.code(f"{name} {version}") for name, version in versions.items()]
     lines = [
         f"- env {as_word(config['env_id'])}{_arguments(config.get('env'))}, task {task}"
         if config["env_id"] is not None
@@ -140,7 +141,7 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
 def _arguments(env: Any) -> str:
     """Return the arguments of an env as a part of a sentence; "" where there are none."""
     parts = env.items() if isinstance(env, dict) else ()
-    return "".join(f", {untrusted.markdown(name)} {as_word(json.dumps(value))}" for name, value in parts)
+    return "".join(f", {untrusted.code(f'{name}={json.dumps(value)}')}" for name, value in parts)
 
 
 def _beginnings(config: Mapping[str, Any]) -> list[str]:
@@ -183,7 +184,7 @@ def _unknown(stored: StoredPolicy) -> list[str]:
 def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     unit = "normalised score" if record.reference else "return"
     means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
-    notes = [f"Note: {untrusted.markdown(note)}" for note in record.notes]
+    notes = [f"Note: {untrusted.code(note)}" for note in record.notes]
     if record.held_out:
         last = record.held_out[-1].values
         rows = [f"| {head} | {last[name][stored.seed]:.4g} |" for name, head in COLUMNS.items() if name in last]

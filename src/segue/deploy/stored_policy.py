@@ -57,10 +57,14 @@ class StoredPolicy:
         stated = self.metadata.get("return")
         return float(stated) if isinstance(stated, int | float) and np.isfinite(stated) else None
 
-    def __str__(self) -> str:
+    @property
+    def measured(self) -> str:
+        """Return where in its run the policy is from, and its return, in words."""
         place = f"phase {as_word(self.metadata.get('phase'))}, env step {as_word(self.metadata.get('env_step'))}"
-        returned = "return not known" if self.score is None else f"return {self.score:,.1f}"
-        return f"{untrusted.markdown(self.path)} ({place}, {returned})"
+        return f"{place}, {'return not known' if self.score is None else f'return {self.score:,.1f}'}"
+
+    def __str__(self) -> str:
+        return f"{untrusted.shown(self.path)} ({self.measured})"
 
 
 def find_policy(path: str | Path, which: str | None = None, seed: int | None = None) -> StoredPolicy:
@@ -111,4 +115,4 @@ def as_word(value: Any) -> str:
     if value is None:
         return "not known"
     value = as_plain(value)
-    return f"`{untrusted.markdown(value).replace('`', chr(39))}`" if isinstance(value, str) else f"{value:,}"
+    return untrusted.code(value) if isinstance(value, str) else f"{value:,}"

@@ -1,5 +1,6 @@
 """The arguments of an env besides its id: what its constructor and its `reset` take, as JSON values."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +74,44 @@ def parsed(flag: str, words: Sequence[str]) -> dict[str, Any]:
             raise SegueError(f"{flag} {name}: the value is nested too deeply.") from None
     check_arguments(flag, found)
     return found
+
+
+def as_json(
+    env_args: Mapping[str, Any], reset_options: Mapping[str, Any], action_range: ActionRange | None
+) -> dict[str, Any]:
+    """Return the arguments of an env as JSON has them, under these names; those that are empty are left out."""
+    sides = [np.asarray(side).tolist() for side in action_range or ()]
+    parts = {"env_args": dict(env_args), "reset_options": dict(reset_options), "action_range": sides}
+    return json.loads(json.dumps({name: value for name, value in parts.items() if value}))
+
+
+def from_json(found: Any) -> dict[str, Any]:
+    """Return what `as_json` returned, as a file has it that is not trusted; {} where it is anything else."""
+    if not isinstance(found, dict) or not found.keys() <= _KINDS.keys():
+        return {}
+    parts = {"env_args": {}, "reset_options": {}, "action_range": None, **found}
+    if not all(isinstance(parts[name], kind) for name, kind in _KINDS.items()):
+        return {}
+    try:
+        for name in ("env_args", "reset_options"):
+            check_arguments(name, parts[name])
+        check_range(parts["action_range"])
+    except SegueError:
+        return {}
+    return as_json(**parts)
+
+
+_KINDS = {"env_args": dict, "reset_options": dict, "action_range": list | None}
+"""The types of an env's arguments in JSON."""
+
+
+def in_words(arguments: Mapping[str, Any]) -> str:
+    """Return what `as_json` returned as a part of a sentence, on one line."""
+    listed = lambda name: ", ".join(f"{key}={json.dumps(value)}" for key, value in arguments[name].items())
+    words = [listed("env_args")] if "env_args" in arguments else []
+    words += [f"at every reset {listed('reset_options')}"] if "reset_options" in arguments else []
+    words += ["actions from {} to {}".format(*arguments["action_range"])] if "action_range" in arguments else []
+    return untrusted.shown("; ".join(words))
 
 
 def untrusted_texts(values: Mapping[str, Any]) -> list[str]:

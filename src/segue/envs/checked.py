@@ -70,6 +70,8 @@ class CheckedEnv(gym.Wrapper):
         self.reset_options = dict(reset_options or {})
         self.folder: str | None = None
         """The env's own working folder, where it has changed it; Segue's stays where it was."""
+        self.arguments: dict[str, Any] = {}
+        """What the user gave to make the env (`envs.arguments.as_json`)."""
         seen, acts = env.observation_space, env.action_space
         self.parts: tuple[Part, ...] = ()
         if isinstance(seen, spaces.Dict) or (isinstance(seen, spaces.Box) and len(seen.shape) != 1):

@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,7 @@ class Repeats:
 
     def repeated(self, step: int, words: str) -> bool:
         """Count a fault at a step of an episode; return whether it repeats. Numbers in `words` are not compared."""
-        fault = step, re.sub(r"[-+.\d]+(e[-+]?\d+)?", "#", words)
+        fault = step, _without_numbers(words)
         self.count = self.count + 1 if fault == self.fault else 1
         self.fault = fault
         return self.count >= self.MAX_REPEATS
@@ -91,6 +92,36 @@ class Repeats:
         """Forget the faults, where the env has now passed the step at which it failed."""
         if step >= self.fault[0]:
             self.count = 0
+
+
+class FaultLines:
+    """Words a line about the first fault of each kind, and about every tenth of that kind: others are only counted.
+
+    Faults whose words differ by numbers alone are of one kind.
+    """
+
+    EVERY = 10
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def line(self, what: str, words: str, then: str) -> str | None:
+        """Count a fault; return a line about it, or None.
+
+        Args:
+            what: where the fault was, and its words.
+            words: its words alone.
+            then: what is done about it.
+        """
+        self.counts[kind := _without_numbers(words)] += 1
+        count = self.counts[kind]
+        if count > 1 and count % self.EVERY:
+            return None
+        return f"{what}; {then}{f', and {count} faults were like this so far' if count > 1 else ''}."
+
+
+def _without_numbers(words: str) -> str:
+    return re.sub(r"[-+.\d]+(e[-+]?\d+)?", "#", words)
 
 
 class Watchdog:

@@ -13,7 +13,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from segue.core import Episode, Spec, Transition
-from segue.envs.faults import EnvExit, Make, Repeats, Watchdog, check_observation, describe_error, number, rebuild_env
+from segue.envs.faults import (
+    EnvExit,
+    FaultLines,
+    Make,
+    Repeats,
+    Watchdog,
+    check_observation,
+    describe_error,
+    number,
+    rebuild_env,
+)
 from segue.envs.reward import Reward
 from segue.errors import SegueError
 
@@ -53,9 +63,9 @@ class LockstepEnvs:
     `ended` lists the episodes that ended with the last step, without those that a fault cut short.
 
     An env is faulty if it raises, is interrupted by `watchdog`, or returns a wrong shape or number that is not finite.
-    A faulty env is closed and rebuilt, `tell` receives one line about it, and the action is taken at the start of the
-    next episode instead. Every row therefore comes from one complete env step. More than `restarts` faults raise
-    SegueError.
+    A faulty env is closed and rebuilt, `tell` receives one line about it (not about each, where many are alike:
+    `FaultLines`), and the action is taken at the start of the next episode instead. Every row therefore comes from one
+    complete env step. More than `restarts` faults raise SegueError.
     """
 
     def __init__(
@@ -72,7 +82,7 @@ class LockstepEnvs:
         self.make, self.spec, self.seeds, self.reward = make, spec, tuple(seeds), reward
         self.watchdog, self.restarts, self.faults, self.tell = watchdog or contextlib.nullcontext(), restarts, 0, tell
         self.envs = [make() for _ in seeds]
-        self.repeats = [Repeats() for _ in seeds]
+        self.repeats, self.lines = [Repeats() for _ in seeds], FaultLines()
         self.episodes = [0] * len(self.envs)
         self.actions: list[list[np.ndarray]] = [[] for _ in self.envs]
         self.returned = [0.0] * len(self.envs)
@@ -127,7 +137,9 @@ class LockstepEnvs:
                 raise SegueError(
                     f"{what}; new envs fail in the same way, {Repeats.MAX_REPEATS} times in a row."
                 ) from error
-            self.tell(f"{what}; it is rebuilt ({self.faults} of {self.restarts} times).")
+            then = f"it is rebuilt ({self.faults} of {self.restarts} times)"
+            if (line := self.lines.line(what, describe_error(error), then)) is not None:
+                self.tell(line)
             try:
                 self.envs[index] = rebuild_env(self.envs[index], self.make, self.watchdog)
                 return

@@ -14,7 +14,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from segue.core import Spec
 from segue.envs import d4rl
-from segue.envs.arguments import ActionRange, check_arguments
+from segue.envs.arguments import ActionRange, as_json, check_arguments
 from segue.envs.checked import CheckedEnv, checked, in_words, name_of
 from segue.envs.faults import EnvExit, Make, describe_error
 from segue.errors import SegueError, similar
@@ -70,6 +70,7 @@ def make_env(
     try:
         made = checked(env, reset_options, action_range)
         made.folder = None if there == here else there
+        made.arguments = as_json(own, reset_options or {}, action_range)
         spec_of(made)
         if reset_options:
             _check_reset(made)

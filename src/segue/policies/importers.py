@@ -25,7 +25,9 @@ description, `NAME.json` beside the file:
 Weights are [out, in], as in PyTorch; with `"transposed": true` they are [in, out].
 """
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,8 @@ def read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     Raises:
         DataError: where the file is damaged, hostile, of an unknown kind, or for another environment.
     """
-    try:
+    with _refusing(path):
         return _read(path, spec)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
 
 def outline(path: str | Path) -> dict[str, Any]:
@@ -71,8 +71,17 @@ def outline(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: as `read` in an environment of the policy's own sizes.
     """
-    try:
+    with _refusing(path):
         return _outline(path)
+
+
+@contextlib.contextmanager
+def _refusing(path: str | Path) -> Iterator[None]:
+    """Raise DataError for whatever a reader stumbles over. What no float32 can hold becomes infinite, without a
+    warning: the checks refuse it."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a policy ({type(error).__name__}: {error}).") from None
 
@@ -236,8 +245,7 @@ def _actor(
                 f"{where} has a layer for log_std that is not like its last one, or actions that no tanh fills."
             )
         pairs[-1] = np.concatenate([w, w_std], 1), np.concatenate([b, b_std])
-    with np.errstate(over="ignore"):
-        flat = [array.astype(np.float32) for pair in pairs for array in pair]
+    flat = [array.astype(np.float32) for pair in pairs for array in pair]
     if not all(np.isfinite(array).all() for array in flat):
         raise DataError(f"{where} holds weights that are not finite.")
     sizes = (sizes[0], *(len(b) for _, b in pairs))

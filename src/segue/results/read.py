@@ -27,6 +27,10 @@ STATUSES = ("running", "finished", "failed", "interrupted")
 """What status.json may say of a run."""
 
 
+MOST_SEEDS = 100_000
+"""A run of more seeds is refused: so many lists are made before a line of a journal is read."""
+
+
 HIGHEST = 1e100
 """A larger score is refused: it could not be drawn."""
 
@@ -164,7 +168,7 @@ def _config(path: Path) -> dict[str, Any]:
         "recipe": isinstance(config.get("recipe"), str),
         "env_id": isinstance(config.get("env_id"), str | None),
         "task": config.get("task") is None or isinstance(config["task"], str),
-        "seeds": is_count(config.get("seeds")) and config["seeds"] > 0,
+        "seeds": is_count(config.get("seeds")) and 0 < config["seeds"] <= MOST_SEEDS,
         "seed": is_count(config.get("seed", 0)),
         "start": isinstance(config.get("start"), str | None),
         "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),

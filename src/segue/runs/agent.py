@@ -16,6 +16,7 @@ on the same environment, bit for bit. `feed` takes logs instead of an environmen
 """
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import json
@@ -176,7 +177,7 @@ class Agent:
         """Make the directory of a new run, and return how to open it."""
         check_phases(self.job.phases, self.job.seeds)
         check_order(self.job.phases)
-        disk.new_folder(self.folder)
+        self.job = dataclasses.replace(self.job, made=disk.new_folder(self.folder))
         return functools.partial(new_run, about={"recipe": "tuner", "spec": _sizes(self.spec)})
 
     def _opening_again(self) -> Opening:

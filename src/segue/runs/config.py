@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from segue.data.dataset import Dataset
-from segue.envs.arguments import untrusted_texts
+from segue.envs.arguments import as_json, untrusted_texts
 from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError, at_least, at_most
+from segue.results.read import MOST_SEEDS
 from segue.runs import trackers
 from segue.runs.checkpoints import split_phases
 from segue.runs.limits import check_phases
@@ -59,6 +59,7 @@ def check_numbers(safeguards: "Safeguards", budget: Budget, seeds: int, seed: in
     at_most(2**31 - 1, log_every=safeguards.log_every, commit_every=safeguards.commit_every, rows=budget.rows)
     at_most(2**31 - 1, evaluate_steps=budget.evaluate_steps, evaluate_updates=budget.evaluate_updates)
     at_most(MOST_EPISODES, episodes=budget.episodes)
+    at_most(MOST_SEEDS, seeds=seeds)
     if seed + seeds > 2**31:
         raise SegueError(f"Seeds are numbered below 2^31, and {seed:,} is not.")
     if not safeguards.env_limit > 0:
@@ -187,9 +188,7 @@ def trusting(env_id: str | None, env_args: Mapping[str, Any], reset_options: Map
 
 def env_entry(task: Task) -> dict[str, Any] | None:
     """Return the arguments of a task's env as JSON; None where it has none."""
-    sides = [np.asarray(side).tolist() for side in task.action_range or ()]
-    parts = {"env_args": dict(task.env_args), "reset_options": dict(task.reset_options), "action_range": sides}
-    return json.loads(json.dumps({name: value for name, value in parts.items() if value})) or None
+    return as_json(task.env_args, task.reset_options, task.action_range) or None
 
 
 def plain_env(metadata: Mapping[str, Any], where: Path) -> str:

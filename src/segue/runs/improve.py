@@ -114,10 +114,8 @@ def improve(
             "improve starts from a policy: give one with --policy FILE; "
             "`segue run td3bc --env-id ID --dataset FILE` trains one."
         )
-    if not Path(out).exists():
-        disk.new_folder(Path(out)).rmdir()  # a place where none can be made is refused before any episode is played
-    else:
-        disk.new_folder(Path(out))
+    # A place where no folder can be made is refused before any episode is played.
+    disk.remove_empty(disk.new_folder(Path(out)))
     task = dataclasses.replace(task, reward=scaled_reward(task, quiet))
     every = evaluate_steps or max(env_steps // 12, 1)
     budget = dataclasses.replace(
@@ -209,9 +207,9 @@ def verdicts(
         DataError: where a file is damaged.
     """
     folder = Path(folder)
-    config = disk.read_signed(folder / "config.json")
+    config = read.read(folder, evaluated=False).config
     make = env_of(config, folder / "config.json", env_id, env_args, reset_options).make
-    spec, last = read_spec(make), _last_trials(folder, int(config["seeds"]))
+    spec, last = read_spec(make), _last_trials(folder, config["seeds"])
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):
         path = folder / f"champion-{number}.safetensors"

@@ -32,6 +32,9 @@ class Job:
     """RUN:PHASE, the checkpoint after which the run starts: --from on the command line, "start" in config.json."""
     quiet: bool
     track: tuple[str, ...] = trackers.DEFAULT
+    made: tuple[Path, ...] = ()
+    """The folders that were made for the run, the innermost first: its directory, and those above that were not there.
+    """
 
     @property
     def reads_dataset(self) -> bool:
@@ -62,8 +65,8 @@ class Job:
             return False
 
     def remove_if_new(self) -> None:
-        """Remove the directory if the run failed before it wrote config.json, so that the name is free again."""
+        """Remove what was made if the run failed before it wrote config.json, so that the name is free again."""
         if not (self.folder / "config.json").exists():
             for name in ("status.json", ".lock", GIVEN):
                 (self.folder / name).unlink(missing_ok=True)
-            self.folder.rmdir()
+            disk.remove_empty(self.made)

@@ -126,7 +126,8 @@ def run(
     check_phases(phases, seeds)
     check_order(phases, since)
     track = trackers.known(track)
-    job = Job(phases, task, disk.new_folder(Path(out)), seeds, seed, budget, safeguards, since, quiet, track)
+    made = disk.new_folder(Path(out))
+    job = Job(phases, task, Path(out), seeds, seed, budget, safeguards, since, quiet, track, made)
     return _run(job, functools.partial(new_run, about=dict(about or {})))
 
 

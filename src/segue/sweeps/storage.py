@@ -61,7 +61,7 @@ class Directory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other drivers out while the block runs.
+        """Keep other drivers out while the block runs. A new directory is removed if the block wrote no sweep.json.
 
         Raises:
             SegueError: where another driver is at work, or the directory is not a sweep's.
@@ -70,11 +70,16 @@ class Directory:
             names = [path.name for path in self.path.iterdir()] if self.path.exists() else []
             if "sweep.json" not in names and any(not name.startswith(".") for name in names):
                 raise SegueError(f"{self.path} holds something else than a sweep: choose another --out.")
-            self.path.mkdir(parents=True, exist_ok=True)
+            made = disk.make_folder(self.path)
         except OSError as error:
             raise SegueError(f"--out {self.path} cannot be used: {error.strerror or error}.") from None
-        with disk.locked(self.path):
-            yield
+        try:
+            with disk.locked(self.path):
+                yield
+        finally:
+            if made and not (self.path / "sweep.json").exists():
+                (self.path / ".lock").unlink(missing_ok=True)
+                disk.remove_empty(made)
 
     @contextlib.contextmanager
     def here(self, folder: str, needs: Sequence[str], patience: float) -> Iterator[Path]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -358,12 +358,37 @@ def check_parent(path: Path) -> None:
         raise SegueError(f"{path} cannot be written, because {above or path.parent} is no folder that takes new files.")
 
 
-def new_folder(path: Path) -> Path:
-    """Make an empty folder for a run. Raises `SegueError` where the folder has content or cannot be made."""
+def new_folder(path: Path) -> tuple[Path, ...]:
+    """Make an empty folder for a run; return the folders that were made for it, the innermost first.
+
+    Raises:
+        SegueError: where the folder has content or cannot be made.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SegueError(f"{path} already exists and is not empty: choose another --out, nothing is overwritten.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        return make_folder(path)
     except OSError as error:
         raise SegueError(f"--out {path} cannot be made: {error.strerror or error}.") from None
-    return path
+
+
+def make_folder(path: Path) -> tuple[Path, ...]:
+    """Make a folder and those above it, where they are not there; return those that were made, the innermost first.
+
+    Raises:
+        OSError: where one cannot be made; none is left behind then.
+    """
+    missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are there and empty, the innermost first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -42,8 +42,27 @@ def shown(text: object, limit: int = 500) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return a text as one line of Markdown that begins no tag, ends no table cell and leads nowhere."""
-    return plain(text).replace("\n", " ").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
+    """Return a text as one line of Markdown that begins no tag, ends no table cell and leads nowhere.
+
+    Viewers make links of bare addresses, too: of https://a.b, www.a.b and a@b. A backslash, which is not shown, keeps
+    them from the first two; instead of an at sign stands one that only looks like it. Where a text need not be read as
+    part of a sentence, `code` is safer.
+    """
+    return _ADDRESS.sub(r"\\\g<0>", _cell(text)).replace("](", "]\\(").replace("@", "\N{FULLWIDTH COMMERCIAL AT}")
+
+
+_ADDRESS = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
+"""What makes a link of a bare address: the slashes behind a scheme, and the dot behind www."""
+
+
+def code(text: object) -> str:
+    """Return a text as one line of Markdown that is shown as it is, as code, in which viewers make no links."""
+    return f"`{_cell(text).replace('`', chr(39))}`"
+
+
+def _cell(text: object) -> str:
+    """Return a text as one line of Markdown that begins no tag and ends no table cell."""
+    return plain(text).replace("\n", " ").replace("<", "&lt;").replace("|", "\\|")
 
 
 def names_no_module(env_id: str) -> bool:

@@ -13,7 +13,7 @@ from segue.data.dataset import Dataset
 from segue.data.loading import load
 from segue.data.matching import check_against, check_logs
 from segue.data.saving import save, versions
-from segue.envs.arguments import ActionRange, check_arguments, check_range
+from segue.envs.arguments import ActionRange, as_json, check_arguments, check_range
 from segue.envs.make import make_env
 from segue.envs.reward import Reward
 from segue.errors import SegueError
@@ -225,7 +225,9 @@ class Task:
         if policies and not recipe.takes_policies:
             raise SegueError(f"The recipe of {self.name} takes no policy: leave --policy out.")
         own = {} if self.name is None else {"env_args": {}, "reset_options": {}, "action_range": None}
-        return recipe.make(dataclasses.replace(self, **own), rows, policies, progress)
+        task = dataclasses.replace(self, **own)
+        made = recipe.make(task, rows, policies, progress)
+        return dataclasses.replace(made, env_arguments=as_json(task.env_args, task.reset_options, task.action_range))
 
     def cache_file(self, rows: int) -> Path:
         """Return the path of the cached dataset. Raises SegueError for a task without a name."""
