@@ -190,9 +190,8 @@ def resume(
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{folder / 'config.json'} does not describe a run that can go on: {error!r}.") from None
     since = config.get("start")
-    job = Job(
-        phases, task, folder, budget=budget, safeguards=safeguards, since=since, quiet=quiet, track=track, **numbers
-    )
+    seeds, seed = numbers["seeds"], numbers["seed"]
+    job = Job(phases, task, folder, seeds, seed, budget, safeguards, since, quiet, track)
     return _run(job, functools.partial(reopened_run, config=config))
 
 
