@@ -181,6 +181,7 @@ METHODS = {
         "actor reference_policy",
         backbone=cloning,
     ),
+    "robust": Law(TD3(networks=NETS, laplace_scale=0.5), "actor critic"),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"
     ),

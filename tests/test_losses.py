@@ -42,6 +42,35 @@ def test_td_loss(q, y, loss):
 
 
 @pytest.mark.parametrize(
+    ("error", "scale", "loss"),
+    [
+        (0.0, 3.0, 0.0),
+        (1.0, 1.0, 2 / np.e),  # 2 (exp(-1) + 1 - 1)
+        (-2.0, 1.0, 2 * (np.exp(-2) + 1)),
+        (300.0, 3.0, 18 * 99),  # far out it is linear
+        (0.001, 3.0, 1e-6),  # near 0 it is the square
+        (0.5, 1e6, 0.25),
+    ],
+)
+def test_robust_td_loss(error, scale, loss):
+    got = losses.td_loss(f32(error)[:, None], f32(0.0), scale)
+    np.testing.assert_allclose(got, loss, rtol=2e-4)
+
+
+def test_robust_td_loss_of_infinite_scale_is_the_squares():
+    q, y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50)) * 100, jnp.float32)
+    for loss in (losses.td_loss, jax.grad(losses.td_loss)):
+        np.testing.assert_array_equal(loss(q[:, None], y, np.inf), loss(q[:, None], y))
+
+
+@pytest.mark.parametrize("error", [1e-4, 0.029, 0.031, 1.0, -40.0])
+def test_robust_td_loss_has_a_bounded_slope(error):
+    """2 b (1 - exp(-|x| / b)) sign(x), by hand: never above 2 b."""
+    slope = jax.grad(lambda x: losses.td_loss(x[:, None], f32(0.0), 3.0))(f32(error))
+    np.testing.assert_allclose(slope, [6 * np.sign(error) * -np.expm1(-abs(error) / 3)], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("q", "pi", "action", "alpha", "loss"),
     [
         ([2.0, 4.0], [[0.0], [1.0]], [[0.0], [0.0]], 3.0, 0.5 - 3.0),  # all Q of one sign: mean Q / mean |Q| is 1

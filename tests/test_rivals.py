@@ -18,6 +18,9 @@ from segue.methods.pex import PEX, Expanded
 from segue.methods.porl import PolicyEvaluation
 from segue.methods.q2rl import Q2RL, CloningSAC, Preferred
 from segue.methods.resfit import ResFiT
+from segue.methods.sac import SAC
+from segue.methods.td3 import TD3
+from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian
 from segue.nn.mlp import MLP, Ensemble
 from segue.replay import sumtree
@@ -375,3 +378,23 @@ def test_arb_refuses_a_policy_without_a_density():
         ARB().follow(state, constant(0.5), episodes(0.0), ring, clock=at(0))
     with pytest.raises(SegueError, match="temperature must be above 0"):
         ARB(temperature=0.0)
+
+
+# --- the robust TD loss ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", [TD3(networks=NETS), SAC(networks=NETS), EnsembleTD3(networks=NETS, critics=3)])
+def test_the_robust_loss_is_a_setting_of_every_backbone(backbone):
+    """With an infinite scale it is the squares; with a small one it is not; and 0 is refused."""
+    learner, batch = backbone.init(SPEC, pretrained(0, backbone), key=KEY), rows(24)
+    critic = learner.critics[0]
+    loss = lambda b: b.critic_loss(critic.net, critic.target, learner.actor, learner.parts, batch, key=KEY)[0]
+    squares = loss(backbone)
+    np.testing.assert_allclose(loss(changed(backbone, laplace_scale=np.inf)), squares, rtol=1e-6)
+    assert loss(changed(backbone, laplace_scale=0.1)) < 0.5 * squares
+    with pytest.raises(SegueError, match="laplace_scale must be above 0, or None for squares, not 0"):
+        changed(backbone, laplace_scale=0.0)
+
+
+def test_the_robust_loss_stays_online():
+    assert TD3BC(laplace_scale=3.0).online().laplace_scale == 3.0

@@ -18,9 +18,28 @@ def td_target(
     return reward + jnp.where(terminal, 0.0, discount * next_q)
 
 
-def td_loss(q: Float[Array, "batch members"], y: Float[Array, " batch"]) -> Float[Array, ""]:
-    """Compute the TD loss sum_i mse(Q_i(s, a), y): OPT's Eq. 2."""
-    return jnp.square(q - y[:, None]).sum(-1).mean()
+def td_loss(
+    q: Float[Array, "batch members"],
+    y: Float[Array, " batch"] | Float[Array, "batch members"],
+    scale: float | Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Compute the TD loss sum_i mean rho(Q_i(s, a) - y) with rho(x) = x^2: OPT's Eq. 2. Members may have their own y.
+
+    With a scale b, rho(x) = 2 b^2 D_b(x) is the robust loss of LAROO (Guo et al. 2026), which is x^2 near 0 and grows
+    like 2 b |x| far from it: D_b(x) = exp(-|x| / b) + |x| / b - 1, the divergence of a Laplace distribution of scale b
+    from one that is x away. The factor 2 b^2 is inferred; with it the loss tends to the squares as b grows.
+    """
+    errors = q - (y if y.ndim == 2 else y[:, None])
+    return (jnp.square(errors) if scale is None else _robust(errors, scale)).sum(-1).mean()
+
+
+def _robust(x: Float[Array, "batch members"], scale: float | Float[Array, ""]) -> Float[Array, "batch members"]:
+    """Compute 2 b^2 D_b(x); by its series where |x| is far below b, because the sum would lose its digits there."""
+    ratio = jnp.abs(x) / scale
+    near = ratio < 0.01
+    far = jnp.where(near, 1.0, ratio)  # finite where it is not used, and with it the gradient
+    series = jnp.square(x) * (1 - ratio / 3 + jnp.square(ratio) / 12)
+    return jnp.where(near, series, 2 * scale**2 * (jnp.expm1(-far) + far))
 
 
 def td3bc(

@@ -59,7 +59,7 @@ class AWAC(AbstractBackbone):
     ) -> tuple[Float[Array, ""], Info]:
         action = jax.vmap(actor.net.explore)(batch.next_obs, jax.random.split(key, len(batch.reward)))
         next_q = target.batch(batch.next_obs, action).min(-1)
-        return regress(q, batch, losses.td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, losses.td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).min()

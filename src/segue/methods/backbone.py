@@ -66,8 +66,16 @@ class AbstractBackbone(AbstractMethod):
     networks: eqx.AbstractVar[AbstractNetworks]
     """The architecture of new policies and critics."""
 
+    laplace_scale: float | None = eqx.field(default=None, kw_only=True)
+    """b: critics minimise LAROO's robust loss of their TD errors, which grows like |x| beyond b (its public code has 3,
+    in the units of values); None: their squares."""
+
     policy: ClassVar[type[AbstractActor]] = AbstractActor
     """The class of policies that `policy_loss` can train."""
+
+    def __check_init__(self):
+        if isinstance(self.laplace_scale, int | float) and not self.laplace_scale > 0:
+            raise SegueError(f"laplace_scale must be above 0, or None for squares, not {self.laplace_scale}.")
 
     @abc.abstractmethod
     def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
@@ -203,10 +211,12 @@ def require(pretrained: Pretrained, who: str, **needs: str) -> None:
             raise SegueError(f"{who} needs a pre-trained {name}: {advice}.")
 
 
-def regress(q: Any, batch: Any, y: Float[Array, " batch"]) -> tuple[Float[Array, ""], Info]:
+def regress(
+    backbone: AbstractBackbone, q: Any, batch: Any, y: Float[Array, " batch"] | Float[Array, "batch members"]
+) -> tuple[Float[Array, ""], Info]:
     """Compute the TD loss of critic `q` for constant targets `y`, and the scalars that every critic reports."""
     values = q.batch(batch.obs, batch.action)
-    loss = td_loss(values, y)
+    loss = td_loss(values, y, backbone.laplace_scale)
     return loss, {"td_loss": loss, "q": values.mean(), "max_abs_q": jnp.abs(values).max()}
 
 

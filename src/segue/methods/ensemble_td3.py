@@ -70,7 +70,7 @@ class EnsembleTD3(AbstractTD3Settings):
             members = jax.random.choice(subset_key, self.critics, (self.subset,), replace=False)
             target = jax.tree.map(lambda leaf: leaf[members], target)
         next_q = target.batch(batch.next_obs, next_action).min(-1)
-        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         def pessimistic(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:

@@ -95,7 +95,7 @@ class FQL(AbstractBackbone):
         action = jax.vmap(actor.net.explore)(batch.next_obs, jax.random.split(key, len(batch.reward)))
         next_q = target.batch(batch.next_obs, action)
         next_q = next_q.mean(-1) if self.target_reduction == "mean" else next_q.min(-1)
-        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def update_parts(
         self, parts: Parts, actor: TrainState, q: QFunction, batch: Transition, *, key: PRNGKeyArray

@@ -79,7 +79,7 @@ class ChoosingTD3(AbstractTD3Settings):
         members = jax.random.choice(subset_key, self.critics, (min(2, self.critics),), replace=False)
         drawn = jax.tree.map(lambda leaf: leaf[members], target)
         next_q = drawn.batch(batch.next_obs, next_action).min(-1)
-        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).min()

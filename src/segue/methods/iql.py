@@ -72,7 +72,7 @@ class IQL(AbstractBackbone):
         self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Transition, *, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         next_v = jax.vmap(parts["value"].net)(batch.next_obs)[:, 0]
-        return regress(q, batch, losses.td_target(batch.reward, batch.terminal, next_v, self.discount))
+        return regress(self, q, batch, losses.td_target(batch.reward, batch.terminal, next_v, self.discount))
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.target(obs, action).min()

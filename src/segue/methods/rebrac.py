@@ -67,7 +67,7 @@ class ReBRAC(td3.AbstractTD3Settings):
                 raise SegueError("ReBRAC's critic penalty needs next actions: train with sampler=WithNextAction().")
             distance = jnp.square(next_action - batch.next_action).sum(-1)
             next_q -= self.beta_critic * jnp.where(batch.followed, distance, 0.0)
-        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).min()

@@ -170,7 +170,7 @@ class AbstractSAC(AbstractBackbone):
             next_q, log_prob = next_q[best], log_prob[best]
         if self.entropy_backup:
             next_q -= self.alpha(parts) * log_prob
-        return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+        return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
     def sample_members(self, target: Ensemble, key: PRNGKeyArray) -> Ensemble:
         """Draw the members over which this update's target is the minimum."""

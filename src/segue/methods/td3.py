@@ -76,7 +76,7 @@ def critic_loss(
     """Compute TD3's critic loss."""
     next_action = smoothed_action(backbone, actor.target, batch, key)
     next_q = target.batch(batch.next_obs, next_action).min(-1)
-    return regress(q, batch, td_target(batch.reward, batch.terminal, next_q, backbone.discount))
+    return regress(backbone, q, batch, td_target(batch.reward, batch.terminal, next_q, backbone.discount))
 
 
 class AbstractTD3(AbstractTD3Settings):
