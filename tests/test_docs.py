@@ -182,6 +182,17 @@ def test_the_readmes_numbers_are_those_of_the_kept_runs():
         assert any(all(number in sentence for number in numbers) for sentence in verdicts), row
 
 
+def test_the_scores_of_opt_and_direct_are_those_of_the_kept_runs():
+    """The mean of the last four evaluations, normalised."""
+    kept, text = ROOT / "benchmarks/results/walker2d-random-narrow", (ROOT / "README.md").read_text()
+    for arm, words in (("opt", "new one scores {}"), ("direct", "direct fine-tuning scores {}")):
+        ends = json.loads((kept / arm / "config.json").read_text())["score"]
+        lines = map(json.loads, (kept / arm / "returns.jsonl").read_text().splitlines())
+        returns = [line["returns"][0] for line in lines if line["phase"] == "finetune"]
+        score = 100 * (np.mean(returns[-4:]) - ends["min"]) / (ends["max"] - ends["min"])
+        assert words.format(f"{score:.1f}") in " ".join(text.split())
+
+
 def test_the_keys_of_a_description_are_those_that_are_read(tmp_path):
     page = (ROOT / "docs/only-a-policy.md").read_text()
     shown = {key for row in re.findall(r"^\| (`.*?) \|", page, re.M) for key in re.findall(r"`(\w+)`", row)}
