@@ -333,6 +333,12 @@ RLKIT = ("fc0", "last_fc")
         (dense("fc_encoder", sizes=(3, 3)), "fc_encoder.weight"),
         ({"running_mean": np.zeros(3, np.float32)}, "running_mean"),
         ({"max_action": np.float32(2.0)}, "max_action"),
+        ({"max_action": np.int64(2)}, "max_action"),
+        ({"fc0.alpha": np.full(4, 0.1, np.float32)}, "fc0.alpha"),
+        ({"v_norm.weight": np.ones(3, np.float32)}, "v_norm.weight"),
+        ({"temp_scale": np.full(3, 2.0, np.float32)}, "temp_scale"),
+        ({"step_scale": np.full(3, 2.0, np.float32)}, "step_scale"),
+        (dense("ent_embed", sizes=(3, 3)), "ent_embed.weight"),
     ],
 )
 @pytest.mark.parametrize("described", [False, True])
@@ -352,6 +358,8 @@ def test_arrays_that_are_left_over_are_named(more, named, described):
 def test_arrays_of_critics_and_records_are_left_out():
     more = dense("qf1.fc0", sizes=(5, 4)) | dense("target_qf2.fc0", sizes=(5, 4)) | dense("critic.0", sizes=(5, 4))
     more |= dense("value_net", sizes=(3, 1)) | {"log_alpha": np.zeros(1), "returns": np.zeros(3), "epoch": np.array(3)}
+    more |= dense("q1.0", sizes=(5, 4)) | dense("v.0", sizes=(3, 1)) | {"log_ent_coef": np.zeros(1)}
+    more |= {"max_action": np.float32(1), "action_bias": np.zeros(2), "best_score": np.zeros(1)}
     path = new("p.npz")
     np.savez(path, **dense(*RLKIT), **more)
     assert acts(path).shape == (50, 2)
@@ -460,11 +468,26 @@ def test_statistics_beside_a_group_are_not_lost(kind):
 
 
 @pytest.mark.parametrize(
-    "beside", [{"obs_mean": [0.5, 1.0, 0.0]}, {"normalizer": {"mean": [0.5, 1.0, 0.0]}}, {"state_std": [0.5, 1.0, 2.0]}]
+    "beside",
+    [{"obs_mean": [0.5, 1, 0.0]}, {"normalizer": {"mean": [0.5, 1.0, 0.0]}}, {"state_std": [0.5, 1.0, 2.0]}],
 )
 def test_statistics_that_are_lists_are_not_lost(beside):
     path = stored({"policy": dense(*RLKIT), **beside, "hidden_sizes": [4]})
     with pytest.raises(DataError, match=r"mean|state_std"):
+        importers.read(f"{path}:policy", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"action_scale": 0.5}, "action_scale"),
+        ({"actor_config": {"max_action": 2}}, "actor_config.max_action"),
+        ({"encoder": dense("0", sizes=(3, 3))}, "encoder.0.weight"),
+    ],
+)
+def test_scales_and_encoders_beside_a_group_are_named(beside, named):
+    path = stored({"policy": dense(*RLKIT), **beside, "hidden_sizes": [4], "max_action": 1.0})
+    with pytest.raises(DataError, match=f"may change an action: {named}"):
         importers.read(f"{path}:policy", SPEC)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from segue.errors import DataError
 from segue.policies.formats import Arrays
+from segue.policies.torch_files import SCALES
 from segue.system import untrusted
 
 _SB3: dict[str, Any] = {"vecnormalize": True}
@@ -33,16 +34,20 @@ STATISTICS = {
 """Names under which statistics of observations are known."""
 
 _OTHERS = re.compile(
-    r"(?:^|[._])(critic|qf|q|q_?func|q_?net|q_?network|value|vf|v|v_?net|targ|target|optim|optimi[sz]er|alpha|ent|entropy|"
-    r"temp|temperature|lagrange|discriminator|reward)s?\d*([._]|$)",
+    r"(?:^|[._])(critic|qf|q_?func|q_?net|q_?network|value|vf|v_?net|targ|target|optim|optimi[sz]er|entropy|temperature|"
+    r"lagrange|discriminator|reward)s?\d*([._]|$)"
+    r"|(?:^|\.)(?:log_)?(?:q|v|alpha|ent|temp)(?:_coef|_?\d+)?(?:\.|$)",
     re.IGNORECASE,
 )
-"""Names of what is no part of a policy's action: critics, values, targets, optimisers and temperatures."""
+"""Names of what is no part of a policy's action: critics, values, targets, optimisers and temperatures. Short words
+count only as the whole of what stands between two dots: `v_norm` may be a part of a policy."""
 
-_RECORDS = re.compile(r"(^|[._])(return|score|loss|lr|epoch|iter|iteration|step|len|length)s?([._]|$)", re.IGNORECASE)
+_RECORDS = re.compile(
+    r"(^|[._])(return|score|loss|lr|epoch|iter|iteration|step|len|length)s?(?!_?scal)([._]|$)", re.IGNORECASE
+)
 """Names of numbers that are kept beside a policy, if they are no matrices."""
 
-_STANDARDISES = re.compile(r"mean|var|std|rms|norm|scal|preproc", re.IGNORECASE)
+_BESIDE = re.compile(r"mean|var|std|rms|norm|scal|preproc|encod|embed|featur|trunk|torso", re.IGNORECASE)
 """Names outside of a chosen group that may still be a part of its policy."""
 
 
@@ -112,7 +117,8 @@ def _strings(about: dict[str, Any], key: str, where: str) -> list[str]:
 def refuse_leftovers(arrays: Arrays, about: dict[str, Any], where: str) -> None:
     """Refuse arrays that `layers` did not use and that may change an action.
 
-    These are all but those of critics and the like; outside of a chosen group, those that may standardise.
+    These are all but those of critics and the like; outside of a chosen group, those that may standardise, encode or
+    scale. What scales by 1 or shifts by 0 changes nothing.
 
     Raises:
         DataError: where there are any; it names them.
@@ -123,10 +129,13 @@ def refuse_leftovers(arrays: Arrays, about: dict[str, Any], where: str) -> None:
     used |= {*STATISTICS, *keys, *(about[key] for key in keys if isinstance(about.get(key), str))}
     left = []
     for name, array in arrays.items():
-        other = _OTHERS.search(name) or (array.ndim < 2 and _RECORDS.search(name))
-        other = other or (array.ndim == 0 and array.dtype.kind in "iub") or array.size == 0
+        scales = SCALES.search(name)
+        other = _OTHERS.search(name) and name.rpartition(".")[0] not in names
+        other = other or (array.ndim < 2 and _RECORDS.search(name))
+        other = other or (array.ndim == 0 and array.dtype.kind in "iub" and not scales) or array.size == 0
+        other = other or (scales and (array == (0 if scales[1].endswith(("shift", "bias")) else 1)).all())
         other = other or any(name == known or name.startswith(f"{known}.") for known in ignored)
-        if name not in used and not other and (name in scope or _STANDARDISES.search(name)):
+        if name not in used and not other and (name in scope or scales or _BESIDE.search(name)):
             left.append(name)
     if left:
         raise DataError(

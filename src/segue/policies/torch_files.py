@@ -168,10 +168,13 @@ def member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
 _STATISTIC = re.compile(r"mean|var|std|rms|norm|scal|shift", re.IGNORECASE)
 """Names of what may standardise observations, or scale actions."""
 
+SCALES = re.compile(r"(?:^|[._])(max_action|(?:action|act|out|output)_(?:scale|shift|bias))$", re.IGNORECASE)
+"""Names of numbers that scale or shift actions."""
+
 
 def _flat(loaded: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays in nested dictionaries and lists, with dots in their names; of lists of numbers, those that may
-    be statistics."""
+    be statistics, and of single numbers, those that scale actions."""
     left = [("", loaded)]
     for _ in range(MOST_VALUES):
         if not left:
@@ -183,9 +186,11 @@ def _flat(loaded: Any) -> Iterator[tuple[str, np.ndarray]]:
             isinstance(value, list | tuple)
             and _STATISTIC.search(name)
             and value
-            and all(type(x) is float for x in value)
+            and all(type(x) in (int, float) for x in value)
         ):
-            value = np.asarray(value)
+            value = np.asarray(value, float)
+        if type(value) in (int, float) and SCALES.search(name):
+            value = np.asarray(value, float)
         if isinstance(value, np.ndarray):
             yield name, value
         pairs = (
