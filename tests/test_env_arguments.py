@@ -1,5 +1,6 @@
 """The arguments of an env besides its id are the same wherever the env is made, and are kept with the run."""
 
+import dataclasses
 import functools
 import json
 import shlex
@@ -12,6 +13,8 @@ from helpers import copy, edit, lines, new
 import segue
 from segue.cli import main
 from segue.core import Spec
+from segue.data.loading import load
+from segue.data.saving import save
 from segue.deploy import film
 from segue.envs.arguments import from_json, parsed
 from segue.envs.make import make_env, spec_of
@@ -125,7 +128,7 @@ def test_collected_data_says_how_its_env_was_made(out, capsys):
         assert "is made" not in text
     main.main([*asked, "--env-id", ARM, *more[2:]])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"the env was made with {shown}" in text
+    assert f"the env was made with {shown.rpartition(';')[0]} when" in text
     assert 'and is made with model="a/b.xml"; at every reset shift=0.5' in text
     for odd in (
         None,
@@ -136,7 +139,24 @@ def test_collected_data_says_how_its_env_was_made(out, capsys):
         {"action_range": [1]},
         {"action_range": 1},
     ):
-        assert from_json(odd) == {}
+        assert from_json(odd) is None
+
+
+def test_data_of_an_env_without_arguments_is_told_from_unknown(capsys):
+    """The range is one number or a list: only where the boxes differ is it another env."""
+    path = new("arm.npz")
+    main.main(["data", "collect", "--env-id", ARM, "--env-arg", "model=x", "--action-range", "-2", "2", "--steps", "30",
+               "--out", str(path)])  # fmt: skip
+    default = load(path)
+    assert default.env_arguments == {"env_args": {"model": "x"}, "action_range": [-2.0, 2.0]}
+    listed = {"env_args": {"model": "x"}, "action_range": [[-2.0, -2.0], [2.0, 2.0]]}
+    for known, note in (({}, True), (None, False), (listed, False)):
+        save(dataclasses.replace(default, env_arguments=known), path := new("again.npz"))
+        assert load(path).env_arguments == known
+        capsys.readouterr()
+        main.main(["data", "inspect", str(path), "--env-id", ARM, "--env-arg", "model=x", "--action-range", "-2", "2"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert ("the env was made with no arguments when the data was collected" in text) == note
 
 
 def test_a_resumed_run_has_the_same_env(monkeypatch):
@@ -183,7 +203,8 @@ def test_a_file_may_not_choose_a_path_for_an_env():
 
 def test_a_report_names_the_arguments():
     record = read.read(finished())
-    assert record.task == f'{ARM} (gain=2.5, model="a/b.xml", shift=0.5)'
+    range_ = "action_range=[[-2.0, -1.0], [2.0, 1.0]]"
+    assert record.task == f'{ARM} (gain=2.5, model="a/b.xml", shift=0.5, {range_})'
 
 
 def test_python_has_the_same_arguments():

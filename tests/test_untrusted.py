@@ -237,3 +237,5 @@ def test_card_names_the_given_policy_and_no_empty_dataset():
     assert "td3bc" not in text
     (text,) = card._origin({**config, "settings": {"offline": {"is": "Train", "method": {"is": "TD3BC"}}}})
     assert "on backbone `td3bc`" in text
+    clone = {**config, "backbone": "bc-gaussian", "settings": {"offline": {"is": "Train", "method": {"is": "BC"}}}}
+    assert "on backbone `bc-gaussian`" in card._origin(clone)[0]

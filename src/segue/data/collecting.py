@@ -153,6 +153,6 @@ def _roll(
             None,
             timeout,
             parts=getattr(stage.env, "parts", ()),
-            env_arguments=getattr(stage.env, "arguments", {}),
+            env_arguments=getattr(stage.env, "arguments", None),
         )
     )

@@ -55,8 +55,8 @@ class Dataset:
     """The number of rows left out because their next observation is unknown (cut by time, and none stored)."""
     parts: tuple[Part, ...] = ()
     """The parts of an observation in the order in which they are joined; empty where the file has one vector."""
-    env_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the env was made with when the rows were collected (`envs.arguments.as_json`); empty where the file does not
+    env_arguments: Mapping[str, Any] | None = None
+    """What the env was made with when the rows were collected (`envs.arguments.as_json`); None where the file does not
     say."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""

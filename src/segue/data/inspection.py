@@ -29,7 +29,7 @@ def inspect(data: Dataset, score: tuple[float, float] | None = None) -> dict[str
         "name": data.name,
         "path": data.path,
         "env_id": data.env_id,
-        "env_arguments": dict(data.env_arguments),
+        "env_arguments": None if data.env_arguments is None else dict(data.env_arguments),
         "rows": len(data),
         "episodes": len(returns),
         "returns": _summary(returns),

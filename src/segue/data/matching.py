@@ -54,12 +54,16 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     notes = data.notes
     if id_ and data.env_id and id_ != data.env_id:
         notes += (f"the data came from {data.env_id} and meets {id_}: rewards and dynamics may differ",)
-    if data.env_arguments and isinstance(env, CheckedEnv) and data.env_arguments != env.arguments:
-        now = f"with {in_words(env.arguments)}" if env.arguments else "without any"
-        notes += (
-            f"the env was made with {in_words(data.env_arguments)} when the data was collected, and is made {now} here:"
-            " rewards and dynamics may differ",
+    if data.env_arguments is not None and isinstance(env, CheckedEnv):
+        then, now = (  # action ranges were compared above
+            {name: value for name, value in arguments.items() if name != "action_range"}
+            for arguments in (data.env_arguments, env.arguments)
         )
+        if then != now:
+            notes += (
+                f"the env was made with {in_words(then)} when the data was collected, and is made with {in_words(now)} "
+                "here: rewards and dynamics may differ",
+            )
     count, terminal = terminal_after(data, limit or 0)
     if count:
         note = (

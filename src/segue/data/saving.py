@@ -77,7 +77,7 @@ def _write_npz(data: Dataset, file: Path) -> None:
     t = data.transitions
     about = {"name": data.name, "env_id": data.env_id, "low": data.low, "high": data.high, "versions": versions()}
     about |= {"parts": data.parts} if data.parts else {}
-    about |= {"env_arguments": data.env_arguments} if data.env_arguments else {}
+    about |= {} if data.env_arguments is None else {"env_arguments": dict(data.env_arguments)}
     with file.open("wb") as stream:
         np.savez(
             stream,
@@ -129,7 +129,7 @@ def _write_minari(data: Dataset, folder: Path, target: Path, spec: Any) -> None:
         "action_space": _box_json(*data.spec()[2:4]),
         "description": f"{data.name}, made by Segue with {versions()}",
     }
-    about |= {"env_arguments": data.env_arguments} if data.env_arguments else {}
+    about |= {} if data.env_arguments is None else {"env_arguments": dict(data.env_arguments)}
     if spec is not None:
         try:
             about["env_spec"] = spec.to_json()

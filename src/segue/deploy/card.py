@@ -159,10 +159,13 @@ def _beginnings(config: Mapping[str, Any]) -> list[str]:
 
 
 def _learns(settings: Any, backbone: Any) -> bool:
-    """Return whether any part of a run's settings is of the class of a backbone, which not every recipe uses."""
+    """Return whether any part of a run's settings is of the class of a backbone, which not every recipe uses.
+
+    A class has the backbone's name, or the part of it before a hyphen: `bc-gaussian` is `BC`.
+    """
     if not isinstance(settings, dict):
         return False
-    same = str(settings.get("is")).lower() == str(backbone).replace("-", "").lower()
+    same = str(settings.get("is")).lower() == str(backbone).partition("-")[0].lower()
     return same or any(_learns(part, backbone) for part in settings.values())
 
 

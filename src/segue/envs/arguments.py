@@ -85,19 +85,19 @@ def as_json(
     return json.loads(json.dumps({name: value for name, value in parts.items() if value}))
 
 
-def from_json(found: Any) -> dict[str, Any]:
-    """Return what `as_json` returned, as a file has it that is not trusted; {} where it is anything else."""
+def from_json(found: Any) -> dict[str, Any] | None:
+    """Return what `as_json` returned, as a file has it that is not trusted; None where it is anything else."""
     if not isinstance(found, dict) or not found.keys() <= _KINDS.keys():
-        return {}
+        return None
     parts = {"env_args": {}, "reset_options": {}, "action_range": None, **found}
     if not all(isinstance(parts[name], kind) for name, kind in _KINDS.items()):
-        return {}
+        return None
     try:
         for name in ("env_args", "reset_options"):
             check_arguments(name, parts[name])
         check_range(parts["action_range"])
     except SegueError:
-        return {}
+        return None
     return as_json(**parts)
 
 
@@ -111,7 +111,7 @@ def in_words(arguments: Mapping[str, Any]) -> str:
     words = [listed("env_args")] if "env_args" in arguments else []
     words += [f"at every reset {listed('reset_options')}"] if "reset_options" in arguments else []
     words += ["actions from {} to {}".format(*arguments["action_range"])] if "action_range" in arguments else []
-    return untrusted.shown("; ".join(words))
+    return untrusted.shown("; ".join(words)) or "no arguments"
 
 
 def untrusted_texts(values: Mapping[str, Any]) -> list[str]:

@@ -97,6 +97,7 @@ class RunRecord:
         """The arguments of its env in brackets; "" where it has none."""
         env = self.config.get("env") or {}
         values = {**env.get("env_args", {}), **env.get("reset_options", {})}
+        values |= {"action_range": env["action_range"]} if env.get("action_range") else {}
         return f" ({', '.join(f'{name}={json.dumps(value)}' for name, value in values.items())})" if values else ""
 
     @property

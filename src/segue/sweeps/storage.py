@@ -73,13 +73,13 @@ class Directory:
             made = disk.make_folder(self.path)
         except OSError as error:
             raise SegueError(f"--out {self.path} cannot be used: {error.strerror or error}.") from None
-        try:
-            with disk.locked(self.path):
+        with disk.locked(self.path):  # whoever does not get the lock removes nothing: another driver may have begun
+            try:
                 yield
-        finally:
-            if made and not (self.path / "sweep.json").exists():
-                (self.path / ".lock").unlink(missing_ok=True)
-                disk.remove_empty(made)
+            finally:
+                if made and not (self.path / "sweep.json").exists():
+                    (self.path / ".lock").unlink(missing_ok=True)
+                    disk.remove_empty(made)
 
     @contextlib.contextmanager
     def here(self, folder: str, needs: Sequence[str], patience: float) -> Iterator[Path]:

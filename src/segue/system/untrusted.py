@@ -1,6 +1,7 @@
 """Reads files, JSON and text that are not trusted. Imports nothing heavy.
 
-Every text that came from a file passes `plain`, `shown` or `markdown` before it is printed or written into a page.
+Every text that came from a file passes `plain`, `shown`, `markdown` or `code` before it is printed or written into a
+page.
 """
 
 import json
@@ -56,7 +57,7 @@ _ADDRESS = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
 
 
 def code(text: object) -> str:
-    """Return a text as one line of Markdown that is shown as it is, as code, in which viewers make no links."""
+    """Return a text as one line of Markdown, as code, in which viewers make no links and a `<` is shown as `&lt;`."""
     return f"`{_cell(text).replace('`', chr(39))}`"
 
 
