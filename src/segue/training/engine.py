@@ -121,8 +121,8 @@ def _one_update(algorithm, learner, sampler_state, offline, ring, keys, clock):
         return method.update(learner, batch, key=key, clock=clock)
 
     key = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(jax.random.fold_in(k, _UPDATE), clock.update)))(keys)
-    seeds = _with_seed_axis(learner, keys)
-    sampler_state, batch, sampler_info = jax.vmap(draw)(sampler_state, seeds, ring.rows, key[:, 0])
+    stacked = _with_seed_axis(learner, keys)
+    sampler_state, batch, sampler_info = jax.vmap(draw)(sampler_state, stacked, ring.rows, key[:, 0])
     each = jax.vmap(update) if len(keys) > 1 else update
     learner, info = each(learner, *_without_seed_axis((batch, key[:, 1]), keys))
     return learner, sampler_state, _with_seed_axis(info, keys) | sampler_info
