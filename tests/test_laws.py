@@ -13,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from random_keys import recorded
 
 from segue.core import AbstractMethod, Pretrained
+from segue.methods.adaptive_bc import REDQBC, AdaptiveBC
 from segue.methods.awac import AWAC
 from segue.methods.backbone import AbstractBackbone, ActorCritic
 from segue.methods.bc import BC
@@ -24,6 +25,7 @@ from segue.methods.gated import Gated
 from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
+from segue.methods.off2on import Off2On, SeveralAgents
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
@@ -100,6 +102,8 @@ every = changed(redq, delay=1)
 ensemble = EnsembleTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
 cloning = CloningSAC(networks=NETS, critics=4, subset=2, delay=2, entropy_backup=False)
 choosing = ChoosingTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
+redq_bc = REDQBC(networks=NETS, critics=4)
+off2on = Off2On(networks=NETS, critics=4)
 trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
 
@@ -181,6 +185,16 @@ METHODS = {
         "actor reference_policy",
         backbone=cloning,
     ),
+    "redq-bc": Law(redq_bc, "actor critic", backbone=redq_bc),
+    "adaptive-bc": Law(AdaptiveBC(redq_bc, low=-1.0, high=3.0), "actor critic", backbone=redq_bc),
+    "agents": Law(
+        SeveralAgents(changed(calql, calibrated=False), count=3),
+        "actor critic",
+        uses="key",
+        backbone=calql,
+        given=False,
+    ),
+    "off2on": Law(off2on, "actor critic temperature", uses="key", backbone=off2on),
     "robust": Law(TD3(networks=NETS, laplace_scale=0.5), "actor critic"),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"

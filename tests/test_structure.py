@@ -17,10 +17,10 @@ from segue.methods.sac import AbstractSAC
 
 ROOT = Path(segue.__file__).parent
 HOOKS = {
-    AbstractMethod: "error",
+    AbstractMethod: "error after_episode",
     AbstractBackbone: "new_critic policy_due targets_due trusted_action explorer actor_rate sampler init_parts "
     "restart_parts update_parts update_multipliers new_fit fit adapt_actor",
-    AbstractSAC: "more_parts policy_loss",
+    AbstractSAC: "more_parts new_actor q_for_policy policy_loss",
 }
 """Methods with a default that subclasses may replace, by the class that documents them."""
 

@@ -6,7 +6,7 @@ phases pre-trained, updates it one gradient step at a time, and finally releases
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -196,6 +196,9 @@ class Pretrained(NamedTuple):
 class AbstractMethod(eqx.Module):
     """A learning algorithm. Its fields are its hyper-parameters; everything that training changes is in the learner."""
 
+    uses_returns: ClassVar[bool] = False
+    """Whether `after_episode` changes the learner."""
+
     @abc.abstractmethod
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> Any:
         """Build a learner, whose leaves are arrays, from what earlier phases pre-trained."""
@@ -220,6 +223,13 @@ class AbstractMethod(eqx.Module):
             SegueError: where the method cannot measure one, which is the default.
         """
         raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `early_stopping` at 0.")
+
+    def after_episode(self, learner: Any, returned: Float[Array, ""], length: Int[Array, ""]) -> Any:
+        """Return the learner, of the same structure, after it has acted in a whole episode of `length` env steps.
+
+        `returned` is the episode's undiscounted return, in the env's own rewards. By default nothing changes.
+        """
+        return learner
 
     @abc.abstractmethod
     def explore(

@@ -1,3 +1,5 @@
+from .adaptive_bc import REDQBC as REDQBC
+from .adaptive_bc import AdaptiveBC as AdaptiveBC
 from .awac import AWAC as AWAC
 from .backbone import AbstractBackbone as AbstractBackbone
 from .backbone import ActorCritic as ActorCritic
@@ -8,6 +10,8 @@ from .fql import FQL as FQL
 from .ibrl import IBRL as IBRL
 from .iql import IQL as IQL
 from .jsrl import JSRL as JSRL
+from .off2on import Off2On as Off2On
+from .off2on import SeveralAgents as SeveralAgents
 from .opt import OPT as OPT
 from .opt import MetaCritic as MetaCritic
 from .pex import PEX as PEX

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import Parts, TrainState
+from segue.core import Parts, Spec, TrainState
 from segue.errors import at_least
 from segue.methods.backbone import Info, QFunction, with_settings_of
 from segue.methods.sac import SAC, AbstractSAC, LogAlpha
@@ -63,7 +63,7 @@ class CalQL(AbstractSAC):
         """Return a sampler with returns-to-go; half of each batch is online once there are online rows."""
         return WithReturns(discount=self.discount, batch=batch)
 
-    def more_parts(self) -> Parts:
+    def more_parts(self, spec: Spec, key: PRNGKeyArray) -> Parts:
         """Return the multiplier, if there is a target gap."""
         if self.target_gap is None:
             return {}

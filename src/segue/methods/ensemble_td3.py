@@ -26,29 +26,20 @@ from segue.nn.mlp import Ensemble
 from segue.nn.networks import AbstractNetworks, Networks
 
 
-class EnsembleTD3(AbstractTD3Settings):
-    """TD3 with an ensemble of critics, for a given policy of any class."""
+class AbstractEnsembleTD3(AbstractTD3Settings):
+    """TD3 with an ensemble of critics and REDQ's target, for a policy of any class.
+
+    A final subclass adds the policy's loss and the Q-function that it maximises.
+    """
 
     policy = AbstractActor
-    actor_lr: float = 1e-4
-    """Adam's rate for the policy."""
-    target_noise: float = 0.1
-    """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
-    target_clip: float = 0.2
-    """Bound on the smoothing noise, in the same units."""
-    explore_noise: float = 0.05
-    """Standard deviation of the exploration noise, in the same units, clipped to +-0.5. A gate has its own."""
-    critics: int = eqx.field(static=True, default=5)
+    critics: int = eqx.field(static=True, default=10)
     """Members of the ensemble."""
     subset: int = eqx.field(static=True, default=2)
     """The target is the minimum over so many members, drawn at each update."""
-    pessimism: float = 1.0
-    r"""\beta: the policy maximises the members' mean, less this many standard deviations."""
-    networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(critic_norm=True))
-    """The networks of policy and critics."""
 
     def __check_init__(self):
-        at_least(1, delay=self.delay, critics=self.critics)
+        at_least(1, critics=self.critics)
         if not 1 <= self.subset <= self.critics:
             raise SegueError(f"The target's minimum is over 1 to {self.critics} critics, not {self.subset}.")
 
@@ -71,6 +62,25 @@ class EnsembleTD3(AbstractTD3Settings):
             target = jax.tree.map(lambda leaf: leaf[members], target)
         next_q = target.batch(batch.next_obs, next_action).min(-1)
         return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
+
+
+class EnsembleTD3(AbstractEnsembleTD3):
+    """TD3 with an ensemble of critics and a pessimistic policy, for a given policy of any class."""
+
+    actor_lr: float = 1e-4
+    """Adam's rate for the policy."""
+    target_noise: float = 0.1
+    """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
+    target_clip: float = 0.2
+    """Bound on the smoothing noise, in the same units."""
+    explore_noise: float = 0.05
+    """Standard deviation of the exploration noise, in the same units, clipped to +-0.5. A gate has its own."""
+    critics: int = eqx.field(static=True, default=5)
+    """Members of the ensemble."""
+    pessimism: float = 1.0
+    r"""\beta: the policy maximises the members' mean, less this many standard deviations."""
+    networks: AbstractNetworks = eqx.field(default_factory=lambda: Networks(critic_norm=True))
+    """The networks of policy and critics."""
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         def pessimistic(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:

@@ -76,6 +76,11 @@ class Gated(AbstractMethod):
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> GatedLearner:
         require(pretrained, "A gate", actor="start from one (--policy FILE), or put an offline phase before it")
         assert pretrained.actor is not None
+        if self.method.uses_returns:
+            raise SegueError(
+                f"{type(self.method).__name__} follows the returns of its own episodes, but behind a gate other "
+                "policies act too: leave the gate out."
+            )
         inner = self.method.init(spec, pretrained, key=key)
         given = {id(leaf) for leaf in jax.tree.leaves(pretrained.actor.net)}
         if not any(id(leaf) in given for leaf in jax.tree.leaves(inner.actor.net)):

@@ -12,7 +12,7 @@ SAC is not an offline method: it trains policies from scratch online, and fine-t
 entropy and the rates are those of the authors' public code.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ from segue.core import Clock, Parts, Spec, TrainState
 from segue.errors import SegueError, at_least
 from segue.losses import td_target
 from segue.methods.backbone import AbstractBackbone, Info, QFunction, regress
-from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
+from segue.nn.actors import AbstractActor, AbstractTanhGaussian, Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import Ensemble
 from segue.nn.networks import AbstractNetworks, Networks
 
@@ -54,10 +54,11 @@ class SpreadFit(eqx.Module):
 class AbstractSAC(AbstractBackbone):
     """A maximum-entropy actor-critic with a learned temperature and an ensemble of critics.
 
-    A final subclass adds the critics' loss. It may replace the hooks `more_parts`, by default empty, and `policy_loss`.
+    A final subclass adds the critics' loss. It may also replace these hooks, which have defaults: `more_parts`,
+    `new_actor`, `q_for_policy` and `policy_loss`.
     """
 
-    policy = TanhGaussian
+    policy: ClassVar[type[AbstractActor]] = TanhGaussian
     discount: float = 0.99
     """Gamma."""
     polyak: float = 0.005
@@ -101,7 +102,7 @@ class AbstractSAC(AbstractBackbone):
         if self.subset is not None and not 1 <= self.subset <= self.critics:
             raise SegueError(f"The target's minimum is over 1 to {self.critics} critics, not {self.subset}.")
 
-    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> TanhGaussian:
+    def new_actor(self, spec: Spec, *, key: PRNGKeyArray) -> AbstractTanhGaussian:
         return TanhGaussian(self.networks.policy(spec, 2 * spec.act, key=key))
 
     def new_critic(self, spec: Spec, *, key: PRNGKeyArray) -> Ensemble:
@@ -118,12 +119,12 @@ class AbstractSAC(AbstractBackbone):
         if "spread" in parts:
             start = LogAlpha(parts["spread"].net.log_alpha)
         else:
-            alpha = self.temperature if actor.net.log_std is None else self.given_temperature
+            alpha = self.given_temperature if actor.net.wraps else self.temperature
             start = LogAlpha(jnp.log(jnp.asarray(alpha, jnp.float32)))
-        return {"temperature": TrainState.new(start, target=False), **self.more_parts(), **parts}
+        return {"temperature": TrainState.new(start, target=False), **self.more_parts(spec, key), **parts}
 
-    def more_parts(self) -> Parts:
-        """Return the other parts of a subclass at their start; by default none."""
+    def more_parts(self, spec: Spec, key: PRNGKeyArray) -> Parts:
+        """Build the other parts of a subclass; by default none."""
         return {}
 
     def restart_parts(self, parts: Parts) -> Parts:
@@ -157,9 +158,9 @@ class AbstractSAC(AbstractBackbone):
         return jnp.exp(parts["temperature"].net.log_alpha)
 
     def td_loss(
-        self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Any, key: PRNGKeyArray
+        self, q: Any, target: Any, actor: TrainState, parts: Parts, batch: Any, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
-        """Compute SAC's critic loss."""
+        """Compute SAC's critic loss. Critics need `batch` and `members`, as `Ensemble` has them."""
         action_key, members_key = jax.random.split(key)
         rows, count = len(batch.reward), self.next_actions
         obs, keys = jnp.repeat(batch.next_obs, count, 0), jax.random.split(action_key, rows * count)
@@ -172,7 +173,7 @@ class AbstractSAC(AbstractBackbone):
             next_q -= self.alpha(parts) * log_prob
         return regress(self, q, batch, td_target(batch.reward, batch.terminal, next_q, self.discount))
 
-    def sample_members(self, target: Ensemble, key: PRNGKeyArray) -> Ensemble:
+    def sample_members(self, target: Any, key: PRNGKeyArray) -> Any:
         """Draw the members over which this update's target is the minimum."""
         count = len(target.members.layers[0].bias)
         if self.subset is None or self.subset >= count:
@@ -200,7 +201,7 @@ class AbstractSAC(AbstractBackbone):
         return parts, info | {"alpha": self.alpha(parts)}
 
     def policy_loss(
-        self, pi: TanhGaussian, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
+        self, pi: AbstractTanhGaussian, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         action, log_prob = jax.vmap(pi.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
         values = jax.vmap(q)(batch.obs, action)
@@ -208,7 +209,7 @@ class AbstractSAC(AbstractBackbone):
         return loss, {"policy_q": values.mean(), "policy_loss": loss}
 
     def trusted_action(
-        self, pi: TanhGaussian, obs: Float[Array, " obs"], action: Float[Array, " act"]
+        self, pi: AbstractTanhGaussian, obs: Float[Array, " obs"], action: Float[Array, " act"]
     ) -> Float[Array, " act"]:
         return pi.act(obs)
 

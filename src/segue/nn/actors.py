@@ -148,35 +148,20 @@ class Gaussian(AbstractStochastic):
         return jnp.clip(self.log_std, self.MIN_LOG_STD, self.MAX_LOG_STD) if self.bounded else self.log_std
 
 
-class TanhGaussian(AbstractStochastic):
-    """A policy that is the tanh of a normal distribution (SAC).
-
-    Mean and log_std are the two halves of an MLP's output. Where the field `log_std` is given, the MLP's output is the
-    mean alone: the argument of tanh, or, with `output` clip, the action itself.
-    """
-
-    mlp: MLP
-    log_std: Float[Array, " act"] | None = None
-    output: Output = eqx.field(static=True, default="tanh")
+class AbstractTanhGaussian(AbstractStochastic):
+    """A policy that is the tanh of a normal distribution (SAC)."""
 
     MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
     """Bounds on log_std: those of SAC's public code."""
 
-    @classmethod
-    def around(cls, actor: "Deterministic | Gaussian", log_std: float | Float[Array, ""]) -> "TanhGaussian":
-        """Build a policy that is centred on the action of `actor`, with the same log_std in every state."""
-        act = actor.mlp.layers[-1].bias.shape[-1]
-        return cls(actor.mlp, jnp.full(act, log_std, jnp.float32), actor.output)
+    @property
+    def wraps(self) -> bool:
+        """Whether the spread was put around a deterministic policy, the same in every state."""
+        return False
 
+    @abc.abstractmethod
     def halves(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
         """Compute mean and log_std of the normal distribution."""
-        if self.log_std is None:
-            mean, log_std = jnp.split(self.mlp(obs), 2)
-        else:
-            mean, log_std = self.mlp(obs), self.log_std
-        if self.output == "clip":
-            mean = unsquashed(mean)
-        return mean, jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
 
     def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
         return jnp.tanh(self.halves(obs)[0])
@@ -192,14 +177,45 @@ class TanhGaussian(AbstractStochastic):
         mean, log_std = self.halves(obs)
         log_std = log_std + widen
         raw = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        return jnp.tanh(raw), normal_log_density(raw, mean, log_std) - _log_slope(raw)
+        return jnp.tanh(raw), normal_log_density(raw, mean, log_std) - log_slope(raw)
 
     def log_prob(self, obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         raw = jnp.arctanh(jnp.clip(action, -BORDER, BORDER))
-        return normal_log_density(raw, *self.halves(obs)) - _log_slope(raw)
+        return normal_log_density(raw, *self.halves(obs)) - log_slope(raw)
 
 
-def _log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
+class TanhGaussian(AbstractTanhGaussian):
+    """The tanh of a normal distribution, from one network.
+
+    Mean and log_std are the two halves of an MLP's output. Where the field `log_std` is given, the MLP's output is the
+    mean alone: the argument of tanh, or, with `output` clip, the action itself.
+    """
+
+    mlp: MLP
+    log_std: Float[Array, " act"] | None = None
+    output: Output = eqx.field(static=True, default="tanh")
+
+    @property
+    def wraps(self) -> bool:
+        return self.log_std is not None
+
+    @classmethod
+    def around(cls, actor: "Deterministic | Gaussian", log_std: float | Float[Array, ""]) -> "TanhGaussian":
+        """Build a policy that is centred on the action of `actor`, with the same log_std in every state."""
+        act = actor.mlp.layers[-1].bias.shape[-1]
+        return cls(actor.mlp, jnp.full(act, log_std, jnp.float32), actor.output)
+
+    def halves(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+        if self.log_std is None:
+            mean, log_std = jnp.split(self.mlp(obs), 2)
+        else:
+            mean, log_std = self.mlp(obs), self.log_std
+        if self.output == "clip":
+            mean = unsquashed(mean)
+        return mean, jnp.clip(log_std, self.MIN_LOG_STD, self.MAX_LOG_STD)
+
+
+def log_slope(raw: Float[Array, " act"]) -> Float[Array, ""]:
     """Compute log |d tanh(x) / dx|, summed, as 2 (log 2 - x - softplus(-2x)), which loses no digits."""
     return (2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))).sum()
 

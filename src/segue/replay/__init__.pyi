@@ -5,3 +5,4 @@ from .returns_to_go import WithReturns as WithReturns
 from .sampler import Paired as Paired
 from .sampler import Ratio as Ratio
 from .sampler import Uniform as Uniform
+from .subset import Subset as Subset

@@ -6,12 +6,14 @@ from typing import Any
 
 from segue.core import Linear
 from segue.errors import SegueError
+from segue.methods.adaptive_bc import REDQBC, AdaptiveBC
 from segue.methods.backbone import AbstractBackbone, with_settings_of
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
+from segue.methods.off2on import Off2On, SeveralAgents
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
@@ -22,6 +24,7 @@ from segue.methods.trust_region import EarnedTrustRegion
 from segue.replay.arb import ARB
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
+from segue.replay.subset import Subset
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
 from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
@@ -252,6 +255,37 @@ def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
     }
 
 
+def adaptive_bc(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """Adaptive BC: a cloning term whose weight follows the returns of episodes, on a twentieth of the dataset."""
+    learner = REDQBC(critics=budget.critics or 10)
+    low, high = task.score or (None, None)
+    first = first_stage(learner, budget, budget.offline)
+    offline = learner if task.policy is None else PolicyEvaluation(first, epsilon=0.0)
+    return {
+        "offline": Train(offline, budget.offline),
+        "finetune": Online(
+            AdaptiveBC(learner, low=low, high=high), budget.online, replay or Subset(), budget.updates_per_step or 10
+        ),
+    }
+
+
+def off2on(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """Off2OnRL: five CQL agents, merged into one policy, and balanced replay.
+
+    "pretrain" has the updates of the first epoch, ten for each of its env steps.
+    """
+    cql = dataclasses.replace(task.constants.backbones["calql"], calibrated=False)  # pyright: ignore
+    own = {"actor_lr": 3e-4, "temperature_lr": 3e-4, "entropy_backup": True}
+    learner = with_settings_of(Off2On, cql, **own, critics=10, subset=None, next_actions=1, policy_reduction="min")
+    rows, sampler = 1_000, replay or Balanced(online_fraction=0.5)
+    return {
+        "offline": Train(SeveralAgents(cql), budget.offline, Uniform(5 * 256)),
+        "collect": Collect(rows, noise=0.0),
+        "pretrain": Train(learner, 10 * rows, sampler),
+        "finetune": Online(learner, budget.online, sampler, budget.updates_per_step or 1),
+    }
+
+
 def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """SAC from scratch, as it was published: two critics, one update per env step, no data."""
     return {
@@ -324,6 +358,8 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "pex": pex,
     "cfp": cfp,
     "resfit": resfit,
+    "adaptive-bc": adaptive_bc,
+    "off2on": off2on,
     "sac": sac,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),

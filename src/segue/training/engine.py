@@ -216,6 +216,19 @@ def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int
 
 
 @jax.jit
+def after_episodes(
+    algorithm: Packed,
+    learner: Packed,
+    ended: Bool[Any, " seeds"],
+    returns: Float[Any, " seeds"],
+    lengths: Int[Any, " seeds"],
+) -> Packed:
+    """Return every seed's learner after `AbstractMethod.after_episode`, where a seed's episode has ended."""
+    method, _ = algorithm.tree
+    return select_seeds(ended, learner.like(jax.vmap(method.after_episode)(learner.tree, returns, lengths)), learner)
+
+
+@jax.jit
 def select_seeds(chosen: Bool[Any, " seeds"], kept: Packed, others: Packed) -> Packed:
     """Return the leaves of `kept` for the chosen seeds, and those of `others` for all other seeds."""
     pick = lambda a, b: jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)

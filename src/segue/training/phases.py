@@ -184,7 +184,7 @@ class AbstractLearning(AbstractPhase):
 
     def release(self, state: PhaseState) -> Pretrained:
         method, _ = self.algorithm
-        return method.release(state.learner.tree)
+        return jax.vmap(method.release)(state.learner.tree)
 
 
 class Train(AbstractLearning):
@@ -274,8 +274,7 @@ class Collect(AbstractPhase):
         for episode in ended:
             trial = trials[episode.seed]
             counted = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, episode.returned))
-            whole = episode.length <= state.env_step - state.run.env_step  # it did not begin in an earlier phase
-            if self.mode and not self.random and whole:
+            if self.mode and not self.random and state.has_whole(episode):
                 counted = trial.explored(episode.returned) if self.noise > 0 else trial.measured(episode.returned)
             trials[episode.seed] = trial if self.random else counted
         return state._replace(trials=tuple(trials))
@@ -384,3 +383,8 @@ class Online(AbstractOnline):
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
         return self.method, self.sampler
+
+    def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
+        """Let a method that uses returns hear of the episodes in which it acted from the first step."""
+        whole = [episode for episode in ended if state.has_whole(episode)]
+        return state.after_episodes(whole) if whole and self.method.uses_returns else state

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segue.core import Clock, Keys, Pretrained, Spec, Transition
+from segue.core import Clock, Episode, Keys, Pretrained, Spec, Transition
 from segue.replay.ring import Ring
 from segue.training import engine
 from segue.training.gate import Trial
@@ -122,6 +123,18 @@ class PhaseState(NamedTuple):
         return self._replace(
             halted_seeds=HaltedSeeds(seeds, learner, sampler_state), run=dataclasses.replace(self.run, halted=seeds)
         )
+
+    def has_whole(self, episode: Episode) -> bool:
+        """Return whether an episode that ends now began in this phase, and not in an earlier one."""
+        return episode.length <= self.env_step - self.run.env_step
+
+    def after_episodes(self, ended: Sequence[Episode]) -> "PhaseState":
+        """Return the state after the learners have heard of the episodes that ended."""
+        mask, returns, lengths = (np.zeros(self.run.seeds, dtype) for dtype in (bool, np.float32, np.int32))
+        for episode in ended:
+            mask[episode.seed], returns[episode.seed] = True, episode.returned
+            lengths[episode.seed] = episode.length
+        return self._replace(learner=engine.after_episodes(self.algorithm, self.learner, mask, returns, lengths))
 
     def with_metrics_reset(self) -> "PhaseState":
         """Return the same state with empty metrics."""
