@@ -1,5 +1,6 @@
 """A finished run is trained longer: it ends where a run ends that was begun with that length, or says why not."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_resume import STILL, everything, rows, still
 from segue.cli import main
 from segue.errors import DataError, SegueError
 from segue.results import read
+from segue.runs import config as config_module
 from segue.runs import run as run_module
 from segue.runs.opening import restore
 from segue.system import disk
@@ -76,6 +78,31 @@ def test_tree_of_another_depth_makes_the_run_statistical():
     folder = shorter()
     run_module.resume(folder, env_id=config_of(folder)["env_id"], until=80)
     assert disk.read_signed(folder / "status.json")["resume"] == "statistical"
+
+
+def test_run_of_a_version_with_fewer_settings_is_extended(monkeypatch):
+    known = config_module.settings
+
+    def fewer(value):
+        found = known(value)
+        return (
+            {name: each for name, each in found.items() if name != "reset_optimizers"} if type(found) is dict else found
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config_module, "settings", fewer)
+        folder = shorter()
+    before = config_of(folder)
+    assert "reset_optimizers" not in before["settings"]["finetune"]["method"]
+    phases = config_module.phases_of(before, folder)
+    config_module.check_settings(phases, before, folder)
+    method = dataclasses.replace(phases["finetune"].method, reset_optimizers=False)
+    with pytest.raises(DataError, match="was run with other settings than those given"):
+        config_module.check_settings(
+            {**phases, "finetune": dataclasses.replace(phases["finetune"], method=method)}, before, folder
+        )
+    assert run_module.resume(folder, env_id=before["env_id"], until=24).run.env_step == 24
+    assert disk.read_signed(folder / "status.json")["resume"] == "exact"
 
 
 def test_offline_run_is_extended_by_its_steps():

@@ -90,8 +90,12 @@ def read_unfinished(folder: Path, longer: bool = False) -> dict[str, Any]:
 
 
 def check_settings(phases: Mapping[str, AbstractPhase], config: dict[str, Any], folder: Path) -> None:
-    """Raise DataError where the phases are not those in an earlier run's config.json."""
-    if json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()})) != config["settings"]:
+    """Raise DataError where the phases are not those in an earlier run's config.json.
+
+    Settings that the file does not know, because an earlier version wrote it, count as their defaults.
+    """
+    plain = lambda phases: json.loads(json.dumps({name: settings(phase) for name, phase in phases.items()}))
+    if plain(phases) != config["settings"] and plain(phases) != plain(phases_of(config, folder)):
         raise DataError(f"{folder} was run with other settings than those given: see its config.json.")
 
 

@@ -17,7 +17,7 @@ from segue.core import Clock
 from segue.errors import DataError, SegueError
 from segue.methods.backbone import AbstractBackbone
 from segue.replay.ring import Ring
-from segue.runs.config import settings, settings_hash
+from segue.runs.config import settings_hash
 from segue.system import disk
 from segue.training import engine
 from segue.training.phases import AbstractPhase
@@ -74,7 +74,7 @@ def lengthened(
     entry = {"setting": setting, "was": now, "now": until, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kept": kept}
     changed = {
         **config,
-        "settings": {**config["settings"], name: settings(longer)},
+        "settings": {**config["settings"], name: {**config["settings"][name], field: until}},
         "extended": [*config.get("extended", []), entry],
     }
     return {**phases, name: longer}, disk.signed(changed) if "sha256" in config else changed
