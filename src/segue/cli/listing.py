@@ -39,7 +39,9 @@ def tasks(prefix: str = "") -> list[tuple[str, str, str, str]]:
 
 def _source(task: Task) -> str:
     """Describe what a task's dataset is made from."""
-    return task.dataset.source() if isinstance(task.dataset, AbstractDatasetRecipe) else str(task.dataset)
+    return (
+        task.dataset.source() if isinstance(task.dataset, AbstractDatasetRecipe) else task.dataset or "yours: --dataset"
+    )
 
 
 def _score(task: Task) -> str:

@@ -1,4 +1,4 @@
-"""Reads a `Dataset` from files in the layouts of D4RL, Minari, d3rlpy, robomimic and LeRobot, `.npz`, or plain arrays.
+"""Reads a `Dataset` from files in the layouts of D4RL, Minari, d3rlpy, robomimic, LeRobot and OGBench, or from arrays.
 
 Nothing in a file is executed: there are no pickles, and of a Minari set's env description only the `id` is kept, as a
 string. Columns are read one by one, directly as float32, so that loading needs hardly more memory than the rows.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.data import d3rlpy, hdf5, lerobot, robomimic, unread
+from segue.data import d3rlpy, hdf5, lerobot, ogbench, robomimic, unread
 from segue.data.dataset import Dataset
 from segue.data.flat import ArrayTable, Hdf5Table, read_flat
 from segue.data.joined import choose, taken
@@ -37,6 +37,7 @@ def load(
     max_episode_steps: int | None = None,
     both: Both | None = None,
     reward: float | None = None,
+    rewards_of: str | None = None,
 ) -> Dataset:
     """Read and check a dataset.
 
@@ -55,13 +56,16 @@ def load(
       twice; in a Minari set it is taken for terminal while such rows are the exception (Gymnasium allows both). In
       robomimic's and LeRobot's files it decides what `done` means.
     - `reward`: every step's reward where the file has none: 0 for behaviour cloning, which needs none.
+    - `rewards_of`: the id of the env whose rewards and ends the rows of an OGBench file get: it has none itself.
 
     A row whose successor is not stored (cut by time, no next observation) is dropped and counted in `Dataset.dropped`.
 
     **Raises:** `DataError`, which names the episode and the step.
     """
     path, keys = _find(source)
-    data = _read(path, Options(name, env_id, low, high, clip_actions, max_episode_steps, both, reward, keys))
+    data = _read(
+        path, Options(name, env_id, low, high, clip_actions, max_episode_steps, both, reward, keys, rewards_of)
+    )
     if keys is not None:
         if not data.parts:
             raise DataError(f"{path} has no parts of observations to choose from: leave {':' + ','.join(keys)!r} out.")
@@ -90,7 +94,7 @@ def _read(path: Path, options: "Options") -> Dataset:
         magic = file.read(8)
     if magic.startswith(b"PK"):
         with open_npz(path) as table:
-            return read_flat(table, options)
+            return read_flat(ogbench.table(table, options) if ogbench.recognises(table) else table, options)
     if magic == b"\x89HDF\r\n\x1a\n":
         with hdf5.open_hdf5(str(path)) as file:
             for layout in (d3rlpy, robomimic):

@@ -37,7 +37,9 @@ WAY_OUT = "; arrange its arrays yourself with segue.data.from_arrays, and keep t
 class Options:
     """The checked arguments of `load` and `from_arrays`."""
 
-    def __init__(self, name, env_id, low, high, clip_actions, max_episode_steps, both, reward=None, keys=None):
+    def __init__(
+        self, name, env_id, low, high, clip_actions, max_episode_steps, both, reward=None, keys=None, rewards_of=None
+    ):
         if (low is None) != (high is None):
             raise DataError("Pass low and high together: an action box has two sides.")
         if both not in (None, "refuse", "terminal", "timeout"):
@@ -52,6 +54,7 @@ class Options:
         self.both: Both | None = both
         self.reward: float | None = reward
         self.keys: tuple[str, ...] | None = keys
+        self.rewards_of: str | None = rewards_of
 
 
 def settle_ends(

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from segue.core import Spec
-from segue.envs import d4rl
+from segue.envs import d4rl, ogbench
 from segue.envs.arguments import ActionRange, as_json, check_arguments
 from segue.envs.checked import CheckedEnv, checked, in_words, name_of
 from segue.envs.faults import EnvExit, Make, describe_error
@@ -114,6 +114,9 @@ def _register_package(env_id: str) -> None:
         return
     if env_id.startswith("segue/"):
         d4rl.register()
+        ogbench.register()
+    elif "singletask" in env_id and ":" not in env_id:
+        ogbench.register_package()
     elif ":" not in env_id:
         with contextlib.suppress(ImportError):
             d4rl.register_robotics()

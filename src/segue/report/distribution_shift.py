@@ -114,7 +114,7 @@ def _projected(
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     from segue.data.loading import load
 
-    data = load(dataset["path"], clip_actions=bool(dataset.get("clip_actions")))
+    data = load(dataset["path"], clip_actions=bool(dataset.get("clip_actions")), reward=0.0)  # of a file without
     rng, t = np.random.default_rng(0), data.transitions
     sample = lambda n: np.sort(rng.choice(n, min(PLANE_ROWS, n), replace=False))
     off, on = sample(len(data)), sample(online["obs"].shape[1])

@@ -7,6 +7,7 @@ from typing import Any
 
 from segue.core import Linear
 from segue.envs import d4rl
+from segue.envs.ogbench import LIMITS, ONE_GOAL
 from segue.envs.reward import Reward
 from segue.errors import SegueError, nearest
 from segue.methods.calql import CalQL
@@ -15,7 +16,7 @@ from segue.methods.iql import IQL
 from segue.methods.rebrac import ReBRAC
 from segue.methods.spot import SPOT
 from segue.nn.networks import Networks
-from segue.tasks import datasets
+from segue.tasks import datasets, ogbench
 from segue.tasks.offline import BACKBONES
 from segue.tasks.task import AbstractDatasetRecipe, Constants, Task, default_backbones, porl_sac
 
@@ -188,6 +189,19 @@ def _adroit(hand: str, kind: str) -> Task:
     return dataclasses.replace(task, env_id=env_id, reward=reward, score=(0.0, 1.0), constants=constants)
 
 
+def _ogbench(env: str) -> Task:
+    """Return a single-task env of OGBench, its default task. No source has settings: they are the methods' own.
+
+    One goal: the training reward is r - 1, as the package's, and the score is the share of goals reached. "scene" and
+    "puzzle" have the package's reward, and no score.
+    """
+    rows, constants = None if env == "antmaze-large" else ogbench.Play(env), Constants(updates_per_step=1)
+    task = Task(f"segue/ogbench-{env}-v0", f"ogbench-{env}", rows, clip_actions=True, constants=constants)
+    if env not in ONE_GOAL:
+        return task
+    return dataclasses.replace(task, reward=Reward(1.0, -1.0), score=(0.0, 1.0))
+
+
 def _all() -> Iterator[Task]:
     """Yield every named task."""
     for env, kind in itertools.product(_ENVS, _KAPPA):
@@ -205,6 +219,7 @@ def _all() -> Iterator[Task]:
     yield from map(_fetch, d4rl.FETCH)
     for hand, kind in itertools.product(("pen", "door", "hammer", "relocate"), ("human", "cloned", "expert", "binary")):
         yield _adroit(hand, kind)
+    yield from map(_ogbench, LIMITS)
 
 
 TASKS = {str(each.name): each for each in _all()}

@@ -202,7 +202,7 @@ class Task:
             )
         if not isinstance(self.dataset, AbstractDatasetRecipe):
             low, high = (self.env_id is None and self.action_range) or (None, None)
-            return load(self.dataset, low=low, high=high, clip_actions=self.clip_actions)
+            return load(self.dataset, low=low, high=high, clip_actions=self.clip_actions, rewards_of=self.env_id)
         path = self._cached(rows, self.dataset.any_size)
         if path is None:
             made, path = self.make_dataset(rows, progress=progress), self.cache_file(rows)
