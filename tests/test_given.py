@@ -111,6 +111,7 @@ NO_DENSITY = "ARB weighs rows by the policy's density, and a Deterministic has n
 def test_a_run_that_must_fail_later_trains_nothing(words, says, capsys, monkeypatch):
     """What a phase of it lacks is told before the dataset is read."""
     words = words()
+    capsys.readouterr()  # the dataset's own lines
     monkeypatch.setattr(Task, "load", lambda *_, **__: pytest.fail("the dataset was loaded"))
     assert says in refused(words, capsys)
 
