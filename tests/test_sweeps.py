@@ -18,7 +18,8 @@ from helpers import ROOT, lines, new
 from rich.console import Console
 
 from segue.cli import main, worker
-from segue.errors import Busy, SegueError
+from segue.errors import Busy, DataError, SegueError
+from segue.results import gather
 from segue.runs.config import read_unfinished
 from segue.sweeps import driver as driver_module
 from segue.sweeps import executors, progress, storage
@@ -304,6 +305,23 @@ def test_a_trial_waits_for_what_it_needs(swept):
     assert written["cores"] == 1
     assert written["trials"] == [trial.entry() for trial in CHAIN.trials()]
     assert swept(CHAIN, out)[1] == []  # nothing is done twice
+
+
+@pytest.mark.parametrize(("old", "changed"), [("offline", "0ffline"), ('"t"', '"u"'), ('"cores": 1', '"cores": 3')])
+def test_a_changed_plan_is_refused_and_named(swept, old, changed):
+    """A sweep of an earlier version, which has no hash, is read; the sweep's own command signs it."""
+    swept(CHAIN, out := new())
+    file, folders = out / "sweep.json", [out / trial.folder for trial in CHAIN.trials()]
+    whole, found = file.read_text(), lambda: [run.path for run in gather.find_runs(out)]
+    assert found() == folders
+    file.write_text(whole.replace(old, changed, 1))
+    with pytest.raises(DataError, match=r"sweep\.json does not match its own SHA-256: it is damaged, or was edited"):
+        found()
+    unsigned = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
+    disk.write_json(file, unsigned)
+    assert found() == folders
+    swept(CHAIN, out)
+    assert file.read_text() == whole
 
 
 def test_failed_trial_skips_only_what_needs_it(swept):
