@@ -466,6 +466,61 @@ def test_a_directory_of_something_else_and_one_in_use(swept):
         swept(CHAIN, out / "thesis.tex" / "x")
 
 
+CONTENDER = """
+import sys
+from pathlib import Path
+from segue.errors import Busy
+from segue.sweeps import storage
+from segue.system import disk
+
+def pause(where):
+    print(where, flush=True)
+    sys.stdin.readline()
+
+make_folder = disk.make_folder
+disk.make_folder = lambda path: (make_folder(path), pause("made"))[0]
+try:
+    with storage.Directory(Path(sys.argv[1])).locked():
+        pause("locked")
+except Busy:
+    print("busy", flush=True)
+"""
+"""A driver that stops before and behind its lock until it is told to go on."""
+
+
+@contextlib.contextmanager
+def contender(out: Path):
+    """Start a driver, and let it come to its lock; give what lets it go on, and returns where it is then."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CONTENDER, str(out)], **pipes) as process:
+
+        def go_on() -> str:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+
+        try:
+            assert process.stdout.readline().strip() == "made"
+            yield go_on
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("maker_wins", [True, False])
+def test_a_driver_without_the_lock_removes_nothing(maker_wins):
+    """Two drivers are at a new folder's lock at once; the folder is the first one's making."""
+    out = new() / "sweeps" / "mine"
+    with contender(out) as maker, contender(out) as other:
+        winner, loser = (maker, other) if maker_wins else (other, maker)
+        assert winner() == "locked"
+        assert loser() == "busy"
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        with contender(out) as third:  # which would get a lock of its own, had the first one's file been removed
+            assert third() == "busy"
+        assert winner() == ""
+        assert out.exists() == (not maker_wins)  # who made it, and has written no sweep.json, takes it away
+
+
 def test_a_restart_of_a_thousand_finished_trials_starts_nothing(swept):
     out, plan = new(), Sweep({"a": {}, "b": {}}, [f"t{i}" for i in range(50)], seeds=10, together=1)
     for trial in plan.trials():
