@@ -55,7 +55,7 @@ class AbstractPhase(eqx.Module):
         """Build learner, sampler state and metrics; `jax.eval_shape` of this gives their shapes without computing."""
 
     def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
-        """Return shapes and dtypes of the parts after the phase, from those before. Raises SegueError as `init` does."""
+        """Return the shapes and dtypes of parts after the phase, from those before. Raises as `init` does."""
         return pretrained
 
     def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
