@@ -337,8 +337,8 @@ class AbstractOnline(AbstractLearning):
             )
 
     def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
-        method, _ = self.algorithm
-        error = lambda parts, key: method.error(method.init(spec, parts, key=key), empty_rows(spec), key=key)
+        method, row = self.algorithm[0], jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), empty_rows(spec))
+        error = lambda parts, key: method.error(method.init(spec, parts, key=key), row, key=key)
         if self.early_stopping:
             jax.eval_shape(jax.vmap(error), pretrained, keys)
 
