@@ -270,6 +270,17 @@ def test_an_env_that_exits_costs_one_sentence(by, capsys):
         many_steps(envs)
 
 
+@pytest.mark.parametrize("by", [SystemExit(0), GeneratorExit()])
+def test_an_env_that_exits_while_it_is_made_is_refused(by):
+    def construct():
+        raise by
+
+    gym.register("ExitsWhenMade-v0", entry_point=construct)
+    with pytest.raises(SegueError, match=rf"its constructor ended the program \({type(by).__name__}\); let it raise"):
+        make_env("ExitsWhenMade-v0")
+    del gym.registry["ExitsWhenMade-v0"]
+
+
 def test_an_error_in_close_is_nobody_s():
     def close(self):
         raise RuntimeError("close")

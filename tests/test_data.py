@@ -274,6 +274,19 @@ def test_jumps_where_no_border_is_marked_are_refused(length):
     assert not any("jump" in note for note in from_arrays(**walks(*[length] * 5)).notes)
 
 
+def test_a_log_that_just_stops_is_one_episode_cut_off():
+    """Within the env's limit and without a jump, it may be honest: a note says as what it is taken."""
+    env, columns = make_env("Pendulum-v1"), walks(150, marked=False)
+    data = check_against(from_arrays(**columns), env)
+    env.close()
+    (note,) = (note for note in data.notes if "episode" in note)
+    assert note.startswith(
+        "no row is marked as the last of an episode, so all 150 rows count as a single one that was cut"
+    )
+    assert (data.lengths().tolist(), data.dropped) == ([149], 1)  # the last row has no successor
+    assert not data.transitions.terminal.any()
+
+
 def test_jumps_of_stored_successors_are_remarked():
     """The file says what came next, so the rows are taken; but a loader may have shifted the column itself."""
     (note,) = from_arrays(**walks(300, 300, stored=True, marked=False)).notes

@@ -16,7 +16,7 @@ from segue.core import Spec
 from segue.data.loading import load
 from segue.data.saving import save
 from segue.deploy import film
-from segue.envs.arguments import from_json, parsed
+from segue.envs.arguments import argument, from_json, parsed
 from segue.envs.make import make_env, spec_of
 from segue.errors import DataError, SegueError
 from segue.results import read
@@ -108,9 +108,20 @@ def test_evaluation_and_film_have_the_same_env(monkeypatch):
     main.main(["policy", "export", str(folder), "--format", "npz", "--out", str(exported)])
     assert seen(lambda: film.film(exported, new("c.mp4"), **TRUST)) == OWN
     card = exported.with_name("p.npz.md").read_text()
-    assert '"gain": 2.5' in card
-    assert '"shift": 0.5' in card
+    flags = "`--env-arg gain=2.5`, `--env-arg model=a/b.xml`, `--reset-option shift=0.5`, `--action-range -2,-1 2,1`"
+    assert f"- env `{ARM}`, {flags}, task none by name" in card
     assert seen(lambda: evaluate.evaluate(folder, 2, env_args={"model": "x", "gain": 1})) == {(1, "x", 0.5)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, -2.5, True, None, [0.5, 1], [], "", "word", "a/b.xml", "two words", "two  spaces", "1", "true", "NaN", '"x"',
+     "[a", "a;b $(c) 'd' \"e\"", "line\nend", "\x1b[2J", "x" * 600, "[" * 5_000, "é"],
+)  # fmt: skip
+def test_printed_arguments_are_read_again_by_their_flag(value):
+    flag, word = shlex.split(argument("--env-arg", "key", value))
+    assert parsed(flag, [word]) == {"key": value}
+    assert argument("--env-arg", "key", value).isprintable()
 
 
 @pytest.mark.parametrize("out", ["arm.npz", "arm-v0"])
@@ -165,7 +176,7 @@ def test_a_resumed_run_has_the_same_env(monkeypatch):
     with pytest.raises(SegueError, match="other arguments"):
         run.resume(folder, env_args={"model": "a/b.xml", "gain": 1})
     command = f"segue resume {folder}{config.trusting(ARM, {'model': 'a/b.xml', 'gain': 2.5}, {'shift': 0.5})}"
-    assert command.endswith("""--env-arg 'model="a/b.xml"'"""), "what needs no trust is not asked for"
+    assert command.endswith("--env-arg model=a/b.xml"), "what needs no trust is not asked for"
     words = shlex.split(command)[1:]
     assert seen(lambda: main.main([*words, "--quiet"])) == OWN
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"

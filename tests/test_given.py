@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import RAGGED, Ragged, dataset, lines, new
+from helpers import RAGGED, Ragged, dataset, flags, lines, new
 from test_policies import Call, torch_file
 from test_resume import STILL, Killed, everything, interrupted, resumed
 
@@ -31,6 +31,7 @@ from segue.runs.run import resume
 from segue.system import disk
 from segue.tasks.budget import Budget
 from segue.tasks.suite import task
+from segue.tasks.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +93,27 @@ def refused(words, capsys) -> str:
     assert "\n" not in told
     assert not out.exists()
     return told
+
+
+NO_DENSITY = "ARB weighs rows by the policy's density, and a Deterministic has none"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (lambda: flags("direct", "arb"), NO_DENSITY),
+        (lambda: [*flags("direct", "arb"), "--guard"], NO_DENSITY),
+        (lambda: [*flags("direct", "uniform"), "--finetune.early-stopping", "3"], "leave `early_stopping` at 0"),
+        (lambda: [*flags("opt"), "--finetune.early-stopping", "3"], "Balanced draws rows as soon as they are added"),
+        (lambda: tiny("porl", "--dataset", dataset(), "--backbone", "fql", offline__steps=3), "was given a OneStep"),
+    ],
+)
+def test_a_run_that_must_fail_later_trains_nothing(words, says, capsys, monkeypatch):
+    """What a phase of it lacks is told before the dataset is read."""
+    words = words()
+    capsys.readouterr()  # the dataset's own lines
+    monkeypatch.setattr(Task, "load", lambda *_, **__: pytest.fail("the dataset was loaded"))
+    assert says in refused(words, capsys)
 
 
 def pretrained(folder, phase):

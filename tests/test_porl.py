@@ -184,6 +184,7 @@ def test_held_out_error_worked_by_hand():
 
 def test_early_stopping_holds_rows_back_and_ends_the_phase():
     phase = Online(PolicyEvaluation(TINY), 60, ONLINE, 1, early_stopping=10)
+    start_module.check_parts(RAGGED, {"p": phase}, POLICY)
     phase_state = phase.begin(start_module.start(RAGGED, None, {"p": phase}, policy=POLICY))
     seen = []
     for step in range(1, 35):

@@ -11,6 +11,7 @@ from conftest import rows as numpy_rows
 from segue.core import TrainState
 from segue.errors import SegueError
 from segue.losses import advantage_weights
+from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, Best, ChoosingTD3
 from segue.methods.iql import IQL
@@ -28,6 +29,8 @@ from segue.replay.arb import ARB, trajectory_means
 from segue.replay.ring import Ring
 from segue.tasks.recipes import RECIPES
 from segue.tasks.suite import task
+from segue.training.phases import Online, Train
+from segue.training.start import check_parts
 
 KEY = jax.random.key(3)
 ENSEMBLE = EnsembleTD3(networks=NETS, critics=3, delay=1, actor_lr=1e-2)
@@ -376,6 +379,10 @@ def test_arb_refuses_a_policy_without_a_density():
     state = ARB().init(SPEC, episodes(0.0), ring, key=KEY)
     with pytest.raises(SegueError, match="ARB weighs rows by the policy's density, and a Deterministic has none: use"):
         ARB().follow(state, constant(0.5), episodes(0.0), ring, clock=at(0))
+    after_td3bc = {"offline": Train(TD3BC(networks=NETS)), "finetune": Online(Direct(TD3BC(networks=NETS)), 9, ARB())}
+    with pytest.raises(SegueError, match="a Deterministic has none: use a backbone with one, such as iql or awac, or"):
+        check_parts(SPEC, after_td3bc)
+    check_parts(SPEC, {"offline": Train(IMPLICIT), "finetune": Online(Direct(IMPLICIT), 9, ARB())})
     with pytest.raises(SegueError, match="temperature must be above 0"):
         ARB(temperature=0.0)
 

@@ -173,6 +173,16 @@ def test_page_names_the_file_that_its_figure_lacks(name):
     assert name.rpartition("/")[2] in (folder / "report.html").read_text().partition("Distribution shift</h2>")[2]
 
 
+def test_page_names_the_checkpoint_that_its_figure_lacks():
+    """An interrupted run need not have it."""
+    folder = copy(finished())
+    shutil.rmtree(folder / "checkpoints" / "finetune")
+    figure = lambda: report.report([folder]) and (folder / "report.html").read_text()
+    assert "checkpoints/finetune is missing, which held the online rows" in figure()
+    edit(folder / "status.json", status="interrupted")
+    assert "is missing" not in figure()
+
+
 def test_verdict_that_was_changed_is_refused(tmp_path):
     disk.write_json(tmp_path / "verdict.json", disk.signed({"format": 1, "sentences": ["Improved: 10 -> 20"]}))
     assert guard.verdicts(tmp_path) == ["Improved: 10 -> 20"]

@@ -18,7 +18,8 @@ from helpers import ROOT, lines, new
 from rich.console import Console
 
 from segue.cli import main, worker
-from segue.errors import Busy, SegueError
+from segue.errors import Busy, DataError, SegueError
+from segue.results import gather
 from segue.runs.config import read_unfinished
 from segue.sweeps import driver as driver_module
 from segue.sweeps import executors, progress, storage
@@ -306,6 +307,23 @@ def test_a_trial_waits_for_what_it_needs(swept):
     assert swept(CHAIN, out)[1] == []  # nothing is done twice
 
 
+@pytest.mark.parametrize(("old", "changed"), [("offline", "0ffline"), ('"t"', '"u"'), ('"cores": 1', '"cores": 3')])
+def test_a_changed_plan_is_refused_and_named(swept, old, changed):
+    """A sweep of an earlier version, which has no hash, is read; the sweep's own command signs it."""
+    swept(CHAIN, out := new())
+    file, folders = out / "sweep.json", [out / trial.folder for trial in CHAIN.trials()]
+    whole, found = file.read_text(), lambda: [run.path for run in gather.find_runs(out)]
+    assert found() == folders
+    file.write_text(whole.replace(old, changed, 1))
+    with pytest.raises(DataError, match=r"sweep\.json does not match its own SHA-256: it is damaged, or was edited"):
+        found()
+    unsigned = {key: value for key, value in json.loads(whole).items() if key != "sha256"}
+    disk.write_json(file, unsigned)
+    assert found() == folders
+    swept(CHAIN, out)
+    assert file.read_text() == whole
+
+
 def test_failed_trial_skips_only_what_needs_it(swept):
     out = new()
     done, orders = swept(CHAIN, out, {"t/opt/0": [1]})
@@ -446,6 +464,61 @@ def test_a_directory_of_something_else_and_one_in_use(swept):
         swept(CHAIN, out)
     with pytest.raises(SegueError, match="cannot be used"):
         swept(CHAIN, out / "thesis.tex" / "x")
+
+
+CONTENDER = """
+import sys
+from pathlib import Path
+from segue.errors import Busy
+from segue.sweeps import storage
+from segue.system import disk
+
+def pause(where):
+    print(where, flush=True)
+    sys.stdin.readline()
+
+make_folder = disk.make_folder
+disk.make_folder = lambda path: (make_folder(path), pause("made"))[0]
+try:
+    with storage.Directory(Path(sys.argv[1])).locked():
+        pause("locked")
+except Busy:
+    print("busy", flush=True)
+"""
+"""A driver that stops before and behind its lock until it is told to go on."""
+
+
+@contextlib.contextmanager
+def contender(out: Path):
+    """Start a driver, and let it come to its lock; give what lets it go on, and returns where it is then."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CONTENDER, str(out)], **pipes) as process:
+
+        def go_on() -> str:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+
+        try:
+            assert process.stdout.readline().strip() == "made"
+            yield go_on
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("maker_wins", [True, False])
+def test_a_driver_without_the_lock_removes_nothing(maker_wins):
+    """Two drivers are at a new folder's lock at once; the folder is the first one's making."""
+    out = new() / "sweeps" / "mine"
+    with contender(out) as maker, contender(out) as other:
+        winner, loser = (maker, other) if maker_wins else (other, maker)
+        assert winner() == "locked"
+        assert loser() == "busy"
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        with contender(out) as third:  # which would get a lock of its own, had the first one's file been removed
+            assert third() == "busy"
+        assert winner() == ""
+        assert out.exists() == (not maker_wins)  # who made it, and has written no sweep.json, takes it away
 
 
 def test_a_restart_of_a_thousand_finished_trials_starts_nothing(swept):

@@ -96,8 +96,8 @@ def read_flat(table: _Table, options: Options) -> Dataset:
     ends = terminal | marks
     if not stored and not ends.any() and options.max_episode_steps is None:
         notes += (
-            f"no episode border is marked anywhere, so that all {rows:,} rows count as one episode: where others begin "
-            "in between, mark the last row of each in timeouts",
+            f"no row is marked as the last of an episode, so all {rows:,} rows count as a single one that was cut off "
+            "(truncated) where the file stops: where others begin in between, mark the last row of each in timeouts",
         )
     ends[-1] = True
     if timeout is not None:

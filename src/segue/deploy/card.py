@@ -8,6 +8,7 @@ from typing import Any
 
 from segue import predict
 from segue.deploy.stored_policy import STEMS, SUFFIXES, StoredPolicy, as_plain, as_word
+from segue.envs.arguments import as_flags, from_json
 from segue.results import records, stats
 from segue.results.held_out import COLUMNS, SMALL_PRINT
 from segue.system import machine, untrusted
@@ -139,9 +140,10 @@ def _origin(config: Mapping[str, Any]) -> list[str]:
 
 
 def _arguments(env: Any) -> str:
-    """Return the arguments of an env as a part of a sentence; "" where there are none."""
-    parts = env.items() if isinstance(env, dict) else ()
-    return "".join(f", {untrusted.code(f'{name}={json.dumps(value)}')}" for name, value in parts)
+    """Return the arguments of an env as a part of a sentence, by their flags; "" where there are none."""
+    arguments = from_json(env or {})
+    words = [f"with {json.dumps(env)}"] if arguments is None else as_flags(arguments)
+    return "".join(f", {untrusted.code(word)}" for word in words)
 
 
 def _beginnings(config: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,6 +113,37 @@ def in_words(arguments: Mapping[str, Any]) -> str:
     words += [f"at every reset {listed('reset_options')}"] if "reset_options" in arguments else []
     words += ["actions from {} to {}".format(*arguments["action_range"])] if "action_range" in arguments else []
     return untrusted.shown("; ".join(words)) or "no arguments"
+
+
+FLAGS = {"env_args": "--env-arg", "reset_options": "--reset-option"}
+"""By which flag a user gives an env each kind of its arguments by name."""
+
+
+def as_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the flags with which a user gives an env what `as_json` returned, quoted for a shell."""
+    words = [argument(flag, *pair) for part, flag in FLAGS.items() for pair in arguments.get(part, {}).items()]
+    sides = arguments.get("action_range", ())
+    number = lambda value: json.dumps(value).removesuffix(".0")
+    numbers = [",".join(map(number, side if isinstance(side, list) else [side])) for side in sides]
+    return [*words, *([" ".join(["--action-range", *numbers])] if numbers else [])]
+
+
+def argument(flag: str, name: str, value: Any) -> str:
+    """Return a flag's words that give an env one argument, quoted for a shell: a text as it is, where that is read as
+    the same text."""
+    text = value if isinstance(value, str) and _is_typed(value) else untrusted.plain(json.dumps(value))
+    return f"{flag} {shlex.quote(f'{untrusted.shown(name)}={text}')}"
+
+
+def _is_typed(text: str) -> bool:
+    """Return whether a text on one line is read as that text by `parsed`: it is no JSON."""
+    try:
+        untrusted.parse(text)
+    except ValueError:
+        return text == untrusted.shown(text)
+    except RecursionError:
+        pass
+    return False
 
 
 def untrusted_texts(values: Mapping[str, Any]) -> list[str]:

@@ -59,7 +59,10 @@ def make_env(
         raise SegueError(f"No environment is registered as {env_id!r}: {hint}?") from wrong
     except ImportError as wrong:
         raise SegueError(f"Environment {env_id!r} needs a package that is not installed ({wrong}).") from wrong
-    except (Exception, SystemExit) as wrong:  # an env's constructor may raise anything
+    except (SystemExit, GeneratorExit) as by:
+        why = f"its constructor ended the program ({type(by).__name__})"
+        raise SegueError(f"Environment {env_id!r} cannot be made: {why}; let it raise an error instead.") from by
+    except Exception as wrong:  # an env's constructor may raise anything
         reason = " ".join(f"{wrong}".split()) or type(wrong).__name__
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
         if unknown is not None and unknown[1] in own:

@@ -70,12 +70,15 @@ class ARB(AbstractSampler):
         it."""
         return before == after
 
-    def follow(self, sampler_state, policy, offline, ring, *, clock):
+    def check_policy(self, policy):
         if not isinstance(policy, AbstractStochastic):
             raise SegueError(
                 f"ARB weighs rows by the policy's density, and a {type(policy).__name__} has none: use a backbone with "
                 "one, such as iql or awac, or another --replay."
             )
+
+    def follow(self, sampler_state, policy, offline, ring, *, clock):
+        self.check_policy(policy)
         refreshed = lambda: ARBState(sumtree.build(self.priorities(policy, offline, ring)))
         return jax.lax.cond(clock.update % self.every == 0, refreshed, lambda: sampler_state)
 

@@ -38,6 +38,9 @@ class AbstractSampler(eqx.Module):
         if offline + online == 0:
             raise SegueError(f"{type(self).__name__} has no rows to draw: give a dataset or collect online first.")
 
+    def check_policy(self, policy: Any) -> None:
+        """Raise SegueError where the sampler cannot follow `policy`, whose leaves may be shapes; by default it can."""
+
     def init(self, spec: Spec, offline: Transition, ring: Ring, *, key: PRNGKeyArray) -> Any:
         """Return the sampler's state at the beginning of a phase."""
         return ()

@@ -93,11 +93,14 @@ def plane(record: RunRecord) -> tuple[np.ndarray, np.ndarray, float] | None:
         belong to the run.
 
     Raises:
-        DataError: if a file of the run is damaged.
+        DataError: if a file of the run is damaged, or the last checkpoint of a finished run is missing.
     """
     from segue.policies import policy_file
 
     folder, policy = record.path / "checkpoints" / record.config["phases"][-1], record.path / "policy-0.safetensors"
+    kept = record.sealed and record.status == "finished" and any(line.env_step for line in record.evaluations)
+    if kept and not os.path.lexists(folder):
+        raise DataError(f"{folder} is missing, which held the online rows: put the original back.")
     if not folder.is_dir() or not os.path.lexists(policy):
         return None
     files, _ = disk.read_checked(folder)

@@ -35,7 +35,7 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
     """Return the runs in a folder, in the order of their names, or of the sweep.
 
     Raises:
-        SegueError: where there is none; DataError: for a sweep.json that is not of Segue's making.
+        SegueError: where there is none; DataError: for a sweep.json that is damaged, or not of Segue's making.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -56,9 +56,9 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
 
 
 def _trials(folder: Path) -> list[RunFolder]:
-    """Return the trials that sweep.json lists; each lies in the sweep's folder."""
+    """Return the trials that sweep.json lists; each lies in the sweep's folder. Earlier versions did not sign it."""
     file = folder / SWEEP
-    trials = disk.read_json(file).get("trials")
+    trials = disk.read_signed(file).get("trials")
     if not isinstance(trials, list) or not trials:
         raise DataError(f"{file} lists no trials: is it a sweep's?")
     runs = []

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ import equinox as eqx
 import jax
 
 from segue.data.dataset import Dataset
-from segue.envs.arguments import as_json, untrusted_texts
+from segue.envs.arguments import FLAGS, argument, as_json, untrusted_texts
 from segue.envs.reward import Reward
 from segue.errors import DataError, SegueError, at_least, at_most
 from segue.results.read import MOST_SEEDS
@@ -157,10 +156,10 @@ def env_of(
             because a file must not be able to run code; or where it describes no env.
     """
     entry = metadata.get("env") or {}
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(part, {}), dict) for part in _FLAGS):
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(part, {}), dict) for part in FLAGS):
         raise DataError(f"{where} describes no env's arguments: it is damaged.")
     found = {}
-    for (part, flag), given in zip(_FLAGS.items(), (env_args, reset_options), strict=True):
+    for (part, flag), given in zip(FLAGS.items(), (env_args, reset_options), strict=True):
         own = {name: value for name, value in entry.get(part, {}).items() if name not in (given or {})}
         if texts := untrusted_texts(own):
             words = " ".join(argument(flag, name, own[name]) for name in texts)
@@ -173,19 +172,10 @@ def env_of(
         raise DataError(f"{where}: {error}") from None
 
 
-_FLAGS = {"env_args": "--env-arg", "reset_options": "--reset-option"}
-"""Which arguments of an env a user may give instead of those in a file, and by which flag."""
-
-
-def argument(flag: str, name: str, value: Any) -> str:
-    """Return a flag's words that give an env one argument, quoted for a shell."""
-    return f"{flag} {shlex.quote(untrusted.shown(f'{name}={json.dumps(value)}'))}"
-
-
 def trusting(env_id: str | None, env_args: Mapping[str, Any], reset_options: Mapping[str, Any]) -> str:
     """Return the flags by which a user trusts an env in a file, with a space before each; "" where none is needed."""
     words = [] if env_id is None or untrusted.names_no_module(env_id) else [untrusted.trusting(env_id)]
-    for flag, given in zip(_FLAGS.values(), (env_args, reset_options), strict=True):
+    for flag, given in zip(FLAGS.values(), (env_args, reset_options), strict=True):
         words += [argument(flag, name, given[name]) for name in untrusted_texts(given)]
     return "".join(f" {word}" for word in words)
 

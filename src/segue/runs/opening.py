@@ -23,7 +23,7 @@ from segue.runs.job import Job
 from segue.runs.journal import Journal
 from segue.system import disk
 from segue.training.phases import AbstractPhase
-from segue.training.start import replay_rows, start
+from segue.training.start import check_parts, replay_rows, start
 from segue.training.state import RunState
 
 
@@ -58,7 +58,7 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
     Args:
         job: what the run is asked to do.
         spec: the sizes and the action box of the env.
-        load: loads the dataset; called after the given policy was checked.
+        load: loads the dataset; called after the given policy and the order of the phases were checked.
         console: prints the notes about the dataset.
         about: more entries for config.json.
 
@@ -66,8 +66,10 @@ def new_run(job: Job, spec: Spec, load: Load, console: Console, *, about: dict[s
         SegueError, DataError: for anything the user can mend.
     """
     policy_entry = _copy_policy(job, spec, console)
+    policy = _policy(job, policy_entry)
+    check_parts(spec, job.phases, policy)
     data = load()
-    reward, state, digest = _prepare(job, spec, _policy(job, policy_entry), data, console)
+    reward, state, digest = _prepare(job, spec, policy, data, console)
     phases, state = _phases_left(job.phases, job.since), _first_state(job, state)
     config = describe(job.phases, job.task, data, job.seeds, job.seed, job.budget, job.since, about)
     config["dataset"]["sha256"] = digest

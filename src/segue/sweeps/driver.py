@@ -159,8 +159,9 @@ def last_line(place: storage.Place, folder: str) -> str:
 
 
 def _write_plan(place: storage.Place, plan: Sweep, trials: Sequence[Trial]) -> None:
-    """Check the plan against the sweep's directory and write sweep.json. A plan that has not changed is not checked."""
-    content = {"format": disk.FORMAT, "cores": plan.cores, "trials": [trial.entry() for trial in trials]}
+    """Check the plan against the sweep's directory and write sweep.json, which has the SHA-256 of its content. A plan
+    that has not changed is not checked."""
+    content = disk.signed({"format": disk.FORMAT, "cores": plan.cores, "trials": [trial.entry() for trial in trials]})
     text = (json.dumps(content, indent=1) + "\n").encode()
     if place.read(["sweep.json"]).get("sweep.json") == text:
         return

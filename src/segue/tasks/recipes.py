@@ -298,7 +298,7 @@ def guarded(phases: Phases, gate: Gate) -> Phases:
     """Return a recipe's phases with a gate around "finetune", and a trust region whose radius the gate moves.
 
     Phases that have a gate stay as they are. Raises SegueError where none fine-tunes. A method that does not start from
-    the given policy is refused when the phase begins.
+    the given policy is refused before anything is trained.
     """
     online = phases.get("finetune")
     if isinstance(online, Guarded):

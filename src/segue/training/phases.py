@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from segue.core import AbstractMethod, Clock, Episode, Keys, Pretrained, Spec, Transition
+from segue.core import AbstractMethod, Clock, Episode, Keys, Pretrained, Spec, Transition, empty_rows
 from segue.errors import SegueError, at_least
 from segue.nn.actors import Mode, Noisy
 from segue.replay.sampler import AbstractSampler, Uniform
@@ -55,8 +55,11 @@ class AbstractPhase(eqx.Module):
         """Build learner, sampler state and metrics; `jax.eval_shape` of this gives their shapes without computing."""
 
     def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
-        """Return the shapes and dtypes of the parts after the phase, given those before it. Computes nothing."""
+        """Return the shapes and dtypes of parts after the phase, from those before. Raises as `init` does."""
         return pretrained
+
+    def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
+        """Raise SegueError where a later step would lack something; by default never. The parts may be shapes."""
 
     @property
     @abc.abstractmethod
@@ -178,9 +181,11 @@ class AbstractLearning(AbstractPhase):
         )
 
     def output_shapes(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> Pretrained:
-        method, _ = self.algorithm
+        method, sampler = self.algorithm
         one = lambda pretrained, key: method.release(method.init(spec, pretrained, key=key))
-        return jax.eval_shape(jax.vmap(one), pretrained, keys)
+        after = jax.eval_shape(jax.vmap(one), pretrained, keys)
+        sampler.check_policy(None if after.actor is None else after.actor.net)
+        return after
 
     def release(self, state: PhaseState) -> Pretrained:
         method, _ = self.algorithm
@@ -248,9 +253,12 @@ class Collect(AbstractPhase):
         at_least(0, until=self.until, episodes=self.episodes)
 
     def begin(self, run: RunState) -> PhaseState:
-        if run.pretrained.actor is None and not self.random:
-            raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
+        self.check_use(run.spec, run.pretrained, run.keys)
         return self.new_state(run)
+
+    def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
+        if pretrained.actor is None and not self.random:
+            raise SegueError("Collecting needs a policy: put an offline phase before it, or start from a policy.")
 
     @property
     def algorithm(self) -> tuple[Any, AbstractSampler]:
@@ -322,12 +330,18 @@ class AbstractOnline(AbstractLearning):
 
     def __check_init__(self):
         at_least(0, until=self.until, updates_per_step=self.updates_per_step, early_stopping=self.early_stopping)
-
-    def begin(self, run: RunState) -> PhaseState:
         if self.early_stopping and not self.sampler.can_hold_out:
             raise SegueError(
                 f"{type(self.sampler).__name__} draws rows as soon as they are added: leave `early_stopping` at 0."
             )
+
+    def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
+        method, row = self.algorithm[0], jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), empty_rows(spec))
+        error = lambda parts, key: method.error(method.init(spec, parts, key=key), row, key=key)
+        if self.early_stopping:
+            jax.eval_shape(jax.vmap(error), pretrained, keys)
+
+    def begin(self, run: RunState) -> PhaseState:
         self.sampler.check(len(run.offline.reward), run.online.capacity)
         return self.started(self.new_state(run))
 

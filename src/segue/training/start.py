@@ -19,6 +19,24 @@ def replay_rows(phases: Mapping[str, AbstractPhase]) -> int:
     return max((getattr(phase, "until", 0) for phase in phases.values()), default=0) or 1
 
 
+def check_parts(spec: Spec, phases: Mapping[str, AbstractPhase], policy: AbstractActor | None = None) -> None:
+    """Raise SegueError where a phase could not begin with what those before it leave. Computes and trains nothing.
+
+    `policy` is the one that the run starts from; None: no policy is given.
+    """
+    keys = jax.vmap(jax.random.key)(jnp.arange(1))
+    shapes = _pretrained(policy, len(keys))
+    for phase in phases.values():
+        phase.check_use(spec, shapes, keys)
+        shapes = phase.output_shapes(spec, shapes, keys)
+
+
+def _pretrained(policy: AbstractActor | None, seeds: int) -> Pretrained:
+    """Return the parts that a run begins with: the given policy, once for each seed, or nothing."""
+    per_seed = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
+    return Pretrained(None if policy is None else jax.tree.map(per_seed, TrainState.new(policy)))
+
+
 def start(
     spec: Spec,
     offline: Transition | None,
@@ -52,6 +70,4 @@ def start(
     one = Ring.new(spec, capacity)
     ring = Ring(jax.tree.map(lambda column: jnp.zeros((seeds, *column.shape), column.dtype), one.rows), one.written)
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
-    per_seed = lambda leaf: jnp.tile(leaf, (seeds, *(1,) * jnp.ndim(leaf)))
-    pretrained = Pretrained(None if policy is None else jax.tree.map(per_seed, TrainState.new(policy)))
-    return RunState(spec, empty_rows(spec) if offline is None else offline, ring, keys, pretrained)
+    return RunState(spec, empty_rows(spec) if offline is None else offline, ring, keys, _pretrained(policy, seeds))
