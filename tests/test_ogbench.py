@@ -1,11 +1,14 @@
 """OGBench: its files are read and rewarded by one of its single tasks, and its scripted arm makes such rows."""
 
+import dataclasses
+
 import mujoco
 import numpy as np
 import pytest
 from helpers import new
 
-from segue.data import from_arrays, load, ogbench
+from segue.data import from_arrays, load, ogbench, save
+from segue.data.borders import check_limit
 from segue.envs.make import make_env
 from segue.envs.ogbench import ONE_GOAL, global_seed, package_env, relabelled
 from segue.errors import DataError
@@ -35,6 +38,19 @@ def test_ogbench_file_marks_last_observations():
     assert found.ends.tolist() == [False, False, True, False, True]
     assert not t.terminal.any()
     assert found.path is not None
+
+
+def test_ogbench_trajectories_may_exceed_the_envs_limit(tmp_path):
+    """Sets are collected under another limit than a task's, and keep theirs when they are saved; others' borders are
+    missing where an episode is longer."""
+    found, path = load(stored(**columns((6, 3))), reward=0.0), tmp_path / "kept.npz"
+    save(found, path)
+    save(found, folder := tmp_path / "kept", format="minari")
+    for each in (found, load(path), load(folder)):
+        assert each.time_limit == 5
+        check_limit(each, 4, "the env")
+        with pytest.raises(DataError, match="longer than the time limit of the env, 4 steps"):
+            check_limit(dataclasses.replace(each, time_limit=None), 4, "the env")
 
 
 def test_ogbench_trajectory_of_one_row_has_no_transition():

@@ -80,10 +80,12 @@ def check_limit(data: Dataset, limit: int, where: str) -> None:
     A border is missing there, whether next_obs is stored or not: one that the file stored rightly differs from the
     following row's observation at a border, and is refused where the file was read.
 
+    Data that says under which limit it was made may have episodes of that length.
+
     Raises:
         DataError: which names the first such episode.
     """
-    lengths = data.lengths()
+    lengths, limit = data.lengths(), max(limit, data.time_limit or 0)
     long = np.flatnonzero(lengths > limit)
     if len(long):
         raise DataError(

@@ -58,6 +58,9 @@ class Dataset:
     env_arguments: Mapping[str, Any] | None = None
     """What the env was made with when the rows were collected (`envs.arguments.as_json`); None where the file does not
     say."""
+    time_limit: int | None = None
+    """Env steps after which the env that made the rows cut an episode, where the file says that its limit was another
+    than that of the task's env."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
     held_out: "Dataset | None" = field(default=None, repr=False)

@@ -26,6 +26,7 @@ from segue.data.options import (
     parts_of,
     plain_env_id,
     settle_ends,
+    time_limit_of,
 )
 from segue.envs.arguments import from_json
 from segue.envs.checked import Part
@@ -123,6 +124,7 @@ def read_flat(table: _Table, options: Options) -> Dataset:
         shifted=not stored,
         parts=parts,
         env_arguments=from_json(metadata.get("env_arguments")),
+        time_limit=time_limit_of(metadata),
         notes=notes,
     )
     data = check_jumps(validate(data, clip_actions=options.clip_actions))

@@ -27,6 +27,7 @@ from segue.data.options import (
     parse_json,
     plain_env_id,
     settle_ends,
+    time_limit_of,
 )
 from segue.envs.arguments import from_json
 from segue.envs.checked import Part
@@ -137,6 +138,7 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata:
         timeout,
         parts=parts if parts[0].name or len(parts[0].shape) > 1 else (),
         env_arguments=from_json(metadata.get("env_arguments")),
+        time_limit=time_limit_of(metadata),
         notes=order_note(parts),
     )
 

@@ -27,13 +27,13 @@ class _Trajectories(ArrayTable):
 
     owned = True
 
-    def __init__(self, columns: dict[str, np.ndarray], name: str, env_id: str | None):
+    def __init__(self, columns: dict[str, np.ndarray], name: str, env_id: str | None, longest: int):
         super().__init__(columns, name)
-        self.env_id = env_id
+        self.env_id, self.longest = env_id, longest
         self.notes = (f"rewards and terminals are those of {env_id}",) if env_id else ()
 
     def metadata(self) -> dict[str, Any]:
-        return {"env_id": self.env_id} if self.env_id else {}
+        return {"env_id": self.env_id, "time_limit": self.longest}
 
 
 def recognises(table: Any) -> bool:
@@ -84,7 +84,8 @@ def rewarded(columns: dict[str, np.ndarray], where: str, options: Options) -> Ar
             reward, terminal = relabelled(env, states, where)
         finally:
             env.close()
-    return _Trajectories({**flat, "rewards": reward, "terminals": terminal}, where, env_id)
+    longest = int(np.diff(np.flatnonzero(last), prepend=-1).max()) - 1  # its env has no other limit
+    return _Trajectories({**flat, "rewards": reward, "terminals": terminal}, where, env_id, longest)
 
 
 def play(name: str, rows: int, seed: int, progress: Callable[[int, int], None] | None) -> dict[str, np.ndarray]:

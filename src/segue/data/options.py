@@ -57,6 +57,12 @@ class Options:
         self.rewards_of: str | None = rewards_of
 
 
+def time_limit_of(metadata: Mapping[str, Any]) -> int | None:
+    """Return the time limit under which rows were made, in env steps, where the metadata has one."""
+    limit = metadata.get("time_limit")
+    return limit if type(limit) is int and limit > 0 else None
+
+
 def settle_ends(
     terminal: np.ndarray, timeout: np.ndarray, marks: np.ndarray | None, both: Both, where: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,7 @@ def _write_npz(data: Dataset, file: Path) -> None:
     about = {"name": data.name, "env_id": data.env_id, "low": data.low, "high": data.high, "versions": versions()}
     about |= {"parts": data.parts} if data.parts else {}
     about |= {} if data.env_arguments is None else {"env_arguments": dict(data.env_arguments)}
+    about |= {} if data.time_limit is None else {"time_limit": data.time_limit}
     with file.open("wb") as stream:
         np.savez(
             stream,
@@ -130,6 +131,7 @@ def _write_minari(data: Dataset, folder: Path, target: Path, spec: Any) -> None:
         "description": f"{data.name}, made by Segue with {versions()}",
     }
     about |= {} if data.env_arguments is None else {"env_arguments": dict(data.env_arguments)}
+    about |= {} if data.time_limit is None else {"time_limit": data.time_limit}
     if spec is not None:
         try:
             about["env_spec"] = spec.to_json()
