@@ -5,9 +5,11 @@ with valid checksums, around values that no honest file has.
 """
 
 import contextlib
+import gzip
 import io
 import json
 import os
+import pickle
 import random
 import runpy
 import shutil
@@ -155,6 +157,13 @@ def header_of(shape, descr="<f4"):
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
     return stream.getvalue()
+
+
+def in_config(path, rng):
+    """The config of one of d3rlpy's models, which is JSON in a pickle."""
+    stored = pickle.loads(path.read_bytes())
+    config = odd_json(stored["config"].encode(), rng)
+    path.write_bytes(pickle.dumps({**stored, "config": config.encode("utf-8", "replace").decode()}))
 
 
 ARRAYS = [
@@ -322,6 +331,10 @@ def old_torch(path):
     path.write_bytes(torch_save(dense("fc0", "last_fc"), old=True))
 
 
+def d3rlpy_model(path):
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "d3rlpy/td3.d3.gz").read_bytes()))
+
+
 def described(path):
     table = {"W0": np.ones((4, 3)), "b0": np.ones(4), "W1": np.ones((2, 4)), "b1": np.ones(2), "mean": np.zeros(3)}
     about = {"layers": ["W0", "W1"], "activation": "relu", "squash": "tanh", "obs_mean": "mean", "obs_std": [1, 1, 1]}
@@ -374,6 +387,7 @@ KINDS = {
     "vecnormalize": (normalised, SHOW, "p.zip", "vecnormalize.pkl", (in_bytes,)),
     "torch": (nested, SHOW, "p.pt:actor", "p.pt", (in_bytes, in_archive, in_archive)),
     "old torch": (old_torch, SHOW, "p.pt", "p.pt", (in_bytes,)),
+    "d3rlpy model": (d3rlpy_model, SHOW, "p.d3", "p.d3", (in_bytes, in_config, in_config)),
     "plain npz": (described, SHOW, "p.npz", "p.npz", (in_bytes, in_archive)),
     "description": (described, SHOW, "p.npz", "p.json", (in_bytes, in_json, in_json)),
     "plain safetensors": (plain_arrays, SHOW, "p.safetensors", "p.safetensors", (in_bytes, in_header)),

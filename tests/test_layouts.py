@@ -323,6 +323,19 @@ def test_parts_are_taken_into_the_envs_order(tmp_path):
         assert sum("joined as goal[1x2, row by row], proprio[2]" in note for note in met.notes) == 1
 
 
+def test_the_order_of_an_observation_is_noted_once():
+    """The env's note stands for the file's where both say the same."""
+    seen, actions = counted(0, 4, 3), np.zeros((4, 1))
+    parts = lambda rows: {"goal": rows[:, :2], "proprio": rows[:, 2:]}
+    boxes = spaces.Dict({"goal": spaces.Box(-9, 9, (2,)), "proprio": spaces.Box(-9, 9, (1,))})
+    for space, split in ((boxes, parts), (spaces.Box(-9, 9, (3, 1)), lambda rows: rows[..., None])):
+        data = from_arrays(**flat(observations=split(seen[:-1]), next_observations=split(seen[1:]), actions=actions))
+        (alone,) = (note for note in data.notes if "joined as" in note)
+        (met,) = (note for note in inspect(check_against(data, env_of(space)))["notes"] if "joined as" in note)
+        assert alone.startswith("observations are joined")
+        assert "for data and policies too" in met
+
+
 @pytest.mark.parametrize(
     ("space", "columns", "words"),
     [

@@ -24,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("--out", required=True, help="FILE.npz, or a new folder for the Minari layout")
     collect.add_argument(
         "--policy", nargs="+", default=[], metavar="FILE", help="policies that act in turn, each an equal share: a "
-        "run's policy-S.safetensors, SB3's .zip, .pt, .safetensors or .npz; FILE:2-5 are snapshots of a ladder",
+        "run's policy-S.safetensors, SB3's .zip, d3rlpy's .d3, .pt, .safetensors or .npz; FILE:2-5 are snapshots of a "
+        "ladder",
     )  # fmt: skip
     collect.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on a policy's actions")
     collect.add_argument(

@@ -129,8 +129,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """HDF5 (D4RL, d3rlpy, robomimic), .npz, a Minari id or folder, or a LeRobot folder; FILE:KEY,KEY names parts of
         an observation and their order. A *-random task makes its own."""
         policy: str | None = None
-        """The policy to start from: policy-S.safetensors of a run, SB3's .zip, .pt, .safetensors or .npz (FILE:3 is a
-        snapshot of a ladder). None: one is trained on the dataset."""
+        """The policy to start from: policy-S.safetensors of a run, SB3's .zip, d3rlpy's .d3, .pt, .safetensors or .npz
+        (FILE:3 is a snapshot of a ladder). None: one is trained on the dataset."""
         clip_actions: bool = False
         """Clip dataset actions that lie outside the box instead of refusing them."""
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]

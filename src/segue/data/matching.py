@@ -8,7 +8,7 @@ import numpy as np
 from segue.core import Spec
 from segue.data.borders import check_limit, suspects, terminal_after
 from segue.data.dataset import Dataset, in_box
-from segue.data.joined import in_order
+from segue.data.joined import in_order, order_note
 from segue.data.remarks import remarks
 from segue.envs.arguments import in_words
 from segue.envs.checked import CheckedEnv
@@ -72,6 +72,8 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
         )
         notes = (*(other for other in notes if other not in suspects(data)), note)
     data = replace(data, low=env_spec.low, high=env_spec.high)
+    if data.parts and data.parts == tuple(getattr(env, "parts", ())):  # one note on the order is enough: the env's
+        notes = tuple(note for note in notes if note not in order_note(data.parts))
     notes += order_of(env) + _outside(data, env) + remarks(data)
     return in_box(replace(data, notes=notes), clip_actions)
 

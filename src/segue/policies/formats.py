@@ -9,7 +9,7 @@ import numpy as np
 
 from segue import predict
 from segue.errors import DataError
-from segue.policies import sb3, torch_files
+from segue.policies import d3rlpy, sb3, torch_files
 from segue.system import disk, untrusted
 
 Arrays = dict[str, np.ndarray]
@@ -45,7 +45,7 @@ def read(file: Path, group: str = "") -> tuple[Arrays, dict[str, Any]]:
 
     `stated`: the keys that the file or the description has. `group`: the names among which the network is to be
     found, where one group of a checkpoint is asked for; they begin after it. `beside`: the file of the statistics.
-    The rest is as in `sb3.read`.
+    The rest is as in `sb3.read` and `d3rlpy.read`.
 
     Raises:
         DataError: where the file is damaged, hostile, of an unknown kind, or only a part of the policy.
@@ -92,10 +92,14 @@ def _arrays(file: Path) -> tuple[Arrays, dict[str, Any]]:
         return disk.arrays(file.read_bytes(), where), {}
     if kind in (".pt", ".pth"):
         return torch_files.read(file.read_bytes(), where), {}
+    if kind == ".d3":
+        return d3rlpy.read(file.read_bytes(), where)
     if kind == ".onnx":
         raise DataError(f"{file} is ONNX, which Segue writes and does not read: export the policy as .npz too.")
     if kind not in (".zip", ".npz"):
-        raise DataError(f"{file} is no policy that Segue reads: .safetensors, .zip (SB3), .pt, .pth or .npz.")
+        raise DataError(
+            f"{file} is no policy that Segue reads: .safetensors, .zip (SB3), .d3 (d3rlpy), .pt, .pth or .npz."
+        )
     try:
         with zipfile.ZipFile(file) as archive:
             return sb3.read(archive, where) if kind == ".zip" else (_npz(archive, where), {})

@@ -6,11 +6,12 @@
 | a file of `segue policy export`, except ONNX | all of it: the deterministic policy, without a spread |
 | Stable-Baselines3's `.zip` | `policy.pth`, its tensors alone, and the activation. SAC, TD3, DDPG, PPO, A2C, ARS |
 | `vecnormalize.pkl` beside that | the statistics of its observations |
+| d3rlpy's `.d3` | the actor, its scalers, and the activation, of the algorithms in `d3rlpy.ACTORS` |
 | `.pt`, `.pth` | the tensors of a PyTorch state dict, or of a checkpoint with several (`FILE:actor` is one) |
 | `.safetensors`, `.npz` | arrays by name |
 
-Names that Stable-Baselines3, rlkit, and plain tables (`W0`, `b0`, `W1`, ...) give are known. Any other network needs a
-description, `NAME.json` beside the file:
+Names that Stable-Baselines3, rlkit, d3rlpy, and plain tables (`W0`, `b0`, `W1`, ...) give are known. Any other network
+needs a description, `NAME.json` beside the file:
 
     {"layers": ["fc0", "fc1", "out"],   names of the layers; "" before ".weight" and ".bias", or W0-style names
      "activation": "relu",              relu, tanh or elu
@@ -97,9 +98,16 @@ def doubt(path: str | Path) -> str | None:
     if not found.get("unsure"):
         return None
     return (
-        "check: trained under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip, or "
-        f'give obs_mean, obs_std and obs_clip in {file.with_suffix(".json").name} ("obs_mean": null there says no)'
+        f"check: trained {_DOUBTS[found['unsure']]}, or give obs_mean, obs_std and obs_clip in "
+        f'{file.with_suffix(".json").name} ("obs_mean": null there says no)'
     )
+
+
+_DOUBTS = {
+    "vecnormalize": "under VecNormalize? This file would not show it; put its vecnormalize.pkl beside the .zip",
+    "d3rlpy": 'with an observation_scaler? This file would not show it; save the model with algo.save("model.d3")',
+}
+"""By what may have standardised observations, what to ask, and the way out."""
 
 
 def _outline(path: str | Path) -> dict[str, Any]:
@@ -124,16 +132,21 @@ def _outline(path: str | Path) -> dict[str, Any]:
         "squash": about.get("squash", "tanh"),
         "scaled": "out_scale" in about or "out_scale" in arrays,
         "assumed": [key for key in ("activation", "squash") if key not in about["stated"]],
-        "spread": "of gSDE, not read" if about.get("gsde") else _SPREADS[len(spread)],
+        "spread": _spread(spread, about),
         "standardised": about.get("beside", standardised),
-        "unsure": bool(about.get("vecnormalize"))
-        and not standardised
-        and not {"normalised", "obs_mean"} & about.keys(),
+        "unsure": about.get("standardiser")
+        if not standardised and not {"normalised", "obs_mean"} & about.keys()
+        else None,
         "snapshots": _snapshots(layers),
     }
 
 
-_SPREADS = {0: None, 1: "one for each action", 2: "a layer"}
+def _spread(spread: list[Any], about: dict[str, Any]) -> str | None:
+    """Return a spread in words; None where there is none."""
+    if about.get("gsde") or about.get("unbounded"):
+        return "of gSDE, not read" if about.get("gsde") else "between bounds that the file lacks, not read"
+    where = ", read where the tanh fills the action's box" if about.get("filling") else ""
+    return {0: None, 1: "one for each action", 2: f"a layer{where}"}[len(spread)]
 
 
 def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
@@ -238,6 +251,8 @@ def _actor(
         unit = np.ones(spec.act)
     if "mean_clip" in about:
         pairs[-1:] = _clipped(*pairs[-1], float(about["mean_clip"]), activation, where)
+    if len(spread) == 2 and about.get("filling") and output != "tanh":
+        spread = []  # no actor of Segue's is a tanh-Gaussian in a part of the box: the mean acts alone
     if len(spread) == 2:  # log_std is a layer beside the last one
         (w, b), (w_std, b_std) = pairs[-1], _pair(*spread)
         if output != "tanh" or w_std.shape != w.shape or b_std.shape != b.shape:

@@ -11,7 +11,8 @@ from segue.policies.formats import Arrays
 from segue.policies.torch_files import SCALES
 from segue.system import untrusted
 
-_SB3: dict[str, Any] = {"vecnormalize": True}
+_SB3: dict[str, Any] = {"standardiser": "vecnormalize"}
+_D3RLPY: dict[str, Any] = {"log_std": "_logstd", "activation": "relu", "standardiser": "d3rlpy", "filling": True}
 
 _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
     # (pattern of the hidden layers' weights, name of the last layer, what the layout implies)
@@ -20,12 +21,17 @@ _LAYOUTS: list[tuple[str, str, dict[str, Any]]] = [
     (r"mlp_extractor\.policy_net\.(\d+)\.weight", "action_net", {"activation": "tanh", "squash": "clip", **_SB3}),
     (r"action_net\.(\d+)\.weight", "", {"activation": "relu", "squash": "tanh", **_SB3}),
     (r"(?:policy\.)?fc(\d+)\.weight", "last_fc", {"log_std": "last_fc_log_std", "activation": "relu"}),
+    (r"(?:policy\.)?_encoder\._layers\.(\d+)\.weight", "_fc", _D3RLPY),
     (r"W(\d+)", "", {"activation": "tanh", "squash": "clip"}),
 ]
-"""The layouts of Stable-Baselines3's SAC, TD3 and DDPG, PPO and A2C, and ARS; of rlkit; of plain tables (TRPO, DAPG).
+"""The layouts of Stable-Baselines3's SAC, TD3 and DDPG, PPO and A2C, and ARS; of rlkit; of d3rlpy; of plain tables
+(TRPO, DAPG).
 
-`vecnormalize` marks those whose observations VecNormalize may have standardised.
+`standardiser` is what may have standardised their observations without a trace in the file. `filling`: see `d3rlpy`.
 """
+
+_OTHER_LAST = {"actor.mu": "actor.mu.0", "_fc": "_mu"}
+"""Other names of last layers: within a clip of the mean, which SB3's SAC has with gSDE; of d3rlpy's Gaussians."""
 
 STATISTICS = {
     *("obs_rms.mean", "obs_rms.var", "obs_rms.count", "clip_obs", "epsilon"),
@@ -60,19 +66,21 @@ def layers(arrays: Arrays, about: dict[str, Any], where: str) -> tuple[list[list
         DataError: where there are none, or not those that are described.
     """
     scope = about.get("group", arrays.keys())
-    prefix = "policy." if any(name.startswith("policy.fc") for name in scope) else ""
+    prefix = "policy." if any(name.startswith(("policy.fc", "policy._encoder.")) for name in scope) else ""
     names = _strings(about, "layers", where)
     for pattern, last, implied in () if names else _LAYOUTS:
-        hidden = sorted((int(match[1]), name) for name in scope if (match := re.fullmatch(pattern, name)))
-        if hidden and last == "actor.mu" and "actor.mu.0.weight" in scope:
-            last = "actor.mu.0"
+        found = [(match, name) for name in scope if (match := re.fullmatch(pattern, name)) and arrays[name].ndim > 1]
+        hidden = sorted((int(match[1]), name) for match, name in found)
+        if hidden and f"{prefix}{_OTHER_LAST.get(last)}.weight" in scope:
+            last = _OTHER_LAST[last]
         if hidden or (last and f"{prefix}{last}.weight" in scope):
             names = [name.removesuffix(".weight") for _, name in hidden] + ([f"{prefix}{last}"] if last else [])
             about |= {key: value for key, value in implied.items() if key not in about}
             break
     if not names:
         raise DataError(f"{where} has no layers that Segue knows by name: {_remedy(arrays, scope)}.")
-    if len(names) > 1 and names[-1] == "actor.mu.0":  # within a clip of the mean, which SB3's SAC has with gSDE
+    _check_d3rlpy(names, arrays, about, where)
+    if len(names) > 1 and names[-1] == "actor.mu.0":
         about["mean_clip"] = about.get("clip_mean", 2.0)
     spread = str(about.get("log_std", "log_std"))
     spread = next((s for s in (f"{prefix}{spread}", spread) if s in arrays or f"{s}.weight" in arrays), spread)
@@ -86,8 +94,24 @@ def layers(arrays: Arrays, about: dict[str, Any], where: str) -> tuple[list[list
     return found, _single(arrays[spread], found[-1][0], about) if spread in arrays else []
 
 
+def _check_d3rlpy(names: list[str], arrays: Arrays, about: dict[str, Any], where: str) -> None:
+    """Refuse an actor of d3rlpy's without its action's units: its tanh fills no env's box by itself."""
+    own = "_encoder._layers." in names[0] and names[-1].rpartition(".")[2] in ("_fc", "_mu")
+    if own and about.get("squash", "tanh") == "tanh" and "out_scale" not in about.keys() | arrays.keys():
+        raise DataError(
+            f"{where} is an actor of d3rlpy's without its action scaler, so that nobody can tell what its tanh is in "
+            'the env\'s units: save the model with algo.save("model.d3"), which keeps the scalers, or say "out_scale" '
+            "in a .json beside it, which is 1 without an action scaler, and with one half of its maximum - minimum, "
+            'where "out_shift" is half of their sum.'
+        )
+
+
 def _single(log_std: np.ndarray, last: np.ndarray, about: dict[str, Any]) -> list[Any]:
-    """Return log_std as [act], or nothing for gSDE's, which has a row for each feature that the last layer reads."""
+    """Return log_std as [act], or nothing for gSDE's, which has a row for each feature that the last layer reads, and
+    for d3rlpy's `_logstd`, which stands for a share of a range that depends on the algorithm."""
+    if about.get("log_std") == "_logstd":
+        about["unbounded"] = True
+        return []
     if log_std.ndim == last.ndim and log_std.shape[-2] == last.shape[-1]:
         about["gsde"] = True
     elif log_std.ndim == last.ndim and log_std.shape[-2] == 1:
@@ -139,9 +163,9 @@ def refuse_leftovers(arrays: Arrays, about: dict[str, Any], where: str) -> None:
             left.append(name)
     if left:
         raise DataError(
-            f"{where} has arrays that are not read and may change an action: {_listed(left)}. Name statistics and "
-            f'a spread in a .json beside it (obs_mean, obs_std, log_std), and list under "ignore" there what does not '
-            "matter; layers of other kinds, such as LayerNorm, Segue cannot read."
+            f"{where} has arrays that are not read and may change an action: {_listed(left)}. Name layers, "
+            "statistics and a spread in a .json beside it (layers, obs_mean, obs_std, log_std), and list under "
+            '"ignore" there what does not matter; layers of other kinds, such as LayerNorm, Segue cannot read.'
         )
 
 

@@ -73,7 +73,9 @@ class _Tensors(pickles.Records):
             return known[module, name]
         if f"{module}.{name}" in _DATA:
             return super().find_class(module, name)
-        raise DataError(f"it names {module}.{name}, and only tensors are read")
+        if module.startswith("__torch__"):
+            raise DataError("it is TorchScript, a program, and only tensors are read: save a state_dict")
+        raise DataError(f"it names {module}.{name}, and only tensors are read: save a state_dict")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, dtype, key, *_ = pid
