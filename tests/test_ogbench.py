@@ -43,7 +43,7 @@ def test_ogbench_file_marks_last_observations():
 def test_ogbench_trajectories_may_exceed_the_envs_limit(tmp_path):
     """Sets are collected under another limit than a task's, and keep theirs when they are saved; others' borders are
     missing where an episode is longer."""
-    found, path = load(stored(**columns((6, 3))), reward=0.0), tmp_path / "kept.npz"
+    found, path = load(stored(**columns((6, 3))), reward=0.0, low=-1.0, high=1.0), tmp_path / "kept.npz"
     save(found, path)
     save(found, folder := tmp_path / "kept", format="minari")
     for each in (found, load(path), load(folder)):
