@@ -377,14 +377,8 @@ class AbstractOnline(AbstractLearning):
             return state
         state = state.flushed()
         first = np.int32(state.env_step - self.early_stopping)
-        errors = engine.error(
-            state.algorithm,
-            state.learner,
-            state.run.online,
-            state.keys,
-            first,
-            count=self.early_stopping,
-        )  # pyright: ignore
+        parts = (state.algorithm, state.learner, state.run.online, state.keys, first)
+        errors = engine.error(*parts, count=self.early_stopping)  # pyright: ignore
         if state.halted_seeds is not None:
             errors = np.where(np.array(state.halted_seeds.seeds), np.nan, errors)
         measured = tuple(map(float, np.nan_to_num(errors, nan=3e38)))
