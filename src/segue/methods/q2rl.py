@@ -25,7 +25,7 @@ from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainStat
 from segue.errors import SegueError
 from segue.methods.backbone import ActorCritic, Info, QFunction, require, step
 from segue.methods.sac import AbstractSAC
-from segue.nn.actors import AbstractActor, TanhGaussian
+from segue.nn.actors import AbstractActor, AbstractTanhGaussian
 from segue.nn.mlp import Ensemble
 
 _CRITIC = "put Train(PolicyEvaluation(EnsembleTD3(...))) before it"
@@ -68,7 +68,7 @@ class CloningSAC(AbstractSAC):
         return self.td_loss(q, target, actor, parts, batch, key)
 
     def policy_loss(
-        self, pi: TanhGaussian, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
+        self, pi: AbstractTanhGaussian, q: QFunction, parts: Parts, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
         action, _ = jax.vmap(pi.sample)(batch.obs, jax.random.split(key, len(batch.reward)))
         values = jax.vmap(q)(batch.obs, action)
