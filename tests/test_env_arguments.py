@@ -15,7 +15,7 @@ from segue.cli import main
 from segue.core import Spec
 from segue.data.loading import load
 from segue.data.saving import save
-from segue.deploy import film
+from segue.deploy import card, film
 from segue.envs.arguments import argument, from_json, parsed
 from segue.envs.make import make_env, spec_of
 from segue.errors import DataError, SegueError
@@ -151,6 +151,14 @@ def test_collected_data_says_how_its_env_was_made(out, capsys):
         {"action_range": 1},
     ):
         assert from_json(odd) is None
+
+
+@pytest.mark.parametrize("text", ["a`;echo harm;`", "a|b", "<b>"])
+def test_a_card_prints_no_flag_that_markdown_would_change(text):
+    """A backtick would end the span, and what a reader pastes into a shell would be another command."""
+    for arguments in ({"env_args": {"model": text}}, {"env_args": {text: "model"}}):
+        assert card._arguments(arguments) == ", an argument with characters that a card does not show"
+    assert card._arguments({"env_args": {"gain": 2}}) == ", `--env-arg gain=2`"
 
 
 def test_data_of_an_env_without_arguments_is_told_from_unknown(capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from helpers import new
 from segue.data import from_arrays, load, ogbench, save
 from segue.data.borders import check_limit
 from segue.envs.make import make_env
-from segue.envs.ogbench import ONE_GOAL, global_seed, package_env, relabelled
+from segue.envs.ogbench import LIMITS, ONE_GOAL, global_seed, package_env, relabelled
 from segue.errors import DataError
 from segue.tasks.suite import TASKS, task
 
@@ -48,7 +49,7 @@ def test_ogbench_trajectories_may_exceed_the_envs_limit(tmp_path):
     save(found, folder := tmp_path / "kept", format="minari")
     for each in (found, load(path), load(folder)):
         assert each.time_limit == 5
-        check_limit(each, 4, "the env")
+        assert any("more than the 4 of the env" in note for note in check_limit(each, 4, "the env").notes)
         with pytest.raises(DataError, match="longer than the time limit of the env, 4 steps"):
             check_limit(dataclasses.replace(each, time_limit=None), 4, "the env")
 
@@ -63,12 +64,27 @@ def test_ogbench_file_is_refused_in_one_sentence():
     good = columns()
     for changed, why in (
         ({}, r"whose files have no rewards: name the task .* --env-id cube-single-singletask-v0"),
-        ({"terminals": np.ones(7)}, "every row is marked as a trajectory's last"),
+        ({"terminals": np.ones(7)}, "whose files have no rewards"),
         ({"qpos": good["qpos"][:5]}, "columns of other lengths"),
-        ({"actions": good["actions"].reshape(7, 2, 1)}, r"'actions' has the shape \(7, 2, 1\)"),
+        (
+            {"actions": good["actions"].reshape(7, 2, 1)},
+            r"has the shape \(7, 2, 1\): OGBench's vectors are read, not images",
+        ),
     ):
         with pytest.raises(DataError, match=why):
             load(stored(**{**good, **changed}))
+
+
+def test_ogbench_file_without_its_marks_is_refused():
+    """Three walks in one: their borders are jumps, and successors would cross them."""
+    rng, unmarked = np.random.default_rng(0), columns((60, 60, 60))
+    walks = np.cumsum(0.01 * rng.standard_normal((180, 2)), 0) + 5 * (np.arange(180) // 60)[:, None]
+    marked = {**unmarked, "observations": walks, "qpos": walks}
+    assert len(load(stored(**marked), reward=0.0)) == 177
+    with pytest.raises(DataError, match="observations jump at rows 60, 120"):
+        load(stored(**{**marked, "terminals": np.zeros(180)}), reward=0.0)
+    with pytest.raises(DataError, match="no row has a known successor"):
+        load(stored(**{**marked, "terminals": np.ones(180)}), reward=0.0)
 
 
 def test_rewards_are_asked_only_of_ogbenchs_layout():
@@ -87,6 +103,11 @@ def test_rows_after_success_are_no_auto_reset():
     arrays = (obs[:-1], np.zeros((11, 1)), reward, reward == 0)
     data = from_arrays(*arrays, next_observations=obs[1:], episode_ends=reward == 0, low=-1.0, high=1.0)
     assert data.ends.sum() == 7
+    now, then = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30], [1, 2, 10, 11, 12, 20, 21, 22, 30, 31]
+    extra, over = np.isin(now, (2, 12, 22)), np.isin(now, (1, 11, 21, 30))  # marked as episodes, and not terminal
+    rows = (np.array(now, float)[:, None], np.zeros((10, 1)), np.where(extra, 0.0, -1.0), over)
+    with pytest.raises(DataError, match="auto-reset"):
+        from_arrays(*rows, next_observations=np.array(then, float)[:, None], episode_ends=extra, low=-1.0, high=1.0)
 
 
 def test_named_tasks_score_the_share_of_successes():
@@ -165,6 +186,30 @@ def test_scripted_rows_come_again_and_are_read_as_a_file():
         load(stored(**rows), rewards_of="segue/ogbench-scene-v0")
     with pytest.raises(DataError, match="name a single task with --env-id"):
         load(stored(**rows), rewards_of="Pendulum-v1")
+
+
+@pytest.mark.slow
+def test_rows_get_the_rewards_of_the_envs_own_arguments():
+    """The file is read for the env that the run is in, and says so."""
+    rows = ogbench.play("cube-single", 80, 1, None)
+    place = rows["qpos"][40, 14:17].copy()
+    env = task("ogbench-cube-single", env_args={"reward_task_id": 3}).make()
+    env.reset(seed=0)
+    rows["qpos"][40, 14:17] = env.unwrapped._data.mocap_pos[0]
+    for number, successes in ((3, 1), (2, 0)):
+        own = task("ogbench-cube-single", dataset=str(stored(**rows)), env_args={"reward_task_id": number}).load(0)
+        assert own.transitions.reward.sum() == own.transitions.terminal.sum() == successes
+        assert own.env_arguments["env_args"] == {"reward_task_id": number}
+    other = task("ogbench-cube-single", dataset=str(stored(**rows)))
+    assert not np.array_equal(place, rows["qpos"][40, 14:17])
+    assert other.load(0).transitions.terminal.sum() == 0
+
+
+@pytest.mark.slow
+def test_limits_are_the_packages():
+    for name, limit in LIMITS.items():
+        package_env(f"{name}-singletask-v0").close()
+        assert gym.spec(f"{name}-singletask-v0").max_episode_steps == limit
 
 
 @pytest.mark.slow

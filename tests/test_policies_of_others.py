@@ -8,6 +8,7 @@ import pickle
 import shlex
 import struct
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -21,7 +22,7 @@ from segue.core import Spec
 from segue.deploy import onnx, show
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
-from segue.policies import importers, policy_file, torch_files
+from segue.policies import importers, pickles, policy_file, torch_files
 from segue.runs import opening
 from segue.runs.config import Safeguards
 from segue.runs.console import Console
@@ -530,6 +531,7 @@ TRAPS = {
     "tuples": shared(40, lambda a, b: (a, b)),
     "a key": b"\x80\x02}K\x01" + b"2\x86" * 40 + b"K\x01s.",  # its hash alone would take 2^40 steps
     "a place in the memo": b"\x80\x02}r\xff\xff\xff\x7f.",  # which the unpickler in C makes room for
+    "a key of pairs": b"\x80\x02ccollections\nOrderedDict\n]K\x01" + b"2\x86" * 40 + b"K\x01\x86a\x85R.",
 }
 
 
@@ -541,6 +543,35 @@ def test_values_that_share_children_are_refused(case):
         archive.writestr("x/data.pkl", words)
     with pytest.raises(DataError, match="it"):
         torch_files.read(whole.getvalue(), "it")
+
+
+def test_a_bytearray_takes_no_more_room_than_its_file():
+    words = b"\x80\x05\x96" + (1 << 28).to_bytes(8, "little") + b"few."
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="ends within a bytearray"):
+            pickles.Records(io.BytesIO(words)).load()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+    assert pickles.Records(io.BytesIO(pickle.dumps(bytearray(b"few"), 5))).load() == b"few"
+
+
+def test_a_storage_is_unpacked_once(monkeypatch):
+    """However many tensors are parts of it: the second one's key is changed to the first one's."""
+    ones, whole = np.ones(3, np.float32), io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_save({"a": ones, "b": 2 * ones}))) as archive,
+        zipfile.ZipFile(whole, "w") as out,
+    ):
+        text = archive.read("x/data.pkl").replace(b"X\x01\x00\x00\x001", b"X\x01\x00\x00\x000")
+        out.writestr("x/data.pkl", text)
+        out.writestr("x/data/0", archive.read("x/data/0"))
+    asked, member = [], torch_files.member
+    monkeypatch.setattr(torch_files, "member", lambda *args: asked.append(args[1]) or member(*args))
+    found = torch_files.read(whole.getvalue(), "it")
+    assert [array.tolist() for array in found.values()] == [[1, 1, 1]] * 2
+    assert asked.count("x/data/0") == 1
 
 
 @pytest.mark.parametrize("name", ["p.npz", "p.pt", "p.zip", "p.safetensors"])

@@ -23,8 +23,10 @@ from segue.methods.rebrac import ReBRAC
 from segue.nn.actors import TanhGaussian
 from segue.replay.sampler import Ratio
 from segue.replay.subset import Subset
-from segue.tasks.recipes import RECIPES
+from segue.tasks.recipes import RECIPES, guarded
 from segue.tasks.suite import task
+from segue.training.gate import Gate
+from segue.training.start import check_parts
 
 REDQ = REDQBC(networks=NETS, critics=3)
 ADAPTIVE = AdaptiveBC(REDQ, low=0.0, high=100.0)
@@ -186,8 +188,7 @@ def test_a_merger_of_equal_policies_is_that_policy():
     one = seed(merged().members, 0)
     equal = Merged(jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), one))
     assert isinstance(one, TanhGaussian)
-    for policy in (equal.act, one.act):
-        np.testing.assert_allclose(jax.vmap(policy)(OBS), jax.vmap(one.act)(OBS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(equal.act)(OBS), jax.vmap(one.act)(OBS), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(equal.sample(OBS[0], KEY)[1], one.sample(OBS[0], KEY)[1], rtol=1e-4)
 
 
@@ -236,6 +237,13 @@ def test_off2on_refuses_what_it_is_not():
         several.update(learner, rows(7), key=KEY, clock=at(0))
     with pytest.raises(SegueError, match="even number of `critics`"):
         Off2On(critics=3)
+
+
+def test_a_gate_around_off2on_is_refused_at_the_start():
+    """Its merged policy has no file; the offline phase is not paid for first."""
+    phases = guarded(RECIPES["off2on"](task("hopper-medium")), Gate())
+    with pytest.raises(SegueError, match=r"A gate keeps the deployed policy as a file, but .* leave the gate out"):
+        check_parts(SPEC, phases)
 
 
 def test_off2ons_recipe_is_the_public_codes():

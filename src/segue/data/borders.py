@@ -74,25 +74,32 @@ def check_jumps(data: Dataset) -> Dataset:
     return replace(data, notes=(*data.notes, note))
 
 
-def check_limit(data: Dataset, limit: int, where: str) -> None:
-    """Refuse data with an episode longer than the env's time limit.
+def check_limit(data: Dataset, limit: int, where: str) -> Dataset:
+    """Refuse data with an episode longer than the env's time limit, and return other data.
 
     A border is missing there, whether next_obs is stored or not: one that the file stored rightly differs from the
     following row's observation at a border, and is refused where the file was read.
 
-    Data that says under which limit it was made may have episodes of that length.
+    Data that says under which limit it was made may have episodes of that length, and gets a note.
 
     Raises:
         DataError: which names the first such episode.
     """
-    lengths, limit = data.lengths(), max(limit, data.time_limit or 0)
+    lengths = data.lengths()
     long = np.flatnonzero(lengths > limit)
-    if len(long):
+    if not len(long):
+        return data
+    if lengths.max() > (data.time_limit or 0):
         raise DataError(
             f"{data.name}: {len(long)} of {len(lengths)} episodes are longer than the time limit of {where}, {limit:,} "
             f"steps, as is episode {long[0]} with {lengths[long[0]]:,}, so a border is missing and a successor would "
             "come from another episode: set timeouts at each episode's last row."
         )
+    note = (
+        f"episodes last up to {lengths.max():,} steps, more than the {limit:,} of {where}: the data says that it was "
+        "made under another time limit"
+    )
+    return replace(data, notes=(*data.notes, note))
 
 
 def crowded(data: Dataset) -> tuple[str, ...]:

@@ -244,12 +244,12 @@ def _successors(data: Dataset) -> None:
 def _auto_reset(data: Dataset) -> None:
     """Refuse the extra row per episode that a vector env's next-step auto-reset writes: action ignored, reward 0.
 
-    Such data shows rewards of exactly 0 at the first steps of later episodes, which are no last steps too, and hardly
+    Such data shows rewards of exactly 0 at the first steps of later episodes, none of which is terminal, and hardly
     anywhere else (shares inferred).
     """
     reward = np.asarray(data.transitions.reward)
     first = np.flatnonzero(data.ends[:-1]) + 1
-    first = first[~data.ends[first]]
+    first = first[~np.asarray(data.transitions.terminal)[first]]
     if len(first) < 3 or reward[0] == 0:
         return
     zero = reward[first] == 0

@@ -6,11 +6,12 @@ string. Columns are read one by one, directly as float32, so that loading needs 
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from segue.data import d3rlpy, hdf5, lerobot, ogbench, robomimic, unread
@@ -37,7 +38,7 @@ def load(
     max_episode_steps: int | None = None,
     both: Both | None = None,
     reward: float | None = None,
-    rewards_of: str | None = None,
+    rewards_of: str | Callable[[], gym.Env] | None = None,
 ) -> Dataset:
     """Read and check a dataset.
 
@@ -56,7 +57,8 @@ def load(
       twice; in a Minari set it is taken for terminal while such rows are the exception (Gymnasium allows both). In
       robomimic's and LeRobot's files it decides what `done` means.
     - `reward`: every step's reward where the file has none: 0 for behaviour cloning, which needs none.
-    - `rewards_of`: the id of the env whose rewards and ends the rows of an OGBench file get: it has none itself.
+    - `rewards_of`: the env whose rewards and ends the rows of an OGBench file get, which has none itself: an id, or a
+      function that makes the env.
 
     A row whose successor is not stored (cut by time, no next observation) is dropped and counted in `Dataset.dropped`.
 

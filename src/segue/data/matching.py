@@ -28,7 +28,7 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     env_spec, id_, limit = _known(env)
     data = in_order(data, getattr(env, "parts", ()))
     if limit is not None:
-        check_limit(data, limit, str(id_))
+        data = check_limit(data, limit, str(id_))
     t = data.transitions
     sizes = (t.obs.shape[1], t.action.shape[1])
     if sizes != (env_spec.obs, env_spec.act):

@@ -23,17 +23,17 @@ LENGTH = 1_000
 
 
 class _Trajectories(ArrayTable):
-    """A flat table of trajectories."""
+    """A flat table of trajectories, and what is known of the env that rewards them."""
 
     owned = True
 
-    def __init__(self, columns: dict[str, np.ndarray], name: str, env_id: str | None, longest: int):
+    def __init__(self, columns: dict[str, np.ndarray], name: str, about: dict[str, Any]):
         super().__init__(columns, name)
-        self.env_id, self.longest = env_id, longest
-        self.notes = (f"rewards and terminals are those of {env_id}",) if env_id else ()
+        self.about = about
+        self.notes = (f"rewards and terminals are those of {about['env_id']}",) if about.get("env_id") else ()
 
     def metadata(self) -> dict[str, Any]:
-        return {"env_id": self.env_id, "time_limit": self.longest}
+        return self.about
 
 
 def recognises(table: Any) -> bool:
@@ -56,36 +56,34 @@ def _shape(file: Any, name: str) -> tuple[int, ...]:
     found = file.shape(name)
     shape = found[0] if found else ()
     if len(shape) != (1 if name == "terminals" else 2):
-        raise DataError(f"{file.where}: column {name!r} has the shape {shape}, which OGBench's files do not have.")
+        raise DataError(f"{file.where}: column {name!r} has the shape {shape}: OGBench's vectors are read, not images.")
     return shape
 
 
 def rewarded(columns: dict[str, np.ndarray], where: str, options: Options) -> ArrayTable:
-    """Return OGBench's columns as a flat table with rewards, terminals and next observations. Raises `DataError`."""
+    """Return OGBench's columns as a flat table with rewards and ends. Raises `DataError`."""
     last = columns["terminals"] > 0
     last[-1] = True
-    first = np.flatnonzero(~last)  # rows with a successor
-    if len(first) == 0:
-        raise DataError(f"{where} has no row with a successor: every row is marked as a trajectory's last.")
-    flat = {name: columns[name][first] for name in ("observations", "actions")}
-    flat |= {"next_observations": columns["observations"][first + 1], "episode_ends": last[first + 1]}
-    env_id = options.rewards_of
+    longest = int(np.diff(np.flatnonzero(last), prepend=-1).max()) - 1
+    about: dict[str, Any] = {"time_limit": longest}  # no other is known
     if options.reward is not None:
-        reward, terminal, env_id = np.full(len(first), options.reward, np.float32), np.zeros(len(first), bool), None
-    elif env_id is None:
+        reward, terminal = np.full(len(last), options.reward, np.float32), np.zeros(len(last), bool)
+    elif options.rewards_of is None:
         raise DataError(
             f"{where} is of OGBench, whose files have no rewards: name the task that it is read for, with --env-id "
             "cube-single-singletask-v0 (in Python: rewards_of=...), or --task."
         )
     else:
-        states = {name: columns[name][first] for name in ("qpos", "button_states") if name in columns}
-        env = make_env(env_id)
+        made = options.rewards_of
+        env = make_env(made) if isinstance(made, str) else made()
         try:
+            states = {name: columns[name] for name in ("qpos", "button_states") if name in columns}
             reward, terminal = relabelled(env, states, where)
+            about |= {"env_id": env.spec.id if env.spec else None, "env_arguments": getattr(env, "arguments", None)}
         finally:
             env.close()
-    longest = int(np.diff(np.flatnonzero(last), prepend=-1).max()) - 1  # its env has no other limit
-    return _Trajectories({**flat, "rewards": reward, "terminals": terminal}, where, env_id, longest)
+    flat = {name: columns[name] for name in ("observations", "actions")}
+    return _Trajectories({**flat, "rewards": reward, "terminals": terminal & ~last, "timeouts": last}, where, about)
 
 
 def play(name: str, rows: int, seed: int, progress: Callable[[int, int], None] | None) -> dict[str, np.ndarray]:

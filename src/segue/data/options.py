@@ -1,7 +1,7 @@
 """The options for reading a dataset, and the checks that all formats share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Options:
         self.both: Both | None = both
         self.reward: float | None = reward
         self.keys: tuple[str, ...] | None = keys
-        self.rewards_of: str | None = rewards_of
+        self.rewards_of: str | Callable[[], Any] | None = rewards_of
 
 
 def time_limit_of(metadata: Mapping[str, Any]) -> int | None:

@@ -143,7 +143,12 @@ def _arguments(env: Any) -> str:
     """Return the arguments of an env as a part of a sentence, by their flags; "" where there are none."""
     arguments = from_json(env or {})
     words = [f"with {json.dumps(env)}"] if arguments is None else as_flags(arguments)
-    return "".join(f", {untrusted.code(word)}" for word in words)
+    shown = [code if (code := untrusted.code(word)) == f"`{word}`" else _UNSHOWN for word in words]
+    return "".join(f", {word}" for word in shown)
+
+
+_UNSHOWN = "an argument with characters that a card does not show"
+"""What stands for a flag that a code span of Markdown would change: pasted into a shell, it might do anything."""
 
 
 def _beginnings(config: Mapping[str, Any]) -> list[str]:

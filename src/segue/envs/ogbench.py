@@ -107,13 +107,16 @@ def relabelled(env: gym.Env, states: Mapping[str, np.ndarray], where: str) -> tu
         )
     from ogbench.relabel_utils import relabel_dataset
 
-    rows = dict(states)
+    rows, inner = dict(states), env.unwrapped
     try:
         with global_seed(0):
             env.reset(seed=0)
             relabel_dataset(name, env, rows)
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError) as error:
         raise DataError(f"{where} has not the states of {name}: it is of another task of OGBench.") from error
+    size, own = rows["qpos"].shape[1], inner.model.nq  # pyright: ignore[reportAttributeAccessIssue]
+    if size != own:
+        raise DataError(f"{where} has states of {size} numbers, and {name} of {own}: it is of another task.")
     ends = rows["masks"] == 0
     return ends.astype(np.float32) if _binary(env) else rows["rewards"], ends
 

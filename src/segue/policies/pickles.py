@@ -48,6 +48,15 @@ def _checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
     return check
 
 
+def _load_bytearray(unpickler: Any) -> None:
+    """Read a bytearray, for which the inherited function makes as much room as the file asks for."""
+    size = int.from_bytes(unpickler.read(8), "little")
+    content = unpickler.read(size)
+    if len(content) != size:
+        raise DataError("it ends within a bytearray")
+    unpickler.append(bytearray(content))
+
+
 _LOAD = pickle._Unpickler.dispatch
 _ALL, _EVERY_SECOND = slice(None), slice(None, None, 2)
 
@@ -60,6 +69,7 @@ class Records(pickle._Unpickler):
 
     dispatch: ClassVar = {
         **_LOAD,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.SETITEM[0]: _checked(_LOAD[pickle.SETITEM[0]], slice(-2, -1)),
         **{code[0]: _checked(_LOAD[code[0]], _EVERY_SECOND) for code in (pickle.SETITEMS, pickle.DICT)},
         **{code[0]: _checked(_LOAD[code[0]], _ALL) for code in (pickle.ADDITEMS, pickle.FROZENSET)},

@@ -5,6 +5,7 @@ wrote five pickles, and the bytes after them. A restricted unpickler knows only 
 of NumPy's, and refuses any other name.
 """
 
+import functools
 import io
 import math
 import re
@@ -65,7 +66,7 @@ class _Tensors(pickles.Records):
         if module == "torch" and name in _TYPES:
             return _TYPES[name]
         known = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): _ordered,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _rebuild_tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
         }
@@ -90,6 +91,13 @@ _DATA = {
       for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
 }  # fmt: skip
 """Names in checkpoints of which a record is kept."""
+
+
+def _ordered(*pairs: Any) -> OrderedDict:
+    """Return an empty OrderedDict, as torch.save begins one: a key of pairs that a file gives may take long to hash."""
+    if pairs:
+        raise DataError("it fills an OrderedDict as torch.save does not")
+    return OrderedDict()
 
 
 class _Storages(_Tensors):
@@ -128,7 +136,8 @@ def _load(content: bytes, where: str) -> Any:
             raise DataError(f"{where} is not a file of torch.save: save a state_dict with it.")
         if names.get("byteorder") and archive.read(names["byteorder"]).strip() != b"little":
             raise DataError(f"{where} was written on a big-endian machine: write it again on another.")
-        storage = lambda key, dtype: np.frombuffer(member(archive, names[f"data/{key}"], where), dtype)
+        once = functools.cache(lambda key: member(archive, names[f"data/{key}"], where))
+        storage = lambda key, dtype: np.frombuffer(once(key), dtype)
         return _Tensors(io.BytesIO(member(archive, names["data.pkl"], where)), storage).load()
 
 

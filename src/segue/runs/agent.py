@@ -214,7 +214,8 @@ class Agent:
             return nothing(self.spec, task.env_id)
         if task.dataset is None or isinstance(task.dataset, AbstractDatasetRecipe):
             raise SegueError("This recipe learns from a dataset: name one in the task, segue.task(..., dataset=FILE).")
-        data = load(str(task.dataset), clip_actions=task.clip_actions)
+        rewards_of = task.make if task.env_id else None
+        data = load(str(task.dataset), clip_actions=task.clip_actions, rewards_of=rewards_of)
         return check_against(data, self.spec, clip_actions=task.clip_actions)
 
     @property

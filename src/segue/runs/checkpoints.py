@@ -137,9 +137,6 @@ class Champion(NullHook):
         self.written: tuple[tuple[int, int], ...] = ()
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        actor = phase.release(phase_state).actor if phase.deployments(phase_state) else None
-        if actor is not None and (why := policy_file.lacks(actor.net)) is not None:
-            raise SegueError(f"A gate keeps the deployed policy as a file, but {why}: leave the gate out.")
         self.written = ()
         self._write(name, phase, phase_state, "initial")
         self.written = ()

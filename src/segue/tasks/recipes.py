@@ -256,7 +256,7 @@ def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
 
 
 def adaptive_bc(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """Adaptive BC: a cloning term whose weight follows the returns of episodes, on a twentieth of the dataset."""
+    """Adaptive BC: a cloning term whose weight follows the returns of episodes, on a part of the dataset."""
     learner = REDQBC(critics=budget.critics or 10)
     low, high = task.score or (None, None)
     first = first_stage(learner, budget, budget.offline)

@@ -202,7 +202,8 @@ class Task:
             )
         if not isinstance(self.dataset, AbstractDatasetRecipe):
             low, high = (self.env_id is None and self.action_range) or (None, None)
-            return load(self.dataset, low=low, high=high, clip_actions=self.clip_actions, rewards_of=self.env_id)
+            rewards_of = self.make if self.env_id else None
+            return load(self.dataset, low=low, high=high, clip_actions=self.clip_actions, rewards_of=rewards_of)
         path = self._cached(rows, self.dataset.any_size)
         if path is None:
             made, path = self.make_dataset(rows, progress=progress), self.cache_file(rows)
@@ -221,7 +222,8 @@ class Task:
             SegueError: where the recipe needs a policy and none is given, or takes none and one is given.
         """
         recipe = self.dataset
-        assert isinstance(recipe, AbstractDatasetRecipe)
+        if not isinstance(recipe, AbstractDatasetRecipe):
+            raise SegueError(f"Nothing here makes a dataset of {self.label}: pass the published file with --dataset.")
         if policies and not recipe.takes_policies:
             raise SegueError(f"The recipe of {self.name} takes no policy: leave --policy out.")
         own = {} if self.name is None else {"env_args": {}, "reset_options": {}, "action_range": None}

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from segue.core import AbstractMethod, Episode
+from segue.core import AbstractMethod, Episode, Keys, Pretrained, Spec
+from segue.errors import SegueError
 from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
+from segue.policies import policy_file
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
 from segue.training.gate import Gate, Trial
@@ -31,6 +33,12 @@ class Guarded(AbstractOnline):
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
         return Gated(self.method), self.sampler
+
+    def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
+        super().check_use(spec, pretrained, keys)
+        actor = self.output_shapes(spec, pretrained, keys).actor
+        if actor is not None and (why := policy_file.lacks(actor.net)) is not None:
+            raise SegueError(f"A gate keeps the deployed policy as a file, but {why}: leave the gate out.")
 
     def started(self, state: PhaseState) -> PhaseState:
         trials = state.trials or (Trial(),) * state.run.seeds
