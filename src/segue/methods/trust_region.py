@@ -48,13 +48,18 @@ def with_reference(learner: ActorCritic, **parts: TrainState) -> ActorCritic:
 
 
 def penalised(q: QFunction, parts: Parts, radius: float | Float[Array, ""], where: TrustedAction) -> QFunction:
-    """Return `q` with the penalty of a trust region of `radius` around the part "reference_policy"."""
+    """Return `q` with the penalty of a trust region of `radius` around the part "reference_policy".
+
+    Its gradient is that for the action, which a policy's loss asks for: q's own slope, computed once for both terms.
+    """
     reference = parts["reference_policy"].net
 
     def q_near(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
-        slope = jnp.linalg.norm(jax.lax.stop_gradient(jax.grad(q, argnums=1)(obs, action)))
+        here = jax.lax.stop_gradient(action)
+        value, slope = jax.lax.stop_gradient(jax.value_and_grad(q, argnums=1)(obs, here))
         distance = jnp.square(where(obs, action) - jax.lax.stop_gradient(reference.act(obs))).sum()
-        return q(obs, action) - slope * distance / (2 * radius * jnp.sqrt(float(action.shape[-1])))
+        penalty = jnp.linalg.norm(slope) * distance / (2 * radius * jnp.sqrt(float(action.shape[-1])))
+        return value + slope @ (action - here) - penalty
 
     return q_near
 
