@@ -317,7 +317,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
     The algorithm is `EnsembleTD3`, whose critics learn the given policy's value before the policy moves. Lengths and
     numbers that the budget leaves open are inferred.
     """
-    utd, updates = 2, 10_000
+    utd, updates = 2, min(10_000, 10 * budget.online)
     learner = EnsembleTD3(critics=2, delay=utd)
     first = calibrated(learner, updates)
     rows = min(10_000, budget.online // 2)
