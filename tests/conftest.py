@@ -35,6 +35,7 @@ import pytest
 
 from segue import core
 from segue.core import Clock, Pretrained, Spec, TrainState, Transition
+from segue.methods.aca import Baseline
 from segue.methods.sac import LogAlpha
 from segue.methods.td3 import TD3
 from segue.nn.mlp import MLP
@@ -130,7 +131,9 @@ def pretrained(seed: int = 0, backbone=TD3(networks=NETS)) -> Pretrained:
     rng = np.random.default_rng(seed)
     critic = lambda: trained(lambda key: backbone.new_critic(SPEC, key=key), rng)
     actor, critics = trained(lambda key: backbone.new_actor(SPEC, key=key), rng), (critic(), critic())
+    keys_of = functools.partial(jax.random.split, num=2)
     build = {
+        "baseline": lambda key: Baseline(jax.vmap(lambda k: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=k))(keys_of(key))),
         "value": lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key),
         "behaviour": lambda key: VAE(SPEC, WIDTH, key=key),
         "temperature": lambda key: LogAlpha(jnp.zeros(())),

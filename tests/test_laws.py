@@ -12,7 +12,8 @@ from conftest import BATCH, NETS, SPEC, WIDTH, at, changed, close, pretrained, r
 from jax.extend.core import jaxprs_in_params
 from random_keys import recorded
 
-from segue.core import AbstractMethod, Pretrained
+from segue.core import AbstractMethod, Linear, Pretrained
+from segue.methods.aca import ACA, SACML, AlignedSAC
 from segue.methods.adaptive_bc import REDQBC, AdaptiveBC
 from segue.methods.awac import AWAC
 from segue.methods.backbone import AbstractBackbone, ActorCritic
@@ -104,6 +105,7 @@ cloning = CloningSAC(networks=NETS, critics=4, subset=2, delay=2, entropy_backup
 choosing = ChoosingTD3(networks=Networks(width=WIDTH, critic_norm=True), critics=4)
 redq_bc = REDQBC(networks=NETS, critics=4)
 off2on = Off2On(networks=NETS, critics=4)
+sac_ml, aligned = SACML(networks=NETS), AlignedSAC(networks=NETS)
 trust_region = TrustRegion(until=100_000)
 """Half gone at the moment of the laws."""
 
@@ -195,6 +197,14 @@ METHODS = {
         given=False,
     ),
     "off2on": Law(off2on, "actor critic temperature", uses="key", backbone=off2on),
+    "sac-ml": Law(sac_ml, "actor critic temperature baseline", uses="key", backbone=sac_ml),
+    "aca": Law(
+        ACA(aligned, Linear(1.0, 0.0, 100_000)),
+        "actor residual temperature",
+        "critic temperature reference_policy",
+        uses="key",
+        backbone=sac_ml,
+    ),
     "robust": Law(TD3(networks=NETS, laplace_scale=0.5), "actor critic"),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"

@@ -1,3 +1,6 @@
+from .aca import ACA as ACA
+from .aca import SACML as SACML
+from .aca import AlignedSAC as AlignedSAC
 from .adaptive_bc import REDQBC as REDQBC
 from .adaptive_bc import AdaptiveBC as AdaptiveBC
 from .awac import AWAC as AWAC

@@ -6,6 +6,7 @@ from typing import Any
 
 from segue.core import Linear
 from segue.errors import SegueError
+from segue.methods.aca import ACA, SACML
 from segue.methods.adaptive_bc import REDQBC, AdaptiveBC
 from segue.methods.backbone import AbstractBackbone, with_settings_of
 from segue.methods.direct import Direct
@@ -255,16 +256,31 @@ def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
     }
 
 
+def _offline(backbone: AbstractBackbone, task: Task, budget: Budget) -> Train:
+    """Train a backbone offline; where a policy is given, only its critic and its other parts."""
+    if task.policy is None:
+        return Train(backbone, budget.offline)
+    return Train(PolicyEvaluation(first_stage(backbone, budget, budget.offline), epsilon=0.0), budget.offline)
+
+
 def adaptive_bc(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """Adaptive BC: a cloning term whose weight follows the returns of episodes, on a part of the dataset."""
     learner = REDQBC(critics=budget.critics or 10)
     low, high = task.score or (None, None)
-    first = first_stage(learner, budget, budget.offline)
-    offline = learner if task.policy is None else PolicyEvaluation(first, epsilon=0.0)
     return {
-        "offline": Train(offline, budget.offline),
+        "offline": _offline(learner, task, budget),
         "finetune": Online(
             AdaptiveBC(learner, low=low, high=high), budget.online, replay or Subset(), budget.updates_per_step or 10
+        ),
+    }
+
+
+def aca(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
+    """ACA: a critic read out of the policy's log-density and a state value; no offline rows online."""
+    return {
+        "offline": _offline(SACML(), task, budget),
+        "finetune": Online(
+            ACA(), budget.online, replay or online_only(budget.batch or 256), budget.updates_per_step or 1
         ),
     }
 
@@ -360,6 +376,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "resfit": resfit,
     "adaptive-bc": adaptive_bc,
     "off2on": off2on,
+    "aca": aca,
     "sac": sac,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
