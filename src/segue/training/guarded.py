@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from segue.core import AbstractMethod, Episode, Keys, Pretrained, Spec
+from segue.core import AbstractMethod, Episode
 from segue.errors import SegueError
 from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
 from segue.policies import policy_file
@@ -34,10 +34,8 @@ class Guarded(AbstractOnline):
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
         return Gated(self.method), self.sampler
 
-    def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
-        super().check_use(spec, pretrained, keys)
-        actor = self.output_shapes(spec, pretrained, keys).actor
-        if actor is not None and (why := policy_file.lacks(actor.net)) is not None:
+    def check_policy(self, policy: Any) -> None:
+        if policy is not None and (why := policy_file.lacks(policy)) is not None:
             raise SegueError(f"A gate keeps the deployed policy as a file, but {why}: leave the gate out.")
 
     def started(self, state: PhaseState) -> PhaseState:

@@ -184,8 +184,13 @@ class AbstractLearning(AbstractPhase):
         method, sampler = self.algorithm
         one = lambda pretrained, key: method.release(method.init(spec, pretrained, key=key))
         after = jax.eval_shape(jax.vmap(one), pretrained, keys)
-        sampler.check_policy(None if after.actor is None else after.actor.net)
+        policy = None if after.actor is None else after.actor.net
+        sampler.check_policy(policy)
+        self.check_policy(policy)
         return after
+
+    def check_policy(self, policy: Any) -> None:
+        """Raise SegueError where the phase cannot leave `policy`, whose leaves may be shapes; by default it can."""
 
     def release(self, state: PhaseState) -> Pretrained:
         method, _ = self.algorithm
@@ -331,9 +336,8 @@ class AbstractOnline(AbstractLearning):
     def __check_init__(self):
         at_least(0, until=self.until, updates_per_step=self.updates_per_step, early_stopping=self.early_stopping)
         if self.early_stopping and not self.sampler.can_hold_out:
-            raise SegueError(
-                f"{type(self.sampler).__name__} draws rows as soon as they are added: leave `early_stopping` at 0."
-            )
+            name = type(self.sampler).__name__
+            raise SegueError(f"{name} draws rows as soon as they are added: leave `early_stopping` at 0.")
 
     def check_use(self, spec: Spec, pretrained: Pretrained, keys: Keys) -> None:
         method, row = self.algorithm[0], jax.tree.map(lambda c: jnp.zeros((1, *c.shape[1:]), c.dtype), empty_rows(spec))
@@ -350,9 +354,8 @@ class AbstractOnline(AbstractLearning):
         return state
 
     def done(self, state: PhaseState) -> bool:
-        return state.env_step >= self.until or (
-            self.early_stopping > 0 and self._stopped_improving(state.validation_errors)
-        )
+        stopped = self.early_stopping > 0 and self._stopped_improving(state.validation_errors)
+        return state.env_step >= self.until or stopped
 
     def _stopped_improving(self, validation_errors: tuple[tuple[float, ...], ...]) -> bool:
         """Return whether no seed's last errors are below all earlier ones; errors that are not finite do not count."""
@@ -376,9 +379,8 @@ class AbstractOnline(AbstractLearning):
         if self.early_stopping == 0 or len(state.validation_errors) == since // self.early_stopping:
             return state
         state = state.flushed()
-        first = np.int32(state.env_step - self.early_stopping)
-        parts = (state.algorithm, state.learner, state.run.online, state.keys, first)
-        errors = engine.error(*parts, count=self.early_stopping)  # pyright: ignore
+        n, parts = self.early_stopping, (state.algorithm, state.learner, state.run.online, state.keys)
+        errors = engine.error(*parts, np.int32(state.env_step - n), count=n)  # pyright: ignore
         if state.halted_seeds is not None:
             errors = np.where(np.array(state.halted_seeds.seeds), np.nan, errors)
         measured = tuple(map(float, np.nan_to_num(errors, nan=3e38)))
