@@ -69,7 +69,7 @@ def test_adaptive_bc_weight_follows_returns_by_hand():
     ]
     for returned, length, weight, average in table:
         learner = after(learner, jnp.asarray(returned), jnp.asarray(length))
-        part = learner.parts["cloning_weight"].net
+        part = learner.parts["adaptive_weight"].net
         np.testing.assert_allclose((part.weight, part.average), (weight, average), rtol=1e-4, atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_adaptive_bc_without_weight_maximises_a_normalised_value():
     action = jax.vmap(learner.actor.net.act)(batch.obs)
     values = np.asarray(jax.vmap(learner.critics[0].net)(batch.obs, action), np.float64).mean(-1)
     for weight in (0.0, 2.0):
-        parts = {"cloning_weight": REDQBC(weight=weight).init_parts(SPEC, learner.actor, {}, key=KEY)["cloning_weight"]}
+        parts = {"adaptive_weight": REDQBC(weight=weight).init_parts(SPEC, learner.actor, {}, key=KEY)["adaptive_weight"]}
         loss, _ = REDQ.policy_loss(learner.actor.net, q, parts, batch, key=KEY, clock=at(1))
         cloning = np.square(np.asarray(action) - np.asarray(batch.action)).mean()
         np.testing.assert_allclose(loss, weight * cloning - values.mean() / np.abs(values).mean(), rtol=1e-4)
@@ -104,12 +104,12 @@ def test_adaptive_bc_hears_its_episodes_and_resumes(monkeypatch):
     arrays, episodes = checkpoint(whole), lines(whole / "episodes.jsonl")
     returns = [[e["return"] for e in episodes if e["seed"] == seed] for seed in (0, 1)]
     for seed, own in enumerate(returns):
-        assert arrays["parts.cloning_weight.net.episodes"][seed] == len(own) == 3  # of 5 steps each, in 16
+        assert arrays["parts.adaptive_weight.net.episodes"][seed] == len(own) == 3  # of 5 steps each, in 16
         average = own[0] / 40
         for returned in own[1:]:
             average = 0.95 * average + 0.05 * returned / 40
-        np.testing.assert_allclose(arrays["parts.cloning_weight.net.average"][seed], average, rtol=1e-4)
-    assert (arrays["parts.cloning_weight.net.weight"] < 0.3999).any()
+        np.testing.assert_allclose(arrays["parts.adaptive_weight.net.average"][seed], average, rtol=1e-4)
+    assert (arrays["parts.adaptive_weight.net.weight"] < 0.3999).any()
     assert everything(resumed(interrupted(monkeypatch, 9, words=words))) == everything(whole)
 
 

@@ -46,13 +46,13 @@ class CloningWeight(eqx.Module):
 
 
 class REDQBC(AbstractEnsembleTD3):
-    """TD3 with an ensemble of critics and a cloning term, whose weight is the part "cloning_weight"."""
+    """TD3 with an ensemble of critics and a cloning term, whose weight is the part "adaptive_weight"."""
 
     weight: float = 0.4
     """b: the cloning term's weight where no earlier phase has set one."""
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        return {"cloning_weight": CloningWeight.new(self.weight), **parts}
+        return {"adaptive_weight": CloningWeight.new(self.weight), **parts}
 
     def q_for_policy(self, critic: TrainState) -> QFunction:
         return lambda obs, action: critic.net(obs, action).mean()
@@ -60,10 +60,10 @@ class REDQBC(AbstractEnsembleTD3):
     def policy_loss(
         self, pi: AbstractActor, q: QFunction, parts: Parts, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Float[Array, ""], Info]:
-        action, b = jax.vmap(pi.act)(batch.obs), parts["cloning_weight"].net.weight
+        action, b = jax.vmap(pi.act)(batch.obs), parts["adaptive_weight"].net.weight
         values, distance = jax.vmap(q)(batch.obs, action), jnp.square(action - batch.action).mean()
         loss = b * distance - values.mean() / jax.lax.stop_gradient(jnp.abs(values).mean())
-        return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": distance, "cloning_weight": b}
+        return loss, {"policy_q": values.mean(), "policy_loss": loss, "bc": distance, "adaptive_weight": b}
 
     def online(self) -> "REDQBC":
         return self
@@ -100,7 +100,7 @@ class AdaptiveBC(AbstractMethod):
                 "Adaptive BC compares returns by their score, and this task has none: say with --score LOW HIGH which "
                 "returns count as 0 and 100 (`segue data score` measures them)."
             )
-        restarted = pretrained.with_parts(cloning_weight=CloningWeight.new(self.weight))
+        restarted = pretrained.with_parts(adaptive_weight=CloningWeight.new(self.weight))
         return self.backbone.init(spec, restarted, key=key)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
@@ -110,7 +110,7 @@ class AdaptiveBC(AbstractMethod):
         """Move the weight, then the average return."""
         assert self.low is not None
         assert self.high is not None
-        before = learner.parts["cloning_weight"].net
+        before = learner.parts["adaptive_weight"].net
         score = (returned - self.low) / (self.high - self.low)
         average = jnp.where(before.episodes > 0, before.average, score)
         drop, distance = jnp.maximum(average - score, 0.0), self.target - average
@@ -118,7 +118,7 @@ class AdaptiveBC(AbstractMethod):
         after = CloningWeight(
             jnp.clip(before.weight + step, 0.0, self.weight), 0.95 * average + 0.05 * score, before.episodes + 1
         )
-        parts = {**learner.parts, "cloning_weight": TrainState.new(after, target=False)}
+        parts = {**learner.parts, "adaptive_weight": TrainState.new(after, target=False)}
         return ActorCritic(learner.actor, learner.critics, parts)
 
     def release(self, learner: ActorCritic) -> Pretrained:
