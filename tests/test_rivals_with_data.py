@@ -91,7 +91,9 @@ def test_adaptive_bc_without_weight_maximises_a_normalised_value():
     action = jax.vmap(learner.actor.net.act)(batch.obs)
     values = np.asarray(jax.vmap(learner.critics[0].net)(batch.obs, action), np.float64).mean(-1)
     for weight in (0.0, 2.0):
-        parts = {"adaptive_weight": REDQBC(weight=weight).init_parts(SPEC, learner.actor, {}, key=KEY)["adaptive_weight"]}
+        parts = {
+            "adaptive_weight": REDQBC(weight=weight).init_parts(SPEC, learner.actor, {}, key=KEY)["adaptive_weight"]
+        }
         loss, _ = REDQ.policy_loss(learner.actor.net, q, parts, batch, key=KEY, clock=at(1))
         cloning = np.square(np.asarray(action) - np.asarray(batch.action)).mean()
         np.testing.assert_allclose(loss, weight * cloning - values.mean() / np.abs(values).mean(), rtol=1e-4)
