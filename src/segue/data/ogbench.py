@@ -89,7 +89,7 @@ def rewarded(columns: dict[str, np.ndarray], where: str, options: Options) -> Ar
 def play(name: str, rows: int, seed: int, progress: Callable[[int, int], None] | None) -> dict[str, np.ndarray]:
     """Make rows as the package's "play" sets: a scripted arm moves one thing after another to a random place.
 
-    The scripts are the package's, which is not the case for the loop around them (inferred from its documentation).
+    The scripts are the package's; the loop that calls them is inferred.
 
     Args:
         name: "cube-single", "scene" or "puzzle-3x3".

@@ -74,7 +74,7 @@ def register_package() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop the warnings that there is no display, and that boxes are of float32."""
+    """Drop the package's UserWarnings, such as that there is no display, and that boxes are of float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
