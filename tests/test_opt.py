@@ -3,9 +3,11 @@
 Equations hold to 1e-6 relative: values exactly, gradients by central differences (step 1e-6) along random directions.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import (
     BATCH,
@@ -26,7 +28,8 @@ from conftest import (
 
 from segue.core import Linear, Pretrained, TrainState
 from segue.methods.direct import Direct
-from segue.methods.opt import OPT, MetaCritic
+from segue.methods.opt import OPT, MetaCritic, in_units_of
+from segue.methods.spot import SPOT
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
 from segue.replay.sampler import Uniform
@@ -151,6 +154,38 @@ def test_opt_at_kappa_0_or_1_ignores_a_ruined_critic(kappa, trusted, other, ruin
             OFFLINE,
         )
     close(both.actor, alone.actor, rtol=1e-5, atol=1e-6)
+
+
+def scaled(critic, factor):
+    """The critic with its values times `factor`."""
+    last = lambda state: [each for net in (state.net, state.target) for each in jax.tree.leaves(net.members.layers[-1])]
+    return eqx.tree_at(last, critic, [factor * leaf for leaf in last(critic)])
+
+
+@pytest.mark.parametrize("backbone", [BACKBONE, SPOT(networks=NETS, target_noise=0.0).online()], ids=["td3", "spot"])
+def test_unit_free_mixing_ignores_the_size_of_q_off(backbone):
+    """A Q_off of a million times the size moves the policy as before; without it, the policy hears no other critic."""
+    still = changed(backbone, critic_lr=0.0)
+    given = pretrained(backbone=still)
+    large = given._replace(critic=scaled(given.critic, 1e6))
+
+    def moved(unit_free, kappa, given):
+        return gradient(update(changed(OPT(still, constant(kappa)), unit_free=unit_free), given, OFFLINE)[1].actor)
+
+    close(moved(True, 0.5, large), moved(True, 0.5, given), rtol=1e-4, atol=1e-7)
+    assert not same(moved(True, 0.2, given), moved(True, 0.5, given))
+    direction = lambda moved: jax.tree.map(lambda g: g / optax.tree.norm(moved), moved)
+    close(direction(moved(False, 0.0, large)), direction(moved(False, 0.5, large)), rtol=1e-3, atol=1e-4)
+
+
+def test_unit_free_mixing_gives_both_slopes_one_mean_size():
+    """By hand: slopes of 3 and 4 in two dimensions are as steep as 10 after scaling by 2; a flat Q_off stays 0."""
+    actor, obs = pretrained().actor.net, jnp.asarray(OFFLINE.obs)
+    q_off, q_on = lambda s, a: 3 * a[0] + 4 * a[1] + 7, lambda s, a: 10 * a[0]
+    here = in_units_of(q_on, q_off, actor, obs)
+    np.testing.assert_allclose(here(obs[0], jnp.asarray([0.5, 0.25])), 2 * (1.5 + 1 + 7), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(here, argnums=1)(obs[0], jnp.zeros(2)), [6, 8], rtol=1e-6)
+    assert in_units_of(q_on, lambda s, a: 5.0 + 0 * a[0], actor, obs)(obs[0], jnp.zeros(2)) == 0
 
 
 def test_without_inner_step_and_cap_eq3_is_a_sum():

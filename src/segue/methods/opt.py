@@ -34,6 +34,7 @@ from segue.methods.backbone import (
 )
 from segue.methods.td3 import TD3
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
+from segue.nn.actors import AbstractActor
 
 _OFFLINE = "put an offline phase before it"
 
@@ -117,6 +118,10 @@ class OPT(AbstractMethod):
     """The algorithm, in its online form."""
     kappa: Linear = eqx.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
     """Weight on Q_on."""
+    unit_free: bool = eqx.field(static=True, default=False)
+    """Scale Q_off so that the action gradients of both critics have one mean size at the policy's own actions. Its
+    units, or a Q_off that has grown without bound, then change nothing but its direction (not of the paper, where a
+    critic with large values outweighs its share 1 - kappa)."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
@@ -142,11 +147,15 @@ class OPT(AbstractMethod):
     def update(
         self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[ActorCritic, Info]:
-        kappa = self.kappa(clock)
+        kappa, actor = self.kappa(clock), learner.actor.net
+
+        def combine(q_off: QFunction, q_on: QFunction) -> QFunction:
+            return mixed(in_units_of(q_on, q_off, actor, batch.obs) if self.unit_free else q_off, q_on, kappa)
+
         learner, info = step(
             self.backbone,
             learner,
-            lambda q_off, q_on: mixed(q_off, q_on, kappa),
+            combine,
             batch,
             names=("/off", "/on"),
             learning=(kappa < 1 if self.skip_unused_critic else True, True),
@@ -180,3 +189,16 @@ def mixed(q_off: QFunction, q_on: QFunction, kappa: Float[Array, ""]) -> QFuncti
         return jax.lax.switch((kappa > 0).astype(int) + (kappa >= 1).astype(int), (q_off, both, q_on), obs, action)
 
     return q_kappa
+
+
+def in_units_of(q_on: QFunction, q_off: QFunction, actor: AbstractActor, obs: Float[Array, "batch obs"]) -> QFunction:
+    """Return Q_off times the ratio of the mean sizes of both action gradients at (s, pi(s)); 0 where Q_off is flat."""
+
+    def q_scaled(state: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
+        at_pi = obs, jax.vmap(actor.act)(obs)  # the same for every row, so that vmap computes it once
+        size = lambda q: jnp.linalg.norm(jax.vmap(jax.grad(q, argnums=1))(*at_pi), axis=-1).mean()
+        flat = size(q_off) == 0
+        ratio = jnp.where(flat, 0.0, size(q_on) / jnp.where(flat, 1.0, size(q_off)))
+        return jax.lax.stop_gradient(ratio) * q_off(state, action)
+
+    return q_scaled
