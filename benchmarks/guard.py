@@ -1,6 +1,7 @@
 """Does the guard keep its promise? Improve given policies with and without it: `make evidence-guard`.
 
     improve        `segue improve`: the gate, and a trust region whose radius the gate moves
+    improve-data   the same, with 20,000 rows that the given policy has made with noise: OPT's two critics
     trust-region   the same learner, acting itself, with a trust region of radius 0.15 around the given policy
     neither        the same learner, acting itself, without a trust region
     resfit, ibrl   the recipes of these names, with as many critics and updates per env step as the others
@@ -21,7 +22,11 @@ from pathlib import Path
 import numpy as np
 
 import segue
+from segue.data.behaviours import Policy
+from segue.data.collecting import collect
+from segue.envs.make import read_spec
 from segue.methods.trust_region import TrustRegion
+from segue.policies import importers
 from segue.report import guard
 from segue.results.read import read
 from segue.results.records import Curve, online_curve
@@ -43,7 +48,7 @@ POLICIES = {
 }
 LOOKS = (10, 20, 30)
 """Thousands of env steps at which scores are reported."""
-ARMS = ("improve", "trust-region", "neither", "resfit", "ibrl")
+ARMS = ("improve", "improve-data", "trust-region", "neither", "resfit", "ibrl")
 
 
 def given(name: str) -> Task:
@@ -51,6 +56,16 @@ def given(name: str) -> Task:
     task, policy = POLICIES[name]
     path = Path(os.environ["SEGUE_TEST_DATA"]) / policy
     return dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
+
+
+def with_rows(task: Task, path: Path) -> Task:
+    """Return the task with 20,000 rows of its policy, with noise of 0.1; they are made where `path` has none."""
+    if not path.exists():
+        spec = read_spec(task.make)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        actors = importers.read(task.policy, spec)
+        collect(task.make, 20_000, 0, path, behaviours=[Policy(each, spec, noise=0.1) for each in actors], name="rows")
+    return dataclasses.replace(task, dataset=str(path))
 
 
 def phases_of(arm: str, task: Task, budget: Budget) -> Phases:
@@ -91,14 +106,15 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
     """Run one trial, or go on with it; do nothing where it is finished."""
     status = out / "status.json"
     word = json.loads(status.read_text())["status"] if status.exists() else None
-    if word == "finished" and (arm != "improve" or (out / "verdict.json").exists()):
+    gated = arm.startswith("improve")
+    if word == "finished" and (not gated or (out / "verdict.json").exists()):
         return
-    task = given(row)
+    task = with_rows(given(row), out.parent / f"{row}.npz") if arm == "improve-data" else given(row)
     every = max(env_steps // 30, 1)
     if word is not None and (out / "commits").exists():
         if word != "finished":
             segue.resume(out)
-    elif arm == "improve":
+    elif gated:
         segue.improve(task, out=out, env_steps=env_steps, seed=seed, evaluate_steps=every)
     else:
         budget = dataclasses.replace(
@@ -108,7 +124,7 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
             phases_of(arm, task, budget), dataclasses.replace(task, reward=improving.scaled_reward(task)), out=out,
             seed=seed, budget=budget, about={"recipe": arm},
         )  # fmt: skip
-    if arm == "improve":
+    if gated:
         print(row, seed, *improving.verdicts(out), flush=True)
 
 
