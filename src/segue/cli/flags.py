@@ -21,6 +21,7 @@ from segue.tasks.task import Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
+from segue.training.stabilised import Stabilised
 
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The type of a flag that stands before each of its values."""
@@ -181,7 +182,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
 
     # The flags of a method are to stand directly under the phase (--finetune.backbone, not --finetune.method.backbone).
     # tyro reads this from the annotation of the field, which is therefore changed in the classes themselves.
-    for phase in (Train, Online, Guarded):
+    for phase in (Train, Online, Guarded, Stabilised):
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")
         phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
     return dataclasses.make_dataclass(
