@@ -55,7 +55,7 @@ def test_sopes_threshold_asks_for_a_lower_loss_of_either_sign(lowest, loss, bett
 @pytest.mark.parametrize("fold", [0, 3, 9])
 def test_held_out_rows_are_never_drawn(fold):
     offline, ring = jax.tree.map(jnp.asarray, numbered(57)), ring_of(numbered(34, first=1_000), 64)
-    sampler = HeldOut(Ratio(batch=2_000), fold=fold)
+    sampler = HeldOut(ratio=Ratio(batch=2_000), fold=fold)
     drawn = np.asarray(sampler.draw((), offline, ring, key=KEY, clock=at(0))[1].reward).astype(int)
     held = np.asarray(sampler.held_out(offline, ring, 3_000, key=KEY, clock=at(0)).reward).astype(int)
     kept = {*range(50), *range(1_000, 1_030)}
@@ -64,7 +64,7 @@ def test_held_out_rows_are_never_drawn(fold):
     assert set(held) == own
     assert set(drawn) == kept - own
     assert (drawn >= 1_000).mean() == (held >= 1_000).mean() == 0.5
-    for alone in (HeldOut(online_only(400), fold=fold), HeldOut(Ratio(batch=400), fold=fold)):
+    for alone in (HeldOut(ratio=online_only(400), fold=fold), HeldOut(ratio=Ratio(batch=400), fold=fold)):
         data = rows(0) if alone.reads_dataset else offline
         seen = np.asarray(alone.draw((), data, ring, key=KEY, clock=at(0))[1].reward).astype(int)
         assert set(seen) == {index for index in kept - own if index >= 1_000}

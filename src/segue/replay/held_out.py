@@ -51,7 +51,7 @@ class HeldOut(AbstractSampler):
     ) -> Transition:
         """Number the rows that may be drawn, draw numbers, and return the rows that have them."""
         size, own = len(offline.reward), 1 if held_out else self.every - 1
-        from_dataset, from_ring = (rows // self.every * own for rows in (size, ring.size))
+        from_dataset, from_ring = size // self.every * own, ring.size // self.every * own
         drawn = mixed_index(self.ratio.online(clock), batch, from_dataset, from_ring, key)
         is_online = drawn >= from_dataset
         number = drawn - jnp.where(is_online, from_dataset, 0)

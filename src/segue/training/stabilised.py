@@ -80,7 +80,8 @@ class Stabilised(AbstractOnline):
         """Return the state after an update phase. The arrays of `state` stay: a run that is stopped commits them."""
         run, keys, halted = state.run, state.keys, state.halted_seeds
         assert isinstance(self.sampler, Ratio)
-        sampler = HeldOut(self.sampler, self.every, np.int32(state.env_step // self.interval % self.every))
+        fold = np.int32(state.env_step // self.interval % self.every)
+        sampler = HeldOut(ratio=self.sampler, every=self.every, fold=fold)  # pyright: ignore
         algorithm = engine.Packed.of((self.method.critics_alone(), sampler))
         begin = lambda *args: engine.begin(algorithm, run.spec, *args)[2]
         shapes = jax.eval_shape(begin, run.pretrained, run.offline, run.online, keys)
