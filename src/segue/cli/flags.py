@@ -137,7 +137,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
-        """The budget: OPT's paper's, that of papers on OGBench, one for CPUs (small), or one for a first look (quick)."""
+        """The budget: OPT's, that of papers on OGBench, one for CPUs (small), or one for a first look (quick)."""
         guard: bool = False
         """Put a gate around fine-tuning, so that the deployed policy is replaced only by one that proved itself."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]

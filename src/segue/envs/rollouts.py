@@ -39,10 +39,10 @@ def succeeded(info: Any) -> bool | None:
 
     An env that resets itself puts what belongs to an episode's last step under "final_info".
     """
-    outer = info if isinstance(info, Mapping) else {}
+    last = info.get("final_info") if isinstance(info, Mapping) else None
     said = []
-    for one in filter(lambda one: isinstance(one, Mapping), (outer, outer.get("final_info"))):
-        for value in map(one.get, SUCCESS):
+    for one in (info, last):
+        for value in map(one.get, SUCCESS) if isinstance(one, Mapping) else ():
             if isinstance(value, bool | int | float | np.generic | np.ndarray) and np.size(value) == 1:
                 array = np.asarray(value)
                 said += [bool(array.item() > 0)] if array.dtype.kind in "biuf" else []

@@ -22,13 +22,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, step
+from segue.core import Clock, Pretrained, Spec, Transition
+from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, step
 from segue.methods.sac import SAC
 from segue.nn.networks import Networks
 
 
-class SOPE(AbstractMethod):
+class SOPE(AbstractFineTuner):
     """Update critics and policy, or the critics alone; the policy's loss on held-out rows says for how long."""
 
     backbone: AbstractBackbone = eqx.field(
@@ -51,11 +51,3 @@ class SOPE(AbstractMethod):
         """Compute the policy's loss."""
         q, clock = self.backbone.q_for_policy(learner.critics[0]), Clock(*(jnp.zeros((), jnp.int32),) * 3)
         return self.backbone.policy_loss(learner.actor.net, q, learner.parts, rows, key=key, clock=clock)[0]
-
-    def release(self, learner: ActorCritic) -> Pretrained:
-        return self.backbone.release(learner)
-
-    def explore(
-        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
-    ) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)
