@@ -91,9 +91,8 @@ class Stabilised(AbstractOnline):
         )
         learner = jax.tree.map(jnp.copy, state.learner)
         lowest, since, taken = measure(learner), np.zeros(run.seeds, int), 0
-        if halted is not None:
-            since = np.where(halted.seeds, -self.patience, 0)
-        while taken < self.max_updates and (taken - since < self.patience).any():
+        learns = np.array([True] * run.seeds if halted is None else np.logical_not(halted.seeds))
+        while taken < self.max_updates and (learns & (taken - since < self.patience)).any():
             count = min(self.check, self.max_updates - taken)
             learner, _, metrics, _ = engine.learn_and_keep_rows(
                 algorithm,
