@@ -27,10 +27,11 @@ from segue.methods.sac import SAC
 from segue.nn.networks import Networks
 from segue.replay.balanced import Balanced
 from segue.replay.ring import Ring
+from segue.replay.sampler import online_only
 from segue.system import machine
 from segue.tasks.budget import Budget
 from segue.tasks.offline import BACKBONES, Phases
-from segue.tasks.recipes import direct, online_only, opt
+from segue.tasks.recipes import direct, opt
 from segue.tasks.suite import task
 from segue.tasks.task import Task
 from segue.training import start as start_module

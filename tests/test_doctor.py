@@ -183,7 +183,7 @@ LINES = {
     "segue run po": {"policy-init", "porl"},
     "segue run opt --task walker2d-r": {"walker2d-random"},
     "segue run opt --finetune.kappa.": {"--finetune.kappa.start", "--finetune.kappa.end", "--finetune.kappa.until"},
-    "segue run opt --preset ": {"paper", "quick", "small"},
+    "segue run opt --preset ": {"paper", "quick", "small", "ogbench"},
     "segue run opt --track ": {"tensorboard", "wandb", "none"},
     "segue data make door-": {"door-human", "door-cloned", "door-expert", "door-binary"},
 }

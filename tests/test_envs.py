@@ -1,5 +1,7 @@
 """Lockstep environments: the rows at the end of an episode, the seeds of resets, and evaluation."""
 
+import sys
+
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
@@ -208,3 +210,33 @@ def test_another_policy_of_the_evaluation_gets_another_return():
 def test_a_spec_is_hashable_and_names_sizes():
     assert spec_of(Ragged()) == Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
     assert hash(SPEC) == hash(spec_of(Ragged()))
+
+
+def test_dmcontrol_without_shimmy_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shimmy", None)
+    with pytest.raises(SegueError, match=r"package that is not installed .*: pip install 'shimmy\[dm-control\]'"):
+        make_env("dm_control/cheetah-run-v0")
+
+
+SHIMMY = """
+import gymnasium
+from helpers import Ragged
+
+def broken():
+    raise AttributeError("no flex_vertedge")
+
+gymnasium.register("dm_control/ragged-v0", Ragged)
+gymnasium.register("dm_control/broken-v0", broken)
+"""
+
+
+def test_dmcontrol_is_registered_by_shimmy(monkeypatch, tmp_path):
+    """A stand-in for Shimmy, whose second env is one of a dm_control that does not fit the installed MuJoCo."""
+    (tmp_path / "shimmy.py").write_text(SHIMMY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "shimmy", raising=False)
+    assert spec_of(make_env("dm_control/ragged-v0")).act > 0
+    with pytest.raises(SegueError, match=r"no flex_vertedge; this dm_control does not fit this MuJoCo: pip install"):
+        make_env("dm_control/broken-v0")
+    for name in ("dm_control/ragged-v0", "dm_control/broken-v0"):
+        del gym.registry[name]

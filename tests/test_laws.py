@@ -34,6 +34,7 @@ from segue.methods.q2rl import Q2RL, CloningSAC
 from segue.methods.rebrac import ReBRAC
 from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
+from segue.methods.sope import SOPE
 from segue.methods.spot import SPOT, BehaviourDensity
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
@@ -205,6 +206,8 @@ METHODS = {
         uses="key",
         backbone=sac_ml,
     ),
+    "sope": Law(SOPE(redq), "actor critic temperature", backbone=redq),
+    "sope-critics": Law(SOPE(every).critics_alone(), "critic", uses="key", backbone=every),
     "robust": Law(TD3(networks=NETS, laplace_scale=0.5), "actor critic"),
     "direct-region": Law(
         Direct(backbone, trust_region=trust_region), "actor critic", "actor critic", lacks="reference_policy"

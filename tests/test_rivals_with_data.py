@@ -37,7 +37,8 @@ def tiny(recipe: str, *words: str, networks=("finetune.backbone", "offline"), **
     table = {"finetune.until": 16, "finetune.updates-per-step": 2, "finetune.sampler.batch": 8}
     for where in networks:
         table |= {f"{where}.networks.width": 8, f"{where}.networks.depth": 1}
-    table |= {"offline.steps": 6, "offline.sampler.batch": 8}
+    if "offline" in networks:
+        table |= {"offline.steps": 6, "offline.sampler.batch": 8}
     table |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     common = ["--quiet", "--seeds", "2", "--episodes", "2", "--log-every", "1", "--evaluate-steps", "8"]
     flat = [str(word) for name, value in table.items() for word in (f"--{name}", value)]
@@ -262,6 +263,7 @@ def test_off2on_runs_and_resumes(monkeypatch):
     cut = {"offline__backbone__actions": 2, "offline__sampler__batch": 10, "collect__until": 4, "pretrain__steps": 5}
     cut |= {f"{phase}__sampler__width": 8 for phase in ("pretrain", "finetune")}
     cut |= {"pretrain__sampler__batch": 8, "networks": ("offline.backbone", "pretrain", "finetune")}
+    cut |= {"offline__steps": 6}
     words = tiny("off2on", **cut)
     whole = run(words)
     assert checkpoint(whole)["actor.net.members.mlp.layers.0.weight"].shape == (2, 5, 3, 8)

@@ -17,7 +17,7 @@ from segue.methods.sac import AbstractSAC
 
 ROOT = Path(segue.__file__).parent
 HOOKS = {
-    AbstractMethod: "error after_episode",
+    AbstractMethod: "error critics_alone after_episode",
     AbstractBackbone: "new_critic policy_due targets_due trusted_action explorer actor_rate sampler init_parts "
     "restart_parts update_parts update_multipliers new_fit fit adapt_actor",
     AbstractSAC: "more_parts new_actor q_for_policy policy_loss",

@@ -224,6 +224,14 @@ class AbstractMethod(eqx.Module):
         """
         raise SegueError(f"{type(self).__name__} does not measure its critic's error: leave `early_stopping` at 0.")
 
+    def critics_alone(self) -> "AbstractMethod":
+        """Return the method that updates the critics of the same learner, and leaves its policy.
+
+        Raises:
+            SegueError: where there is none, which is the default.
+        """
+        raise SegueError(f"{type(self).__name__} has no update of critics alone, which update phases need: use SOPE.")
+
     def after_episode(self, learner: Any, returned: Float[Array, ""], length: Int[Array, ""]) -> Any:
         """Return the learner, of the same structure, after it has acted in a whole episode of `length` env steps.
 

@@ -21,6 +21,7 @@ from segue.tasks.task import Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Online, Train
+from segue.training.stabilised import Stabilised
 
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """The type of a flag that stands before each of its values."""
@@ -93,7 +94,7 @@ def with_score(chosen: Task, low: float, high: float) -> Task:
     """Return the task with the returns that count as 0 and 100. Raises SegueError where they are not in order."""
     if not -float("inf") < low < high < float("inf"):
         raise SegueError(f"--score {low:g} {high:g}: the return that counts as 0 must lie below that of 100.")
-    return dataclasses.replace(chosen, score=(low, high))
+    return dataclasses.replace(chosen, score=(low, high), scored_by_success=False)
 
 
 def _flags(argv: list[str], recipe: str, preset: str, phases: Any, chosen_task: Task) -> tuple[dict[str, Any], Any]:
@@ -136,7 +137,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         backbone: Literal[tuple(BACKBONES)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """The offline algorithm that is fine-tuned; None: the task's."""
         preset: Literal[tuple(PRESETS)] = "paper"  # pyright: ignore[reportInvalidTypeForm]
-        """The budget: the paper's, one for CPUs (small), or one for a first look (quick)."""
+        """The budget: OPT's, that of papers on OGBench, one for CPUs (small), or one for a first look (quick)."""
         guard: bool = False
         """Put a gate around fine-tuning, so that the deployed policy is replaced only by one that proved itself."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -181,7 +182,7 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
 
     # The flags of a method are to stand directly under the phase (--finetune.backbone, not --finetune.method.backbone).
     # tyro reads this from the annotation of the field, which is therefore changed in the classes themselves.
-    for phase in (Train, Online, Guarded):
+    for phase in (Train, Online, Guarded, Stabilised):
         field = next(f for f in dataclasses.fields(phase) if f.name == "method")
         phase.__annotations__["method"] = field.type = Annotated[Any, tyro.conf.arg(name="")]
     return dataclasses.make_dataclass(

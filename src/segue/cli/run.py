@@ -151,6 +151,9 @@ def evaluate(words: list[str]) -> None:
     for seed, row in enumerate(stats.normalise(evaluation.returns, score)):
         print(f"policy {seed}: {what} {row.mean():.1f} (std over {asked.episodes} episodes {row.std():.1f})")
     print(f"mean over policies: {what} {stats.estimate(stats.normalise(stats.seed_means(evaluation.returns), score))}")
+    if evaluation.successes is not None:
+        rates = stats.success_rates(evaluation.successes)
+        print(f"episodes with a success, in percent, mean over policies: {stats.estimate(rates)}")
 
 
 def _done(done: Any, env_id: str | None, given: Mapping[str, Any]) -> None:

@@ -192,8 +192,7 @@ def _unknown(stored: StoredPolicy) -> list[str]:
 
 
 def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
-    unit = "normalised score" if record.reference else "return"
-    means = lambda e: stats.normalise(stats.seed_means(e.returns), record.reference)
+    unit = record.unit
     notes = [f"Note: {untrusted.code(note)}" for note in record.notes]
     if record.held_out:
         last = record.held_out[-1].values
@@ -205,12 +204,13 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
     parts = []
     if evaluation:
         row = evaluation.returns[stored.seed]
-        normal = f" (normalised score {means(evaluation)[stored.seed]:.1f})" if record.reference else ""
+        scores = record.scores_of(evaluation)
+        normal = f" ({unit} {scores[stored.seed]:.1f})" if record.has_scores else ""
         parts.append(
             f"This policy, seed {stored.seed}: mean return {row.mean():,.1f}{normal}, standard deviation "
             f"{row.std():,.1f} over the {len(row)} episodes of the evaluation in phase {as_word(evaluation.phase)} "
             f"at {evaluation.updates:,} updates and {evaluation.env_step:,} env steps. All {len(evaluation.returns)} "
-            f"seeds there: {unit} {stats.estimate(means(evaluation))}."
+            f"seeds there: {unit} {stats.estimate(scores)}."
         )
     else:
         parts.append("The run holds no evaluation of this very policy: `segue evaluate RUN` measures it.")

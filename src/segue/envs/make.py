@@ -1,6 +1,7 @@
 """Make an environment by its Gymnasium id, and read its sizes."""
 
 import contextlib
+import importlib
 import inspect
 import os
 import re
@@ -19,6 +20,9 @@ from segue.envs.checked import CheckedEnv, checked, in_words, name_of
 from segue.envs.faults import EnvExit, Make, describe_error
 from segue.errors import SegueError, similar
 
+DM_CONTROL = "dm_control/"
+"""How the ids of DMControl begin."""
+
 
 def make_env(
     env_id: str,
@@ -30,9 +34,9 @@ def make_env(
 ) -> CheckedEnv:
     """Make an environment as `gymnasium.make(env_id, **env_args, **options)` does, with errors in one sentence.
 
-    Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics work where that package is
-    installed. The env is behind a `CheckedEnv`, which makes vectors of its observations and actions. MuJoCo's
-    `settotalmass` notice is not shown.
+    Ids that begin with "segue/" are Segue's own (`envs.d4rl`). Ids of gymnasium-robotics, and DMControl's
+    ("dm_control/cheetah-run-v0", which Shimmy registers), work where these packages are installed. The env is behind a
+    `CheckedEnv`, which makes vectors of its observations and actions. MuJoCo's `settotalmass` notice is not shown.
 
     Args:
         env_id: the env's id.
@@ -67,6 +71,8 @@ def make_env(
         unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
         if unknown is not None and unknown[1] in own:
             raise SegueError(f"Environment {env_id!r} takes no argument {unknown[1]!r}{_taken(env_id)}.") from wrong
+        if env_id.startswith(DM_CONTROL) and isinstance(wrong, AttributeError):
+            reason += "; this dm_control does not fit this MuJoCo: pip install 'mujoco<4'"
         raise SegueError(f"Environment {env_id!r} cannot be made{_given(own)}: {reason}") from wrong
     finally:
         os.chdir(here)
@@ -120,6 +126,11 @@ def _register_package(env_id: str) -> None:
         ogbench.register()
     elif "singletask" in env_id and ":" not in env_id:
         ogbench.register_package()
+    elif env_id.startswith(DM_CONTROL):
+        try:
+            importlib.import_module("shimmy")  # which registers them
+        except ImportError as missing:
+            raise ImportError(f"{missing}: pip install 'shimmy[dm-control]'") from missing
     elif ":" not in env_id:
         with contextlib.suppress(ImportError):
             d4rl.register_robotics()

@@ -1,12 +1,12 @@
 """Evaluate policies: raw returns [seeds, episodes]. Only `results.stats` takes averages."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from segue.core import Spec
 from segue.envs.faults import EnvExit, Make, Repeats, Watchdog, check_observation, describe_error, number, rebuild_env
@@ -26,6 +26,27 @@ class Evaluation(NamedTuple):
     """Discounted returns in training rewards, which a critic estimates. They end at an episode's time limit."""
     starts: Float[np.ndarray, "seeds episodes obs"] | None = None
     """First observations."""
+    successes: Bool[np.ndarray, "seeds episodes"] | None = None
+    """Whether a step of the episode was a success, as its info says; None where no info says anything of success."""
+
+
+SUCCESS = ("success", "is_success")
+"""The keys under which the infos of envs say whether a step is a success."""
+
+
+def succeeded(info: Any) -> bool | None:
+    """Return whether a step's info says that the step is a success; None where it says nothing.
+
+    An env that resets itself puts what belongs to an episode's last step under "final_info".
+    """
+    last = info.get("final_info") if isinstance(info, Mapping) else None
+    said = []
+    for one in (info, last):
+        for value in map(one.get, SUCCESS) if isinstance(one, Mapping) else ():
+            if isinstance(value, bool | int | float | np.generic | np.ndarray) and np.size(value) == 1:
+                array = np.asarray(value)
+                said += [bool(array.item() > 0)] if array.dtype.kind in "biuf" else []
+    return any(said) if said else None
 
 
 class EvaluationFailed(SegueError):
@@ -88,20 +109,25 @@ class Evaluator:
             obs[index] = self._start(index)
         returns, lengths, alive = np.zeros(shape), np.zeros(shape, int), np.ones(shape, bool)
         starts, discounted = obs.copy(), np.zeros(shape)
+        successes, told = np.zeros(shape, bool), False
         while alive.any():
             self.on_step()
             action = self.spec.denormalise(np.nan_to_num(np.asarray(act(actor, obs))))
             for index in zip(*(axis.tolist() for axis in np.nonzero(alive)), strict=True):
                 try:
+                    env = self.envs[index[0]][index[1]]
                     with self.watchdog:
-                        next_obs, reward, terminated, truncated, _ = self.envs[index[0]][index[1]].step(action[index])
+                        next_obs, reward, terminated, truncated, info = env.step(action[index])
                     obs[index], reward = check_observation(next_obs, self.spec, reward), number(reward)
                     self.repeats[index].passed(int(lengths[index]))
                 except Exception as error:
                     self._rebuild(index, error, int(lengths[index]))
                     obs[index], returns[index], lengths[index] = self._start(index), 0.0, 0
-                    starts[index], discounted[index] = obs[index], 0.0
+                    starts[index], discounted[index], successes[index] = obs[index], 0.0, False
                     continue
+                success = succeeded(info)
+                told |= success is not None
+                successes[index] |= bool(success)
                 returns[index] += reward
                 discounted[index] += discount ** lengths[index] * float(self.reward(reward))
                 lengths[index] += 1
@@ -110,7 +136,7 @@ class Evaluator:
                 raise SegueError(
                     f"An evaluation episode did not end within {LONGEST:,} steps: wrap the env in a TimeLimit."
                 )
-        return Evaluation(returns, lengths, discounted, starts)
+        return Evaluation(returns, lengths, discounted, starts, successes if told else None)
 
     def _start(self, index: tuple[Any, ...]) -> Float[np.ndarray, " obs"]:
         """Reset one env, which is rebuilt for as long as it fails, and return its first observation."""

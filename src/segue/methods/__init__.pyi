@@ -24,6 +24,7 @@ from .q2rl import Q2RL as Q2RL
 from .rebrac import ReBRAC as ReBRAC
 from .resfit import ResFiT as ResFiT
 from .sac import SAC as SAC
+from .sope import SOPE as SOPE
 from .spot import SPOT as SPOT
 from .spot import BehaviourDensity as BehaviourDensity
 from .td3 import TD3 as TD3

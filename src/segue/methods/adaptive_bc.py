@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainState, Transition
+from segue.core import Clock, Parts, Pretrained, Spec, TrainState, Transition
 from segue.errors import SegueError
-from segue.methods.backbone import ActorCritic, Info, QFunction, require
+from segue.methods.backbone import AbstractFineTuner, ActorCritic, Info, QFunction, require
 from segue.methods.ensemble_td3 import AbstractEnsembleTD3
 from segue.nn.actors import AbstractActor
 
@@ -69,11 +69,11 @@ class REDQBC(AbstractEnsembleTD3):
         return self
 
 
-class AdaptiveBC(AbstractMethod):
+class AdaptiveBC(AbstractFineTuner):
     """Fine-tune with a cloning term whose weight follows the returns of the policy's own episodes."""
 
     uses_returns = True
-    backbone: REDQBC = eqx.field(default_factory=REDQBC)
+    backbone: REDQBC = eqx.field(default_factory=REDQBC)  # pyright: ignore[reportIncompatibleVariableOverride]
     """The algorithm that learns."""
     weight: float = 0.4
     """b_0: the weight at the start, and the largest one."""
@@ -120,11 +120,3 @@ class AdaptiveBC(AbstractMethod):
         )
         parts = {**learner.parts, "adaptive_weight": TrainState.new(after, target=False)}
         return ActorCritic(learner.actor, learner.critics, parts)
-
-    def release(self, learner: ActorCritic) -> Pretrained:
-        return self.backbone.release(learner)
-
-    def explore(
-        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
-    ) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)

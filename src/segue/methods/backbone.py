@@ -198,6 +198,21 @@ class AbstractBackbone(AbstractMethod):
         return self.explorer(learner.actor.net).explore(obs, key)
 
 
+class AbstractFineTuner(AbstractMethod):
+    """A method that acts as its backbone does, and releases what its backbone does."""
+
+    backbone: eqx.AbstractVar[AbstractBackbone]
+    """The algorithm that learns."""
+
+    def release(self, learner: ActorCritic) -> Pretrained:
+        return self.backbone.release(learner)
+
+    def explore(
+        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
+    ) -> Float[Array, " act"]:
+        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)
+
+
 def with_settings_of(kind: type[AbstractBackbone], backbone: AbstractBackbone, **changes: Any) -> Any:
     """Build a backbone of class `kind` with the settings that it shares with `backbone`, except for `changes`."""
     names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(backbone)}

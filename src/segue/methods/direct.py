@@ -7,15 +7,15 @@ replay over offline and online rows, 25k env steps of collection first, OPT's up
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require, step
+from segue.core import Clock, Pretrained, Spec
+from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, require, step
 from segue.methods.td3 import TD3
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
 
-class Direct(AbstractMethod):
+class Direct(AbstractFineTuner):
     """Fine-tune with the offline policy and critic."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
@@ -36,11 +36,3 @@ class Direct(AbstractMethod):
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)
-
-    def release(self, learner: ActorCritic) -> Pretrained:
-        return self.backbone.release(learner)
-
-    def explore(
-        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
-    ) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition, is_followed
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, horizon, require, step
+from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, horizon, require, step
 from segue.methods.sac import SAC
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
@@ -96,7 +96,7 @@ class PolicyEvaluation(AbstractMethod):
         return jnp.sqrt(jnp.square(value(critic.net, rows.obs, rows.action) - returns).mean())
 
 
-class PORL(AbstractMethod):
+class PORL(AbstractFineTuner):
     """PORL's second stage: improve a given policy with critics that learn online. SAC's temperature starts here."""
 
     backbone: AbstractBackbone = eqx.field(default_factory=SAC)
@@ -114,11 +114,3 @@ class PORL(AbstractMethod):
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)
-
-    def release(self, learner: ActorCritic) -> Pretrained:
-        return self.backbone.release(learner)
-
-    def explore(
-        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
-    ) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Pretrained, Spec, TrainState
-from segue.methods.backbone import AbstractBackbone, ActorCritic, Info, require
+from segue.core import Clock, Pretrained, Spec, TrainState
+from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, require
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.nn.actors import AbstractActor, clipped
 from segue.nn.mlp import MLP
@@ -41,7 +41,7 @@ class Residual(AbstractActor):
         return self.act(obs)
 
 
-class ResFiT(AbstractMethod):
+class ResFiT(AbstractFineTuner):
     """Learn a residual on a given policy, which stays as it is."""
 
     backbone: AbstractBackbone = eqx.field(
@@ -65,11 +65,3 @@ class ResFiT(AbstractMethod):
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return self.backbone.update(learner, batch, key=key, clock=clock)
-
-    def release(self, learner: ActorCritic) -> Pretrained:
-        return self.backbone.release(learner)
-
-    def explore(
-        self, learner: ActorCritic, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
-    ) -> Float[Array, " act"]:
-        return self.backbone.explore(learner, obs, key=key, clock=clock, episode_step=episode_step)

@@ -119,7 +119,7 @@ class WithReturns(AbstractSampler):
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
         share = jnp.where(ring.written > 0, self.online(clock), 0.0)
-        index = mixed_index(share, self.batch, len(offline.reward), ring, key)
+        index = mixed_index(share, self.batch, len(offline.reward), ring.size, key)
         return (
             sampler_state,
             ReturnsBatch(*pick(offline, ring, index), sampler_state.return_to_go[index], sampler_state.known[index]),

@@ -105,10 +105,13 @@ def check_share(online: Linear) -> None:
         raise SegueError(f"The online share of a batch must lie in [0, 1], not go from {ends[0]} to {ends[1]}.")
 
 
-def mixed_index(share: Any, batch: int, size: int, ring: Ring, key: PRNGKeyArray) -> Int[Array, " batch"]:
-    """Draw indices into the union, the first `share` of them online (rounded to rows); all of them if `size` is 0."""
+def mixed_index(share: Any, batch: int, size: int, online_rows: Any, key: PRNGKeyArray) -> Int[Array, " batch"]:
+    """Draw indices into the union of `size` offline and `online_rows` online rows.
+
+    The first `share` of the indices are online (rounded to rows); all of them if `size` is 0.
+    """
     key_off, key_on = jax.random.split(key)
-    online = size + jax.random.randint(key_on, (batch,), 0, ring.size)
+    online = size + jax.random.randint(key_on, (batch,), 0, online_rows)
     if size == 0:
         return online
     is_online = jnp.arange(batch, dtype=float) < jnp.round(share * batch)
@@ -139,8 +142,13 @@ class Ratio(AbstractSampler):
             raise SegueError("A batch with offline rows needs a dataset: give one, or set the online share to 1.")
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
-        index = mixed_index(self.online(clock), self.batch, len(offline.reward), ring, key)
+        index = mixed_index(self.online(clock), self.batch, len(offline.reward), ring.size, key)
         return sampler_state, pick(offline, ring, index), {}
+
+
+def online_only(batch: int = 256) -> Ratio:
+    """Return a uniform sampler of online rows."""
+    return Ratio(online=Linear(1.0, 1.0, 0), batch=batch)
 
 
 class Paired(AbstractSampler):

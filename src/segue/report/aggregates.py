@@ -46,7 +46,7 @@ def shared_scores(records: Sequence[RunRecord]) -> SharedScores | None:
     Only tasks with normalised scores count. A run that has not ended is left out. A method that was run on fewer than
     half of the tasks is left out, so that the other methods keep theirs.
     """
-    groups = [group for group in by_task(records) if group[0].reference and any(record.ended for record in group)]
+    groups = [group for group in by_task(records) if group[0].has_scores and any(record.ended for record in group)]
     ended: dict[str, dict[int, RunRecord]] = {}
     for number, group in enumerate(groups):
         for label, record in zip(labels(group), group, strict=True):
@@ -61,7 +61,7 @@ def shared_scores(records: Sequence[RunRecord]) -> SharedScores | None:
         scores={label: [tasks[n].scores[-1] for n in common] for label, tasks in taken.items()},
         omitted=[label for label in ended if label not in taken],
         failed={label: sum(len(tasks[n].failed) for n in common) for label, tasks in taken.items()},
-        unfinished=sum(not record.ended for record in records if record.reference),
+        unfinished=sum(not record.ended for record in records if record.has_scores),
     )
 
 

@@ -143,7 +143,7 @@ def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], styles: M
         axes["online"].annotate("published, final", (1.04, 1.02), **note)
     first = next(iter(axes.values()))
     first.tick_params(labelleft=True)
-    first.set_ylabel("normalised score" if group[0].reference else "return (sum of rewards)")
+    first.set_ylabel(group[0].unit if group[0].has_scores else "return (sum of rewards)")
     legend_rows = -(-len(handles) // 4)
     first.set_title(plain(_heading(group)), loc="left", fontsize=12, fontweight="bold", pad=10 + 15 * legend_rows)
     names = [plain(f"{label}, {counted_seeds(record)}") for label, record in zip(labels(group), group, strict=True)]

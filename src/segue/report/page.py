@@ -132,10 +132,12 @@ def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str
     methods = len(line_styles(records))
     counts = [counted(methods, "method"), counted(len(groups), "task"), counted(runs, "run"), counted(seeds, "seed")]
     scores = "Scores are normalised: 0 and 100 are the task's reference returns."
-    if not any(record.reference for record in records):
+    if not any(record.has_scores for record in records):
         scores = "Scores are raw returns: no reference is known to normalise them with."
-    elif not all(record.reference for record in records):
+    elif not all(record.has_scores for record in records):
         scores = "Scores are normalised (0 and 100 are the task's reference returns) where the task has references."
+    if any(record.scored_by_success for record in records):
+        scores += " Where the task says so, they are success rates: the share of episodes with a success, in percent."
     text = f'<p class="lede">{", ".join(counts)}. {scores}</p>'
     text += "<p>± is the half width of a 95 % interval over seeds; brackets are a 95 % interval.</p>"
     if any(map(comparable, groups)):

@@ -120,6 +120,8 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
             "`dip` is how far a seed's lowest online evaluation lies below its `offline`, `recovered` the env step that"
             " made it up (0: no dip). What lies between two evaluations is not seen: `--evaluate-early` adds more.",
         ]
+    if any(record.summary.success_offline or record.summary.success_final for record in records):
+        small.append("A success is what the env's infos call one, at any step of the episode.")
     if any(record.summary.at for record in records):
         small.append("`at` is the score of the last evaluation up to that env step.")
     if any(record.summary.areas for record in records):
@@ -165,10 +167,10 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
 
 
 def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Group runs whose scores share a scale (same task, same reference returns), in order of appearance."""
+    """Group runs whose scores share a scale (same task, same reference returns or success), in order of appearance."""
     groups: dict[object, list[RunRecord]] = {}
     for record in records:
-        groups.setdefault((record.task, record.reference), []).append(record)
+        groups.setdefault((record.task, record.reference, record.scored_by_success), []).append(record)
     return list(groups.values())
 
 
@@ -209,15 +211,15 @@ def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
 
 def scale(group: Sequence[RunRecord]) -> str:
     """Return the scale of a group's scores in words."""
-    return "normalised score" if group[0].reference else "raw return: no reference returns to normalise with"
+    return group[0].unit if group[0].has_scores else "raw return: no reference returns to normalise with"
 
 
 def task_tables(group: Sequence[RunRecord]) -> list[Table]:
-    """Return the tables of one task: the milestones of each run, the switch to online learning, the early budget.
+    """Return the tables of one task: milestones, successes, the switch to online learning, the early budget.
 
-    The last two tables are absent if they would be empty.
+    The last three tables are absent if they would be empty, and successes also where they are the scores.
     """
-    return [_milestones(group), *_switch(group), *_budget(group)]
+    return [_milestones(group), *_successes(group), *_switch(group), *_budget(group)]
 
 
 def of_task(task: str, table: Table) -> Table:
@@ -241,6 +243,17 @@ def _milestones(group: Sequence[RunRecord]) -> Table:
     if all(record.seconds is None for record in group):
         head, rows, landmarks = head[:-1], [row[:-1] for row in rows], [row[:-1] for row in landmarks]
     return Table(f"{group[0].task} ({scale(group)})", head, rows, landmarks)
+
+
+def _successes(group: Sequence[RunRecord]) -> list[Table]:
+    if group[0].scored_by_success:
+        return []
+    summaries = [record.summary for record in group]
+    columns = {
+        "offline": [cell(s.success_offline) for s in summaries],
+        "final": [cell(s.success_final) for s in summaries],
+    }
+    return _columns("Episodes with a success, in %", group, columns)
 
 
 def _switch(group: Sequence[RunRecord]) -> list[Table]:
@@ -289,7 +302,7 @@ def matrix(records: Sequence[RunRecord]) -> list[Table]:
             [f"{method_name(name)} †", *(f"{column[name]:.1f}" if name in column else None for column in known)]
             for name in dict.fromkeys(n for column in known for n in column)
         ]
-        tasks = [f"{group[0].task}{'' if group[0].reference else ' (raw return)'}" for group in part]
+        tasks = [f"{group[0].task}{'' if group[0].has_scores else ' (raw return)'}" for group in part]
         note = f", tasks {first + 1} to {first + len(part)}" if len(groups) > MAX_COLUMNS else ""
         tables.append(Table(f"Last score of each method on each task{note}", ["method", *tasks], rows, landmarks))
     return tables

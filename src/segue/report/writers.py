@@ -130,11 +130,13 @@ def tidy(records: Sequence[RunRecord]) -> str:
 
 
 def _metrics(record: RunRecord) -> Iterator[tuple[str, Estimate, str]]:
-    s, scale = record.summary, "normalised score" if record.reference else "return"
+    s, scale = record.summary, record.unit
     count = lambda value: Estimate(float(value), None, s.best.seeds)
     named = {"offline": s.offline, "final": s.final, "gain": s.gain, "best": s.best, "dip": s.dip}
     named |= {f"at {n}": score for n, score in s.at.items()} | {f"area {n}": area for n, area in s.areas.items()}
     yield from ((name, score, scale) for name, score in named.items() if score is not None)
+    successes = {"success offline": s.success_offline, "success final": s.success_final}
+    yield from ((name, rate, "% of episodes") for name, rate in successes.items() if rate is not None)
     times = {"recovered": s.recovered, f"to {SCORE_50:g}": s.reached_50}
     yield from ((name, steps, "env steps, of the seeds that got there") for name, steps in times.items() if steps)
     if s.dip is not None:

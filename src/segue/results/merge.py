@@ -58,6 +58,12 @@ def _position(evaluation: EvaluationRecord) -> tuple[int, int]:
     return evaluation.env_step, evaluation.updates
 
 
+def _joined(successes: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Join the successes of several runs; None where one of them does not know its own."""
+    known = [rows for rows in successes if rows is not None]
+    return np.concatenate(known) if len(known) == len(successes) else None
+
+
 def _join(group: Sequence[RunRecord]) -> Sequence[RunRecord]:
     """Join a group of runs; return it unchanged where the runs have no evaluation in common."""
     if len(group) == 1:
@@ -82,7 +88,11 @@ def _join(group: Sequence[RunRecord]) -> Sequence[RunRecord]:
             notes.append(f"{record.path} diverged; its last scores are carried on to the end of the other seeds.")
     common = [place for place in model if all(place in other for other in evaluations_of)]
     evaluations = [
-        replace(model[place], returns=np.concatenate([other[place].returns for other in evaluations_of]))
+        replace(
+            model[place],
+            returns=np.concatenate([other[place].returns for other in evaluations_of]),
+            successes=_joined([other[place].successes for other in evaluations_of]),
+        )
         for place in common
         if len({other[place].returns.shape[1] for other in evaluations_of}) == 1
     ]

@@ -177,6 +177,7 @@ def _config(path: Path) -> dict[str, Any]:
             isinstance(score, dict)
             and all(isinstance(score.get(k), int | float) and math.isfinite(score[k]) for k in ("min", "max"))
             and score["min"] < score["max"]
+            and score.get("of") in (None, "success")
         ),
         "extended": _are_extensions(config.get("extended", [])),
         **{part: isinstance(config.get(part) or {}, dict) for part in PARTS},
@@ -263,7 +264,14 @@ def _evaluation(line: Mapping[str, Any], seeds: int, where: str) -> EvaluationRe
         raise DataError(f"{where} needs `returns` of {seeds} seeds, equally many episodes each.")
     if not np.isfinite(returns).all():
         raise DataError(f"{where} holds a return that is not a finite number.")
-    return EvaluationRecord(phase, kind, line["update"], line["updates"], line["env_step"], returns)
+    successes = line.get("successes")
+    if successes is not None:
+        rows = [row for row in successes if isinstance(row, list)] if isinstance(successes, list) else []
+        whole = [len(row) for row in rows] == [returns[0].size] * seeds and len(successes) == seeds
+        if not whole or not all(isinstance(value, bool) for row in rows for value in row):
+            raise DataError(f"{where} needs true or false in `successes` for each of its returns.")
+        successes = np.array(successes, bool)
+    return EvaluationRecord(phase, kind, line["update"], line["updates"], line["env_step"], returns, successes)
 
 
 def _held_out(path: Path, seeds: int) -> tuple[HeldOutRecord, ...]:

@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segue.results.stats import Estimate, area, at, dips, estimate, normalise, recoveries, regret, seed_means, steps_to
+from segue.results.stats import (
+    Estimate,
+    area,
+    at,
+    dips,
+    estimate,
+    normalise,
+    recoveries,
+    regret,
+    seed_means,
+    steps_to,
+    success_rates,
+)
 
 FORMATS = (1, 2)
 """Formats of run directories that can be read; version 0.1 wrote 1."""
@@ -28,6 +40,8 @@ class EvaluationRecord:
     """Gradient steps of the run."""
     env_step: int
     returns: np.ndarray
+    successes: np.ndarray | None = None
+    """Whether each episode had a success [seeds, episodes]; None where the env does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +129,40 @@ class RunRecord:
         """Whether it failed because all its seeds diverged."""
         return self.status == "failed" and len(self.failed) == self.config["seeds"]
 
+    @cached_property
+    def scored_by_success(self) -> bool:
+        """Whether scores are success rates: its task says so, and the env said of every evaluation what succeeded."""
+        score = self.config.get("score") or {}
+        return score.get("of") == "success" and all(e.successes is not None for e in self.evaluations)
+
     @property
     def reference(self) -> tuple[float, float] | None:
-        """The returns that count as 0 and as 100; None: scores are raw returns."""
+        """The returns that count as 0 and as 100; None: scores are raw returns or success rates."""
         score = self.config.get("score")
-        return None if score is None else (float(score["min"]), float(score["max"]))
+        return None if score is None or score.get("of") == "success" else (float(score["min"]), float(score["max"]))
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether its scores have a scale from 0 to 100, and are no raw returns."""
+        return self.scored_by_success or self.reference is not None
+
+    @property
+    def unit(self) -> str:
+        """What its scores are, in words."""
+        if self.scored_by_success:
+            return "success rate in %"
+        return "return" if self.reference is None else "normalised score"
+
+    def scores_of(self, evaluation: EvaluationRecord) -> np.ndarray:
+        """Return each seed's score [seeds] in an evaluation: its success rate, or its normalised or raw mean return."""
+        if self.scored_by_success and evaluation.successes is not None:
+            return success_rates(evaluation.successes)
+        return normalise(seed_means(evaluation.returns), self.reference)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Means over episodes [evaluations, seeds], normalised where the run has reference returns."""
-        return normalise(np.stack([seed_means(e.returns) for e in self.evaluations]), self.reference)
+        """The scores of all evaluations [evaluations, seeds]: see `scores_of`."""
+        return np.stack([self.scores_of(e) for e in self.evaluations])
 
     @property
     def parts(self) -> tuple["RunRecord", ...]:
@@ -231,10 +269,14 @@ class Summary:
     regret: Estimate | None
     """`stats.regret` of the training episodes over all env steps of the run."""
     env_steps: int
+    success_offline: Estimate | None = None
+    """The share of episodes with a success in the evaluation of `offline`, in percent, where the env says so."""
+    success_final: Estimate | None = None
+    """The same in the evaluation of `final`."""
 
 
 def summarise(record: RunRecord) -> Summary:
-    """Summarise a run, in normalised scores where it has reference returns."""
+    """Summarise a run, in the unit of its scores."""
     scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
     start = steps[0] if record.evaluations[0].update == 0 else 0  # with --from: the policy of the checkpoint
     before, after = scores[steps <= start], scores[steps > start]
@@ -247,12 +289,13 @@ def summarise(record: RunRecord) -> Summary:
     areas = {until: area(online.x, online.scores, until) for until in AREAS}
     at_steps = {until: at(online.x, online.scores, until) for until in PLACES}
     came_back = recovered[np.isfinite(recovered)]
-    has_scores = record.reference is not None and len(online.x) > 0
+    has_scores = record.has_scores and len(online.x) > 0
     reached = steps_to(online.x, online.scores, SCORE_50) if has_scores else np.empty(0)
     got_there = reached[np.isfinite(reached)]
     cost = None
     if record.reference and record.episodes:
         cost = regret(*zip(*record.episodes, strict=True), record.reference, int(steps[-1]))  # pyright: ignore
+    rates = [None if e.successes is None else estimate(success_rates(e.successes)) for e in record.evaluations]
     return Summary(
         offline=estimate(before[-1]) if len(before) else None,
         final=estimate(after[-1]) if len(after) else None,
@@ -268,4 +311,6 @@ def summarise(record: RunRecord) -> Summary:
         never_reached_50=len(reached) - len(got_there) if has_scores else None,
         regret=estimate(cost) if cost is not None else None,
         env_steps=int(steps[-1]),
+        success_offline=rates[len(before) - 1] if len(before) else None,
+        success_final=rates[-1] if len(after) else None,
     )

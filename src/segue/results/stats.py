@@ -55,6 +55,11 @@ def seed_means(returns: np.ndarray) -> np.ndarray:
     return returns.mean(axis=1)
 
 
+def success_rates(successes: np.ndarray) -> np.ndarray:
+    """Return the share of episodes with a success, in percent: [seeds, episodes] -> [seeds]."""
+    return 100.0 * seed_means(successes)
+
+
 def half_width(values: np.ndarray, level: float = 0.95) -> Any:
     """Return the half width of Student's t interval over the last axis: [..., seeds] -> [...]; None for one seed."""
     seeds = values.shape[-1]

@@ -132,7 +132,8 @@ def task_of(
         dataset=data["path"],
         clip_actions=data["clip_actions"],
         reward=Reward(float(reward["scale"]), float(reward["shift"]), bool(reward["by_returns"])),
-        score=(float(score["min"]), float(score["max"])) if score else None,
+        score=(float(score["min"]), float(score["max"])) if score and score.get("of") != "success" else None,
+        scored_by_success=bool(score) and score.get("of") == "success",
     )
 
 
@@ -282,6 +283,13 @@ def settings(value: Any) -> Any:
     return value
 
 
+def score_entry(task: Task) -> dict[str, Any] | None:
+    """Return what counts as 0 and 100 on a task, as JSON: returns, or shares of episodes with a success."""
+    if task.scored_by_success:
+        return {"min": 0.0, "max": 1.0, "of": "success"}
+    return {"min": task.score[0], "max": task.score[1]} if task.score else None
+
+
 MEASURING = ("rows", "episodes", "evaluate_updates", "evaluate_steps", "evaluate_early")
 """The fields of a `Budget` that a run uses; the other ones are in the phases."""
 
@@ -313,7 +321,7 @@ def describe(
         },
         "backbone": task.backbone,
         "reward": task.reward._asdict(),
-        "score": {"min": task.score[0], "max": task.score[1]} if task.score else None,
+        "score": score_entry(task),
         "seed": seed,
         "seeds": seeds,
         "start": since,

@@ -99,9 +99,10 @@ class Console(NullHook):
             self.bars[name] = self.progress.add_task(name, total=total, start=False, unit=unit, score="")
         self.progress.start()
 
-    def show_score(self, name: str, scores: np.ndarray, normalised: bool) -> None:
-        """Show the mean of an evaluation's scores [seeds] beside the bar of phase `name`."""
-        self.show_measure(name, f"{'score' if normalised else 'return'} {float(np.mean(scores)):,.1f}")
+    def show_score(self, name: str, scores: np.ndarray, normalised: bool, rates: np.ndarray | None = None) -> None:
+        """Show the means of an evaluation's scores [seeds] and success rates [seeds] beside the bar of phase `name`."""
+        words = f"{'score' if normalised else 'return'} {float(np.mean(scores)):,.1f}"
+        self.show_measure(name, words if rates is None else f"{words}, success {float(np.mean(rates)):.0f} %")
 
     def show_measure(self, name: str, words: str) -> None:
         """Show in a few words how good the policy is, beside the bar of phase `name`."""

@@ -47,7 +47,8 @@ def evaluate(
         env_args, reset_options: values by name instead of those in config.json, whose texts must be plain words.
 
     Returns:
-        The evaluation, with raw returns [seeds, episodes]; and the returns that count as 0 and 100, or None.
+        The evaluation, with raw returns [seeds, episodes]; and the returns that count as 0 and 100, or None where there
+        are none, or the score is the share of successes.
 
     Raises:
         SegueError: where the run has no policy file, or the env fails; DataError: where the files are damaged or do not
@@ -79,7 +80,7 @@ def evaluate(
     finally:
         evaluator.close()
     score = config.get("score")
-    return evaluation, (score["min"], score["max"]) if score else None
+    return evaluation, (score["min"], score["max"]) if score and score.get("of") != "success" else None
 
 
 class AbstractJudge(abc.ABC):
@@ -106,7 +107,9 @@ class RollOuts(AbstractJudge):
 
         def evaluated(name: str, phase_state: PhaseState, net: Any, evaluation: Evaluation) -> None:
             best.evaluated(name, phase_state, net, evaluation)
-            console.show_score(name, stats.normalise(stats.seed_means(evaluation.returns), score), score is not None)
+            rates = None if evaluation.successes is None else stats.success_rates(evaluation.successes)
+            means = stats.normalise(stats.seed_means(evaluation.returns), score)
+            console.show_score(name, means, score is not None, rates)
 
         every = budget.evaluate_steps, budget.evaluate_updates, budget.evaluate_early
         return Evaluate(self.evaluator, opened.journal, *every, evaluated, last=list(opened.phases)[-1])
@@ -152,7 +155,7 @@ class Evaluate(NullHook):
         self.last = (0, 0)
         """(update, env step) of the last look at the policy."""
         self.result: dict[str, Any] = {}
-        """The last evaluation: returns, lengths, and where it was last written."""
+        """The last evaluation: returns, lengths, successes where they are known, and where it was last written."""
 
     def state(self) -> Any:
         return {"seen": self.digest, "last": self.last, "found": dict(self.result)}
@@ -181,16 +184,20 @@ class Evaluate(NullHook):
             return
         more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, evaluation)}
         self.result = {"returns": evaluation.returns.tolist(), "lengths": evaluation.lengths.tolist()}
+        if evaluation.successes is not None:
+            self.result["successes"] = evaluation.successes.tolist()
         self._write(name, phase, phase_state, **more)
         self.evaluated(name, phase_state, actor.net, evaluation)
 
     def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState, **more: Any) -> None:
         """Write the last evaluation as a line of returns.jsonl, and plot its means."""
-        returns, lengths = self.result["returns"], self.result["lengths"]
+        found = {key: self.result[key] for key in ("returns", "lengths", "successes") if key in self.result}
         kind = "online" if phase.acts or phase_state.env_step else "offline"
-        self.journal.write("returns", name, phase_state, kind=kind, returns=returns, lengths=lengths, **more)
+        self.journal.write("returns", name, phase_state, kind=kind, **found, **more)
         axis = phase_state.env_step if kind == "online" else phase_state.updates
-        self.journal.plot(f"return/{kind}", np.mean(returns, 1), axis)
+        self.journal.plot(f"return/{kind}", np.mean(found["returns"], 1), axis)
+        if "successes" in found:
+            self.journal.plot(f"success/{kind}", np.mean(found["successes"], 1), axis)
         self.result["at"] = [name, *self.last]
 
     @staticmethod

@@ -95,5 +95,10 @@ SMALL = Budget(
 """A budget for CPUs, not a paper's: fewer updates per env step, critics and rows than in any paper."""
 
 
-PRESETS = {"paper": PAPER, "quick": QUICK, "small": SMALL}
+OGBENCH = Budget(online=1_000_000, updates_per_step=1, evaluate_updates=100_000, evaluate_steps=100_000, episodes=50)
+"""The protocol of papers on OGBench, such as FQL's and QC's: 1M gradient steps offline, then 1M env steps with one
+update each, and 50 episodes in an evaluation."""
+
+
+PRESETS = {"paper": PAPER, "quick": QUICK, "small": SMALL, "ogbench": OGBENCH}
 """Budgets by the name of --preset."""

@@ -6,15 +6,12 @@ from typing import Any
 
 from segue.core import Linear
 from segue.errors import SegueError
-from segue.methods.aca import ACA, SACML
-from segue.methods.adaptive_bc import REDQBC, AdaptiveBC
 from segue.methods.backbone import AbstractBackbone, with_settings_of
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.jsrl import JSRL
-from segue.methods.off2on import Off2On, SeveralAgents
 from segue.methods.opt import OPT, MetaCritic
 from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
@@ -24,21 +21,15 @@ from segue.methods.sac import SAC
 from segue.methods.trust_region import EarnedTrustRegion
 from segue.replay.arb import ARB
 from segue.replay.balanced import Balanced
-from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
-from segue.replay.subset import Subset
+from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform, online_only
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
 from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
+from segue.tasks.rivals import aca, adaptive_bc, off2on, sope
 from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training.gate import Gate
 from segue.training.guarded import Guarded
 from segue.training.phases import Collect, Online, Train
-
-
-def online_only(batch: int = 256) -> Ratio:
-    """Return a uniform sampler of online rows."""
-    return Ratio(online=Linear(1.0, 1.0, 0), batch=batch)
-
 
 REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
     "balanced": Balanced,
@@ -256,52 +247,6 @@ def resfit(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = 
     }
 
 
-def _offline(backbone: AbstractBackbone, task: Task, budget: Budget) -> Train:
-    """Train a backbone offline; where a policy is given, only its critic and its other parts."""
-    if task.policy is None:
-        return Train(backbone, budget.offline)
-    return Train(PolicyEvaluation(first_stage(backbone, budget, budget.offline), epsilon=0.0), budget.offline)
-
-
-def adaptive_bc(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """Adaptive BC: a cloning term whose weight follows the returns of episodes, on a part of the dataset."""
-    learner = REDQBC(critics=budget.critics or 10)
-    low, high = task.score or (None, None)
-    return {
-        "offline": _offline(learner, task, budget),
-        "finetune": Online(
-            AdaptiveBC(learner, low=low, high=high), budget.online, replay or Subset(), budget.updates_per_step or 10
-        ),
-    }
-
-
-def aca(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """ACA: a critic read out of the policy's log-density and a state value; no offline rows online."""
-    return {
-        "offline": _offline(SACML(), task, budget),
-        "finetune": Online(
-            ACA(), budget.online, replay or online_only(budget.batch or 256), budget.updates_per_step or 1
-        ),
-    }
-
-
-def off2on(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
-    """Off2OnRL: five CQL agents, merged into one policy, and balanced replay.
-
-    "pretrain" has the updates of the first epoch, ten for each of its env steps.
-    """
-    cql = dataclasses.replace(task.constants.backbones["calql"], calibrated=False)  # pyright: ignore
-    own = {"actor_lr": 3e-4, "temperature_lr": 3e-4, "entropy_backup": True}
-    learner = with_settings_of(Off2On, cql, **own, critics=10, subset=None, next_actions=1, policy_reduction="min")
-    rows, sampler = 1_000, replay or Balanced(online_fraction=0.5)
-    return {
-        "offline": Train(SeveralAgents(cql), budget.offline, Uniform(5 * 256)),
-        "collect": Collect(rows, noise=0.0),
-        "pretrain": Train(learner, 10 * rows, sampler),
-        "finetune": Online(learner, budget.online, sampler, budget.updates_per_step or 1),
-    }
-
-
 def sac(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """SAC from scratch, as it was published: two critics, one update per env step, no data."""
     return {
@@ -319,8 +264,10 @@ def guarded(phases: Phases, gate: Gate) -> Phases:
     online = phases.get("finetune")
     if isinstance(online, Guarded):
         return phases
-    if not isinstance(online, Online):
+    if online is None:
         raise SegueError("A gate needs a recipe that fine-tunes: this one only learns from data.")
+    if not isinstance(online, Online):
+        raise SegueError(f"A gate is an online phase, and so is {type(online).__name__}: leave the gate out.")
     fields = {field.name: getattr(online, field.name) for field in dataclasses.fields(Online)}
     if hasattr(online.method, "trust_region"):
         fields["method"] = dataclasses.replace(online.method, trust_region=EarnedTrustRegion())  # pyright: ignore
@@ -377,6 +324,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "adaptive-bc": adaptive_bc,
     "off2on": off2on,
     "aca": aca,
+    "sope": sope,
     "sac": sac,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),

@@ -193,12 +193,12 @@ def _ogbench(env: str) -> Task:
     """Return a single-task env of OGBench, its default task. No source has settings: they are the methods' own.
 
     One goal: the training reward is r - 1, as the package's, and the score is the share of goals reached. "scene" and
-    "puzzle" have the package's reward, and no score.
+    "puzzle" have the package's reward, and the share of episodes with a success, which the env tells, is the score.
     """
     rows, constants = None if env == "antmaze-large" else ogbench.Play(env), Constants(updates_per_step=1)
     task = Task(f"segue/ogbench-{env}-v0", f"ogbench-{env}", rows, clip_actions=True, constants=constants)
     if env not in ONE_GOAL:
-        return task
+        return dataclasses.replace(task, scored_by_success=True)
     return dataclasses.replace(task, reward=Reward(1.0, -1.0), score=(0.0, 1.0))
 
 

@@ -133,6 +133,8 @@ class Task:
     """The training reward; evaluation uses the env's own rewards."""
     score: tuple[float, float] | None = None
     """Returns with the normalised scores 0 and 100."""
+    scored_by_success: bool = False
+    """Whether the score is the share of episodes with a success, which the env's infos tell, and no return."""
     constants: Constants = dataclasses.field(default_factory=Constants)
     """Settings of the methods on this task."""
     env_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)

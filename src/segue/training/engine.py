@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from segue.core import Clock, Keys, Pretrained, Spec, Transition
 from segue.replay.ring import Ring
@@ -164,8 +164,7 @@ def add_row(
     return _add_row(algorithm.tree[1], sampler_state, ring, row, offline)
 
 
-@functools.partial(jax.jit, donate_argnames=("learner", "sampler_state", "metrics", "ring"))
-def learn(
+def _learn(
     algorithm: Packed,
     learner: Packed,
     sampler_state: Packed,
@@ -203,6 +202,16 @@ def learn(
     return learner, sampler_state.like(next_sampler_state), metrics, ring
 
 
+learn = jax.jit(_learn, donate_argnames=("learner", "sampler_state", "metrics", "ring"))
+learn_and_keep_rows = jax.jit(_learn, donate_argnames=("learner", "metrics"))
+"""`learn` without a pending row, which does not update the ring in place."""
+
+
+def validation_key(key: PRNGKeyArray, when: Int[Any, ""]) -> PRNGKeyArray:
+    """Return the key of a measurement on held-out rows, from a seed's key of the phase."""
+    return jax.random.fold_in(jax.random.fold_in(key, _VALIDATE), when)
+
+
 @functools.partial(jax.jit, static_argnames="count")
 def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int[Any, ""], *, count: int) -> Array:
     """Measure every seed's `AbstractMethod.error` on the `count` online rows from `first` on; shape [seeds]."""
@@ -210,7 +219,7 @@ def error(algorithm: Packed, learner: Packed, ring: Ring, keys: Keys, first: Int
 
     def one(learner, rows, key):
         window = jax.tree.map(lambda column: jax.lax.dynamic_slice_in_dim(column, first, count), rows)
-        return method.error(learner, window, key=jax.random.fold_in(jax.random.fold_in(key, _VALIDATE), first))
+        return method.error(learner, window, key=validation_key(key, first))
 
     return jax.vmap(one)(learner.tree, ring.rows, keys)
 
