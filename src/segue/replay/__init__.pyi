@@ -1,5 +1,6 @@
 from .arb import ARB as ARB
 from .balanced import Balanced as Balanced
+from .chunks import Chunks as Chunks
 from .next_actions import WithNextAction as WithNextAction
 from .returns_to_go import WithReturns as WithReturns
 from .sampler import Paired as Paired

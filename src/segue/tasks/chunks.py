@@ -1,0 +1,64 @@
+"""Recipes on chunks of actions (`replay.chunks`): any recipe's phases, and QC-FQL."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from segue.errors import SegueError, at_least
+from segue.methods.direct import Direct
+from segue.replay.chunks import Chunks
+from segue.replay.sampler import AbstractSampler
+from segue.tasks.budget import PAPER, Budget
+from segue.tasks.offline import Phases, backbone_of, offline_only
+from segue.tasks.task import Task
+from segue.training.phases import AbstractLearning, AbstractPhase, Collect, Online
+
+LENGTH = 5
+"""Actions in a chunk, in the paper's runs."""
+
+
+def chunked(phases: Phases, length: int) -> Phases:
+    r"""Return a recipe's phases, in which policies act by chunks of `length` actions.
+
+    The samplers draw chunks, and each method's discount becomes \gamma^h. Lengths stay numbers of env steps.
+
+    Raises:
+        SegueError: where a sampler's batches cannot be chunks, or the phases have chunks already.
+    """
+    at_least(1, chunk=length)
+    return {name: _on_chunks(phase, length) for name, phase in phases.items()}
+
+
+def _on_chunks(phase: AbstractPhase, length: int) -> AbstractPhase:
+    """Return a phase that learns from chunks; one that does not learn stays the same."""
+    if not isinstance(phase, AbstractLearning):
+        return phase
+    method, sampler = phase.algorithm
+    if isinstance(sampler, Chunks):
+        raise SegueError(f"These phases have chunks of {sampler.length} actions already: leave --chunk out.")
+    is_discount = lambda path: jax.tree_util.keystr(path).endswith(".discount")
+    found = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(method)[0] if is_discount(path)]
+    power = lambda path, leaf: leaf**length if is_discount(path) else leaf
+    fields: dict[str, Any] = {"method": jax.tree_util.tree_map_with_path(power, phase.method)}  # pyright: ignore
+    fields["sampler"] = Chunks(sampler, length, *found[:1])
+    return dataclasses.replace(phase, **fields)
+
+
+def qc_fql(
+    task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None, chunk: int | None = None
+) -> Phases:
+    """QC-FQL (arXiv 2507.07969): FQL on chunks of 5 actions, offline and then online, from the same replay.
+
+    The policy acts for 5,000 env steps before the first update. Offline rows are kept, and every batch is uniform over
+    all rows, with one update per env step.
+    """
+    task = dataclasses.replace(task, backbone="fql")
+    backbone = backbone_of(task, budget).online()
+    fine = Direct(backbone, reset_optimizers=False)
+    phases = {
+        **offline_only(task, budget),
+        "collect": Collect(budget.warmup, noise=backbone.explore_noise),
+        "finetune": Online(fine, budget.online, replay or backbone.sampler(), budget.updates_per_step or 1),
+    }
+    return chunked(phases, LENGTH if chunk is None else chunk)
