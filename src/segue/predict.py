@@ -57,7 +57,7 @@ class Policy:
     """A deterministic policy: the same observation always gives the same action.
 
     `obs` and `act` are the sizes of observations and actions. `low` and `high` [act] are the action box in the env's
-    units. `chunk` is the number of env steps that an action covers: `action.reshape(chunk, -1)` has one action for each.
+    units. `chunk` is the number of steps that an action covers: `action.reshape(chunk, -1)` has one action for each.
     `about` is the file's description, and `arrays` are its arrays by name.
     """
 
@@ -176,6 +176,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
     sizes = about.get("layers")
     if not isinstance(sizes, list) or not all(type(n) is int and 0 < n <= 65536 for n in sizes):
         raise ValueError(f"{where} has no sizes of layers.")
+    chunk = about.get("chunk", 1)
     checks = {
         "layers": 2 <= len(sizes) <= 64,
         "activation": about.get("activation") in list(ACTIVATIONS),
@@ -186,7 +187,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
         "norm_after": about.get("norm_after", False) is (about["format"] == 2),
-        "chunk": type(about.get("chunk", 1)) is int and 0 < about.get("chunk", 1) and not sizes[-1] % about.get("chunk", 1),
+        "chunk": type(chunk) is int and chunk > 0 and sizes[-1] % chunk == 0,
         "about": isinstance(about.get("about"), dict),
     }
     for name, passed in checks.items():

@@ -82,7 +82,9 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
     own_chunks = "chunk" in inspect.signature(RECIPES[chosen.recipe]).parameters
-    plain = RECIPES[chosen.recipe](chosen_task, PRESETS[preset], **extra, **({"chunk": chosen.chunk} if own_chunks else {}))
+    plain = RECIPES[chosen.recipe](
+        chosen_task, PRESETS[preset], **extra, **({"chunk": chosen.chunk} if own_chunks else {})
+    )
     if chosen.chunk is not None and not own_chunks:
         plain = chunked(plain, chosen.chunk)
     if chosen.guard:

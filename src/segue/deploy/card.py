@@ -114,9 +114,12 @@ def network(policy: predict.Policy) -> list[str]:
         f"the network sees {inputs}",
         f"its output goes through {scaled}{squash}, then from [-1, 1] to the action's box; deterministic",
         *(
-            [f"an action is a chunk: {policy.chunk} actions of {policy.act // policy.chunk} numbers, to be taken one after "
-             "another; ask again when they are used up, or when an episode begins"]
-            if policy.chunk > 1 else []
+            [
+                f"an action is a chunk: {policy.chunk} actions of {policy.act // policy.chunk} numbers, to be taken "
+                "one after another; ask again when they are used up, or when an episode begins"
+            ]
+            if policy.chunk > 1
+            else []
         ),
     ]
 

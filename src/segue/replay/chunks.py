@@ -3,9 +3,9 @@ r"""Chunks of actions (Li, Zhou & Levine 2025, arXiv 2507.07969): rows in which 
     row      ( s_t, (a_t, ..., a_{t+h-1}), R, s_{t+h} ),   R = sum_{j<h} \gamma^j r_{t+j}
     target   y = R + \gamma^h (1 - terminal) Q'( s_{t+h}, \pi(s_{t+h}) )
 
-An env step stays what it is: the dataset and the online replay hold one row for each, and returns, env steps, updates
-per env step and time limits are counted in env steps. A policy's action is a chunk, h times as long (`Spec.chunked`). An
-env plays its actions one after another and is given a new chunk when they are used up, or when its episode ends.
+An env step stays what it is: the dataset and the online replay hold one row for each, and returns, updates per env
+step, budgets and time limits are counted in env steps. A policy's action is a chunk, h times as long (`Spec.chunked`).
+An env plays its actions one after another, and takes a new chunk when they are used up and when an episode begins.
 `Chunks` makes rows of chunks when a batch is drawn, from any h rows in a row, whichever chunk a policy played them in.
 No method, phase or other sampler knows of chunks: a method's discount is \gamma^h, and its actions are longer.
 

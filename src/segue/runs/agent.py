@@ -253,7 +253,8 @@ class Agent:
     @property
     def champion(self) -> predict.Policy:
         """The deployed policy of a guarded phase, as a function of NumPy: `agent.champion(obs)` is its action [act], in
-        the env's units; of a policy of chunks it is a whole chunk. It does not explore. The file champion-0 in the run's directory holds the same policy.
+        the env's units, of a policy of chunks a whole chunk. It does not explore. The file champion-0 in the run's
+        directory holds the same policy.
 
         Raises:
             SegueError: where no phase with a gate has begun.

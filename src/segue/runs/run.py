@@ -295,7 +295,9 @@ def _on_logs(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console:
             " or choose a recipe that only learns from data, such as iql, td3bc or bc."
         )
     if chunk_of(job.phases) > 1:
-        raise SegueError("Errors on logs are those of single actions: a policy of chunks is judged in an env (--env-id).")
+        raise SegueError(
+            "Errors on logs are those of single actions: a policy of chunks is judged in an env (--env-id)."
+        )
     if job.task.policy is not None:
         raise SegueError("A given policy is judged or improved in an env, and there is none: leave --policy out.")
     data = hold_out(job.task.load(job.budget.rows))

@@ -1,18 +1,20 @@
-"""Recipes on chunks of actions (`replay.chunks`): any recipe's phases, and QC-FQL."""
+"""Recipes on chunks of actions (`replay.chunks`): any recipe's phases, QC and QC-FQL."""
 
 import dataclasses
 from typing import Any
 
 import jax
 
+from segue.core import AbstractMethod
 from segue.errors import SegueError, at_least
 from segue.methods.direct import Direct
+from segue.methods.qc import QC
 from segue.replay.chunks import Chunks
-from segue.replay.sampler import AbstractSampler
+from segue.replay.sampler import AbstractSampler, Uniform
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.offline import Phases, backbone_of, offline_only
 from segue.tasks.task import Task
-from segue.training.phases import AbstractLearning, AbstractPhase, Collect, Online
+from segue.training.phases import AbstractLearning, AbstractPhase, Collect, Online, Train
 
 LENGTH = 5
 """Actions in a chunk, in the paper's runs."""
@@ -54,11 +56,22 @@ def qc_fql(
     all rows, with one update per env step.
     """
     task = dataclasses.replace(task, backbone="fql")
-    backbone = backbone_of(task, budget).online()
-    fine = Direct(backbone, reset_optimizers=False)
+    fine = Direct(backbone_of(task, budget).online(), reset_optimizers=False)
+    return _on_all_data(offline_only(task, budget), fine, budget, replay, chunk)
+
+
+def qc(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None, chunk: int | None = None) -> Phases:
+    """QC (arXiv 2507.07969): the best of 32 chunks that a flow samples, by critics; as `qc_fql` in all else."""
+    return _on_all_data({"offline": Train(QC(), budget.offline)}, QC(), budget, replay, chunk)
+
+
+def _on_all_data(
+    offline: Phases, fine: AbstractMethod, budget: Budget, replay: AbstractSampler | None, chunk: int | None
+) -> Phases:
+    """Return phases that learn from chunks offline, and then, after a warm-up, from all rows online."""
     phases = {
-        **offline_only(task, budget),
-        "collect": Collect(budget.warmup, noise=backbone.explore_noise),
-        "finetune": Online(fine, budget.online, replay or backbone.sampler(), budget.updates_per_step or 1),
+        **offline,
+        "collect": Collect(budget.warmup, noise=0.0),
+        "finetune": Online(fine, budget.online, replay or Uniform(), budget.updates_per_step or 1),
     }
     return chunked(phases, LENGTH if chunk is None else chunk)

@@ -28,7 +28,7 @@ from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform
 from segue.replay.subset import Subset
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
-from segue.tasks.chunks import qc_fql
+from segue.tasks.chunks import qc, qc_fql
 from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
 from segue.tasks.task import AbstractDatasetRecipe, Task
 from segue.training.gate import Gate
@@ -379,6 +379,7 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "off2on": off2on,
     "aca": aca,
     "sac": sac,
+    "qc": qc,
     "qc-fql": qc_fql,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
