@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from segue.core import Transition, continues
+from segue.core import Transition, is_followed
 from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
 from segue.replay.sampler import AbstractRows, AbstractSampler, Uniform, take_rows
@@ -51,24 +51,25 @@ class ChunkRows(AbstractRows):
 
     def gather(self, index: Int[Array, " batch"]) -> tuple[Transition, Bool[Array, " batch"]]:
         """Return the chunks that begin at `index`, and whether each is whole."""
+        return jax.vmap(self._from)(index)
+
+    def _from(self, start: Int[Array, ""]) -> tuple[Transition, Bool[Array, ""]]:
+        """Return the chunk that begins at `start`, and whether it is whole."""
         slots, ahead = len(self.reward), jnp.arange(self.length)
-        window = take_rows(self.rows, (index[:, None] + ahead) % slots)
-        exists = (index[:, None] - self.oldest) % slots + ahead < self.count
-        before = jax.tree.map(lambda column: column[:, :-1], window)
-        goes_on = continues(before, window.obs[:, 1:]) & exists[:, 1:]
-        played = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1, dtype=bool)
-        last = played.sum(1) - 1
-        at_last = lambda column: column[jnp.arange(len(index)), last]
-        actions = window.action[jnp.arange(len(index))[:, None], jnp.minimum(ahead, last[:, None])]
+        window = take_rows(self.rows, (start + ahead) % slots)
+        exists = (start - self.oldest) % slots + ahead < self.count
+        goes_on = is_followed(window) & exists[1:]
+        played = jnp.cumprod(jnp.pad(goes_on, (1, 0), constant_values=True), dtype=bool)
+        last = played.sum() - 1
         powers = self.discount ** ahead.astype(jnp.float32)
-        chunks = Transition(
-            obs=window.obs[:, 0],
-            action=actions.reshape(len(index), -1),
-            reward=jnp.where(played, powers * window.reward, 0.0).sum(1),
-            next_obs=at_last(window.next_obs),
-            terminal=at_last(window.terminal),
+        chunk = Transition(
+            obs=window.obs[0],
+            action=window.action[jnp.minimum(ahead, last)].reshape(-1),
+            reward=jnp.where(played, powers * window.reward, 0.0).sum(),
+            next_obs=window.next_obs[last],
+            terminal=window.terminal[last],
         )
-        return chunks, (last == self.length - 1) | chunks.terminal
+        return chunk, (last == self.length - 1) | chunk.terminal
 
     def finish(self, gathered: tuple[Transition, Bool[Array, " batch"]]) -> Transition:
         """Return the chunks, with one that is whole in the place of each that is not.

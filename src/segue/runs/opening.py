@@ -162,8 +162,8 @@ def _prepare(
         console.note(f"{data.name}: {note}")
     if len(data) and not (data.lengths() >= spec.chunk).any() and not np.asarray(data.transitions.terminal).any():
         raise DataError(
-            f"{data.name} holds no chunk of {spec.chunk} actions: its longest episode has {data.lengths().max()} rows, and "
-            "none is terminal. Choose shorter chunks (--chunk)."
+            f"{data.name} holds no chunk of {spec.chunk} actions: its longest episode has {data.lengths().max()} rows, "
+            "and none is terminal. Choose shorter chunks (--chunk)."
         )
     reward = job.task.reward.fitted(data.returns())
     rows = rows_for(data, spec, reward)
