@@ -237,7 +237,8 @@ def _actor(
     sizes = (len(pairs[0][0]), *(w.shape[1] for w, _ in pairs))
     if sizes[0] != spec.obs or sizes[-1] != spec.act:
         raise DataError(
-            f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
+            f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}"
+            f"{f' (a chunk of {spec.chunk})' if spec.chunk > 1 else ''}."
         )
     scaling, low, unit = _scaling(arrays, about, spec.act, where), f64(spec.low), 2 / (f64(spec.high) - f64(spec.low))
     rescale, output = None, squash

@@ -108,7 +108,7 @@ class Chunks(AbstractSampler):
             )
 
     @property
-    def batch(self) -> int:
+    def batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] (an abstract field)
         """Rows in a batch."""
         return self.starts.batch
 

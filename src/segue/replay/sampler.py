@@ -34,8 +34,8 @@ class AbstractRows(eqx.Module):
         """Return the rows of a batch, from what was gathered of one table or of several."""
 
 
-Rows = Transition | AbstractRows
-"""A table of rows."""
+Rows = Any
+"""A table of rows: a `Transition`, or `AbstractRows`."""
 
 
 class AbstractSampler(eqx.Module):

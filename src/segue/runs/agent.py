@@ -146,7 +146,7 @@ class Agent:
         commit_every: int = 10_000,
     ):
         self.spec, self.folder = _checked_spec(spec), Path(out)
-        self.chunk: np.ndarray | None = None
+        self.chunk = np.zeros(0, np.float32)
         """What is left of the chunk of actions in progress [act], in [-1, 1], the action to take now first."""
         if background and any(isinstance(phase, Guarded) for phase in phases.values()):
             raise SegueError("A gate judges episodes that one policy played to the end: leave `background` off.")
@@ -283,8 +283,7 @@ class Agent:
         with self._fatal():
             act = self._act_published if self.background else self.drive.act
             chosen = np.nan_to_num(np.asarray(act(obs[None], episode_steps)))[0]
-        under_way = self.chunk is not None and self.env_now.length % self.spec.chunk
-        self.chunk = self.spec.rest(self.chunk) if under_way else chosen
+        self.chunk = self.spec.rest(self.chunk) if self.env_now.length % self.spec.chunk else chosen
         chosen = self.chunk[: self.spec.env_act]
         action = np.array(self.spec.denormalise(chosen))
         self.pending = obs, chosen, action

@@ -43,7 +43,7 @@ def _on_chunks(phase: AbstractPhase, length: int) -> AbstractPhase:
     found = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(method)[0] if is_discount(path)]
     power = lambda path, leaf: leaf**length if is_discount(path) else leaf
     fields: dict[str, Any] = {"method": jax.tree_util.tree_map_with_path(power, phase.method)}  # pyright: ignore
-    fields["sampler"] = Chunks(sampler, length, *found[:1])
+    fields["sampler"] = Chunks(starts=sampler, length=length, **({"discount": found[0]} if found else {}))
     return dataclasses.replace(phase, **fields)
 
 
