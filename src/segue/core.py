@@ -81,7 +81,8 @@ class Spec(NamedTuple):
 
     def chunked(self, length: int) -> "Spec":
         """Return the spec of policies whose action is a chunk of `length` of this spec's actions."""
-        return self._replace(act=self.act * length, low=self.low * length, high=self.high * length, chunk=length)
+        sizes = {"act": self.act * length, "chunk": self.chunk * length}
+        return self._replace(**sizes, low=self.low * length, high=self.high * length)
 
     def rest(self, chunk: Float[np.ndarray, "*batch act"]) -> Float[np.ndarray, "*batch act"]:
         """Return what is left of chunks [..., act] after their first action, filled up with their last one."""
