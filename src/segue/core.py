@@ -88,6 +88,11 @@ class Spec(NamedTuple):
         """Return what is left of chunks [..., act] after their first action, filled up with their last one."""
         return np.concatenate([chunk[..., self.env_act :], chunk[..., -self.env_act :]], -1)
 
+    def _sides(self, action: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the box of an action: that of one env step where it has the size of one, and otherwise the whole."""
+        size = self.env_act if np.shape(action)[-1:] == (self.env_act,) else self.act
+        return self.low[:size], self.high[:size]
+
     def standardise(self, obs: Any) -> Any:
         """Return clip((obs - mean) / std) of observations [..., obs]; without statistics, the same observations."""
         if not self.mean:
@@ -100,8 +105,7 @@ class Spec(NamedTuple):
         changes no bit."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
-        size = np.shape(action)[-1]
-        low, high = np.asarray(self.low[:size], np.float32), np.asarray(self.high[:size], np.float32)
+        low, high = (np.asarray(side, np.float32) for side in self._sides(action))
         return 2.0 * (action - low) / (high - low) - 1.0
 
     def denormalise(self, action: Any) -> Any:
@@ -109,7 +113,7 @@ class Spec(NamedTuple):
         of any precision."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
-        sides = self.low[: np.shape(action)[-1]], self.high[: np.shape(action)[-1]]
+        sides = self._sides(action)
         low, high = (np.asarray(side, np.float32) for side in sides)
         low_inside = np.where(low < sides[0], np.nextafter(low, high), low)
         high_inside = np.where(high > sides[1], np.nextafter(high, low), high)
