@@ -126,19 +126,19 @@ def trained(build, rng: np.random.Generator) -> TrainState:
     return TrainState(fill(), fill(), moments)
 
 
-def pretrained(seed: int = 0, backbone=TD3(networks=NETS)) -> Pretrained:
+def pretrained(seed: int = 0, backbone=TD3(networks=NETS), spec: Spec = SPEC) -> Pretrained:
     """Networks of every kind, each different, with the actor and the critics of a backbone."""
     rng = np.random.default_rng(seed)
-    critic = lambda: trained(lambda key: backbone.new_critic(SPEC, key=key), rng)
-    actor, critics = trained(lambda key: backbone.new_actor(SPEC, key=key), rng), (critic(), critic())
+    critic = lambda: trained(lambda key: backbone.new_critic(spec, key=key), rng)
+    actor, critics = trained(lambda key: backbone.new_actor(spec, key=key), rng), (critic(), critic())
     keys_of = functools.partial(jax.random.split, num=2)
     build = {
-        "baseline": lambda key: Baseline(jax.vmap(lambda k: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=k))(keys_of(key))),
-        "value": lambda key: MLP((SPEC.obs, WIDTH, WIDTH, 1), key=key),
-        "behaviour": lambda key: VAE(SPEC, WIDTH, key=key),
+        "baseline": lambda key: Baseline(jax.vmap(lambda k: MLP((spec.obs, WIDTH, WIDTH, 1), key=k))(keys_of(key))),
+        "value": lambda key: MLP((spec.obs, WIDTH, WIDTH, 1), key=key),
+        "behaviour": lambda key: VAE(spec, WIDTH, key=key),
         "temperature": lambda key: LogAlpha(jnp.zeros(())),
         "multiplier": lambda key: LogAlpha(jnp.zeros(())),
-        "reference_policy": lambda key: backbone.new_actor(SPEC, key=key),
+        "reference_policy": lambda key: backbone.new_actor(spec, key=key),
     }
     states = {name: trained(one, rng) for name, one in build.items()}
     parts = {

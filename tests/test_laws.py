@@ -8,7 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, NETS, SPEC, WIDTH, at, changed, close, pretrained, rows, same, seed_of, stack, without
+from conftest import (
+    BATCH,
+    NETS,
+    SPEC,
+    WIDTH,
+    at,
+    changed,
+    close,
+    pretrained,
+    ring_of,
+    rows,
+    same,
+    seed_of,
+    stack,
+    without,
+)
 from jax.extend.core import jaxprs_in_params
 from random_keys import recorded
 
@@ -31,6 +46,7 @@ from segue.methods.opt import OPT, MetaCritic
 from segue.methods.pex import PEX
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.q2rl import Q2RL, CloningSAC
+from segue.methods.qc import QC
 from segue.methods.rebrac import ReBRAC
 from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC
@@ -40,8 +56,10 @@ from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
 from segue.methods.trust_region import EarnedTrustRegion, TrustRegion
 from segue.nn.networks import Networks
+from segue.replay.chunks import Chunks
 from segue.replay.next_actions import NextActionBatch
 from segue.replay.returns_to_go import ReturnsBatch
+from segue.replay.sampler import Uniform
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +78,8 @@ class Law(NamedTuple):
     given: bool = True
     lacks: str = ""
     """The parts that it is not given."""
+    chunk: int = 1
+    """Actions in a chunk."""
     selects: bool = False
     """Whether each seed chooses among weights by its own state, as behind a gate, where the policy may wait."""
 
@@ -232,6 +252,15 @@ METHODS = {
         backbone=ensemble,
         selects=True,
     ),
+    "qc": Law(QC(networks=NETS, samples=3), "actor critic flow", uses="key", backbone=FQL(networks=NETS), given=False),
+    "chunks": Law(
+        Direct(FQL(networks=NETS)),
+        "actor critic flow",
+        "actor critic",
+        uses="key",
+        backbone=FQL(networks=NETS),
+        chunk=3,
+    ),
     **under(spot, ""),
     **under(changed(ensemble, delay=1), "", uses="key"),
     **under(iql, "value", uses=""),
@@ -250,12 +279,12 @@ class Case:
     """A method, compiled once for all its laws."""
 
     def __init__(self, law: Law):
-        self.law, self.method = law, law.method
+        self.law, self.method, self.spec = law, law.method, SPEC.chunked(law.chunk)
         self.given = [
-            without(pretrained(seed, law.backbone), *law.lacks.split()) if law.given else Pretrained()
+            without(pretrained(seed, law.backbone, self.spec), *law.lacks.split()) if law.given else Pretrained()
             for seed in range(SEEDS)
         ]
-        self.learners = [law.method.init(SPEC, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
+        self.learners = [law.method.init(self.spec, given, key=jax.random.key(s)) for s, given in enumerate(self.given)]
         self.batches = [self.batch(s) for s in range(SEEDS)]
         # Jitted, so that Python runs once through the update, and not once more for each law that looks at the program.
         self.one = jax.jit(lambda m, learner, batch, key, clock: m.update(learner, batch, key=key, clock=clock))
@@ -268,6 +297,11 @@ class Case:
         if self.law.batches is ReturnsBatch:
             found = rows(BATCH, 100 + seed, terminal=terminal)
             return ReturnsBatch(*found, rows(BATCH, 200 + seed).reward, found.reward > 0)
+        if self.law.chunk > 1:
+            table, source = jax.tree.map(jnp.asarray, rows(64, 100 + seed, terminal=terminal)), Uniform(BATCH)
+            follows = table._replace(obs=jnp.concatenate([table.obs[:1], table.next_obs[:-1]]))
+            source = Chunks(source, self.law.chunk)
+            return source.draw((), follows, ring_of(rows(2)), key=jax.random.key(seed), clock=DUE)[1]
         parts = [rows(BATCH, 100 + 2 * seed + part, terminal=terminal) for part in range(int(self.law.batches))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
@@ -293,7 +327,7 @@ def test_an_update_keeps_tree_shapes_and_dtypes(case):
 
 
 def test_every_leaf_of_a_learner_is_an_array(case):
-    learner = case.method.init(SPEC, case.given[0], key=jax.random.key(0))
+    learner = case.method.init(case.spec, case.given[0], key=jax.random.key(0))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(learner))
 
 
@@ -353,7 +387,7 @@ def test_an_all_terminal_batch_never_looks_at_what_bootstraps(case, ruin):
     if not isinstance(case.learners[0], ActorCritic):
         return  # SPOT's prior has no critic
     full = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, ruin), tree)
-    ruined = lambda trained: eqx.tree_at(lambda t: t.target, trained, full(trained.target))
+    ruined = lambda t: t if t.target is None else eqx.tree_at(lambda t: t.target, t, full(t.target))
     sound = case.learners[0]
     parts = [ruined(sound.actor), tuple(map(ruined, sound.critics))]
     broken = eqx.tree_at(lambda a: (a.actor, a.critics), sound, tuple(parts))
@@ -396,7 +430,7 @@ def test_an_update_uses_no_key_twice(case):
 
 
 def test_a_first_state_uses_no_key_twice(case):
-    init = lambda given, key: case.method.init(SPEC, given, key=key)
+    init = lambda given, key: case.method.init(case.spec, given, key=key)
     assert recorded(init, case.given[0], jax.random.key(5)).reused() == 0
     less = without(case.given[0], "q_on", "value", "temperature", "multiplier")._replace(critic=None)
     try:

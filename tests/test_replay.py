@@ -16,6 +16,7 @@ from segue.core import Linear, Spec, Transition
 from segue.errors import SegueError
 from segue.replay import sumtree
 from segue.replay.balanced import Balanced
+from segue.replay.chunks import Chunks
 from segue.replay.next_actions import WithNextAction
 from segue.replay.returns_to_go import WithReturns, returns_to_go
 from segue.replay.ring import Ring
@@ -469,11 +470,20 @@ def test_the_density_ratio_of_two_gaussians_is_learned(output, tolerance):
 
 
 @pytest.mark.parametrize(
-    "source", [Uniform(4), Ratio(batch=4), Paired(4), WithNextAction(4), WithReturns(batch=4), Balanced(4, width=8)]
+    "source",
+    [
+        Uniform(4),
+        Ratio(batch=4),
+        Paired(4),
+        WithNextAction(4),
+        WithReturns(batch=4),
+        Balanced(4, width=8),
+        Chunks(Balanced(4, width=8)),
+    ],
 )
 def test_a_draw_uses_no_key_twice(source):
     offline, ring = jax.tree.map(jnp.asarray, rows(20)), ring_of(numbered(6), 8)
-    sampler_state = source.init(SPEC, offline, ring, key=jax.random.key(1))
+    sampler_state = source.init(SPEC.chunked(source.chunk), offline, ring, key=jax.random.key(1))
     draw = lambda sampler_state, key: source.draw(sampler_state, offline, ring, key=key, clock=at(3, 9))
     keys = recorded(draw, sampler_state, jax.random.key(5))
     assert keys.drawn

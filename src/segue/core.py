@@ -70,6 +70,28 @@ class Spec(NamedTuple):
     """Means of the observations [obs]; () where methods see them as they are."""
     std: tuple[float, ...] = ()
     """Standard deviations [obs], all above 0; () as for `mean`."""
+    chunk: int = 1
+    """Env steps that one action of a policy covers. `act`, `low` and `high` are those of the whole chunk, whose actions
+    stand one after another."""
+
+    @property
+    def env_act(self) -> int:
+        """The size of the action that an env takes in one step, and that a row holds."""
+        return self.act // self.chunk
+
+    def chunked(self, length: int) -> "Spec":
+        """Return the spec of policies whose action is a chunk of `length` of this spec's actions."""
+        sizes = {"act": self.act * length, "chunk": self.chunk * length}
+        return self._replace(**sizes, low=self.low * length, high=self.high * length)
+
+    def rest(self, chunk: Float[np.ndarray, "*batch act"]) -> Float[np.ndarray, "*batch act"]:
+        """Return what is left of chunks [..., act] after their first action, filled up with their last one."""
+        return np.concatenate([chunk[..., self.env_act :], chunk[..., -self.env_act :]], -1)
+
+    def _sides(self, action: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the box of an action: that of one env step where it has the size of one, and otherwise the whole."""
+        size = self.env_act if np.shape(action)[-1:] == (self.env_act,) else self.act
+        return self.low[:size], self.high[:size]
 
     def standardise(self, obs: Any) -> Any:
         """Return clip((obs - mean) / std) of observations [..., obs]; without statistics, the same observations."""
@@ -79,19 +101,22 @@ class Spec(NamedTuple):
         return np.clip((obs - mean) / std, -OBS_LIMIT, OBS_LIMIT)
 
     def normalise(self, action: Any) -> Any:
-        """Convert actions [..., act] from env units to [-1, 1]. A box that is [-1, 1] already changes no bit."""
+        """Convert actions [..., act], or [..., env_act], from env units to [-1, 1]. A box that is [-1, 1] already
+        changes no bit."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        low, high = (np.asarray(side, np.float32) for side in self._sides(action))
         return 2.0 * (action - low) / (high - low) - 1.0
 
     def denormalise(self, action: Any) -> Any:
-        """Convert actions [..., act] from [-1, 1] to env units. No rounding leads out of the box, of any precision."""
+        """Convert actions [..., act], or [..., env_act], from [-1, 1] to env units. No rounding leads out of the box,
+        of any precision."""
         if set(self.low) == {-1.0} and set(self.high) == {1.0}:
             return action
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        low_inside = np.where(low < self.low, np.nextafter(low, high), low)
-        high_inside = np.where(high > self.high, np.nextafter(high, low), high)
+        sides = self._sides(action)
+        low, high = (np.asarray(side, np.float32) for side in sides)
+        low_inside = np.where(low < sides[0], np.nextafter(low, high), low)
+        high_inside = np.where(high > sides[1], np.nextafter(high, low), high)
         return np.clip(low + 0.5 * (action + 1.0) * (high - low), low_inside, high_inside)
 
 
@@ -249,4 +274,4 @@ class AbstractMethod(eqx.Module):
 def empty_rows(spec: Spec) -> Transition:
     """Return a dataset without rows."""
     none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
-    return Transition(none(spec.obs), none(spec.act), none(), none(spec.obs), jnp.zeros(0, bool))
+    return Transition(none(spec.obs), none(spec.env_act), none(), none(spec.obs), jnp.zeros(0, bool))

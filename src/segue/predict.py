@@ -14,6 +14,8 @@ An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_po
     x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
     action = low + (x + 1) / 2 * (high - low)
 
+Where "chunk" is n above 1, the action is n actions in a row, one after another: take them in n steps, then ask again.
+
 norm_i is (x - mean(x)) / sqrt(var(x) + layer_norm) * norm_i.weight + norm_i.bias. A SHA-256 covers the description and
 all arrays. Nothing that is read is executed, and there are no pickles. The file needs Python 3.8 or newer.
 """
@@ -55,7 +57,8 @@ class Policy:
     """A deterministic policy: the same observation always gives the same action.
 
     `obs` and `act` are the sizes of observations and actions. `low` and `high` [act] are the action box in the env's
-    units. `about` is the file's description, and `arrays` are its arrays by name.
+    units. `chunk` is the number of steps that an action covers: `action.reshape(chunk, -1)` has one action for each.
+    `about` is the file's description, and `arrays` are its arrays by name.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], about: dict[str, Any], where: str = "This policy"):
@@ -77,7 +80,7 @@ class Policy:
             raise ValueError(f"{where} has no box of low < high, or a standard deviation that is not above 0.")
         self.arrays, self.about = arrays, about
         self.low, self.high = arrays["low"], arrays["high"]
-        self.obs, self.act = about["layers"][0], about["layers"][-1]
+        self.obs, self.act, self.chunk = about["layers"][0], about["layers"][-1], about.get("chunk", 1)
 
     def __call__(self, obs: Any) -> np.ndarray:
         """Return the action, float32 [act] or [batch, act] in the env's units, for observations [obs] or [batch, obs].
@@ -173,6 +176,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
     sizes = about.get("layers")
     if not isinstance(sizes, list) or not all(type(n) is int and 0 < n <= 65536 for n in sizes):
         raise ValueError(f"{where} has no sizes of layers.")
+    chunk = about.get("chunk", 1)
     checks = {
         "layers": 2 <= len(sizes) <= 64,
         "activation": about.get("activation") in list(ACTIVATIONS),
@@ -183,6 +187,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
         "norm_after": about.get("norm_after", False) is (about["format"] == 2),
+        "chunk": type(chunk) is int and chunk > 0 and sizes[-1] % chunk == 0,
         "about": isinstance(about.get("about"), dict),
     }
     for name, passed in checks.items():

@@ -14,6 +14,7 @@ from segue.errors import SegueError, nearest, similar
 from segue.runs import config, limits, trackers
 from segue.system import renamed
 from segue.tasks.budget import PRESETS
+from segue.tasks.chunks import chunked
 from segue.tasks.offline import BACKBONES
 from segue.tasks.recipes import RECIPES, REPLAYS, guarded
 from segue.tasks.suite import task
@@ -43,6 +44,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     env_flags.add(first)
     first.add_argument("--clip-actions", action="store_true")
     first.add_argument("--guard", action="store_true")
+    first.add_argument("--chunk", type=int)
     first.add_argument("--score", type=float, nargs=2)
     chosen, _ = first.parse_known_args(argv)
     wants_help = "-h" in argv or "--help" in argv
@@ -80,7 +82,12 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     extra = {"replay": REPLAYS[chosen.replay]()} if chosen.replay else {}
     if extra and "replay" not in inspect.signature(RECIPES[chosen.recipe]).parameters:
         raise SegueError(f"Recipe {chosen.recipe!r} has no online phase, so --replay means nothing to it.")
-    plain = RECIPES[chosen.recipe](chosen_task, PRESETS[preset], **extra)
+    own_chunks = "chunk" in inspect.signature(RECIPES[chosen.recipe]).parameters
+    plain = RECIPES[chosen.recipe](
+        chosen_task, PRESETS[preset], **extra, **({"chunk": chosen.chunk} if own_chunks else {})
+    )
+    if chosen.chunk is not None and not own_chunks:
+        plain = chunked(plain, chosen.chunk)
     if chosen.guard:
         plain = guarded(plain, Gate(score=chosen_task.score))
     options, phases = _flags(argv, chosen.recipe, preset, plain, chosen_task)
@@ -140,6 +147,8 @@ def run_settings(recipe: str, preset: str, phases: Any) -> type:
         """The budget: OPT's, that of papers on OGBench, one for CPUs (small), or one for a first look (quick)."""
         guard: bool = False
         """Put a gate around fine-tuning, so that the deployed policy is replaced only by one that proved itself."""
+        chunk: int | None = None
+        """Actions in a chunk, which the policy chooses at once and plays in so many env steps; None: the recipe's."""
         replay: Literal[tuple(REPLAYS)] | None = None  # pyright: ignore[reportInvalidTypeForm]
         """Where fine-tuning batches come from; None: the recipe's choice."""
         score: tuple[float, float] | None = None

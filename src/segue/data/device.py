@@ -34,7 +34,8 @@ def rows_for(data: Dataset, spec: Spec, reward: Any) -> Transition:
 def nothing(spec: Spec, env_id: str | None) -> Dataset:
     """Return the empty dataset of a run that reads none."""
     rows = jax.tree.map(np.asarray, empty_rows(spec))
-    return Dataset(rows, np.zeros(0, bool), spec.low, spec.high, env_id, "none")
+    low, high = spec.low[: spec.env_act], spec.high[: spec.env_act]
+    return Dataset(rows, np.zeros(0, bool), low, high, env_id, "none")
 
 
 def fingerprint(rows: Transition, held_out: Dataset | None = None) -> str:

@@ -36,6 +36,7 @@ def facts(stored: StoredPolicy) -> dict[str, Any]:
         "return": stored.score,
         "episodes": stored.evaluation.returns.shape[1] if stored.evaluation else None,
         "seed": stored.seed if stored.record else None,
+        "chunk": stored.spec.chunk if stored.spec.chunk > 1 else None,
         "source": stored.path.name,
         "source_sha256": metadata.get("sha256"),
         "segue": machine.versions().get("segue"),
@@ -112,6 +113,14 @@ def network(policy: predict.Policy) -> list[str]:
         f"layers {layers}, {about['activation']}{norm}; {total:,} parameters",
         f"the network sees {inputs}",
         f"its output goes through {scaled}{squash}, then from [-1, 1] to the action's box; deterministic",
+        *(
+            [
+                f"an action is a chunk: {policy.chunk} actions of {policy.act // policy.chunk} numbers, to be taken "
+                "one after another; ask again when they are used up, or when an episode begins"
+            ]
+            if policy.chunk > 1
+            else []
+        ),
     ]
 
 

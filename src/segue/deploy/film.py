@@ -73,7 +73,7 @@ def film(
         raise SegueError(f"{error} ({_mujoco_gl()})") from error
     try:
         _follow_robot(env)
-        spec = spec_of(env)
+        spec = spec_of(env).chunked(_chunk(file))
         policy = policy_file.to_exported(importers.read(file, spec)[0], spec)
         results: list[tuple[float, int]] = []
         pictures = _pictures(env, spec, policy, episodes, results)
@@ -95,6 +95,13 @@ def _metadata(path: Path) -> Mapping[str, Any]:
     if predict.is_exported(path):
         return policy_file.load_exported(path).about["about"]
     return policy_file.load_with_metadata(path)[2] if path.is_file() and importers.is_policy_file(path) else {}
+
+
+def _chunk(path: Path) -> int:
+    """Return the env steps that an action of the policy in a file covers."""
+    if predict.is_exported(path):
+        return policy_file.load_exported(path).chunk
+    return policy_file.load(path)[1].chunk if importers.is_policy_file(path) else 1
 
 
 def offscreen() -> None:
@@ -131,13 +138,15 @@ def _pictures(env: Any, spec: Any, policy: Any, episodes: int, results: list[tup
     for episode in range(episodes):
         try:
             obs = check_observation(env.reset(seed=episode_seed(START_SEED, EVALUATE, episode))[0], spec)
-            total, length, over = 0.0, 0, False
+            total, length, over, actions = 0.0, 0, False, iter(())
         except Exception as error:
             raise SegueError(f"The env could not be reset: {untrusted.shown(describe_error(error))}.") from error
         yield _picture(env)
         while not over:
             try:
-                next_obs, reward, terminated, truncated, _ = env.step(policy(obs))
+                if length % policy.chunk == 0:
+                    actions = iter(policy(obs).reshape(policy.chunk, -1))
+                next_obs, reward, terminated, truncated, _ = env.step(next(actions))
                 obs = check_observation(next_obs, spec, reward)
             except Exception as error:
                 raise SegueError(

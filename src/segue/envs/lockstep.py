@@ -59,7 +59,9 @@ class EnvHolder(Protocol):
 class LockstepEnvs:
     """One environment for each seed.
 
-    `obs` [seeds, obs] has the present observations. `step` takes actions in [-1, 1] and returns one row per seed.
+    `obs` [seeds, obs] has the present observations. `step` takes actions in [-1, 1] and returns one row per seed. Of
+    chunks of actions (`Spec.chunk`) an env takes one action in each step; while it has not played a chunk to its end,
+    the chunks that it is given do not matter.
     `ended` lists the episodes that ended with the last step, without those that a fault cut short.
 
     An env is faulty if it raises, is interrupted by `watchdog`, or returns a wrong shape or number that is not finite.
@@ -85,6 +87,8 @@ class LockstepEnvs:
         self.repeats, self.lines = [Repeats() for _ in seeds], FaultLines()
         self.episodes = [0] * len(self.envs)
         self.actions: list[list[np.ndarray]] = [[] for _ in self.envs]
+        """What each env has played in its present episode: at every step the rest of the chunk, whose first action the
+        env took."""
         self.returned = [0.0] * len(self.envs)
         self.ended: list[Episode] = []
         self.obs: Float[np.ndarray, "seeds obs"] = np.stack([self._start(i) for i in range(len(self.envs))])
@@ -108,8 +112,10 @@ class LockstepEnvs:
 
     def _step(self, index: int, action: Float[np.ndarray, " act"]) -> tuple[Any, float, bool, bool]:
         """Step one env; return the next observation, the training reward, terminated and truncated."""
+        if len(self.actions[index]) % self.spec.chunk:
+            action = self.spec.rest(self.actions[index][-1])
         with self.watchdog:
-            taken = np.array(self.spec.denormalise(action))  # an env may write into what it is given
+            taken = np.array(self.spec.denormalise(action[: self.spec.env_act]))  # an env may write into it
             obs, reward, terminated, truncated, _ = self.envs[index].step(taken)
         reward = number(reward)
         with np.errstate(over="ignore"):
@@ -155,6 +161,7 @@ class LockstepEnvs:
         """Take one env step in every env; return its rows [seeds, ...]. Raises SegueError after too many faults."""
         actions = np.nan_to_num(np.asarray(actions))  # divergence is reported by the log, not as an env's fault
         obs, next_obs, following = self.obs.copy(), np.empty_like(self.obs), np.empty_like(self.obs)
+        taken = np.empty((len(self.envs), self.spec.env_act), actions.dtype)
         reward, terminal = np.empty(len(self.envs), np.float32), np.empty(len(self.envs), bool)
         self.ended = []
         for index, action in enumerate(actions):
@@ -165,12 +172,13 @@ class LockstepEnvs:
                 except Exception as error:
                     self._rebuild(index, error)
                     obs[index] = self._start(index)
+            taken[index] = self.actions[index][-1][: self.spec.env_act]
             over = terminal[index] or truncated
             if over:
                 length = len(self.actions[index])
                 self.ended.append(Episode(index, self.returned[index], length, bool(terminal[index])))
             following[index] = self._start(index) if over else next_obs[index]
-        row = Transition(obs, actions, reward, next_obs, terminal)
+        row = Transition(obs, taken, reward, next_obs, terminal)
         self.obs = following
         return row
 

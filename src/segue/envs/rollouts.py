@@ -110,9 +110,14 @@ class Evaluator:
         returns, lengths, alive = np.zeros(shape), np.zeros(shape, int), np.ones(shape, bool)
         starts, discounted = obs.copy(), np.zeros(shape)
         successes, told = np.zeros(shape, bool), False
+        chunk = np.zeros((*shape, self.spec.act), np.float32)
         while alive.any():
             self.on_step()
-            action = self.spec.denormalise(np.nan_to_num(np.asarray(act(actor, obs))))
+            due = lengths % self.spec.chunk == 0
+            chunk = self.spec.rest(chunk)
+            if due[alive].any():
+                chunk = np.where(due[..., None], np.nan_to_num(np.asarray(act(actor, obs))), chunk)
+            action = self.spec.denormalise(chunk[..., : self.spec.env_act])
             for index in zip(*(axis.tolist() for axis in np.nonzero(alive)), strict=True):
                 try:
                     env = self.envs[index[0]][index[1]]

@@ -21,6 +21,7 @@ from .pex import PEX as PEX
 from .porl import PORL as PORL
 from .porl import PolicyEvaluation as PolicyEvaluation
 from .q2rl import Q2RL as Q2RL
+from .qc import QC as QC
 from .rebrac import ReBRAC as ReBRAC
 from .resfit import ResFiT as ResFiT
 from .sac import SAC as SAC

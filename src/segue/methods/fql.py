@@ -45,9 +45,27 @@ def flow_matching(
     return jnp.square(jax.vmap(flow.velocity)(obs, point, time) - (action - noise)).mean()
 
 
-def _networks() -> Networks:
+def new_networks() -> Networks:
     """Return the networks of FQL's authors."""
     return Networks(width=512, depth=4, critic_norm=True, norm_after=True)
+
+
+def with_flow(networks: AbstractNetworks, spec: Spec, parts: Parts, key: PRNGKeyArray) -> Parts:
+    """Return `parts` with a flow, a new one unless there is one."""
+    if "flow" in parts:
+        return parts
+    flow = Flow(networks.policy(spec._replace(obs=spec.obs + spec.act + 1), spec.act, key=key))
+    return {"flow": TrainState.new(flow, target=False), **parts}
+
+
+def cloned(flow: TrainState, batch: Transition, key: PRNGKeyArray, lr: float | Array) -> tuple[TrainState, Info]:
+    """Take one gradient step in which the flow clones the actions of a batch."""
+
+    def loss(flow: Flow) -> tuple[Float[Array, ""], Info]:
+        value = flow_matching(flow, batch.obs, batch.action, key)
+        return value, {"flow_loss": value}
+
+    return flow.apply_gradient(loss, lr)
 
 
 class FQL(AbstractBackbone):
@@ -74,7 +92,7 @@ class FQL(AbstractBackbone):
     """Standard deviation of noise added to sampled actions, clipped to +-0.5."""
     delay: int = eqx.field(static=True, default=1)
     """The policy and all target networks move at every `delay`-th update."""
-    networks: AbstractNetworks = eqx.field(default_factory=_networks)
+    networks: AbstractNetworks = eqx.field(default_factory=new_networks)
     """The networks of policy, flow and critics."""
 
     def __check_init__(self):
@@ -84,10 +102,7 @@ class FQL(AbstractBackbone):
         return OneStep(self.networks.policy(spec._replace(obs=spec.obs + spec.act), spec.act, key=key), spec.act)
 
     def init_parts(self, spec: Spec, actor: TrainState, parts: Parts, *, key: PRNGKeyArray) -> Parts:
-        if "flow" in parts:
-            return parts
-        flow = Flow(self.networks.policy(spec._replace(obs=spec.obs + spec.act + 1), spec.act, key=key))
-        return {"flow": TrainState.new(flow, target=False), **parts}
+        return with_flow(self.networks, spec, parts, key)
 
     def critic_loss(
         self, q: Ensemble, target: Ensemble, actor: TrainState, parts: Parts, batch: Transition, *, key: PRNGKeyArray
@@ -100,11 +115,7 @@ class FQL(AbstractBackbone):
     def update_parts(
         self, parts: Parts, actor: TrainState, q: QFunction, batch: Transition, *, key: PRNGKeyArray
     ) -> tuple[Parts, Info]:
-        def loss(flow: Flow) -> tuple[Float[Array, ""], Info]:
-            value = flow_matching(flow, batch.obs, batch.action, key)
-            return value, {"flow_loss": value}
-
-        flow, info = parts["flow"].apply_gradient(loss, self.actor_lr)
+        flow, info = cloned(parts["flow"], batch, key, self.actor_lr)
         return {**parts, "flow": flow}, info
 
     def q_for_policy(self, critic: TrainState) -> QFunction:

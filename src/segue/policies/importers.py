@@ -153,7 +153,8 @@ def _read(path: str | Path, spec: Spec) -> list[AbstractActor]:
     file, group, snapshots = formats.split(path)
     if predict.is_exported(file):
         actor, file_spec = policy_file.from_exported(policy_file.load_exported(file), str(file))
-        rounded = Spec(*spec[:2], *(tuple(np.asarray(side, np.float32).tolist()) for side in spec[2:]))
+        side32 = lambda side: tuple(np.asarray(side, np.float32).tolist())
+        rounded = Spec(spec.obs, spec.act, *map(side32, spec[2:6]), chunk=spec.chunk)
         if file_spec != rounded:
             raise DataError(f"{file} is a policy for {file_spec}, and the env has {spec}.")
         return [actor]
@@ -236,7 +237,8 @@ def _actor(
     sizes = (len(pairs[0][0]), *(w.shape[1] for w, _ in pairs))
     if sizes[0] != spec.obs or sizes[-1] != spec.act:
         raise DataError(
-            f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}."
+            f"{where} reads {sizes[0]} numbers and gives {sizes[-1]}; the env shows {spec.obs} and takes {spec.act}"
+            f"{f' (a chunk of {spec.chunk})' if spec.chunk > 1 else ''}."
         )
     scaling, low, unit = _scaling(arrays, about, spec.act, where), f64(spec.low), 2 / (f64(spec.high) - f64(spec.low))
     rescale, output = None, squash

@@ -67,6 +67,7 @@ def describe(actor: AbstractActor, spec: Spec) -> dict[str, Any]:
         "standardised": mlp.statistics is not None,
         **({"rescaled": True} if mlp.rescale is not None else {}),
         **({"norm_after": True} if mlp.norm_after else {}),
+        **({"chunk": spec.chunk} if spec.chunk > 1 else {}),
         "low": spec.low,
         "high": spec.high,
     }
@@ -84,7 +85,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         kind, activation, output = (str(meaning[key]) for key in ("kind", "activation", "output"))
         norm, standardised, bounded = (bool(meaning[key]) for key in ("layer_norm", "standardised", "bounded"))
         own_spread, rescaled = bool(meaning["own_spread"]), bool(meaning.get("rescaled", False))
-        norm_after = bool(meaning.get("norm_after", False))
+        norm_after, chunk = bool(meaning.get("norm_after", False)), int(meaning.get("chunk", 1))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{where} does not describe a policy: {error!r}.") from None
     if kind not in KINDS or not all(0 < size <= 65_536 for size in sizes) or not 2 <= len(sizes) <= 64:
@@ -100,6 +101,8 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
         raise DataError(f"{where} describes a one-step policy that reads no observation, or not it and noise alone.")
     if len(low) != act or len(high) != act or not np.isfinite((low, high)).all() or not np.all(np.less(low, high)):
         raise DataError(f"{where} has no action box of {act} sides that are low < high.")
+    if chunk < 1 or act % chunk or (low, high) != (low[: act // chunk] * chunk, high[: act // chunk] * chunk):
+        raise DataError(f"{where} describes a policy whose {act} outputs are no chunk of {chunk} actions of one box.")
     if has_spread_outputs and sizes[-1] != 2 * act:
         raise DataError(f"{where} describes a tanh-gaussian policy with {sizes[-1]} outputs: mean and log_std differ.")
 
@@ -115,7 +118,7 @@ def build(meaning: dict[str, Any], where: str) -> tuple[AbstractActor, Spec]:
             "one-step": lambda: OneStep(mlp, act),
         }[kind]()
 
-    return jax.eval_shape(outline), Spec(obs, act, low, high)
+    return jax.eval_shape(outline), Spec(obs, act, low, high, chunk=chunk)
 
 
 def save(actor: AbstractActor, spec: Spec, path: Path, **about: Any) -> None:
@@ -162,7 +165,7 @@ def to_exported(actor: AbstractActor, spec: Spec, **about: Any) -> predict.Polic
         "activation": meaning["activation"],
         "layer_norm": LAYER_NORM if meaning["layer_norm"] else None,
         "standardised": meaning["standardised"],
-        **{key: True for key in ("rescaled", "norm_after") if key in meaning},
+        **{key: meaning[key] for key in ("rescaled", "norm_after", "chunk") if key in meaning},
         "obs_clip": float(leaves["mlp.statistics.limit"]) if meaning["standardised"] else None,
         "output": meaning["output"],
         "limit": EDGE if isinstance(actor, TanhGaussian) and meaning["output"] == "clip" else 1.0,
@@ -193,6 +196,7 @@ def from_exported(policy: predict.Policy, where: str) -> tuple[AbstractActor, Sp
     if about["layer_norm"] not in (None, LAYER_NORM) or (clips and about["limit"] not in (EDGE, 1.0)):
         raise DataError(f"{where} has a LayerNorm or a limit of actions that Segue cannot build.")
     spec = Spec(policy.obs, policy.act, tuple(map(float, policy.low)), tuple(map(float, policy.high)))
+    spec = spec._replace(chunk=policy.chunk)
     edge = clips and about["limit"] == EDGE
     kind = {"kind": "tanh-gaussian" if edge else "deterministic", "own_spread": edge, "bounded": True}
     meaning = {**about, **kind, "layer_norm": bool(about["layer_norm"]), "low": spec.low, "high": spec.high}

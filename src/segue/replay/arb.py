@@ -42,6 +42,7 @@ class ARB(AbstractSampler):
     """
 
     can_hold_out = False
+    takes_chunks = False
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
     every: int = eqx.field(static=True, default=1_000)

@@ -13,7 +13,7 @@ from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
 from segue.replay.ring import Ring
-from segue.replay.sampler import AbstractSampler, pick, take_rows
+from segue.replay.sampler import AbstractSampler, Rows, pick, take_rows
 
 
 class BalancedState(NamedTuple):
@@ -126,7 +126,7 @@ class Balanced(AbstractSampler):
     def _refreshed(
         self,
         sampler_state: BalancedState,
-        offline: Transition,
+        offline: Rows,
         ring: Ring,
         index: Int[Array, " batch"],
         batch: Transition,

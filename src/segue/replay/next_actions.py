@@ -31,6 +31,7 @@ class WithNextAction(AbstractSampler):
     The next row of the dataset has the next action where the episode goes on there: see `core.is_followed`.
     """
 
+    takes_chunks = False
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
 

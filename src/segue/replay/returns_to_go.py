@@ -65,6 +65,7 @@ class WithReturns(AbstractSampler):
     episode has ended.
     """
 
+    takes_chunks = False
     online: Linear = eqx.field(default_factory=lambda: Linear(0.5, 0.5, 0))
     """Share of online rows, a constant or a ramp over env steps."""
     discount: float = 0.99

@@ -19,7 +19,7 @@ class Ring(NamedTuple):
     def new(cls, spec: Spec, capacity: int) -> "Ring":
         """Return an empty ring."""
         zeros = lambda *shape: jnp.zeros((capacity, *shape), jnp.float32)
-        rows = Transition(zeros(spec.obs), zeros(spec.act), zeros(), zeros(spec.obs), jnp.zeros(capacity, bool))
+        rows = Transition(zeros(spec.obs), zeros(spec.env_act), zeros(), zeros(spec.obs), jnp.zeros(capacity, bool))
         return cls(rows, jnp.zeros((), jnp.int32))
 
     @property

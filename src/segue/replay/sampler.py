@@ -17,6 +17,27 @@ from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
 
 
+class AbstractRows(eqx.Module):
+    """A table of rows that are made of a table's own rows when they are drawn, as chunks of actions are."""
+
+    @property
+    @abc.abstractmethod
+    def reward(self) -> Float[Any, " rows"]:
+        """The rewards of the table's own rows, one for each row that can be drawn."""
+
+    @abc.abstractmethod
+    def gather(self, index: Int[Array, " batch"]) -> Any:
+        """Return what `finish` takes: a pytree whose leaves have one entry for each index."""
+
+    @abc.abstractmethod
+    def finish(self, gathered: Any) -> Transition:
+        """Return the rows of a batch, from what was gathered of one table or of several."""
+
+
+Rows = Any
+"""A table of rows: a `Transition`, or `AbstractRows`."""
+
+
 class AbstractSampler(eqx.Module):
     """A sampler, whose fields are its settings. Its methods see one seed; the engine adds the seed axis."""
 
@@ -24,6 +45,8 @@ class AbstractSampler(eqx.Module):
     """Rows in a batch."""
     can_hold_out: ClassVar[bool] = True
     """True if `draw` only samples the first `ring.written` rows, so that newer rows can be held out."""
+    takes_chunks: ClassVar[bool] = True
+    """Whether batches are rows alone, which may be chunks (`replay.chunks`)."""
 
     def __check_init__(self):
         at_least(1, batch=self.batch)
@@ -33,6 +56,11 @@ class AbstractSampler(eqx.Module):
         """Whether the sampler draws from the dataset."""
         return True
 
+    @property
+    def chunk(self) -> int:
+        """The env steps that an action in a batch covers."""
+        return 1
+
     def check(self, offline: int, online: int) -> None:
         """Raise SegueError where batches cannot be drawn from `offline` dataset rows and `online` ring rows."""
         if offline + online == 0:
@@ -41,15 +69,18 @@ class AbstractSampler(eqx.Module):
     def check_policy(self, policy: Any) -> None:
         """Raise SegueError where the sampler cannot follow `policy`, whose leaves may be shapes; by default it can."""
 
-    def init(self, spec: Spec, offline: Transition, ring: Ring, *, key: PRNGKeyArray) -> Any:
+    def check_method(self, method: Any) -> None:
+        """Raise SegueError where a setting of the method does not fit the batches; by default every one does."""
+
+    def init(self, spec: Spec, offline: Rows, ring: Ring, *, key: PRNGKeyArray) -> Any:
         """Return the sampler's state at the beginning of a phase."""
         return ()
 
-    def on_row_added(self, sampler_state: Any, offline: Transition, ring: Ring) -> Any:
+    def on_row_added(self, sampler_state: Any, offline: Rows, ring: Ring) -> Any:
         """Return the sampler's state after one row was added to `ring`."""
         return sampler_state
 
-    def grown(self, sampler_state: Any, offline: Transition, ring: Ring) -> Any:
+    def grown(self, sampler_state: Any, offline: Rows, ring: Ring) -> Any:
         """Return the sampler's state for `ring`, which has more slots than before and the same rows."""
         return sampler_state
 
@@ -57,7 +88,7 @@ class AbstractSampler(eqx.Module):
         """Return whether draws with a ring of `after` slots are those with one of `before`, bit for bit."""
         return True
 
-    def follow(self, sampler_state: Any, policy: Any, offline: Transition, ring: Ring, *, clock: Clock) -> Any:
+    def follow(self, sampler_state: Any, policy: Any, offline: Rows, ring: Ring, *, clock: Clock) -> Any:
         """Return the sampler's state before the draw of an update; by default it stays the same.
 
         `policy` is what the method would release now: the learner's policy, behind a gate the champion, or None.
@@ -66,25 +97,35 @@ class AbstractSampler(eqx.Module):
 
     @abc.abstractmethod
     def draw(
-        self, sampler_state: Any, offline: Transition, ring: Ring, *, key: PRNGKeyArray, clock: Clock
+        self, sampler_state: Any, offline: Rows, ring: Ring, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
         """Draw a batch; return the next state, the batch in the form that the method takes, and scalars to report."""
 
 
-def take_rows(table: Transition, index: Int[Array, " batch"]) -> Transition:
+def take_rows(table: Rows, index: Int[Array, " *batch"]) -> Transition:
     """Return the rows at `index`."""
-    return jax.tree.map(lambda column: column[index], table)
+    return _finish(table, _gather(table, index))
 
 
-def pick(offline: Transition, ring: Ring, index: Int[Array, " batch"]) -> Transition:
+def _gather(table: Rows, index: Int[Array, " *batch"]) -> Any:
+    """Return what `_finish` makes rows of."""
+    return table.gather(index) if isinstance(table, AbstractRows) else jax.tree.map(lambda c: c[index], table)
+
+
+def _finish(table: Rows, gathered: Any) -> Transition:
+    """Return the rows of what `_gather` returned for `table`, or for tables like it."""
+    return table.finish(gathered) if isinstance(table, AbstractRows) else gathered
+
+
+def pick(offline: Rows, ring: Ring, index: Int[Array, " batch"]) -> Transition:
     """Return rows of the union: an index below the dataset's size is an offline row, any other a slot of the ring."""
     size = len(offline.reward)
     if size == 0:
         return take_rows(ring.rows, index)
-    from_dataset = take_rows(offline, jnp.minimum(index, size - 1))
-    from_ring = take_rows(ring.rows, jnp.maximum(index - size, 0))
+    from_dataset = _gather(offline, jnp.minimum(index, size - 1))
+    from_ring = _gather(ring.rows, jnp.maximum(index - size, 0))
     choose = lambda a, b: jnp.where((index < size).reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return jax.tree.map(choose, from_dataset, from_ring)
+    return _finish(offline, jax.tree.map(choose, from_dataset, from_ring))
 
 
 class Uniform(AbstractSampler):

@@ -56,6 +56,7 @@ from segue.training import engine
 from segue.training.guarded import Guarded
 from segue.training.phases import AbstractPhase
 from segue.training.pipeline import Drive
+from segue.training.start import chunk_of
 
 
 class _CallerEnv:
@@ -145,6 +146,8 @@ class Agent:
         commit_every: int = 10_000,
     ):
         self.spec, self.folder = _checked_spec(spec), Path(out)
+        self.chunk = np.zeros(0, np.float32)
+        """What is left of the chunk of actions in progress [act], in [-1, 1], the action to take now first."""
         if background and any(isinstance(phase, Guarded) for phase in phases.values()):
             raise SegueError("A gate judges episodes that one policy played to the end: leave `background` off.")
         safeguards = Safeguards(log_every, commit_every, 60.0, 0, False, False)
@@ -198,6 +201,7 @@ class Agent:
         closing = lambda resource: stack.enter_context(contextlib.closing(resource))
         console = closing(Console(True))
         task, data = self.job.task, self._load()
+        self.spec = self.spec.chunked(chunk_of(self.job.phases))
         if task.env_id is None and task.policy is None and len(data):
             self.spec = standardised(self.spec, data.transitions.obs)
         opened = opening(self.job, self.spec, lambda: data, console)
@@ -249,7 +253,8 @@ class Agent:
     @property
     def champion(self) -> predict.Policy:
         """The deployed policy of a guarded phase, as a function of NumPy: `agent.champion(obs)` is its action [act], in
-        the env's units. It does not explore. The file champion-0 in the run's directory holds the same policy.
+        the env's units, of a policy of chunks a whole chunk. It does not explore. The file champion-0 in the run's
+        directory holds the same policy.
 
         Raises:
             SegueError: where no phase with a gate has begun.
@@ -260,7 +265,7 @@ class Agent:
         return policy_file.to_exported(*policy_file.load(path))
 
     def act(self, obs: Any) -> Float[np.ndarray, " act"]:
-        """Return the exploration action to take now [act], in the env's units.
+        """Return the exploration action to take now [act], in the env's units: one action, also of a policy of chunks.
 
         Args:
             obs: the present observation [obs]: the last `next_obs`, or the first one of an episode.
@@ -278,6 +283,8 @@ class Agent:
         with self._fatal():
             act = self._act_published if self.background else self.drive.act
             chosen = np.nan_to_num(np.asarray(act(obs[None], episode_steps)))[0]
+        self.chunk = self.spec.rest(self.chunk) if self.env_now.length % self.spec.chunk else chosen
+        chosen = self.chunk[: self.spec.env_act]
         action = np.array(self.spec.denormalise(chosen))
         self.pending = obs, chosen, action
         return action.copy()
@@ -364,8 +371,8 @@ class Agent:
     def _normalised(self, action: Any) -> Float[np.ndarray, " act"]:
         """Return an action, given in the env's units, in [-1, 1]. Raises SegueError where it lies outside the box."""
         action = np.asarray(action, np.float32)
-        if action.shape != (self.spec.act,) or not np.isfinite(action).all():
-            raise SegueError(f"An action is {self.spec.act} finite numbers, not {action.tolist()}.")
+        if action.shape != (self.spec.env_act,) or not np.isfinite(action).all():
+            raise SegueError(f"An action is {self.spec.env_act} finite numbers, not {action.tolist()}.")
         normalised = np.asarray(self.spec.normalise(action), np.float32)
         if (np.abs(normalised) > 1 + 1e-4).any():
             raise SegueError(f"The action {action.tolist()} lies outside the box {self.spec.low} to {self.spec.high}.")

@@ -67,7 +67,7 @@ def evaluate(
         raise SegueError(f"{folder} holds no policy yet: its first phase has not ended.")
     loaded = [policy_file.load(name) for name in names]
     spec = loaded[0][1]
-    env_spec = read_spec(task.make)
+    env_spec = read_spec(task.make).chunked(spec.chunk)
     if env_spec != spec:
         raise DataError(f"The policies in {folder} are for {spec}, but {task.env_id} has {env_spec}.")
     shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(actor)) for actor, _ in loaded}

@@ -63,10 +63,10 @@ class Episodes(NullHook):
 
 
 def discount_of(phase_state: PhaseState) -> float | None:
-    """Return the discount of the method that learns; None where no method learns."""
+    """Return the discount of one env step, of the method that learns; None where no method learns."""
     fields = jax.tree_util.tree_flatten_with_path(phase_state.algorithm.tree)[0]
     found = [float(leaf) for path, leaf in fields if jax.tree_util.keystr(path).endswith(".discount")]
-    return found[0] if found else None
+    return found[0] ** (1 / phase_state.algorithm.tree[1].chunk) if found else None
 
 
 @jax.jit

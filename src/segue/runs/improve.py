@@ -213,9 +213,11 @@ def verdicts(
     found = []
     for number, (candidates, promoted, lowest) in enumerate(last):
         path = folder / f"champion-{number}.safetensors"
-        champion, given = policy_file.load(path)[0], policy_file.load(folder / f"initial-{number}.safetensors")[0]
-        before = _returns(make, spec, given)
-        after = _returns(make, spec, champion) if promoted else before
+        (champion, chunked), (given, _) = (
+            policy_file.load(file) for file in (path, folder / f"initial-{number}.safetensors")
+        )
+        before = _returns(make, spec.chunked(chunked.chunk), given)
+        after = _returns(make, spec.chunked(chunked.chunk), champion) if promoted else before
         half = float(stats.half_width((after - before)[None])[0]) if promoted else 0.0
         mean = float((after - before).mean())
         found.append(

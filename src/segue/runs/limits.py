@@ -17,7 +17,15 @@ from segue.replay.sampler import AbstractSampler
 from segue.system.machine import memory
 from segue.training.phases import AbstractPhase
 
-HIGHEST = {"width": 65_536, "depth": 62, "critic_depth": 62, "batch": 1 << 24, "critics": 1_000, "actions": 10_000}
+HIGHEST = {
+    "width": 65_536,
+    "depth": 62,
+    "critic_depth": 62,
+    "batch": 1 << 24,
+    "critics": 1_000,
+    "actions": 10_000,
+    "length": 1_000,
+}
 """The highest value of a setting, by its name; any other whole number must be below 2^31."""
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from segue.core import Spec
 from segue.data.dataset import Dataset
 from segue.data.device import fingerprint, rows_for
@@ -158,6 +160,11 @@ def _prepare(
     """Return the fitted reward rule, the state before the job's first phase, and the hash of the dataset's rows."""
     for note in data.notes:
         console.note(f"{data.name}: {note}")
+    if len(data) and not (data.lengths() >= spec.chunk).any() and not np.asarray(data.transitions.terminal).any():
+        raise DataError(
+            f"{data.name} holds no chunk of {spec.chunk} actions: its longest episode has {data.lengths().max()} rows, "
+            "and none is terminal. Choose shorter chunks (--chunk)."
+        )
     reward = job.task.reward.fitted(data.returns())
     rows = rows_for(data, spec, reward)
     state = start(spec, rows, job.phases, seeds=job.seeds, seed=job.seed, policy=policy)

@@ -54,6 +54,7 @@ from segue.tasks.budget import PAPER, Budget
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase
 from segue.training.pipeline import pipeline
+from segue.training.start import chunk_of
 from segue.training.state import RunState
 
 
@@ -263,7 +264,9 @@ def _in_env(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console: 
     """Return the setting of a run in its task's env; `stack` receives the envs, which must be closed."""
     closing = lambda resource: stack.enter_context(contextlib.closing(resource))
     task, safeguards, numbers = job.task, job.safeguards, range(job.seed, job.seed + job.seeds)
-    spec = read_spec(task.make)
+    spec = read_spec(task.make).chunked(chunk_of(job.phases))
+    if spec.chunk > 1 and spec.chunk > (longest := task.longest()):
+        raise SegueError(f"An episode ends after {longest} env steps, before a chunk of {spec.chunk} actions does.")
 
     def begin(opened: OpenRun) -> tuple[LockstepEnvs | None, AbstractJudge]:
         faults = {"watchdog": closing(Watchdog(safeguards.env_limit)), "restarts": safeguards.env_restarts}
@@ -290,6 +293,10 @@ def _on_logs(job: Job, stop: signals.Stop, stack: contextlib.ExitStack, console:
         raise SegueError(
             f"Phase {acting[0]!r} acts, and there is no env: name one (--env-id), act from your own loop (segue.Agent),"
             " or choose a recipe that only learns from data, such as iql, td3bc or bc."
+        )
+    if chunk_of(job.phases) > 1:
+        raise SegueError(
+            "Errors on logs are those of single actions: a policy of chunks is judged in an env (--env-id)."
         )
     if job.task.policy is not None:
         raise SegueError("A given policy is judged or improved in an env, and there is none: leave --policy out.")

@@ -24,6 +24,7 @@ from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform, online_only
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
+from segue.tasks.chunks import qc, qc_fql
 from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
 from segue.tasks.rivals import aca, adaptive_bc, off2on, sope
 from segue.tasks.task import AbstractDatasetRecipe, Task
@@ -326,6 +327,8 @@ RECIPES: dict[str, Callable[..., Phases]] = {
     "aca": aca,
     "sope": sope,
     "sac": sac,
+    "qc": qc,
+    "qc-fql": qc_fql,
     "improve": improve,
     **dict.fromkeys(BACKBONES, offline_only),
 }

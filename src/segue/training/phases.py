@@ -366,7 +366,7 @@ class AbstractOnline(AbstractLearning):
         return max(self.until - run.env_step, 0)
 
     def updates_due(self, state: PhaseState, stride: int) -> int:
-        return self.updates_per_step if self.trainable_rows(state) > 0 and state.env_step else 0
+        return self.updates_per_step if self.trainable_rows(state) and state.env_step >= self.sampler.chunk else 0
 
     def trainable_rows(self, state: PhaseState) -> int:
         if self.early_stopping == 0:

@@ -10,13 +10,29 @@ from segue.errors import SegueError
 from segue.nn.actors import AbstractActor
 from segue.replay.ring import Ring
 from segue.system.machine import memory
-from segue.training.phases import AbstractPhase
+from segue.training.phases import AbstractLearning, AbstractPhase
 from segue.training.state import RunState
 
 
 def replay_rows(phases: Mapping[str, AbstractPhase]) -> int:
     """Return the capacity of the online replay of a run with these phases: the largest `until`, at least 1."""
     return max((getattr(phase, "until", 0) for phase in phases.values()), default=0) or 1
+
+
+def chunk_of(phases: Mapping[str, AbstractPhase]) -> int:
+    """Return how many env steps an action of the policies of a run covers: 1, or the length of its chunks.
+
+    Raises:
+        SegueError: where phases learn from chunks of different lengths.
+    """
+    found = {name: phase.algorithm[1].chunk for name, phase in phases.items() if isinstance(phase, AbstractLearning)}
+    for name, length in found.items():
+        if length != (first := next(iter(found.values()))):
+            raise SegueError(
+                f"Phase {name!r} learns from actions of {length} env steps, and {next(iter(found))!r} from actions of "
+                f"{first}: a run has one length of chunks (--chunk)."
+            )
+    return next(iter(found.values()), 1)
 
 
 def check_parts(spec: Spec, phases: Mapping[str, AbstractPhase], policy: AbstractActor | None = None) -> None:
@@ -27,6 +43,8 @@ def check_parts(spec: Spec, phases: Mapping[str, AbstractPhase], policy: Abstrac
     keys = jax.vmap(jax.random.key)(jnp.arange(1))
     shapes = _pretrained(policy, len(keys))
     for phase in phases.values():
+        method, sampler = phase.algorithm
+        sampler.check_method(method)
         phase.check_use(spec, shapes, keys)
         shapes = phase.output_shapes(spec, shapes, keys)
 
@@ -61,7 +79,7 @@ def start(
         SegueError: where the online replay does not fit into this machine's memory.
     """
     capacity = replay_rows(phases)
-    size = seeds * capacity * 4 * (2 * spec.obs + spec.act + 2)
+    size = seeds * capacity * 4 * (2 * spec.obs + spec.env_act + 2)
     if size > memory():
         raise SegueError(
             f"The online replay of {seeds} x {capacity:,} rows takes {size / 2**30:,.0f} GiB, more than this machine "
