@@ -35,6 +35,7 @@ from segue.nn.mlp import MLP
 from segue.policies import policy_file
 from segue.replay.balanced import Balanced
 from segue.replay.chunks import ChunkRows, Chunks, stand_ins
+from segue.replay.held_out import HeldOut
 from segue.replay.next_actions import WithNextAction
 from segue.replay.returns_to_go import WithReturns
 from segue.replay.sampler import Paired, Ratio, Uniform
@@ -129,7 +130,7 @@ def test_chunks_of_one_action_are_rows_bit_for_bit(starts):
     assert same(draw(Chunks(starts, 1), state), draw(starts, state))
 
 
-@pytest.mark.parametrize("starts", [WithNextAction(8), WithReturns(batch=8), Chunks(Uniform(8))])
+@pytest.mark.parametrize("starts", [WithNextAction(8), WithReturns(batch=8), Chunks(Uniform(8)), HeldOut()])
 def test_a_sampler_of_more_than_rows_is_refused(starts):
     with pytest.raises(SegueError, match="draws no chunks of actions"):
         Chunks(starts)
@@ -472,6 +473,7 @@ def test_qc_runs_and_keeps_its_policy_in_checkpoints(capsys):
         (words("direct", chunk=2_000, backbone="fql"), "at most 1,000"),
         (words("direct", chunk=0, backbone="fql"), "chunk"),
         (words("direct", backbone="rebrac"), "draws no chunks"),
+        (words("sope"), "Chunks draws others: choose --replay symmetric or online, and no --chunk"),
     ],
 )  # fmt: skip
 def test_runs_that_chunks_do_not_fit_are_refused(given, why, capsys):

@@ -1,7 +1,7 @@
 from .arb import ARB as ARB
 from .balanced import Balanced as Balanced
-from .held_out import HeldOut as HeldOut
 from .chunks import Chunks as Chunks
+from .held_out import HeldOut as HeldOut
 from .next_actions import WithNextAction as WithNextAction
 from .returns_to_go import WithReturns as WithReturns
 from .sampler import Paired as Paired

@@ -103,8 +103,9 @@ class Chunks(AbstractSampler):
         at_least(1, length=self.length)
         if not self.starts.takes_chunks:
             raise SegueError(
-                f"{type(self.starts).__name__} adds to each row what belongs to one env step, so it draws no chunks of "
-                "actions: use a backbone whose batches are rows alone, such as fql, and another --replay."
+                f"{type(self.starts).__name__} draws no chunks of actions, because what it does to a row is about one "
+                "env step: use another recipe, or a backbone whose batches are rows alone, such as fql, or another "
+                "--replay."
             )
 
     @property

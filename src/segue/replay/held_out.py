@@ -18,6 +18,7 @@ class HeldOut(AbstractSampler):
     Dataset and replay each hold out their own every n-th row, and a last group of fewer than `every` rows too.
     """
 
+    takes_chunks = False
     ratio: Ratio = eqx.field(default_factory=Ratio)
     """The sampler whose batches these are."""
     every: int = eqx.field(static=True, default=10)

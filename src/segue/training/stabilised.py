@@ -55,7 +55,7 @@ class Stabilised(AbstractOnline):
         if not isinstance(self.sampler, Ratio):
             raise SegueError(
                 f"Rows are held out of batches with a fixed share of online rows, and {type(self.sampler).__name__} "
-                "draws others: choose --replay symmetric or online."
+                "draws others: choose --replay symmetric or online, and no --chunk."
             )
         if self.early_stopping:
             raise SegueError("SOPE stops its own update phases: leave `early_stopping` at 0.")
