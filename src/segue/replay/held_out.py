@@ -30,7 +30,7 @@ class HeldOut(AbstractSampler):
         at_least(2, every=self.every)
 
     @property
-    def batch(self) -> int:
+    def batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] (an abstract field)
         return self.ratio.batch
 
     @property
