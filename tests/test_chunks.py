@@ -34,11 +34,11 @@ from segue.nn.actors import Deterministic, OneStep
 from segue.nn.mlp import MLP
 from segue.policies import policy_file
 from segue.replay.balanced import Balanced
-from segue.replay.chunks import ChunkRows, Chunks, stand_ins
+from segue.replay.chunks import ChunkRows, Chunks
 from segue.replay.held_out import HeldOut
 from segue.replay.next_actions import WithNextAction
 from segue.replay.returns_to_go import WithReturns
-from segue.replay.sampler import Paired, Ratio, Uniform
+from segue.replay.sampler import Paired, Ratio, Uniform, stand_ins
 from segue.runs.agent import Agent
 from segue.tasks.chunks import chunked, qc, qc_fql
 from segue.training import start
@@ -118,8 +118,36 @@ def test_a_batch_has_whole_chunks_alone_and_all_alike():
 
 def test_stand_ins_take_turns():
     whole = jnp.array([False, True, False, True, False, False])
-    assert stand_ins(whole).tolist() == [1, 1, 3, 3, 1, 3]
-    assert stand_ins(jnp.ones(4, bool)).tolist() == [0, 1, 2, 3]
+    one_kind = jnp.zeros(6, bool)
+    assert stand_ins(whole, one_kind).tolist() == [1, 1, 3, 3, 1, 3]
+    assert stand_ins(jnp.ones(6, bool), one_kind).tolist() == [0, 1, 2, 3, 4, 5]
+    online = jnp.array([False, False, False, True, True, True])
+    assert stand_ins(whole, online).tolist() == [1, 1, 1, 3, 3, 3]
+    assert stand_ins(whole, whole).tolist() == [1, 1, 3, 3, 1, 3], "offline rows, of which none is whole"
+
+
+def later(found: Transition) -> Transition:
+    """The same rows with observations of 100 more."""
+    return found._replace(obs=found.obs + 100, next_obs=found.next_obs + 100)
+
+
+def test_a_fixed_share_of_online_chunks_is_kept():
+    """Most of the dataset's chunks are cut, and none of the ring's."""
+    offline, ring = table((3, "cut"), (3, "cut")), ring_of(later(table((8, "terminal"))))
+    batch = Chunks(Ratio(batch=64), 3).draw((), offline, ring, key=KEY, clock=NOW)[1]
+    assert (batch.obs[:, 0] >= 100).sum() == 32
+
+
+def test_new_priorities_are_those_of_the_chunks_that_were_drawn():
+    """The newest rows begin no whole chunk, and keep the priority with which they started."""
+    offline, ring = table((40, "cut")), ring_of(later(table((8, "open"))))
+    sampler = Chunks(Balanced(batch=256, width=8), 5)
+    state = sampler.init(SPEC._replace(obs=1).chunked(5), offline, ring, key=KEY)
+    before = state.tree[len(state.tree) // 2 :]
+    after = sampler.draw(state, offline, ring, key=KEY, clock=NOW)[0].tree[len(state.tree) // 2 :]
+    cut = [*range(36, 40), *range(44, 48)]
+    assert same(before[jnp.array(cut)], after[jnp.array(cut)])
+    assert not same(before[:36], after[:36])
 
 
 @pytest.mark.parametrize("starts", [Uniform(9), Ratio(batch=9), Paired(9), Balanced(9, width=8)])

@@ -236,7 +236,9 @@ def test_dmcontrol_is_registered_by_shimmy(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "shimmy", raising=False)
     assert spec_of(make_env("dm_control/ragged-v0")).act > 0
-    with pytest.raises(SegueError, match=r"no flex_vertedge; this dm_control does not fit this MuJoCo: pip install"):
+    with pytest.raises(
+        SegueError, match=r"no flex_vertedge; perhaps this dm_control does not fit this MuJoCo .pip install"
+    ):
         make_env("dm_control/broken-v0")
     for name in ("dm_control/ragged-v0", "dm_control/broken-v0"):
         del gym.registry[name]

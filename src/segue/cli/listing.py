@@ -45,6 +45,8 @@ def _source(task: Task) -> str:
 
 
 def _score(task: Task) -> str:
+    if task.scored_by_success:
+        return "success rate"
     return "{:.4g} to {:.6g}".format(*task.score) if task.score else "no score"
 
 

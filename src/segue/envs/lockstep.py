@@ -61,7 +61,7 @@ class LockstepEnvs:
 
     `obs` [seeds, obs] has the present observations. `step` takes actions in [-1, 1] and returns one row per seed. Of
     chunks of actions (`Spec.chunk`) an env takes one action in each step; while it has not played a chunk to its end,
-    the chunks that it is given do not matter.
+    the chunks that it is given do not matter. After a fault it plays the chunk that was chosen before it.
     `ended` lists the episodes that ended with the last step, without those that a fault cut short.
 
     An env is faulty if it raises, is interrupted by `watchdog`, or returns a wrong shape or number that is not finite.

@@ -72,7 +72,7 @@ def make_env(
         if unknown is not None and unknown[1] in own:
             raise SegueError(f"Environment {env_id!r} takes no argument {unknown[1]!r}{_taken(env_id)}.") from wrong
         if env_id.startswith(DM_CONTROL) and isinstance(wrong, AttributeError):
-            reason += "; this dm_control does not fit this MuJoCo: pip install 'mujoco<4'"
+            reason += "; perhaps this dm_control does not fit this MuJoCo (pip install 'mujoco<4')"
         raise SegueError(f"Environment {env_id!r} cannot be made{_given(own)}: {reason}") from wrong
     finally:
         os.chdir(here)

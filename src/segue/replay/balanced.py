@@ -13,7 +13,7 @@ from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
 from segue.replay.ring import Ring
-from segue.replay.sampler import AbstractSampler, Rows, pick, take_rows
+from segue.replay.sampler import AbstractSampler, Rows, pick_with_index, take_rows
 
 
 class BalancedState(NamedTuple):
@@ -111,7 +111,7 @@ class Balanced(AbstractSampler):
     def draw(self, sampler_state, offline, ring, *, key, clock):
         key_off, key_on, key_rows = jax.random.split(key, 3)
         index = sumtree.draw(sampler_state.tree, self.batch, key_rows)
-        batch = pick(offline, ring, index)
+        batch, index = pick_with_index(offline, ring, index)
         keep = lambda: (sampler_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         refresh = lambda: self._refreshed(sampler_state, offline, ring, index, batch, key_off, key_on)
         if self.density_every == 1:

@@ -7,12 +7,14 @@ An env step stays what it is: the dataset and the online replay hold one row for
 step, budgets and time limits are counted in env steps. A policy's action is a chunk, h times as long (`Spec.chunked`).
 An env plays its actions one after another, and takes a new chunk when they are used up and when an episode begins.
 `Chunks` makes rows of chunks when a batch is drawn, from any h rows in a row, whichever chunk a policy played them in.
-No method, phase or other sampler knows of chunks: a method's discount is \gamma^h, and its actions are longer.
+Methods do not know of chunks: a method's discount is \gamma^h, and its actions are longer. Other samplers say only
+whether they can draw them, and the first update waits for h rows.
 
 A chunk goes on as `core.is_followed` says. One that comes to a terminal row is whole: the task has ended, so nothing is
 bootstrapped, and the actions that were never played repeat the last one. One that a time limit, a border that no flag
 marks, or the newest row cuts is left out: another chunk of the same batch stands in for it, so that the chunks of a
-batch of a uniform sampler are uniform over whole chunks.
+batch of a uniform sampler are uniform over whole chunks. Where a sampler fixes the share of online rows, an online
+chunk stands in for an online one. Where a batch has no whole chunk, its chunks stay as they are.
 
 The public code draws sequences from a flat buffer in the same way. It drops every chunk in which an episode ends before
 the last step, terminal or not, by a weight of 0 in the losses of the critic and of the flow. In its OGBench data an
@@ -50,7 +52,10 @@ class ChunkRows(AbstractRows):
         return self.rows.reward
 
     def gather(self, index: Int[Array, " batch"]) -> tuple[Transition, Bool[Array, " batch"]]:
-        """Return the chunks that begin at `index`, and whether each is whole."""
+        """Return the chunks that begin at `index`, and whether each is whole.
+
+        One that is not is as if the state stood still for the rest of it.
+        """
         return jax.vmap(self._from)(index)
 
     def _from(self, start: Int[Array, ""]) -> tuple[Transition, Bool[Array, ""]]:
@@ -70,21 +75,6 @@ class ChunkRows(AbstractRows):
             terminal=window.terminal[last],
         )
         return chunk, (last == self.length - 1) | chunk.terminal
-
-    def finish(self, gathered: tuple[Transition, Bool[Array, " batch"]]) -> Transition:
-        """Return the chunks, with one that is whole in the place of each that is not.
-
-        Where none is whole, they stay as they are, as if the state stood still for the rest of the chunk.
-        """
-        chunks, whole = gathered
-        return take_rows(chunks, stand_ins(whole))
-
-
-def stand_ins(whole: Bool[Array, " batch"]) -> Int[Array, " batch"]:
-    """Return for each row its own index where it is whole, and otherwise the index of a row that is, in turn."""
-    those_whole = jnp.argsort(~whole, stable=True)
-    turn = (jnp.cumsum(~whole) - 1) % jnp.maximum(whole.sum(), 1)
-    return jnp.where(whole, jnp.arange(len(whole)), those_whole[turn])
 
 
 class Chunks(AbstractSampler):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from segue.core import Clock, Linear, Spec, Transition
 from segue.errors import SegueError, at_least
@@ -26,12 +26,8 @@ class AbstractRows(eqx.Module):
         """The rewards of the table's own rows, one for each row that can be drawn."""
 
     @abc.abstractmethod
-    def gather(self, index: Int[Array, " batch"]) -> Any:
-        """Return what `finish` takes: a pytree whose leaves have one entry for each index."""
-
-    @abc.abstractmethod
-    def finish(self, gathered: Any) -> Transition:
-        """Return the rows of a batch, from what was gathered of one table or of several."""
+    def gather(self, index: Int[Array, " batch"]) -> tuple[Transition, Bool[Array, " batch"]]:
+        """Return the rows at `index`, and whether each may be drawn: another one stands in where it may not."""
 
 
 Rows = Any
@@ -104,28 +100,59 @@ class AbstractSampler(eqx.Module):
 
 def take_rows(table: Rows, index: Int[Array, " *batch"]) -> Transition:
     """Return the rows at `index`."""
-    return _finish(table, _gather(table, index))
+    rows, drawable = _gather(table, index)
+    return rows if drawable is None else _gather(rows, stand_ins(drawable, jnp.zeros_like(drawable)))[0]
 
 
-def _gather(table: Rows, index: Int[Array, " *batch"]) -> Any:
-    """Return what `_finish` makes rows of."""
-    return table.gather(index) if isinstance(table, AbstractRows) else jax.tree.map(lambda c: c[index], table)
+def _gather(table: Rows, index: Int[Array, " *batch"]) -> tuple[Transition, Bool[Array, " batch"] | None]:
+    """Return the rows at `index`, and whether each may be drawn; None where all may."""
+    if isinstance(table, AbstractRows):
+        return table.gather(index)
+    return jax.tree.map(lambda column: column[index], table), None
 
 
-def _finish(table: Rows, gathered: Any) -> Transition:
-    """Return the rows of what `_gather` returned for `table`, or for tables like it."""
-    return table.finish(gathered) if isinstance(table, AbstractRows) else gathered
+def stand_ins(drawable: Bool[Array, " batch"], online: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+    """Return for each row its own place in the batch, or that of a row that stands in where it may not be drawn.
+
+    Rows stand in, in turn, for those of their own kind (online or not); where a kind has none, all rows do.
+    """
+
+    def in_turn(among: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+        places = jnp.argsort(~among, stable=True)
+        return places[(jnp.cumsum(~drawable) - 1) % jnp.maximum(among.sum(), 1)]
+
+    def of_kind(kind: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+        own = drawable & kind
+        return in_turn(jnp.where(own.any(), own, drawable))
+
+    stand_in = jnp.where(online, of_kind(online), of_kind(~online))
+    return jnp.where(drawable, jnp.arange(len(drawable)), stand_in)
 
 
-def pick(offline: Rows, ring: Ring, index: Int[Array, " batch"]) -> Transition:
-    """Return rows of the union: an index below the dataset's size is an offline row, any other a slot of the ring."""
+def pick(offline: Rows, ring: Ring, index: Int[Array, " batch"], *, by_kind: bool = False) -> Transition:
+    """Return rows of the union: an index below the dataset's size is an offline row, any other a slot of the ring.
+
+    `by_kind` keeps the numbers of offline and of online rows where some may not be drawn.
+    """
+    return pick_with_index(offline, ring, index, by_kind=by_kind)[0]
+
+
+def pick_with_index(
+    offline: Rows, ring: Ring, index: Int[Array, " batch"], *, by_kind: bool = False
+) -> tuple[Transition, Int[Array, " batch"]]:
+    """Return rows of the union as `pick`, and their indices: those of rows that stand in for others are their own."""
     size = len(offline.reward)
     if size == 0:
-        return take_rows(ring.rows, index)
-    from_dataset = _gather(offline, jnp.minimum(index, size - 1))
-    from_ring = _gather(ring.rows, jnp.maximum(index - size, 0))
-    choose = lambda a, b: jnp.where((index < size).reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return _finish(offline, jax.tree.map(choose, from_dataset, from_ring))
+        rows, drawable = _gather(ring.rows, index)
+    else:
+        from_dataset = _gather(offline, jnp.minimum(index, size - 1))
+        from_ring = _gather(ring.rows, jnp.maximum(index - size, 0))
+        choose = lambda a, b: jnp.where((index < size).reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        rows, drawable = jax.tree.map(choose, from_dataset, from_ring)
+    if drawable is None:
+        return rows, index
+    order = stand_ins(drawable, (index >= size) & by_kind)
+    return _gather(rows, order)[0], index[order]
 
 
 class Uniform(AbstractSampler):
@@ -184,7 +211,7 @@ class Ratio(AbstractSampler):
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
         index = mixed_index(self.online(clock), self.batch, len(offline.reward), ring.size, key)
-        return sampler_state, pick(offline, ring, index), {}
+        return sampler_state, pick(offline, ring, index, by_kind=True), {}
 
 
 def online_only(batch: int = 256) -> Ratio:
