@@ -187,7 +187,7 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
         "norm_after": about.get("norm_after", False) is (about["format"] == 2),
-        "chunk": type(chunk) is int and chunk > 0 and sizes[-1] % chunk == 0,
+        "chunk": type(chunk) is int and chunk > 0 and (sizes or [0])[-1] % chunk == 0,
         "about": isinstance(about.get("about"), dict),
     }
     for name, passed in checks.items():
