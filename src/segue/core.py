@@ -275,3 +275,8 @@ def empty_rows(spec: Spec) -> Transition:
     """Return a dataset without rows."""
     none = lambda *shape: jnp.zeros((0, *shape), jnp.float32)
     return Transition(none(spec.obs), none(spec.env_act), none(), none(spec.obs), jnp.zeros(0, bool))
+
+
+def zeros(shapes: PyTree) -> PyTree:
+    """Return zeros of the shapes that `jax.eval_shape` found, such as the scalars of a step that is not taken."""
+    return jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainState
+from segue.core import AbstractMethod, Clock, Parts, Pretrained, Spec, TrainState, zeros
 from segue.errors import SegueError
 from segue.losses import td_loss
 from segue.nn.actors import AbstractActor, Noisy
@@ -282,7 +282,7 @@ def step(
             critic, its_info = take()
         else:
             nothing = jax.eval_shape(take)[1]
-            wait = lambda c=critic, n=nothing: (c, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), n))
+            wait = lambda c=critic, n=nothing: (c, zeros(n))
             critic, its_info = jax.lax.cond(learns, take, wait)
         critics += (critic,)
         info |= {f"{scalar}{name}": value for scalar, value in its_info.items()}
@@ -301,7 +301,7 @@ def step(
         return actor, parts, info | its_info
 
     def skip(actor: TrainState, parts: Parts) -> tuple[TrainState, Parts, Info]:
-        return actor, parts, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return actor, parts, zeros(shapes)
 
     due, actor, policy_info = backbone.policy_due(clock), learner.actor, {}
     if due is True and not frozen:

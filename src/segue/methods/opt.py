@@ -121,7 +121,7 @@ class OPT(AbstractMethod):
     unit_free: bool = eqx.field(static=True, default=False)
     """Scale Q_off so that the action gradients of both critics have one mean size at the policy's own actions. Its
     units, or a Q_off that has grown without bound, then change nothing but its direction (not of the paper, where a
-    critic with large values outweighs its share 1 - kappa)."""
+    critic with large values outweighs its share 1 - kappa; meant for policies that climb Q, not tried on IQL)."""
     reset_optimizers: bool = eqx.field(static=True, default=True)
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)

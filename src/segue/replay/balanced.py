@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from segue import losses
-from segue.core import TrainState, Transition
+from segue.core import TrainState, Transition, zeros
 from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
@@ -112,7 +112,7 @@ class Balanced(AbstractSampler):
         key_off, key_on, key_rows = jax.random.split(key, 3)
         index = sumtree.draw(sampler_state.tree, self.batch, key_rows)
         batch, index = pick_with_index(offline, ring, index)
-        keep = lambda: (sampler_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        keep = lambda: (sampler_state, zeros(shapes))
         refresh = lambda: self._refreshed(sampler_state, offline, ring, index, batch, key_off, key_on)
         if self.density_every == 1:
             sampler_state, info = refresh()

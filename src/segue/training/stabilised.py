@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from segue.core import AbstractMethod, Clock, Keys, Transition
+from segue.core import AbstractMethod, Clock, Keys, Transition, zeros
 from segue.errors import SegueError, at_least
 from segue.replay.held_out import HeldOut
 from segue.replay.ring import Ring
@@ -85,7 +85,7 @@ class Stabilised(AbstractOnline):
         algorithm = engine.Packed.of((self.method.critics_alone(), sampler))
         begin = lambda *args: engine.begin(algorithm, run.spec, *args)[2]
         shapes = jax.eval_shape(begin, run.pretrained, run.offline, run.online, keys)
-        metrics = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        metrics = zeros(shapes)
         measure = lambda learner: np.asarray(
             _held_out_loss(algorithm, learner, run.offline, run.online, keys, state.clock)
         )
