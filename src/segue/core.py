@@ -224,6 +224,11 @@ class AbstractMethod(eqx.Module):
     uses_returns: ClassVar[bool] = False
     """Whether `after_episode` changes the learner."""
 
+    @property
+    def needs_shift(self) -> bool:
+        """Whether batches must come with the shift from the dataset to online rows (`replay.WithShift`)."""
+        return False
+
     @abc.abstractmethod
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> Any:
         """Build a learner, whose leaves are arrays, from what earlier phases pre-trained."""

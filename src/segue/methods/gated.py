@@ -73,6 +73,10 @@ class Gated(AbstractMethod):
     method: AbstractMethod
     """What learns. Its learner has an `actor` and `parts`, as `ActorCritic` has."""
 
+    @property
+    def needs_shift(self) -> bool:
+        return self.method.needs_shift
+
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> GatedLearner:
         require(pretrained, "A gate", actor="start from one (--policy FILE), or put an offline phase before it")
         assert pretrained.actor is not None

@@ -13,7 +13,8 @@ with IQL's critic loss, V by expectile regression to the \kappa-mix of the targe
 exp(\beta (Q_\kappa - V)).
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -37,6 +38,9 @@ from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 from segue.nn.actors import AbstractActor
 
 _OFFLINE = "put an offline phase before it"
+
+Weight = Callable[[Float[Array, " obs"]], Float[Array, ""]]
+"""Kappa at an observation."""
 
 
 class MetaCritic(AbstractMethod):
@@ -117,7 +121,11 @@ class OPT(AbstractMethod):
     backbone: AbstractBackbone = eqx.field(default_factory=TD3)
     """The algorithm, in its online form."""
     kappa: Linear = eqx.field(default_factory=lambda: Linear(0.1, 0.9, 150_000))
-    """Weight on Q_on."""
+    """Weight on Q_on, where the clock gives it."""
+    kappa_from: Literal["clock", "shift", "density"] = eqx.field(static=True, default="clock")
+    """What gives the weight: the ramp `kappa` (the paper's); the measured shift from the dataset to recent online rows,
+    from 0 to 1; or, at each state s, max(0, (w - 1) / (w + 1)) with w = d_on / d_off at (s, pi(s)). The last two need
+    no number for a task, and batches of `replay.WithShift`. They are Segue's own."""
     unit_free: bool = eqx.field(static=True, default=False)
     """Scale Q_off so that the action gradients of both critics have one mean size at the policy's own actions. Its
     units, or a Q_off that has grown without bound, then change nothing but its direction (not of the paper, where a
@@ -130,6 +138,10 @@ class OPT(AbstractMethod):
     """Q_off takes no step while kappa is 1, where it cannot reach the policy. Where kappa never falls, policy and Q_on
     stay the same, up to rounding; what is saved is the cost of Q_off's step. Where kappa ends below 1, as by default,
     nothing changes."""
+
+    @property
+    def needs_shift(self) -> bool:
+        return self.kappa_from != "clock"
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         q_on = "put Train(MetaCritic(...), sampler=Paired()) before it"
@@ -144,13 +156,17 @@ class OPT(AbstractMethod):
         parts = self.backbone.init_parts(spec, actor, parts, key=parts_key)
         return self.trust_region.with_reference_policy(ActorCritic(actor, (q_off, q_on), parts))
 
-    def update(
-        self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock
-    ) -> tuple[ActorCritic, Info]:
-        kappa, actor = self.kappa(clock), learner.actor.net
+    def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
+        actor, shifted = learner.actor.net, batch
+        batch = shifted.rows if self.needs_shift else batch
+        kappa, weight = {
+            "clock": lambda: constant(self.kappa(clock)),
+            "shift": lambda: constant(shifted.shift),
+            "density": lambda: by_density(shifted.density, actor.act, batch.obs),
+        }[self.kappa_from]()
 
         def combine(q_off: QFunction, q_on: QFunction) -> QFunction:
-            return mixed(in_units_of(q_on, q_off, actor, batch.obs) if self.unit_free else q_off, q_on, kappa)
+            return mixed(in_units_of(q_on, q_off, actor, batch.obs) if self.unit_free else q_off, q_on, weight)
 
         learner, info = step(
             self.backbone,
@@ -181,10 +197,29 @@ def _released(learner: ActorCritic) -> Pretrained:
     return pretrained.with_parts(q_on=q_on[0]) if q_on else pretrained
 
 
-def mixed(q_off: QFunction, q_on: QFunction, kappa: Float[Array, ""]) -> QFunction:
-    """Return (1 - kappa) Q_off + kappa Q_on; at kappa 0 and 1 the critic of weight zero is not evaluated."""
+def constant(kappa: Float[Array, ""]) -> tuple[Float[Array, ""], Weight]:
+    """Return kappa, and the same for every observation."""
+    return kappa, lambda obs: kappa
+
+
+def by_density(
+    density: Callable[..., Float[Array, ""]], act: Callable, obs: Float[Array, "batch obs"]
+) -> tuple[Float[Array, ""], Weight]:
+    """Return the mean of max(0, (w - 1) / (w + 1)) over the batch, and the same for each observation."""
+
+    def weight(state: Float[Array, " obs"]) -> Float[Array, ""]:
+        w = jax.lax.stop_gradient(density(state, act(state)))
+        return jnp.maximum((w - 1) / (w + 1), 0.0)
+
+    return jax.vmap(weight)(obs).mean(), weight
+
+
+def mixed(q_off: QFunction, q_on: QFunction, weight: Weight) -> QFunction:
+    """Return (1 - kappa) Q_off + kappa Q_on; at kappa 0 and 1 the critic of weight zero is not evaluated, where kappa
+    is the same for every row."""
 
     def q_kappa(obs: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
+        kappa = weight(obs)
         both = lambda s, a: (1 - kappa) * q_off(s, a) + kappa * q_on(s, a)
         return jax.lax.switch((kappa > 0).astype(int) + (kappa >= 1).astype(int), (q_off, both, q_on), obs, action)
 

@@ -7,4 +7,5 @@ from .returns_to_go import WithReturns as WithReturns
 from .sampler import Paired as Paired
 from .sampler import Ratio as Ratio
 from .sampler import Uniform as Uniform
+from .shift import WithShift as WithShift
 from .subset import Subset as Subset

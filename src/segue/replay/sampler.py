@@ -43,6 +43,8 @@ class AbstractSampler(eqx.Module):
     """True if `draw` only samples the first `ring.written` rows, so that newer rows can be held out."""
     takes_chunks: ClassVar[bool] = True
     """Whether batches are rows alone, which may be chunks (`replay.chunks`)."""
+    measures_shift: ClassVar[bool] = False
+    """Whether batches come with the shift from the dataset to online rows (`replay.shift`)."""
 
     def __check_init__(self):
         at_least(1, batch=self.batch)

@@ -22,6 +22,7 @@ from segue.methods.trust_region import EarnedTrustRegion
 from segue.replay.arb import ARB
 from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform, online_only
+from segue.replay.shift import WithShift
 from segue.tasks.budget import PAPER, Budget
 from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
 from segue.tasks.chunks import qc, qc_fql
@@ -38,8 +39,10 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
     "symmetric": Ratio,
     "online": online_only,
     "arb": ARB,
+    "shift": WithShift,
 }
-"""Samplers for fine-tuning, by the name of --replay: ARB's, and those of an ablation in OPT's paper."""
+"""Samplers for fine-tuning, by the name of --replay: those of an ablation in OPT's paper, ARB's, and balanced replay
+that also measures the shift."""
 
 
 def _before(task: Task, budget: Budget) -> tuple[Phases, AbstractBackbone]:
