@@ -169,7 +169,7 @@ def main() -> None:
         path = args.out / f"rows-{seed}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            collect(task.make, ROWS, seed, path, behaviours=[Policy(actor, spec, noise=0.05)], name="rows")
+            collect(task.make, ROWS, seed, path, behaviours=[Policy(actor, spec, deterministic=True, noise=0.05)], name="rows")
         return rows_for(load(path), spec, reward)
 
     test = rows_of(1_000)

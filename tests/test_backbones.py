@@ -33,7 +33,7 @@ from segue import losses
 from segue.core import Pretrained, TrainState
 from segue.errors import SegueError
 from segue.methods.awac import AWAC
-from segue.methods.backbone import horizon
+from segue.methods.backbone import at_bounds, horizon
 from segue.methods.bc import BC
 from segue.methods.calql import CalQL
 from segue.methods.direct import Direct
@@ -942,6 +942,16 @@ def test_fields_are_documented():
             for field in dataclasses.fields(cls):
                 if f"    {field.name}:" in source:
                     assert '"""' in source.split(f"    {field.name}:")[1].split("\n")[1], field.name
+
+
+def test_components_at_their_bounds_are_counted():
+    """A clipped policy whose first component is far outside of the box at one of two states, and its second never."""
+    net = MLP((3, 2), key=KEY)
+    net = eqx.tree_at(lambda n: (n.layers[0].weight, n.layers[0].bias), net, (jnp.zeros((3, 2)), jnp.array([5.0, 0.5])))
+    outside = eqx.tree_at(lambda n: n.layers[0].weight, net, jnp.zeros((3, 2)).at[0, 0].set(-5.0))
+    states = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert float(at_bounds(Deterministic(outside, "clip"), states)) == 0.25
+    assert float(at_bounds(Deterministic(net, "clip"), states)) == 0.5
 
 
 # --- horizon ---------------------------------------------------------------------------------------------------------

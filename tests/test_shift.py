@@ -53,7 +53,7 @@ def divergence_of_normals(distance: float) -> float:
     return float((kl(p) + kl(q)) / 2)
 
 
-def test_equal_rows_have_no_shift_though_a_network_can_learn_them_by_heart():
+def test_equal_rows_have_no_shift_though_they_can_be_memorised():
     """With 1,000 rows on each side the network tells those that it learns from apart, and not those kept back."""
     rng = np.random.default_rng(0)
     shift, on_training_rows = measured(rows(rng, 1_000), rows(rng, 1_000), 3_000, recent=1_000, stretch=20)

@@ -328,6 +328,18 @@ def horizon(backbone: AbstractBackbone, clock: Clock) -> Float[Array, ""]:
     return -jnp.expm1(jnp.asarray(moves, jnp.float32) * rest)
 
 
+AT_BOUND = 0.999
+"""From this distance from the middle on, an action component counts as at its bound (bounds are -1 and 1)."""
+
+
+def at_bounds(actor: AbstractActor, obs: Float[Array, "batch obs"]) -> Float[Array, ""]:
+    """Return the share of the policy's action components that lie at their bounds, where a critic cannot move them far.
+
+    Policies of PPO and A2C may have most of theirs outside of the box, where their actions are clipped.
+    """
+    return (jnp.abs(jax.vmap(actor.act)(obs)) >= AT_BOUND).mean()
+
+
 def update_targets(backbone: AbstractBackbone, states: tuple[TrainState, ...], clock: Clock) -> tuple[TrainState, ...]:
     """Move the target networks of `states`, if this update moves them."""
     move = lambda: [each.polyak_update(backbone.polyak).target for each in states]

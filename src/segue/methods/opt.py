@@ -28,6 +28,7 @@ from segue.methods.backbone import (
     ActorCritic,
     Info,
     QFunction,
+    at_bounds,
     horizon,
     require,
     step,
@@ -103,7 +104,8 @@ class MetaCritic(AbstractMethod):
             parts, its_info = self.backbone.update_parts(parts, learner.actor, q, both, key=parts_key)
             info |= its_info
         if self.trainee == "q_on":
-            info |= {"max_horizon": horizon(self.backbone, clock)}
+            seen = at_bounds(learner.actor.net, online.obs)
+            info |= {"max_horizon": horizon(self.backbone, clock), "at_bounds": seen}
         return ActorCritic(learner.actor, (*others, critic), parts), info
 
     def release(self, learner: ActorCritic) -> Pretrained:

@@ -19,7 +19,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from segue.core import AbstractMethod, Clock, Pretrained, Spec, Transition, is_followed
-from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, horizon, require, step
+from segue.methods.backbone import (
+    AbstractBackbone,
+    AbstractFineTuner,
+    ActorCritic,
+    Info,
+    at_bounds,
+    horizon,
+    require,
+    step,
+)
 from segue.methods.sac import SAC
 from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 
@@ -57,6 +66,7 @@ class PolicyEvaluation(AbstractMethod):
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         seen = {} if self.keep_critic else {"max_horizon": horizon(self.backbone, clock)}
         step_key, fit_key = jax.random.split(key) if self.fit else (key, key)
+        seen |= {"at_bounds": at_bounds(learner.actor.net, batch.obs)}
         learner, info = step(self.backbone, learner, lambda q: q, batch, frozen=True, key=step_key, clock=clock)
         if not self.fit:
             return learner, info | seen
