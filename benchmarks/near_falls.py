@@ -1,14 +1,18 @@
-"""What does a critic of the given policy say just before a fall? Hopper, SAC of Stable-Baselines3, no fine-tuning.
+"""What do critics say just before a fall? Hopper, from the policy of guard.py (SAC of Stable-Baselines3).
 
-    td        as in `segue improve`: two critics, 10,000 updates of TD, target networks as fast as that asks for
-    returns   the same critics, fitted to the returns that followed each row
-    ends      TD, with a quarter of each batch from the last 50 steps before a terminal row
-    both      returns and ends
+    --part given        critics of the given policy, which is frozen and acts with noise of 0.05
+        td              as in `segue improve`: two critics, 10,000 updates of TD, target networks that fit this number
+        returns         the same critics, fitted to the returns that followed each row
+        ends            TD, with a quarter of each batch from the last 50 steps before a terminal row
+        both            returns and ends
+    --part fine-tuning  the learner of `segue improve` without its gate, with or without a trust region of radius 0.15,
+                        with uniform batches or with `ends`
 
-The policy is frozen and acts with noise of 0.05, so that the return that follows a row is an unbiased target. Each
-seed's critics learn from its own 10,000 rows; errors are those on 10,000 rows of another seed, less the discounted
-return that followed, in units of the mean return of all rows. SEGUE_TEST_DATA names the folder of the policy. About ten
-minutes of one core; the table goes to results/near-falls.md with --keep.
+In the first part each seed's critics learn from 10,000 rows of its own, and errors are those on 10,000 rows of another
+seed. In the second, errors are those of the values that the critics gave the rows when these were taken. Errors are
+values less the discounted returns that followed, in units of the given policy's mean discounted return.
+SEGUE_TEST_DATA names the folder of the policy. A minute of one core for each critic of the first part, three for each
+run of the second; results/near-falls.md has what came out.
 """
 
 import argparse
@@ -169,12 +173,14 @@ def main() -> None:
         path = args.out / f"rows-{seed}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            collect(task.make, ROWS, seed, path, behaviours=[Policy(actor, spec, deterministic=True, noise=0.05)], name="rows")
+            acts = Policy(actor, spec, deterministic=True, noise=0.05)
+            collect(task.make, ROWS, seed, path, behaviours=[acts], name="rows")
         return rows_for(load(path), spec, reward)
 
     test = rows_of(1_000)
     returns, known = returns_to_go(test, 0.99, 0.0)
     unit = float(returns[known].mean())
+    print(f"The given policy's mean discounted return, in training rewards: {unit:.3f}", flush=True)
     if args.part == "given":
         found = of_given(args.seeds, spec, actor, rows_of, test, unit)
     else:
@@ -228,9 +234,8 @@ def of_learner(
             of = [np.asarray(each)[np.asarray(known)] for each in (watch.values, returns, steps_left(rows))]
             found[arm].append(errors(*of, unit))
             ends = np.flatnonzero(np.asarray(rows.terminal))
-            lengths = np.diff(np.concatenate(([-1], ends)))
-            print(seed, arm, [f"{bias:+.2f} {rms:.2f} {n}" for bias, rms, n in found[arm][-1]], "episodes of",
-                  *lengths.tolist(), "env steps", flush=True)  # fmt: skip
+            print(seed, arm, [f"{bias:+.2f} {rms:.2f} {n}" for bias, rms, n in found[arm][-1]], flush=True)
+            print("env steps between falls:", *np.diff(np.concatenate(([-1], ends))).tolist(), flush=True)
     return found
 
 

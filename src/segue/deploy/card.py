@@ -215,9 +215,10 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
         row = evaluation.returns[stored.seed]
         scores = record.scores_of(evaluation)
         normal = f" ({unit} {scores[stored.seed]:.1f})" if record.has_scores else ""
+        episodes = f"{len(row)} episode{'s' * (len(row) != 1)}"
         parts.append(
             f"This policy, seed {stored.seed}: mean return {row.mean():,.1f}{normal}, standard deviation "
-            f"{row.std():,.1f} over the {len(row)} episodes of the evaluation in phase {as_word(evaluation.phase)} "
+            f"{row.std():,.1f} over {episodes} of the evaluation in phase {as_word(evaluation.phase)} "
             f"at {evaluation.updates:,} updates and {evaluation.env_step:,} env steps. All {len(evaluation.returns)} "
             f"seeds there: {unit} {stats.estimate(scores)}."
         )
