@@ -22,6 +22,9 @@ from segue.nn.actors import Mode, Noisy
 CHAMPION, CANDIDATE, LEARNER = range(3)
 """Who acts."""
 
+FOLLOWS_CHAMPION = ("reference_policy", "trust_radius")
+"""The parts of a trust region, which a gate moves."""
+
 
 class GatedLearner(eqx.Module):
     """The learner of a gated method."""
@@ -37,7 +40,7 @@ class GatedLearner(eqx.Module):
     noise: Float[Any, "*seeds"]
     """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
     waits: Bool[Any, "*seeds"]
-    """Whether the learner's policy waits, because a copy of it is on trial."""
+    """Whether the learner's policy waits: a copy of it is on trial, or it measures a new champion with noise."""
 
 
 class GateStep(eqx.Module):
@@ -126,9 +129,8 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)
     candidate = _pick(step.take, actor.net, learner.candidate)
     parts = dict(inner.parts)
-    if "reference_policy" in parts:
-        parts["reference_policy"] = TrainState.new(champion, target=False)
-    if "trust_radius" in parts:
-        parts["trust_radius"] = TrainState.new(Radius(step.radius), target=False)
+    for name, net in zip(FOLLOWS_CHAMPION, (champion, Radius(step.radius)), strict=True):
+        if name in parts:
+            parts[name] = TrainState.new(net, target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
     return GatedLearner(inner, champion, candidate, step.acting, step.noise, step.waits)

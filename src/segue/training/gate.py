@@ -6,23 +6,23 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
 Returns are undiscounted sums of the env's own rewards. L is the lowest one so far: of the given policy and of champions
-where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of its first two
-episodes lies below every return of the champions, in the lowest quarter between L and J_0, and below the champion's by
-more than three standard errors.
+where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of two episodes (a
+candidate's first, the learner's last) lies below all of the champion's, below the middle between L and the champion's
+mean, and behind it by more than three standard errors; the learner is compared with the champion with noise.
 
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius doubles when
 the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind over 6
-episodes, and halves when the learner goes back. A promotion leaves the learner where the champion is, so its first 3
-episodes measure the champion with noise, unless they lie above the champion's own by more than one standard error: then
-it has moved on, and is ahead.
+episodes, and halves when the learner goes back. A promotion leaves the learner where the champion is. Its policy waits
+there for 3 episodes, which measure the champion with noise, while its critics learn.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
 two policies, returns above the higher of their 0.8 quantiles count as that quantile, so that a rare high return decides
-nothing; low returns count in full. For the first test the plain mean must not lie below J_0 - 0.05 (J_0 - L) either.
+nothing; low returns count in full. For the first test the plain mean must not lie below J_0 - 0.05 (J_0 - L) either. A
+shift of all returns moves the capped mean by 0.8 of it where returns are normal, and so does the margin there.
 
-    not worse than the given policy       J_k - J_0 + 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
+    not worse than the given policy       J_k - J_0 + 0.8 * 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where it has fallen or J_k - J_c < -s sqrt(1/n_k + 1/n_c). Otherwise it is
@@ -282,21 +282,21 @@ class Gate(eqx.Module):
         """Return n, the episodes of a first judgement."""
         error = compare(trial.given, trial.champion).error
         std = error / math.sqrt(1 / len(trial.given) + 1 / len(trial.champion))
-        scale = max(abs(trial.level), self.span(trial))
+        scale = max(abs(trial.level), self.margin_span(trial))
         variation = std / scale if scale > 0 else 0.0
         return min(max(math.ceil((variation / float(self.variation)) ** 2), self.min_episodes), self.max_episodes)
 
     def judge(self, trial: Trial) -> str:
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
         played, last = len(trial.candidate), len(trial.candidate) == 2 * trial.need
-        if played == 2 and self.fell(trial, trial.candidate):
+        if played == 2 and self.fell(trial, trial.candidate, trial.champion):
             return "rejected"
         if played != trial.need and not last:
             return ""
         over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
         quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
         margin = float(self.margin) * self.margin_span(trial)
-        not_worse = over_given.ahead + margin > quantile * over_given.error
+        not_worse = over_given.ahead + CAP * margin > quantile * over_given.error
         not_worse &= mean(trial.candidate) - mean(trial.given) + margin >= 0  # rare high returns are not given away
         if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
             return "promoted"
@@ -304,14 +304,20 @@ class Gate(eqx.Module):
             return "rejected"
         return "unproven" if last else ""
 
-    def fell(self, trial: Trial, returns: Returns) -> bool:
-        """Return whether returns lie clearly below all of the champions' and in the lowest quarter of J_0 - L.
+    def fell(self, trial: Trial, returns: Returns, level: Returns) -> bool:
+        """Return whether returns lie clearly below all of `level`, the champion's, and in the lower half above L.
 
-        Where the champions' returns differ little, "below all of them" alone would be no fall.
+        Where the champion's returns differ little, "below all of them" alone would be no fall.
         """
-        low = min(trial.lowest, trial.level - 0.75 * self.margin_span(trial))
-        found = compare(returns, trial.champion)
+        lowest = trial.level - self.margin_span(trial)
+        low = min(*level, (lowest + mean(level)) / 2)
+        found = compare(returns, level)
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
+
+    def waits(self, trial: Trial) -> bool:
+        """Return whether the learner's policy waits: while its copy is on trial, and while it measures a new champion
+        with noise."""
+        return trial.need > 0 or (trial.promoted > 0 and not trial.noisy)
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
@@ -359,7 +365,7 @@ class Gate(eqx.Module):
         if verdict == "promoted":
             return trial._replace(
                 champion=trial.candidate, noisy=(), promoted=trial.promoted + 1, since=env_step,
-                rest=env_step + self.rest,
+                rest=env_step + self.rest, lowest=min(trial.lowest, *trial.candidate),
             )  # fmt: skip
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
@@ -367,15 +373,11 @@ class Gate(eqx.Module):
     def _compared(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
         learner, level = trial.learner, trial.noisy or trial.champion
-        if len(learner) == 2 and self.fell(trial, learner):
+        if self.waits(trial):
+            return trial if len(learner) < self.min_episodes else trial._replace(noisy=learner, learner=())
+        if len(learner) >= 2 and self.fell(trial, learner[-2:], level):
             return self._back(trial._replace(verdict="rejected"), env_step)
-        if len(learner) < self.min_episodes:
-            return trial
-        if trial.promoted and not trial.noisy:
-            found = compare(learner, trial.champion)
-            if found.ahead <= found.error:
-                return trial._replace(noisy=learner, learner=())
-        if env_step < trial.rest:
+        if len(learner) < self.min_episodes or env_step < trial.rest:
             return trial
         found = compare(learner[-self.min_episodes :], level)
         if found.ahead > 0:

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from segue.core import AbstractMethod, Episode
 from segue.errors import SegueError
-from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
+from segue.methods.gated import CANDIDATE, CHAMPION, FOLLOWS_CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
 from segue.policies import policy_file
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
@@ -59,7 +59,9 @@ class Guarded(AbstractOnline):
         halted seeds the champion acts from now on."""
         now, back = state.learner.tree, learner.tree
         acting = jnp.where(halted, CHAMPION, now.acting)
-        return learner.like(GatedLearner(back.inner, now.champion, now.candidate, acting, now.noise, now.waits))
+        region = {name: now.inner.parts[name] for name in now.inner.parts if name in FOLLOWS_CHAMPION}
+        inner = eqx.tree_at(lambda whole: whole.parts, back.inner, {**back.inner.parts, **region})
+        return learner.like(GatedLearner(inner, now.champion, now.candidate, acting, now.noise, now.waits))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
@@ -101,7 +103,7 @@ class Guarded(AbstractOnline):
             noise=np.array(
                 [self.gate.noise if trial.acting in ("learner", "noisy") else 0.0 for trial in trials], np.float32
             ),
-            waits=np.array([trial.need > 0 for trial in trials]),
+            waits=np.array([self.gate.waits(trial) for trial in trials]),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 
