@@ -98,17 +98,30 @@ def test_a_judgement_worked_by_hand(candidate, verdict):
 
 def test_a_little_below_equal_returns_is_no_fall():
     """Policies whose returns lie close together leave little between L and J_0; a fall is more than their spread."""
-    trial = measured(GIVEN)
-    for pair, fell in (((89.0, 87.0), False), ((80.0, 76.0), True)):
-        assert np.mean(pair) < min(GIVEN)
+    trial = measured([each - 1_000 for each in GIVEN])
+    for pair, fell in (((-911.0, -913.0), False), ((-920.0, -924.0), True)):
+        assert np.mean(pair) < min(trial.given)
         error = math.sqrt((450 + np.var(pair) * 2) / 10) * math.sqrt(1 / 2 + 1 / 10)
-        assert (np.mean(pair) < 100 - 3 * error) == fell
+        assert (np.mean(pair) < -900 - 3 * error) == fell
         assert Gate().fell(trial, pair, trial.champion) == fell
 
 
+def test_without_a_score_0_counts_where_returns_are_positive():
+    """What can be lost is then the whole return, even if the given policy never showed less than nine tenths of it."""
+    for shift, score, distance in (
+        (0, None, 100.0),
+        (-1_000, None, 10.0),
+        (-1_000, (-2_000, 0), 1_100.0),
+        (0, (50, 100), 50.0),
+    ):
+        trial = measured([each + shift for each in GIVEN])
+        assert Gate(score=score).margin_span(trial) == pytest.approx(distance)
+        assert Gate(score=score).span(trial) == pytest.approx(distance)
+
+
 def test_returns_without_spread_are_judged_by_their_sign():
-    same_returns = measured([5.0] * 10)._replace(need=3)
-    for value, verdict in ((5.0, ""), (5.1, "promoted"), (4.9, "rejected")):
+    same_returns = measured([-5.0] * 10)._replace(need=3)
+    for value, verdict in ((-5.0, ""), (-4.9, "promoted"), (-5.1, "rejected")):
         assert Gate().judge(same_returns._replace(candidate=(value,) * 3)) == verdict
 
 
@@ -229,7 +242,7 @@ def test_a_learner_that_is_ahead_widens_its_trust_region():
     np.testing.assert_allclose(radii[:3], [0.4, 0.5, 0.5])
 
 
-def test_after_a_promotion_the_waiting_learner_gives_the_noisy_level():
+def test_after_a_promotion_the_learner_waits_for_a_noisy_level():
     """Three episodes of its policy, which waits, are the level of the next ones and decide nothing else, however low
     or high they are; and a learner that falls to half of them later has fallen."""
     for noisy in (60.0, 110.0, 150.0):
@@ -256,7 +269,7 @@ def test_a_learner_that_falls_late_goes_back_at_once():
     gate = Gate(rest=10**6)
     seen = play(gate, {"champion": lambda t: 100.0, "learner": lambda t: next(returns)}, 20, begun())
     back = next(k for k, trial in enumerate(seen) if trial.verdict == "rejected")
-    assert sum(trial.acted == "learner" for trial in seen[: back + 1]) == 5  # the mean of 98 and 10
+    assert sum(trial.acted == "learner" for trial in seen[: back + 1]) == 6
 
 
 def test_a_promoted_policy_s_returns_are_a_champion_s():

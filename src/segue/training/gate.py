@@ -5,8 +5,8 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-Returns are undiscounted sums of the env's own rewards. L is the lowest one so far: of the given policy and of champions
-where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of two episodes (a
+Returns are undiscounted sums of the env's own rewards. L is the lowest one so far, or 0 if J_0 is above it: of the given
+policy and of champions where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of two episodes (a
 candidate's first, the learner's last) lies below all of the champion's, below the middle between L and the champion's
 mean, and behind it by more than three standard errors; the learner is compared with the champion with noise.
 
@@ -222,8 +222,8 @@ class Gate(eqx.Module):
     """Standard deviation of the learner's exploration noise, in units of actions from -1 to 1, clipped to +-0.5
     (inferred)."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
-    """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen. A given
-    policy that lies above the lowest return by at most 2 % of their difference has nothing to protect: no candidate is
+    """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen; without a
+    score a return of 0 does, where J_0 is above 0: a policy that does nothing often has about that. A given policy that lies above the lowest return by at most 2 % of their difference has nothing to protect: no candidate is
     compared with it, and training may cost anything."""
 
     def __check_init__(self):
@@ -250,12 +250,12 @@ class Gate(eqx.Module):
 
     def span(self, trial: Trial) -> float:
         """Return J_0 - L, in units of returns."""
-        lowest = min(trial.lowest, trial.lowest_other, math.inf if self.score is None else self.score[0])
-        return trial.level - lowest
+        return max(self.margin_span(trial), trial.level - trial.lowest_other)
 
     def margin_span(self, trial: Trial) -> float:
         """Return J_0 - L with the lowest return of champions alone, so that falls of others widen no margin."""
-        return trial.level - min(trial.lowest, math.inf if self.score is None else self.score[0])
+        known = self.score[0] if self.score is not None else 0.0 if trial.level > 0 else math.inf
+        return trial.level - min(trial.lowest, known)
 
     def protects(self, trial: Trial) -> bool:
         """Return whether the given policy is better than one that does nothing; True where no score says so."""
