@@ -54,7 +54,7 @@ from segue.replay.next_actions import NextActionBatch, WithNextAction
 from segue.replay.returns_to_go import ReturnsBatch, WithReturns
 from segue.replay.ring import Ring
 from segue.replay.sampler import Uniform
-from segue.tasks.budget import SMALL
+from segue.tasks.budget import PAPER, QUICK, SMALL
 from segue.tasks.recipes import RECIPES
 from segue.training.phases import Collect, Collected
 
@@ -974,10 +974,38 @@ def test_a_critic_that_fits_at_once_is_at_the_horizon(backbone):
 
 
 def test_the_presets_hand_over_critics_of_full_horizon():
-    """PORL's first stage and that of `improve` end at 0.95 of the horizon or more, OPT's pre-training at 0.9."""
+    """The first stages of PORL and `improve`, and a critic that is trained for a given policy, end at 0.95 of the
+    horizon or more, OPT's pre-training at 0.9. The papers' preset has the papers' rates."""
     given = segue.task(env_id="Pendulum-v1", policy="p.npz")
-    for name, stage, updates in (("porl", "presample", 4 * SMALL.presample), ("improve", "pretrain", 10_000)):
-        first = RECIPES[name](given, SMALL)[stage].method.backbone
-        assert seen(first, updates) > 0.95
-    first = RECIPES["opt"](segue.task("walker2d-random"), SMALL)["pretrain"].method.backbone
-    assert seen(first, SMALL.pretrain) > 0.9
+    valued = dataclasses.replace(segue.task("walker2d-random"), policy="p.npz")
+    for budget in (QUICK, SMALL):
+        utd = budget.updates_per_step
+        presample = RECIPES["porl"](given, budget)["presample"].method.backbone
+        assert seen(presample, utd * budget.presample) > 0.9
+        assert seen(RECIPES["improve"](given, budget)["pretrain"].method.backbone, 10_000) > 0.95
+        assert seen(RECIPES["direct"](valued, budget)["offline"].method.backbone, budget.offline) > 0.95
+        assert seen(RECIPES["opt"](valued, budget)["pretrain"].method.backbone, budget.pretrain) > 0.9
+    assert RECIPES["direct"](valued, PAPER)["offline"].method.backbone.polyak == 0.005
+    assert RECIPES["opt"](valued, PAPER)["pretrain"].method.backbone.polyak == 0.005
+
+
+@pytest.mark.parametrize(("budget", "own"), [(QUICK, True), (SMALL, True), (PAPER, False)])
+def test_small_presets_fit_slow_down_and_limit_the_policy(budget, own):
+    """The presets `quick` and `small` fit SAC's temperature to the given policy, let it move by a sixteenth of the
+    paper's rate for each update in an env step, and limit it by a trust region over the run; `paper` does not."""
+    given = segue.task(env_id="Pendulum-v1", policy="p.npz")
+    porl = RECIPES["porl"](given, budget)
+    assert porl["presample"].method.fit is own
+    utd = porl["finetune"].updates_per_step
+    assert porl["finetune"].method.backbone.actor_lr == pytest.approx(1e-4 * (utd / 16 if own else 1.0))
+    on_data = segue.task("walker2d-random")
+    for name, task in (
+        ("porl", given),
+        ("policy-init", given),
+        ("opt", on_data),
+        ("direct", on_data),
+        ("wsrl", on_data),
+    ):
+        region = RECIPES[name](task, budget)["finetune"].method.trust_region
+        assert region.until == (budget.online if own else 0), name
+        assert not own or (region.start, region.end) == (0.05, 0.25)

@@ -275,6 +275,7 @@ def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     first = page.index(escape(sentences[0]))
     assert first < page.index("<figure>") < page.index("<table")
     assert "returns of training episodes by who acted" in page
+    assert "what training might still cost after each episode" in page
     found = guard.episodes(folder)
     entries = [e for e in lines(folder / "episodes.jsonl") if e["seed"] == 0]
     assert found.returns.tolist() == [e["return"] for e in entries]
@@ -288,11 +289,35 @@ def test_dips_by_hand():
     """The given policy's mean is 10 before the learner first acts; three in a row are averaged."""
     roles = ["given", "given", "champion", "learner", "learner", "learner", "learner", "champion", "candidate"]
     returns = np.array([9.0, 11.0, 10.0, 4.0, 1.0, 1.0, 7.0, 12.0, 6.0])
-    found = guard.Guarded(np.arange(9), returns, np.array(roles), np.array([]), 1)
+    none = np.array([])
+    found = guard.Guarded(np.arange(9), returns, np.array(roles), none, none, 1, none, none)
     assert guard.dip(found, "learner") == pytest.approx(8.0)  # (4 + 1 + 1) / 3 = 2
     assert guard.dip(found, "candidate") == pytest.approx(4.0)  # one episode alone
     assert guard.dip(found, "champion") == 0.0  # (10 + 12) / 2 = 11
     assert guard.dip(found._replace(roles=np.array(["given"] * 9)), "learner") is None
+
+
+def test_who_was_deployed_and_who_was_not_promoted_by_hand():
+    """Two candidates: one is rejected, one promoted, whose own episodes then are the deployed policy's. That the
+    learner goes back marks no candidate."""
+    folder = new()
+    folder.mkdir()
+    told = [
+        ("given", 8.0, ""), ("champion", 10.0, ""), ("learner", 11.0, "taken"), ("candidate", 2.0, "rejected"),
+        ("learner", 1.0, "rejected"), ("learner", 14.0, "taken"), ("candidate", 20.0, ""), ("champion", 12.0, ""),
+        ("candidate", 22.0, "promoted"), ("champion", 24.0, ""),
+    ]  # fmt: skip
+    entries = [
+        {"seed": 0, "env_step": 10 * k, "return": value, "verdict": verdict, "purse": float(k)}
+        | ({} if role == "given" else {"policy": role})
+        for k, (role, value, verdict) in enumerate(told)
+    ]
+    del entries[0]["purse"]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    found = guard.episodes(folder)
+    assert (found.refused.tolist(), found.promoted.tolist(), found.candidates) == ([30.0], [80.0], 2)
+    np.testing.assert_allclose(found.deployed, [8, 9, 9, 9, 9, 9, 9, 10, 21, 22])
+    np.testing.assert_allclose(found.purse, [np.nan, *range(1, 10)])
 
 
 @pytest.mark.slow
@@ -307,7 +332,10 @@ def test_a_damaged_verdict_is_named(content):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"policy": "thief"}, {"return": "x"}, {"env_step": -1}, {"return": 1e300}])
+@pytest.mark.parametrize(
+    "change",
+    [{"policy": "thief"}, {"return": "x"}, {"env_step": -1}, {"return": 1e300}, {"purse": "x"}, {"purse": 1e300}],
+)
 def test_a_damaged_episode_is_named(change):
     folder = new()
     folder.mkdir()

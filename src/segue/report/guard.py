@@ -1,5 +1,6 @@
 """Show what a gate decided in a run: who acted in each training episode, what it returned, and what was promoted."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +38,14 @@ class Guarded(NamedTuple):
     """Who acted [episodes]."""
     promoted: np.ndarray
     """Env steps at which a candidate was promoted."""
+    refused: np.ndarray
+    """Env steps at which a candidate was rejected, or remained unproven."""
     candidates: int
     """Candidates that were taken."""
+    deployed: np.ndarray
+    """The mean return so far of the policy that was deployed [episodes]; NaN before it has finished an episode."""
+    purse: np.ndarray
+    """What training might still cost, in units of returns [episodes]; NaN before the gate."""
 
 
 def verdicts(path: Path) -> list[str]:
@@ -54,20 +61,32 @@ def verdicts(path: Path) -> list[str]:
 
 def episodes(path: Path, seed: int = 0) -> Guarded | None:
     """Return a seed's episodes under a gate; None where the run has none. Raises DataError."""
-    rows, promoted, candidates = [], [], 0
+    rows: list[tuple[int, float, str, float, float]] = []
+    promoted: list[int] = []
+    refused: list[int] = []
+    deployed, tried, candidates = [], [], 0  # returns of the deployed policy and of the candidate
     for where, line in lines(path / "episodes.jsonl")[0]:
         if line.get("seed") != seed:
             continue
         step, value, role = line.get("env_step"), line.get("return"), line.get("policy", BEFORE)
+        verdict, purse = line.get("verdict"), line.get("purse", math.nan)
         if not is_count(step) or not isinstance(value, int | float) or not abs(value) < HIGHEST or role not in ROLES:
             raise DataError(f"{where} is not an episode under a gate: it is damaged.")
-        rows.append((step, value, role))
-        promoted += [step] if line.get("verdict") == "promoted" else []
-        candidates += line.get("verdict") == "taken"
-    if all(role == BEFORE for _, _, role in rows):
+        if not isinstance(purse, int | float) or abs(purse) >= HIGHEST:
+            raise DataError(f"{where} is not an episode under a gate: it is damaged.")
+        (tried if role == "candidate" else deployed if role in (BEFORE, "champion") else []).append(value)
+        if verdict == "promoted":
+            promoted, deployed = [*promoted, step], tried
+        elif role == "candidate" and verdict in ("rejected", "unproven"):
+            refused.append(step)
+        tried = [] if verdict in ("taken", "promoted") else tried
+        candidates += verdict == "taken"
+        rows.append((step, value, role, float(np.mean(deployed)) if deployed else math.nan, purse))
+    if all(role == BEFORE for _, _, role, _, _ in rows):
         return None
-    steps, returns, roles = (np.array(column) for column in zip(*rows, strict=True))
-    return Guarded(steps, returns.astype(float), roles, np.array(promoted, float), candidates)
+    steps, returns, roles, means, purses = (np.array(column) for column in zip(*rows, strict=True))
+    marks = np.array(promoted, float), np.array(refused, float)
+    return Guarded(steps, returns.astype(float), roles, *marks, candidates, means, purses)
 
 
 def running(returns: np.ndarray) -> np.ndarray:
@@ -86,20 +105,31 @@ def dip(found: Guarded, role: str) -> float | None:
 
 
 def paint(axis: "Axes", found: Guarded) -> None:
-    """Draw a dot for each episode by who acted, the learner's running mean, and a vertical line at each promotion."""
+    """Draw a dot for each episode by who acted, the learner's running mean, the deployed policy's mean so far, a
+    vertical line at each promotion, and a cross below where a candidate was not promoted."""
     for role, (colour, marker) in ROLES.items():
         own = found.roles == role
         axis.plot(found.steps[own], found.returns[own], marker, color=colour, label=role, markersize=5, alpha=0.85)
     learner = found.roles == "learner"
     means = running(found.returns[learner])
     axis.plot(found.steps[learner][len(found.steps[learner]) - len(means) :], means, color="#8a8a8a", linewidth=1.2)
+    axis.step(found.steps, found.deployed, where="post", color=ROLES["champion"][0], linewidth=2, label="deployed")
     for step in found.promoted:
         axis.axvline(step, color="0.25", linewidth=1, linestyle=(0, (4, 2)))
     low, high = float(found.returns.min()), float(found.returns.max())
     room = (high - low) or max(abs(high), 1.0)
-    frame(axis, low - 0.06 * room, high + 0.2 * room)
+    axis.plot(found.refused, np.full(len(found.refused), low - 0.06 * room), "x", color="#a01818", label="not promoted")
+    frame(axis, low - 0.12 * room, high + 0.3 * room)
     axis.set_xlabel("online env steps (collection included)")
-    axis.legend(fontsize=8, frameon=False, ncols=4, loc="upper left", columnspacing=1.0, handletextpad=0.2)
+    axis.legend(fontsize=8, frameon=False, ncols=3, loc="upper left", columnspacing=1.0, handletextpad=0.2)
+
+
+def paint_purse(axis: "Axes", found: Guarded) -> None:
+    """Draw what training might still cost after each episode."""
+    axis.step(found.steps, found.purse, where="post", color="#1f5fa8", linewidth=1.6)
+    low, high = (float(end(np.append(found.purse, 0.0))) for end in (np.nanmin, np.nanmax))
+    frame(axis, low, high + 0.1 * ((high - low) or 1.0))
+    axis.set_xlabel("online env steps (collection included)")
 
 
 def table(title: str, found: Guarded) -> Table:

@@ -233,9 +233,17 @@ def _gate(record: RunRecord, label: str) -> list[Figure]:
             lambda: svg(lambda axis: guard.paint(axis, found)),
             f"Training returns of {label} by who acted: {counts}.",
             f"{label}{', its first seed' * (seeds > 1)}: returns of training episodes by who acted; the grey line is "
-            f"the learner's mean over {guard.WINDOW} episodes in a row; dashed lines are promotions ({counts}).",
+            f"the learner's mean over {guard.WINDOW} episodes in a row, the blue one the deployed policy's mean so "
+            f"far; dashed lines are promotions, and crosses candidates that were not promoted ({counts}).",
             guard.table(label, found),
-        )
+        ),
+        Figure(
+            lambda: svg(lambda axis: guard.paint_purse(axis, found)),
+            f"What training of {label} might still cost, after each episode.",
+            f"{label}{', its first seed' * (seeds > 1)}: what training might still cost after each episode, in units "
+            "of returns. Learner and candidates act only where it covers a whole episode.",
+            guard.table(label, found),
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ class Budget:
     """The lengths of phases and evaluations. `PAPER` is OPT's protocol; `QUICK` is for a first look.
 
     The kappa of `QUICK` is not the paper's, whose Q_on has had 50,000 updates before it counts; that of `QUICK` has had
-    5,000. Scores of these presets are no evidence for or against a paper.
+    10,000. Scores of these presets are no evidence for or against a paper.
     """
 
     rows: int = 1_000_000
@@ -62,7 +62,7 @@ QUICK = Budget(
     offline=20_000,
     prior=5_000,
     collect=5_000,
-    pretrain=5_000,
+    pretrain=10_000,
     online=20_000,
     updates_per_step=1,
     kappa=Linear(0.1, 0.5, 20_000),

@@ -7,6 +7,7 @@ from segue.methods.backbone import AbstractBackbone
 from segue.methods.porl import PolicyEvaluation
 from segue.methods.spot import BehaviourDensity
 from segue.tasks.budget import PAPER, Budget
+from segue.tasks.calibration import first_stage
 from segue.tasks.task import Task
 from segue.training.phases import AbstractPhase, Train
 
@@ -63,5 +64,5 @@ def offline_only(task: Task, budget: Budget = PAPER) -> Phases:
     phases = BACKBONES[task.backbone](task, budget)
     if task.policy is None:
         return phases
-    valued = PolicyEvaluation(backbone_of(task, budget), epsilon=0.0)
+    valued = PolicyEvaluation(first_stage(backbone_of(task, budget), budget, budget.offline), epsilon=0.0)
     return {**phases, "offline": dataclasses.replace(phases["offline"], method=valued)}

@@ -5,10 +5,11 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-Returns are undiscounted sums of the env's own rewards. L is the lowest one so far, or 0 if J_0 is above it: of the given
-policy and of champions where candidates are judged, of any episode where costs are counted. A policy has fallen if the mean of two episodes (a
-candidate's first, the learner's last) lies below all of the champion's, below the middle between L and the champion's
-mean, and behind it by more than three standard errors; the learner is compared with the champion with noise.
+Returns are undiscounted sums of the env's own rewards. L is the lowest one so far, or 0 if J_0 is above it: of the
+given policy and of champions where candidates are judged, of any episode where costs are counted. A policy has fallen
+if the mean of two episodes (a candidate's first, the learner's last) lies below all of the champion's, below the middle
+between L and the champion's mean, and behind it by more than three standard errors; the learner is compared with the
+champion with noise.
 
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius doubles when
@@ -223,8 +224,8 @@ class Gate(eqx.Module):
     (inferred)."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen; without a
-    score a return of 0 does, where J_0 is above 0: a policy that does nothing often has about that. A given policy that lies above the lowest return by at most 2 % of their difference has nothing to protect: no candidate is
-    compared with it, and training may cost anything."""
+    score 0 does, where J_0 is above it. A given policy that lies above L by at most 2 % of their difference has nothing
+    to protect: no candidate is compared with it, and training may cost anything."""
 
     def __check_init__(self):
         at_least(1, min_episodes=self.min_episodes, max_episodes=self.max_episodes)
@@ -315,8 +316,7 @@ class Gate(eqx.Module):
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
 
     def waits(self, trial: Trial) -> bool:
-        """Return whether the learner's policy waits: while its copy is on trial, and while it measures a new champion
-        with noise."""
+        """Return whether the learner's policy waits: its copy is on trial, or it measures a new champion with noise."""
         return trial.need > 0 or (trial.promoted > 0 and not trial.noisy)
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
