@@ -25,6 +25,9 @@ from segue.methods.sac import SAC
 from segue.methods.trust_region import EarnedTrustRegion
 from segue.nn.actors import Deterministic
 from segue.replay.sampler import Ratio
+from segue.tasks.budget import QUICK
+from segue.tasks.recipes import RECIPES, guarded
+from segue.tasks.suite import task
 from segue.training import start as start_module
 from segue.training.gate import Gate, Trial, compare, json_of, parse_trial
 from segue.training.guarded import Guarded
@@ -560,7 +563,8 @@ def test_seeds_decide_for_themselves():
 
 @pytest.mark.slow
 def test_a_recovered_learner_keeps_what_the_gate_decided():
-    """After a divergence the learner goes back in time; champion, candidate and the role that acts do not."""
+    """After a divergence the learner goes back in time; champion, candidate, trust region and the role that acts do
+    not."""
     phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1)
     run = start_module.start(SPEC, None, {"finetune": phase}, seeds=2, policy=POLICY)
     state = phase.begin(run)
@@ -577,9 +581,36 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
     found = phase.recovered(now, earlier, np.array([False, True])).tree
     assert same(found.champion, now.learner.tree.champion)
     assert same(found.candidate, now.learner.tree.candidate)
-    assert same(found.inner, earlier.tree.inner)
+    for name, part in found.inner.parts.items():
+        source = now.learner.tree if name in ("reference_policy", "trust_radius") else earlier.tree
+        assert same(part, source.inner.parts[name])
+    np.testing.assert_allclose(found.inner.parts["trust_radius"].net.rho, [0.1, 0.2])
+    assert same((found.inner.actor, found.inner.critics), (earlier.tree.inner.actor, earlier.tree.inner.critics))
     assert found.acting.tolist() == [2, CHAMPION]
     assert found.waits.tolist() == [True, False]
+
+
+def test_the_status_says_who_acts_and_how_the_judgement_stands():
+    phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1, gate=Gate(score=(0.0, 1_000.0)))
+    state = phase.begin(start_module.start(SPEC, None, {"finetune": phase}, policy=POLICY))
+    trial = measured(GIVEN)._replace(acting="candidate", need=3, candidate=(102.0, 104.0), promoted=1, rejected=2)
+    assert phase.status(state._replace(trials=(trial,))) == (
+        "the candidate acts (episode 3 of 6 at most, 103 so far and the champion 100); candidates promoted: 1 of 3; "
+        "training may cost 100 more"
+    )
+    learner = trial._replace(acting="learner", need=0)
+    assert phase.status(state._replace(trials=(learner,))).startswith("the learner acts; candidates promoted: 1 of 3")
+
+
+@pytest.mark.parametrize("recipe", ["direct", "opt", "porl", "policy-init", "wsrl", "rlpd", "improve"])
+def test_a_gate_fits_around_what_starts_from_the_given_policy(recipe):
+    """Every phase can begin, and where the method has a trust region the gate moves its radius."""
+    a_task = dataclasses.replace(task("walker2d-random"), policy="p.npz", backbone="td3bc")
+    phases = guarded(RECIPES[recipe](a_task, QUICK), Gate())
+    start_module.check_parts(SPEC, phases, POLICY)
+    assert isinstance(phases["finetune"], Guarded)
+    method = phases["finetune"].method
+    assert isinstance(getattr(method, "trust_region", EarnedTrustRegion()), EarnedTrustRegion)
 
 
 def test_what_does_not_start_from_the_given_policy_is_refused():

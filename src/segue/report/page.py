@@ -79,6 +79,7 @@ def page(
     groups, styles = by_task(records), line_styles(records)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
+        sections.append(("What became of the given policies", "".join(map(_verdicts, groups))))
         sections.append(("Methods and tasks", "".join(map(html_table, matrix(records)))))
         if shared := aggregates.shared_scores(records):
             sections.append(("Over all tasks", _aggregates(shared, styles)))
@@ -180,7 +181,7 @@ def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]
 
 
 def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> str:
-    text = f"<p>{escape(provenance_line(group))}.</p>{_verdicts(group)}"
+    text = f"{_verdicts(group)}<p>{escape(provenance_line(group))}.</p>"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
     text += legend(names, styles)

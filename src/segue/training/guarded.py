@@ -15,7 +15,7 @@ from segue.methods.gated import CANDIDATE, CHAMPION, FOLLOWS_CHAMPION, LEARNER, 
 from segue.policies import policy_file
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
-from segue.training.gate import Gate, Trial
+from segue.training.gate import Gate, Trial, mean
 from segue.training.phases import AbstractOnline
 from segue.training.state import PhaseState
 
@@ -80,10 +80,10 @@ class Guarded(AbstractOnline):
         trial = next(iter(state.trials))
         if len(state.trials) > 1:
             return f"candidates promoted: {counts}"
-        who = trial.acting if trial.acting in ("learner", "candidate") else "champion"
-        count = (
-            f", episode {len(trial.candidate) + 1} of {2 * trial.need} at most" if trial.acting == "candidate" else ""
-        )
+        who, count = trial.acting if trial.acting in ("learner", "candidate") else "champion", ""
+        if trial.acting == "candidate":
+            so_far = f", {mean(trial.candidate):,.0f} so far and the champion {mean(trial.champion):,.0f}"
+            count = f" (episode {len(trial.candidate) + 1} of {2 * trial.need} at most{so_far * bool(trial.candidate)})"
         return (
             f"the {who} acts{count}; candidates promoted: {counts}; "
             f"training may cost {self.gate.purse(trial):,.0f} more"
