@@ -152,6 +152,9 @@ def test_a_learner_s_fall_widens_no_margin():
             need=3, champion=(61.0,) * 5, candidate=(76.0,) * 3, lowest_other=fallen, promoted=1
         )
         assert Gate().judge(trial) == ""
+    uneven = [60.0, 140.0] * 5
+    needed = {Gate().episodes_needed(measured(uneven)._replace(lowest_other=fallen)) for fallen in (80.0, -2_000.0)}
+    assert needed == {8}  # the standard deviation is 42: (0.42 / 0.15)^2
 
 
 @pytest.mark.parametrize(
@@ -513,20 +516,22 @@ def test_a_promotion_deploys_what_was_judged():
 
 @pytest.mark.slow
 def test_the_policy_waits_while_its_candidate_is_judged():
-    """Its weights stay then, unless a verdict moves them; while it acts itself they move."""
+    """Its weights stay then, unless a verdict moves them, and after a promotion until its noisy level is measured;
+    while it acts itself they move."""
     _, seen, _ = drive(ALWAYS)
-    waited = moved = 0
+    waited = moved = measured_noise = 0
     for before, after in itertools.pairwise(seen):
         for seed, (old, new) in enumerate(zip(before[0], after[0], strict=True)):
             if new is not old and new.verdict:
                 continue
             learner = [jax.tree.map(lambda leaf, s=seed: leaf[s], moment[3]) for moment in (before, after)]
-            if old.need > 0:
-                waited += 1
+            measuring = old.promoted > 0 and not old.noisy
+            if old.need > 0 or measuring:
+                waited, measured_noise = waited + 1, measured_noise + measuring
                 assert same(*learner)
             elif before[5][seed] == 2:
                 moved += not same(*learner)
-    assert min(waited, moved) > 5
+    assert min(waited, moved, measured_noise) > 5
 
 
 @pytest.mark.slow
