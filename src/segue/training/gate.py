@@ -220,8 +220,8 @@ class Gate(eqx.Module):
     radius_high: float = 0.5
     """The largest radius: it doubles or grows by a quarter whenever the learner is not behind (inferred)."""
     noise: float = 0.05
-    """Standard deviation of the learner's exploration noise, in units of actions from -1 to 1, clipped to +-0.5
-    (inferred)."""
+    """Standard deviation of the learner's noise, in units of actions from -1 to 1, clipped to +-0.5 (inferred). A phase
+    before, in which the given policy acts with noise, should have the same: the learner is compared with that."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen; without a
     score 0 does, where J_0 is above it. A given policy that lies above L by at most 2 % of their difference has nothing
