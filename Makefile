@@ -81,6 +81,7 @@ evidence-%: setup  ## NAME of benchmarks/sweeps: a comparison, kept under benchm
 faults: setup  ## kill runs and sweeps at random moments and compare; stalls of commits; a soak (hours)
 	@$(BIN)/python -c 'import ray' 2> /dev/null || $(BIN)/python -m pip install -qq --no-input -c constraints.txt ray
 	$(BIN)/python benchmarks/faults.py kills
+	$(BIN)/python benchmarks/faults.py kills --guarded
 	$(BIN)/python benchmarks/faults.py stalls
 	$(BIN)/python benchmarks/faults.py soak
 	$(BIN)/python benchmarks/faults.py fuzz --count 10000

@@ -1,6 +1,7 @@
 """`make faults`: what the promise "nothing is lost" says, tried on real processes. Takes its time.
 
-python benchmarks/faults.py kills --count 50     SIGKILL at random moments, resumed, compared bit for bit
+python benchmarks/faults.py kills --count 50     SIGKILL at random moments, resumed, compared bit for bit; --guarded:
+                                                 behind a gate, with its decisions and the deployed policy
 python benchmarks/faults.py stalls               how long a commit holds up the loop beside 1,000,000 online rows
 python benchmarks/faults.py soak                 memory, threads, files and compilations over many env steps
 """
@@ -26,12 +27,13 @@ SMALL += [
 ]
 SMALL += ["--episodes", "2", "--evaluate-steps", "500", "--evaluate-updates", "1000", "--log-every", "300"]
 SMALL += ["--commit-every", "50", "--seeds", "2", "--quiet"]
+GUARDED = ["--guard", "--finetune.gate.rest", "100", "--finetune.gate.min-episodes", "1", "--finetune.until", "6000"]
 
 
 def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of whatever a run computed."""
     files = [path for path in folder.rglob("*.safetensors") if "commits" not in path.parts]
-    files += [folder / f"{name}.jsonl" for name in ("metrics", "returns", "failures")]
+    files += [folder / f"{name}.jsonl" for name in ("metrics", "returns", "failures", "episodes")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -47,10 +49,10 @@ def survivors(group: int) -> list[str]:
     return left
 
 
-def kills(root: Path, count: int, seed: int) -> None:
+def kills(root: Path, count: int, seed: int, guarded: bool) -> None:
     data = str(root / "pendulum.npz")
     subprocess.run([*SEGUE, "data", "collect", "--env-id", "Pendulum-v1", "--steps", "3000", "--out", data], check=True)
-    begin = [*SEGUE, "run", "opt", "--env-id", "Pendulum-v1", "--dataset", data, *SMALL]
+    begin = [*SEGUE, "run", "opt", "--env-id", "Pendulum-v1", "--dataset", data, *SMALL, *(GUARDED if guarded else [])]
     for name in ("warm", "whole"):
         began = time.monotonic()
         subprocess.run([*begin, "--out", str(root / name)], check=True, stdout=subprocess.DEVNULL)
@@ -268,10 +270,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--guarded", action="store_true", help="kills: fine-tune behind a gate")
     args = parser.parse_args()
     if args.what in ("kills", "fuzz"):
         with tempfile.TemporaryDirectory() as name:
-            {"kills": kills, "fuzz": fuzz}[args.what](Path(name), args.count, args.seed)
+            if args.what == "kills":
+                kills(Path(name), args.count, args.seed, args.guarded)
+            else:
+                fuzz(Path(name), args.count, args.seed)
     elif args.what == "stalls":
         commit_times(args.rows, 10_000)
     else:

@@ -22,7 +22,7 @@ HALF_TRAINED = 3_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A half-trained policy, improved with and without a guard.")
-    parser.add_argument("--env-steps", type=int, default=8_000, help="env steps of both arms (8000)")
+    parser.add_argument("--env-steps", type=int, default=10_000, help="env steps of both arms (10000)")
     parser.add_argument("--seed", type=int, default=0, help="the number of every seed (0)")
     parser.add_argument("--out", type=Path, help="a new directory; default: runs/demo-1, runs/demo-2, ...")
     parser.add_argument("--unguarded", type=Path, help=argparse.SUPPRESS)
