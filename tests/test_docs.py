@@ -174,12 +174,17 @@ def test_the_readmes_numbers_are_those_of_the_kept_runs():
     verdicts = [
         json.loads(path.read_text())["sentences"][0] for path in sorted(kept.glob("guard/*-improve-*/verdict.json"))
     ]
-    rows = re.findall(r"^\| [^|]+ \|( [\d,]+ \|.*)$", text.split("## Results")[1], re.M)
-    assert len(rows) == len(verdicts) == 6
-    for row in rows:
-        numbers = [number for number in re.findall(r"[-+]?\d[\d,]*", row) if number != "0"]
-        assert len(numbers) >= 3
-        assert any(all(number in sentence for number in numbers) for sentence in verdicts), row
+    told = []
+    for given, deployed in re.findall(r"^\| [^|]+ \| ([\d,]+) \| (.*) \|$", text.split("## Results")[1], re.M):
+        if count := re.fullmatch(r"kept: none of (\d+) candidates was better", deployed):
+            told.append(f"Kept the given policy ({given}): {count[1]} candidates, none better.")
+        for each in [] if count else deployed.split(", "):
+            words = "Replaced the given policy, and the difference may be chance" if each[0] == "(" else "Improved"
+            told.append(f"{words}: {given} -> {each.strip('()')} (95 % interval")
+    assert sorted(told) == sorted(
+        verdict[: len(begin)] for verdict in verdicts for begin in told if verdict.startswith(begin)
+    )
+    assert len(told) == len(verdicts) == 13
 
 
 def test_the_scores_of_opt_and_direct_are_those_of_the_kept_runs():

@@ -39,7 +39,7 @@ REPLAYS: dict[str, Callable[[], AbstractSampler]] = {
     "symmetric": Ratio,
     "online": online_only,
     "arb": ARB,
-    "shift": WithShift,
+    "shift": WithShift,  # pyright: ignore[reportAssignmentType] (its batch is that of its rows)
 }
 """Samplers for fine-tuning, by the name of --replay: those of an ablation in OPT's paper, ARB's, and balanced replay
 that also measures the shift."""
