@@ -31,12 +31,12 @@ def simulate(rng: np.random.Generator, spread: float | None) -> tuple[float, flo
         before, trial = trial, gate.after(trial, returned, 0)
         if trial.verdict == "promoted":
             champion, lowest = learner, min(lowest, learner)
-        if trial.promoted and not trial.noisy:
-            learner = champion  # its first episodes measure the champion with noise
+        if trial.measuring:
+            learner = champion  # its policy waits, and measures the champion with noise
         elif (
             trial.verdict in ("rejected", "unproven")
             or (trial.need == 0 and trial.acted in ("", "champion"))
-            or (trial.noisy and not before.noisy)
+            or (before.measuring and not trial.measuring)
         ):
             learner = min(champion * (1 + rng.choice(SHIFTS, p=CHANCES)), 1.0 if spread is None else np.inf)
     return lowest / level, champion / level, total / EPISODES / level

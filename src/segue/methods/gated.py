@@ -40,7 +40,7 @@ class GatedLearner(eqx.Module):
     noise: Float[Any, "*seeds"]
     """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
     waits: Bool[Any, "*seeds"]
-    """Whether the learner's policy waits: a copy of it is on trial, or it measures a new champion with noise."""
+    """Whether the learner's policy waits: a copy of it is on trial, or it measures the champion with noise."""
 
 
 class GateStep(eqx.Module):

@@ -14,8 +14,8 @@ champion with noise.
 The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
 if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius doubles when
 the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind over 6
-episodes, and halves when the learner goes back. A promotion leaves the learner where the champion is. Its policy waits
-there for 3 episodes, which measure the champion with noise, while its critics learn.
+episodes, and halves when the learner goes back. After a promotion or a return, where the learner is the champion, its
+policy waits for 3 episodes, which measure the champion with noise, with those before, while its critics learn.
 
 The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
 n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
@@ -120,6 +120,8 @@ class Trial(NamedTuple):
     """The lowest return of learner and candidates."""
     cost: float = 0.0
     """The sum of J_0 - R over the episodes of learner and candidates."""
+    measuring: int = 0
+    """Episodes that the learner, whose policy waits, still plays to measure the champion with noise."""
     need: int = 0
     """Episodes until the first judgement of the candidate; 0: there is no candidate."""
     radius: float = 0.0
@@ -295,8 +297,8 @@ class Gate(eqx.Module):
         if played != trial.need and not last:
             return ""
         over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
-        quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
         margin = float(self.margin) * self.margin_span(trial)
+        quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
         not_worse = over_given.ahead + CAP * margin > quantile * over_given.error
         not_worse &= mean(trial.candidate) - mean(trial.given) + margin >= 0  # rare high returns are not given away
         if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
@@ -306,25 +308,22 @@ class Gate(eqx.Module):
         return "unproven" if last else ""
 
     def fell(self, trial: Trial, returns: Returns, level: Returns) -> bool:
-        """Return whether returns lie clearly below all of `level`, the champion's, and in the lower half above L.
-
-        Where the champion's returns differ little, "below all of them" alone would be no fall.
-        """
+        """Return whether returns lie clearly below all of `level`, the champion's, and in the lower half above L."""
         lowest = trial.level - self.margin_span(trial)
         low = min(*level, (lowest + mean(level)) / 2)
         found = compare(returns, level)
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
 
     def waits(self, trial: Trial) -> bool:
-        """Return whether the learner's policy waits: its copy is on trial, or it measures a new champion with noise."""
-        return trial.need > 0 or (trial.promoted > 0 and not trial.noisy)
+        """Return whether the learner's policy waits: its copy is on trial, or it measures the champion with noise."""
+        return trial.need > 0 or trial.measuring > 0
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
         have begun in an earlier phase, judges nothing."""
         return trial._replace(
             radius=float(self.radius), rest=env_step + self.rest, acting="", since=env_step, need=0, learner=(),
-            candidate=(), verdict="",
+            candidate=(), verdict="", measuring=0,
         )  # fmt: skip
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
@@ -364,8 +363,8 @@ class Gate(eqx.Module):
         trial = trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
             return trial._replace(
-                champion=trial.candidate, noisy=(), promoted=trial.promoted + 1, since=env_step,
-                rest=env_step + self.rest, lowest=min(trial.lowest, *trial.candidate),
+                champion=trial.candidate, noisy=(), measuring=self.min_episodes, promoted=trial.promoted + 1,
+                since=env_step, rest=env_step + self.rest, lowest=min(trial.lowest, *trial.candidate),
             )  # fmt: skip
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
@@ -373,8 +372,8 @@ class Gate(eqx.Module):
     def _compared(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
         learner, level = trial.learner, trial.noisy or trial.champion
-        if self.waits(trial):
-            return trial if len(learner) < self.min_episodes else trial._replace(noisy=learner, learner=())
+        if trial.measuring > 0:
+            return trial._replace(noisy=with_one(trial.noisy, learner[-1]), learner=(), measuring=trial.measuring - 1)
         if len(learner) >= 2 and self.fell(trial, learner[-2:], level):
             return self._back(trial._replace(verdict="rejected"), env_step)
         if len(learner) < self.min_episodes or env_step < trial.rest:
@@ -392,7 +391,8 @@ class Gate(eqx.Module):
 
     def _back(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial in which the learner goes back to the champion, in a smaller trust region."""
-        return self._scaled(trial, 0.5)._replace(learner=(), rest=env_step + self.rest)
+        back = trial._replace(learner=(), rest=env_step + self.rest, measuring=self.min_episodes)
+        return self._scaled(back, 0.5)
 
     def _scaled(self, trial: Trial, factor: float) -> Trial:
         """Return the trial with the trust region's radius times `factor`, within its bounds."""
