@@ -12,7 +12,7 @@ In the first part each seed's critics learn from 10,000 rows of its own, and err
 seed. In the second, errors are those of the values that the critics gave the rows when these were taken. Errors are
 values less the discounted returns that followed, in units of the given policy's mean discounted return.
 SEGUE_TEST_DATA names the folder of the policy. A minute of one core for each critic of the first part, three for each
-run of the second; results/near-falls.md has what came out.
+run of the second, of which results/near-falls.md has what came out; the first has been run for one seed only.
 """
 
 import argparse
