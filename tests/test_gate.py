@@ -363,13 +363,13 @@ def promotions(rng, shift, count, std=20.0, given=10):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("episodes", "std", "equal"), [(10, 20.0, 0.15), (50, 15.0, 0.25), (100, 5.0, 0.55)])
-def test_worse_candidates_are_promoted_at_most_at_the_rate(episodes, std, equal):
-    """10,000 candidates at the margin, 5 % below: risk 0.05. An equal one is no harm; where returns vary little, it is
-    promoted more often. Even with many episodes of the given policy, and a judgement of three."""
+@pytest.mark.parametrize(("episodes", "std", "count"), [(10, 20.0, 10_000), (50, 15.0, 4_000)])
+def test_worse_candidates_are_promoted_at_most_at_the_rate(episodes, std, count):
+    """Candidates at the margin, 5 % below: risk 0.05, also with many episodes of the given policy and judgements of
+    three. An equal one is no harm, and is promoted rarely too."""
     rng = np.random.default_rng(0)
-    assert promotions(rng, -5.0, 10_000, std, episodes) <= binom.ppf(0.999, 10_000, 0.05)
-    assert promotions(rng, 0.0, 10_000, std, episodes) <= binom.ppf(0.999, 10_000, equal)
+    assert promotions(rng, -5.0, count, std, episodes) <= binom.ppf(0.999, count, 0.05)
+    assert promotions(rng, 0.0, 1_000, std, episodes) <= binom.ppf(0.999, 1_000, 0.20)
     assert promotions(rng, 60.0, 200, std, episodes) >= 190
 
 
@@ -509,8 +509,8 @@ def test_a_gate_that_rejects_leaves_the_given_policy_bit_for_bit():
         assert same(jax.tree.map(lambda leaf, s=seed: leaf[s], run.pretrained.actor.net), POLICY)
     assert all(trial.promoted == 0 and trial.rejected > 1 for trial in seen[-1][0])
     assert run.env_step == len(envs.envs[0].log) == 200
-    learner = run.pretrained.parts["learner"].net
-    assert not same(jax.tree.map(lambda leaf: leaf[0], learner), POLICY)  # it did learn
+    learners = (jax.tree.map(lambda leaf: leaf[0], moment[3]) for moment in seen)
+    assert not all(same(learner, POLICY) for learner in learners)  # it did learn
 
 
 def test_a_promotion_deploys_what_was_judged():

@@ -30,7 +30,7 @@ def rows(rng: np.random.Generator, n: int, mean: float = 0.0) -> Transition:
 def measured(offline: Transition, online: Transition, updates: int, **settings) -> tuple[float, float]:
     """Return the shift after so many updates, and the bound of balanced replay on the rows that it learns from."""
     ring = Ring(online, jnp.asarray(len(online.reward)))
-    sampler = WithShift(Balanced(width=64), width=64, every=1, **settings)
+    sampler = WithShift(Balanced(width=64, batch=128), width=64, every=1, **settings)
     state = sampler.init(SPEC, offline, ring, key=jax.random.key(0))
 
     @jax.jit
@@ -54,18 +54,18 @@ def divergence_of_normals(distance: float) -> float:
 
 
 def test_equal_rows_have_no_shift_though_they_can_be_memorised():
-    """With 1,000 rows on each side the network tells those that it learns from apart, and not those kept back."""
+    """With 500 rows on each side the network tells those that it learns from apart, and not those kept back."""
     rng = np.random.default_rng(0)
-    shift, on_training_rows = measured(rows(rng, 1_000), rows(rng, 1_000), 3_000, recent=1_000, stretch=20)
+    shift, on_training_rows = measured(rows(rng, 500), rows(rng, 500), 3_000, recent=500, stretch=20)
     assert on_training_rows > 0.05
     assert shift < 0.02
 
 
-@pytest.mark.parametrize("distance", [1.0, 2.0, 6.0])
+@pytest.mark.parametrize("distance", [1.0, 6.0])
 def test_the_shift_of_two_normals_is_their_divergence(distance: float):
     """Observations have two dimensions, each with the same difference of means: together sqrt(2) times as far."""
     rng = np.random.default_rng(1)
-    shift, _ = measured(rows(rng, 20_000), rows(rng, 10_000, distance), 3_000)
+    shift, _ = measured(rows(rng, 20_000), rows(rng, 10_000, distance), 2_000)
     assert shift == pytest.approx(divergence_of_normals(np.sqrt(2) * distance), abs=0.06)
 
 
