@@ -163,3 +163,9 @@ def test_kappa_from_the_shift_needs_its_batches():
 def test_too_few_rows_for_a_stretch_are_refused():
     with pytest.raises(segue.SegueError, match=r"need 5,000 rows each, and have 4,999, 20,000 and 10,000"):
         WithShift().check(4_999, 20_000)
+
+
+def test_a_longer_run_draws_the_same_only_where_the_window_does():
+    sampler = WithShift(Uniform())
+    assert sampler.same_draws(20_000, 10_000, 12_000)
+    assert not sampler.same_draws(20_000, 6_000, 12_000)

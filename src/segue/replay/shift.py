@@ -56,8 +56,8 @@ class WithShift(AbstractSampler):
     The loss is that of balanced replay (`Balanced`), whose own network learns and is judged on the same rows: there
     its bound is above 0 where nothing differs. Here every fifth stretch of 1,000 rows, about an episode of many tasks,
     is kept back on both sides, and the shift is a running mean over measurements on these rows. For any w it is, in
-    expectation, at most the true divergence; a mean below 0 counts as 0. The method is Segue's own (the paper of OPT
-    names a schedule by divergence as future work), and all constants are inferred.
+    expectation, at most the true divergence; a mean below 0 counts as 0. The method is Segue's own, and all
+    constants are inferred.
     """
 
     can_hold_out = False
@@ -94,7 +94,7 @@ class WithShift(AbstractSampler):
         least = self.stretch * self.kept_back
         if min(offline, online, self.recent) < least:
             raise SegueError(
-                f"The shift is measured on every {self.kept_back}th stretch of {self.stretch:,} rows, so dataset, "
+                f"The shift is measured on one of {self.kept_back} stretches of {self.stretch:,} rows, so dataset, "
                 f"replay and `recent` need {least:,} rows each, and have {offline:,}, {online:,} and {self.recent:,}: "
                 "lower `stretch`."
             )
@@ -116,7 +116,8 @@ class WithShift(AbstractSampler):
         return sampler_state._replace(rows=self.rows.grown(sampler_state.rows, offline, ring))
 
     def same_draws(self, offline, before, after):
-        return self.rows.same_draws(offline, before, after)
+        """Return whether the inner sampler's draws, and the window of recent rows, are the same."""
+        return self.rows.same_draws(offline, before, after) and min(self.recent, before) == min(self.recent, after)
 
     def follow(self, sampler_state, policy, offline, ring, *, clock):
         return sampler_state._replace(rows=self.rows.follow(sampler_state.rows, policy, offline, ring, clock=clock))

@@ -70,9 +70,14 @@ def episodes(path: Path, seed: int = 0) -> Guarded | None:
             continue
         step, value, role = line.get("env_step"), line.get("return"), line.get("policy", BEFORE)
         verdict, purse = line.get("verdict"), line.get("purse", math.nan)
-        if not is_count(step) or not isinstance(value, int | float) or not abs(value) < HIGHEST or role not in ROLES:
-            raise DataError(f"{where} is not an episode under a gate: it is damaged.")
-        if not isinstance(purse, int | float) or abs(purse) >= HIGHEST:
+        sound = isinstance(purse, int | float) and not abs(purse) >= HIGHEST
+        if (
+            not is_count(step)
+            or not isinstance(value, int | float)
+            or not abs(value) < HIGHEST
+            or role not in ROLES
+            or not sound
+        ):
             raise DataError(f"{where} is not an episode under a gate: it is damaged.")
         (tried if role == "candidate" else deployed if role in (BEFORE, "champion") else []).append(value)
         if verdict == "promoted":

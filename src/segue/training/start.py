@@ -47,8 +47,8 @@ def check_parts(spec: Spec, phases: Mapping[str, AbstractPhase], policy: Abstrac
         sampler.check_method(method)
         if isinstance(phase, AbstractLearning) and method.needs_shift != sampler.measures_shift:
             raise SegueError(
-                "OPT's `kappa_from` and batches that measure the shift (--replay shift) go together: "
-                f"use both, or neither, and not {type(method).__name__} with {type(sampler).__name__}."
+                "A weight by the shift (--finetune.kappa-from) and batches that measure it (--replay shift) go "
+                f"together: use both, or neither, and not {type(method).__name__} with {type(sampler).__name__}."
             )
         phase.check_use(spec, shapes, keys)
         shapes = phase.output_shapes(spec, shapes, keys)
