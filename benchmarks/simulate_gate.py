@@ -1,7 +1,7 @@
 """Simulate the gate on returns alone: how often would it deploy a worse policy, what would training cost, what gain?
 
 Each run has 300 episodes. The returns of a policy have mean J and standard deviation v J (or are 0 or 1, with mean J).
-After each decision the mean of the learner is drawn anew, relative to the champion's: 20 % lower with probability 0.3,
+Before the learner's first episode after each decision its mean is drawn anew, relative to the champion's: 20 % lower with probability 0.3,
 equal with 0.4, 10 % higher with 0.3. A candidate that is taken from the learner has its mean. No environment and no
 critic is involved, so this tests the rule and not the learning.
 
@@ -25,19 +25,13 @@ def simulate(rng: np.random.Generator, spread: float | None) -> tuple[float, flo
     champion, learner, lowest = level, level, level
     trial, total = gate.begin(Trial(), 0), 0.0
     for _ in range(EPISODES):
-        mean = {"champion": champion, "noisy": champion, "": champion}.get(trial.acting, learner)
+        mean = learner if trial.acting in ("learner", "candidate") else champion
         returned = float(rng.normal(mean, spread * mean)) if spread is not None else float(rng.random() < mean)
         total += returned
-        before, trial = trial, gate.after(trial, returned, 0)
+        trial = gate.after(trial, returned, 0)
         if trial.verdict == "promoted":
             champion, lowest = learner, min(lowest, learner)
-        if trial.measuring:
-            learner = champion  # its policy waits, and measures the champion with noise
-        elif (
-            trial.verdict in ("rejected", "unproven")
-            or (trial.need == 0 and trial.acted in ("", "champion"))
-            or (before.measuring and not trial.measuring)
-        ):
+        if trial.need == 0 and not trial.learner:
             learner = min(champion * (1 + rng.choice(SHIFTS, p=CHANCES)), 1.0 if spread is None else np.inf)
     return lowest / level, champion / level, total / EPISODES / level
 

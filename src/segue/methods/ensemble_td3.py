@@ -67,8 +67,8 @@ class AbstractEnsembleTD3(AbstractTD3Settings):
 class EnsembleTD3(AbstractEnsembleTD3):
     """TD3 with an ensemble of critics and a pessimistic policy, for a given policy of any class."""
 
-    actor_lr: float = 1e-4
-    """Adam's rate for the policy."""
+    actor_lr: float = 5e-5
+    """Adam's rate for the policy (inferred). A gate scales it with the trust region's radius."""
     target_noise: float = 0.1
     """Standard deviation of the target action's smoothing noise (actions are in [-1, 1])."""
     target_clip: float = 0.2

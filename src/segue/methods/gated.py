@@ -1,9 +1,9 @@
 """A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
 Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
-action, to which the learner adds Gaussian noise. While a candidate is on trial, the learner's policy waits and its
-critics learn: a policy that moves on without acting leaves the rows that its critics know. The champion is released as
-the policy.
+action, so that their returns can be compared. The learner's policy moves the slower the smaller its trust region is.
+While a candidate is on trial it waits, and its critics learn: a policy that moves on without acting leaves the rows
+that its critics know. The champion is released as the policy.
 """
 
 from typing import Any
@@ -17,7 +17,6 @@ from segue.core import AbstractMethod, Clock, Pretrained, Spec, TrainState, Tran
 from segue.errors import SegueError
 from segue.methods.backbone import Info, require
 from segue.methods.trust_region import Radius
-from segue.nn.actors import Mode, Noisy
 
 CHAMPION, CANDIDATE, LEARNER = range(3)
 """Who acts."""
@@ -37,10 +36,8 @@ class GatedLearner(eqx.Module):
     """The policy that is judged."""
     acting: Int[Any, "*seeds"]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
-    noise: Float[Any, "*seeds"]
-    """Standard deviation of the exploration noise, in units of actions from -1 to 1."""
-    waits: Bool[Any, "*seeds"]
-    """Whether the learner's policy waits: a copy of it is on trial, or it measures the champion with noise."""
+    pace: Float[Any, "*seeds"]
+    """The learner's policy takes its optimiser's steps times this number; 0: it waits, since a copy of it is on trial."""
 
 
 class GateStep(eqx.Module):
@@ -56,10 +53,8 @@ class GateStep(eqx.Module):
     """Who acts next."""
     radius: Float[Any, "*seeds"]
     """The trust region's radius, in units of actions from -1 to 1."""
-    noise: Float[Any, "*seeds"]
-    """Standard deviation of the exploration noise, in the same units."""
-    waits: Bool[Any, "*seeds"]
-    """Whether the learner's policy waits from now on."""
+    pace: Float[Any, "*seeds"]
+    """The learner's policy takes its optimiser's steps times this number from now on."""
 
 
 def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
@@ -96,14 +91,16 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
-        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
+        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
 
     def update(
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
     ) -> tuple[GatedLearner, Info]:
         inner, info = self.method.update(learner.inner, batch, key=key, clock=clock)
-        policy = lambda whole: (whole.actor.net, whole.actor.opt)
-        inner = eqx.tree_at(policy, inner, _pick(learner.waits, policy(learner.inner), policy(inner)))
+        before, after, waits = learner.inner.actor, inner.actor, learner.pace == 0
+        step = lambda old, new: jnp.where(waits, old, old + learner.pace * (new - old))
+        policy = jax.tree.map(step, before.net, after.net), _pick(waits, before.opt, after.opt)
+        inner = eqx.tree_at(lambda whole: (whole.actor.net, whole.actor.opt), inner, policy)
         return eqx.tree_at(lambda whole: whole.inner, learner, inner), info
 
     def release(self, learner: GatedLearner) -> Pretrained:
@@ -116,7 +113,7 @@ class Gated(AbstractMethod):
     ) -> Float[Array, " act"]:
         other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.inner.actor.net)
         policy = _pick(learner.acting == CHAMPION, learner.champion, other)
-        return Noisy(Mode(policy), learner.noise).explore(obs, key)
+        return policy.act(obs)
 
     def error(self, learner: GatedLearner, rows: Transition, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return self.method.error(learner.inner, rows, key=key)
@@ -133,4 +130,4 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
         if name in parts:
             parts[name] = TrainState.new(net, target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
-    return GatedLearner(inner, champion, candidate, step.acting, step.noise, step.waits)
+    return GatedLearner(inner, champion, candidate, step.acting, step.pace)

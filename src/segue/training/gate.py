@@ -2,41 +2,40 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
-    learner         the policy that learns. It acts with noise, near the champion, and so learns from its own mistakes
+    learner         the policy that learns. It acts near the champion, and so learns from its own mistakes
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
-Returns are undiscounted sums of the env's own rewards. L is the lowest one so far, or 0 if J_0 is above it: of the
-given policy and of champions where candidates are judged, of any episode where costs are counted. A policy has fallen
-if the mean of two episodes (a candidate's first, the learner's last) lies below all of the champion's, below the middle
-between L and the champion's mean, and behind it by more than three standard errors; the learner is compared with the
-champion with noise.
+All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
+the lowest one so far, or 0 if J_0 is above it: of the given policy and of champions where candidates are judged, of any
+episode where costs are counted. A policy has fallen if the mean of two episodes (a candidate's first, the learner's
+last) lies below all of the champion's, below the middle between L and the champion's mean, and behind it by more than
+three standard errors.
 
-The learner is ahead if the mean of its last 3 episodes is above the champion's with noise. It goes back to the champion
-if it has fallen, or lies behind by more than one standard error over 6 episodes. The trust region's radius doubles when
-the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind over 6
-episodes, and halves when the learner goes back. After a promotion or a return, where the learner is the champion, its
-policy waits for 3 episodes, which measure the champion with noise, with those before, while its critics learn.
+A copy of the learner becomes the candidate if the mean of its last 3 episodes is above the champion's. The learner goes
+back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. If it does
+not, its copy becomes the candidate too where the purse pays for a whole judgement, since returns that vary hide a
+better policy. The trust region's radius doubles when the learner is ahead by more than one standard error, grows by a
+quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes back.
 
-The candidate acts as it would be deployed, without noise, and so does the champion. A candidate is judged twice, after
-n and after 2 n of its episodes, while the champion plays as many (s: pooled standard deviation). In every comparison of
-two policies, returns above the higher of their 0.8 quantiles count as that quantile, so that a rare high return decides
-nothing; low returns count in full. For the first test the plain mean must not lie below J_0 - 0.05 (J_0 - L) either. A
-shift of all returns moves the capped mean by 0.8 of it where returns are normal, and so does the margin there.
+A candidate is judged twice, after n and after 2 n of its episodes, while the champion plays as many (s: pooled standard
+deviation). In every comparison of two policies, returns above the higher of their 0.8 quantiles count as that quantile,
+so that a rare high return decides nothing; low returns count in full. For the first test the plain mean must not lie
+below J_0 - 0.05 (J_0 - L) either. A shift of all returns moves the capped mean by 0.8 of it where returns are normal,
+and so does the margin there.
 
     not worse than the given policy       J_k - J_0 + 0.8 * 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
-It is promoted where both hold, and rejected where it has fallen or J_k - J_c < -s sqrt(1/n_k + 1/n_c). Otherwise it is
-unproven after the second judgement, and the learner goes on. Two judgements, at \delta / 2 each, keep the probability
+It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), and also before a judgement where
+it has fallen, or lies behind by twice as much after 3 episodes or more. Otherwise it is unproven after the second
+judgement, and the learner goes on. Two judgements, at \delta / 2 each, keep the probability
 that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted at or below \delta, as far as returns are
 normal with one spread.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
 
-    a (J_0 - L) (episodes so far) - sum over their episodes of (J_0 - R)  >=  J_0 - L,
-
-where J_0 is the given policy's mean with noise for an episode with noise, and the higher one outside the sum.
+    a (J_0 - L) (episodes so far) - sum over their episodes of (J_0 - R)  >=  J_0 - L.
 """
 
 import math
@@ -100,12 +99,8 @@ class Trial(NamedTuple):
 
     given: Returns = ()
     """Episodes of the given policy."""
-    given_noisy: Returns = ()
-    """Episodes of the given policy with noise, of an earlier phase."""
     champion: Returns = ()
     """Episodes of the present champion; those in which it was judged as a candidate count."""
-    noisy: Returns = ()
-    """Episodes of the champion with noise: the level that the learner is to pass; () where it is not known yet."""
     learner: Returns = ()
     """The learner's episodes since its last comparison."""
     candidate: Returns = ()
@@ -120,8 +115,6 @@ class Trial(NamedTuple):
     """The lowest return of learner and candidates."""
     cost: float = 0.0
     """The sum of J_0 - R over the episodes of learner and candidates."""
-    measuring: int = 0
-    """Episodes that the learner, whose policy waits, still plays to measure the champion with noise."""
     need: int = 0
     """Episodes until the first judgement of the candidate; 0: there is no candidate."""
     radius: float = 0.0
@@ -129,7 +122,7 @@ class Trial(NamedTuple):
     rest: int = 0
     """No candidate is taken before this env step."""
     acting: str = "champion"
-    """Who acts in the present episode: "champion", "noisy" (the given policy with noise), "learner" or "candidate"."""
+    """Who acts in the present episode: "champion", "learner" or "candidate"."""
     acted: str = ""
     """Who acted in the last episode; "" where it judges nothing, because it began in an earlier phase."""
     verdict: str = ""
@@ -142,12 +135,9 @@ class Trial(NamedTuple):
     rejected: int = 0
     """Candidates that were not, unproven ones included."""
 
-    def explored(self, returned: float) -> "Trial":
-        """Return the trial with one more episode of the given policy with noise."""
-        return self._replace(
-            given_noisy=with_one(self.given_noisy, returned), noisy=with_one(self.noisy, returned),
-            episodes=self.episodes + 1, lowest=min(self.lowest, returned),
-        )  # fmt: skip
+    def counted(self, returned: float) -> "Trial":
+        """Return the trial with one more episode that measures no policy, such as one of the given policy with noise."""
+        return self._replace(episodes=self.episodes + 1, lowest=min(self.lowest, returned))
 
     def measured(self, returned: float) -> "Trial":
         """Return the trial with one more episode of the champion: the given policy until the first promotion."""
@@ -157,12 +147,12 @@ class Trial(NamedTuple):
             level=mean(given) if math.isinf(self.lowest_other) else self.level, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
-    def tried(self, returned: float, level: float) -> "Trial":
-        """Return the trial with one more episode of learner or candidate in its counts; `level` is the return that the
-        given policy would have brought."""
+    def tried(self, returned: float) -> "Trial":
+        """Return the trial with one more episode of learner or candidate in its counts."""
         return self._replace(
-            episodes=self.episodes + 1, lowest_other=min(self.lowest_other, returned), cost=self.cost + level - returned
-        )
+            episodes=self.episodes + 1, lowest_other=min(self.lowest_other, returned),
+            cost=self.cost + self.level - returned,
+        )  # fmt: skip
 
 
 def json_of(trial: Trial) -> dict[str, Any]:
@@ -211,19 +201,17 @@ class Gate(eqx.Module):
     """A first judgement takes (v / this)^2 episodes, v the standard deviation of returns within policies divided by the
     larger of |J_0| and J_0 - L (inferred)."""
     measured_episodes: int = eqx.field(static=True, default=5)
-    """Episodes in which J_0 is measured before another policy than the given one acts (inferred)."""
+    """Episodes in which each champion, the given policy first, is measured before the learner acts (inferred)."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before a candidate is taken from it, also after each promotion or return to the
     champion (inferred)."""
     radius: float = 0.15
     """The trust region's radius at the start, in units of actions from -1 to 1 (root mean square; inferred)."""
-    radius_low: float = 0.02
+    radius_low: float = 0.05
     """The smallest radius: each return to the champion halves it (inferred)."""
-    radius_high: float = 0.5
-    """The largest radius: it doubles or grows by a quarter whenever the learner is not behind (inferred)."""
-    noise: float = 0.05
-    """Standard deviation of the learner's noise, in units of actions from -1 to 1, clipped to +-0.5 (inferred). A phase
-    before, in which the given policy acts with noise, should have the same: the learner is compared with that."""
+    radius_high: float = 0.3
+    """The largest radius: it doubles or grows by a quarter whenever the learner is not behind (inferred: on Hopper and
+    Walker2d policies that were let past 0.33 fell)."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen; without a
     score 0 does, where J_0 is above it. A given policy that lies above L by at most 2 % of their difference has nothing
@@ -243,12 +231,11 @@ class Gate(eqx.Module):
             and 0 < self.risk < 1
             and self.margin >= 0
             and self.variation > 0
-            and self.noise >= 0
             and 0 < self.radius_low <= self.radius <= self.radius_high
         ):
             raise SegueError(
-                "A gate needs 0 < share <= 1, 0 < risk < 1, margin >= 0, variation > 0, noise >= 0 and 0 < radius_low "
-                "<= radius <= radius_high."
+                "A gate needs 0 < share <= 1, 0 < risk < 1, margin >= 0, variation > 0 and 0 < radius_low <= "
+                "radius <= radius_high."
             )
 
     def span(self, trial: Trial) -> float:
@@ -264,22 +251,17 @@ class Gate(eqx.Module):
         """Return whether the given policy is better than one that does nothing; True where no score says so."""
         return self.score is None or self.span(trial) > 0.02 * (self.score[1] - self.score[0])
 
-    def stake(self, trial: Trial) -> float:
-        """Return what one episode can cost at most, in units of returns: J_0, with or without noise, less L."""
-        noisy = mean(trial.given_noisy) if trial.given_noisy else trial.level
-        return self.span(trial) + max(noisy - trial.level, 0.0)
-
     def purse(self, trial: Trial) -> float:
         """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
         if len(trial.given) == 0:
             return 0.0
-        return float(self.share) * self.stake(trial) * trial.episodes - trial.cost
+        return float(self.share) * self.span(trial) * trial.episodes - trial.cost
 
-    def affords(self, trial: Trial) -> bool:
-        """Return whether learner or candidate may act: the lowest return would not overdraw the purse, even one that is
-        lower than any before."""
+    def affords(self, trial: Trial, episodes: int = 1) -> bool:
+        """Return whether learner or candidate may act for so many episodes: the lowest return in each would not
+        overdraw the purse, and in one not even a return that is lower than any before."""
         enough = trial.episodes * float(self.share) >= 1
-        return not self.protects(trial) or (enough and self.purse(trial) >= self.stake(trial))
+        return not self.protects(trial) or (enough and self.purse(trial) >= episodes * self.span(trial))
 
     def episodes_needed(self, trial: Trial) -> int:
         """Return n, the episodes of a first judgement."""
@@ -292,11 +274,12 @@ class Gate(eqx.Module):
     def judge(self, trial: Trial) -> str:
         """Return "promoted", "rejected", "unproven" or "" (undecided) for the candidate."""
         played, last = len(trial.candidate), len(trial.candidate) == 2 * trial.need
-        if played == 2 and self.fell(trial, trial.candidate, trial.champion):
+        over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
+        hopeless = played >= self.min_episodes and over_champion.ahead < -2 * over_champion.error
+        if hopeless or (played == 2 and self.fell(trial, trial.candidate)):
             return "rejected"
         if played != trial.need and not last:
             return ""
-        over_given, over_champion = (compare(trial.candidate, other) for other in (trial.given, trial.champion))
         margin = float(self.margin) * self.margin_span(trial)
         quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
         not_worse = over_given.ahead + CAP * margin > quantile * over_given.error
@@ -307,23 +290,24 @@ class Gate(eqx.Module):
             return "rejected"
         return "unproven" if last else ""
 
-    def fell(self, trial: Trial, returns: Returns, level: Returns) -> bool:
-        """Return whether returns lie clearly below all of `level`, the champion's, and in the lower half above L."""
+    def fell(self, trial: Trial, returns: Returns) -> bool:
+        """Return whether returns lie clearly below all of the champion's, and in the lower half above L."""
         lowest = trial.level - self.margin_span(trial)
-        low = min(*level, (lowest + mean(level)) / 2)
-        found = compare(returns, level)
+        low = min(*trial.champion, (lowest + mean(trial.champion)) / 2)
+        found = compare(returns, trial.champion)
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
 
-    def waits(self, trial: Trial) -> bool:
-        """Return whether the learner's policy waits: its copy is on trial, or it measures the champion with noise."""
-        return trial.need > 0 or trial.measuring > 0
+    def pace(self, trial: Trial) -> float:
+        """Return by what the steps of the learner's policy are multiplied: its radius over the one at the start, so
+        that it takes the same time to the edge of its trust region; and 0 while a copy of it is on trial."""
+        return 0.0 if trial.need > 0 else trial.radius / float(self.radius)
 
     def begin(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial at the start of a guarded phase. The champion acts first; the episode in progress, which may
         have begun in an earlier phase, judges nothing."""
         return trial._replace(
             radius=float(self.radius), rest=env_step + self.rest, acting="", since=env_step, need=0, learner=(),
-            candidate=(), verdict="", measuring=0,
+            candidate=(), verdict="",
         )  # fmt: skip
 
     def after(self, trial: Trial, returned: float, env_step: int) -> Trial:
@@ -334,25 +318,20 @@ class Gate(eqx.Module):
             returned: the episode's return, in the env's own rewards.
             env_step: env steps of the run so far.
         """
-        acted, noisy_level = trial.acting, mean(trial.given_noisy) if trial.given_noisy else trial.level
+        acted = trial.acting
         trial = trial._replace(acted=acted, verdict="")
         if acted == "":
-            trial = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, returned))
-        elif acted == "noisy":
-            trial = trial.explored(returned)
+            trial = trial.counted(returned)
         elif acted == "champion":
             trial = trial.measured(returned)
         elif acted == "candidate":
-            trial = trial.tried(returned, trial.level)._replace(candidate=with_one(trial.candidate, returned))
+            trial = trial.tried(returned)._replace(candidate=with_one(trial.candidate, returned))
             trial = self._judged(trial, env_step)
         else:
-            trial = trial.tried(returned, noisy_level)._replace(learner=with_one(trial.learner, returned))
+            trial = trial.tried(returned)._replace(learner=with_one(trial.learner, returned))
             trial = self._compared(trial, env_step)
         others = "candidate" if trial.need > 0 else "learner"
-        first = 0 if trial.promoted else self.measured_episodes
-        known = len(trial.champion) >= (max(len(trial.candidate), first) if trial.need > 0 else first)
-        if len(trial.given_noisy) < self.measured_episodes and not trial.promoted and math.isinf(trial.lowest_other):
-            return trial._replace(acting="noisy")
+        known = len(trial.champion) >= (len(trial.candidate) if trial.need > 0 else self.measured_episodes)
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:
@@ -363,36 +342,34 @@ class Gate(eqx.Module):
         trial = trial._replace(verdict=verdict, need=0, learner=())
         if verdict == "promoted":
             return trial._replace(
-                champion=trial.candidate, noisy=(), measuring=self.min_episodes, promoted=trial.promoted + 1,
-                since=env_step, rest=env_step + self.rest, lowest=min(trial.lowest, *trial.candidate),
+                champion=trial.candidate, promoted=trial.promoted + 1, since=env_step, rest=env_step + self.rest,
+                lowest=min(trial.lowest, *trial.candidate),
             )  # fmt: skip
         trial = trial._replace(rejected=trial.rejected + 1)
         return self._back(trial, env_step) if verdict == "rejected" else trial
 
     def _compared(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial after an episode of the learner: take a candidate, go back to the champion, or go on."""
-        learner, level = trial.learner, trial.noisy or trial.champion
-        if trial.measuring > 0:
-            return trial._replace(noisy=with_one(trial.noisy, learner[-1]), learner=(), measuring=trial.measuring - 1)
-        if len(learner) >= 2 and self.fell(trial, learner[-2:], level):
+        learner, champion = trial.learner, trial.champion
+        if len(learner) >= 2 and self.fell(trial, learner[-2:]):
             return self._back(trial._replace(verdict="rejected"), env_step)
         if len(learner) < self.min_episodes or env_step < trial.rest:
             return trial
-        found = compare(learner[-self.min_episodes :], level)
+        needed = self.episodes_needed(trial)
+        taken = trial._replace(verdict="taken", need=needed, candidate=())
+        found = compare(learner[-self.min_episodes :], champion)
         if found.ahead > 0:
-            wider = self._scaled(trial, 2.0 if found.ahead > found.error else 1.25)
-            return wider._replace(verdict="taken", need=self.episodes_needed(trial), candidate=())
+            return self._scaled(taken, 2.0 if found.ahead > found.error else 1.25)
         if len(learner) < 2 * self.min_episodes:
             return trial
-        found = compare(learner, level)
+        found = compare(learner, champion)
         if found.ahead < -found.error:
             return self._back(trial._replace(verdict="rejected"), env_step)
-        return self._scaled(trial, 1.25)._replace(learner=())
+        return self._scaled(taken if self.affords(trial, needed) else trial._replace(learner=()), 1.25)
 
     def _back(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial in which the learner goes back to the champion, in a smaller trust region."""
-        back = trial._replace(learner=(), rest=env_step + self.rest, measuring=self.min_episodes)
-        return self._scaled(back, 0.5)
+        return self._scaled(trial._replace(learner=(), rest=env_step + self.rest), 0.5)
 
     def _scaled(self, trial: Trial, factor: float) -> Trial:
         """Return the trial with the trust region's radius times `factor`, within its bounds."""

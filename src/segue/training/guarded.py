@@ -61,12 +61,12 @@ class Guarded(AbstractOnline):
         acting = jnp.where(halted, CHAMPION, now.acting)
         region = {name: now.inner.parts[name] for name in now.inner.parts if name in FOLLOWS_CHAMPION}
         inner = eqx.tree_at(lambda whole: whole.parts, back.inner, {**back.inner.parts, **region})
-        return learner.like(GatedLearner(inner, now.champion, now.candidate, acting, now.noise, now.waits))
+        return learner.like(GatedLearner(inner, now.champion, now.candidate, acting, now.pace))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
         return {
-            "policy": "champion" if trial.acted in ("", "noisy") else trial.acted,
+            "policy": trial.acted or "champion",
             "verdict": trial.verdict,
             "purse": self.gate.purse(trial),
             "radius": trial.radius,
@@ -93,17 +93,14 @@ class Guarded(AbstractOnline):
         """Return the state in which the learners have followed the decisions that led to `trials`."""
         before = state.trials or trials
         verdicts = [now.verdict if now is not then else "" for now, then in zip(trials, before, strict=True)]
-        acting = {"": CHAMPION, "champion": CHAMPION, "noisy": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
+        acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
         step = GateStep(
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
             reset=np.array([verdict == "rejected" for verdict in verdicts]),
             take=np.array([verdict == "taken" for verdict in verdicts]),
             acting=np.array([acting[trial.acting] for trial in trials], np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
-            noise=np.array(
-                [self.gate.noise if trial.acting in ("learner", "noisy") else 0.0 for trial in trials], np.float32
-            ),
-            waits=np.array([self.gate.waits(trial) for trial in trials]),
+            pace=np.array([self.gate.pace(trial) for trial in trials], np.float32),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
 

@@ -286,9 +286,8 @@ class Collect(AbstractPhase):
         trials = list(state.trials or (Trial(),) * state.run.seeds)
         for episode in ended:
             trial = trials[episode.seed]
-            counted = trial._replace(episodes=trial.episodes + 1, lowest=min(trial.lowest, episode.returned))
-            if self.mode and not self.random and state.has_whole(episode):
-                counted = trial.explored(episode.returned) if self.noise > 0 else trial.measured(episode.returned)
+            measures = self.mode and self.noise == 0 and state.has_whole(episode)
+            counted = trial.measured(episode.returned) if measures else trial.counted(episode.returned)
             trials[episode.seed] = trial if self.random else counted
         return state._replace(trials=tuple(trials))
 
