@@ -8,8 +8,8 @@
     clone      a policy with a tanh, cloned from the given one on its own rows
 
 The learner is that of `segue improve` without its gate, with a trust region of radius 0.15, on HalfCheetah from A2C of
-Stable-Baselines3. SEGUE_TEST_DATA names the folder of the policy. One remedy and seed in each call, since JAX keeps what
-it has compiled; it prints a row. Three minutes of one core each.
+Stable-Baselines3. SEGUE_TEST_DATA names the folder of the policy. Each call runs one remedy and seed, since JAX keeps
+what it has compiled, and prints a row. Three minutes of one core each.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from guard import markdown, phases_of
 import segue
 from segue.data.behaviours import Policy
 from segue.data.collecting import collect
-from segue.data.loading import load
 from segue.envs.make import read_spec
 from segue.methods.backbone import at_bounds
 from segue.nn import actors

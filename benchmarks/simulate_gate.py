@@ -1,9 +1,9 @@
 """Simulate the gate on returns alone: how often would it deploy a worse policy, what would training cost, what gain?
 
 Each run has 300 episodes. The returns of a policy have mean J and standard deviation v J (or are 0 or 1, with mean J).
-Before the learner's first episode after each decision its mean is drawn anew, relative to the champion's: 20 % lower with probability 0.3,
-equal with 0.4, 10 % higher with 0.3. A candidate that is taken from the learner has its mean. No environment and no
-critic is involved, so this tests the rule and not the learning.
+Before the learner's first episode after each decision its mean is drawn anew, relative to the champion's: 20 % lower
+with probability 0.3, equal with 0.4, 10 % higher with 0.3. A candidate that is taken from the learner has its mean. No
+environment and no critic is involved, so this tests the rule and not the learning.
 
     python benchmarks/simulate_gate.py [--runs 500]        prints a table, which results/gate.md keeps
 """

@@ -101,7 +101,7 @@ def test_a_judgement_worked_by_hand(candidate, verdict):
     assert judged(candidate) == verdict
 
 
-def test_a_candidate_that_is_clearly_behind_is_not_played_to_the_end():
+def test_a_hopeless_candidate_is_not_played_to_the_end():
     """The error of three is 3.38: 9 behind is more than twice as much, and 6 is not. Two are too few."""
     for candidate, verdict in (([90] * 3, "rejected"), ([93] * 3, ""), ([90] * 2, "")):
         trial = measured(GIVEN)._replace(need=9, candidate=tuple(map(float, candidate)), lowest_other=0.0)
@@ -178,7 +178,7 @@ def test_a_gate_that_could_not_decide_is_refused(changes):
         Gate(**changes)
 
 
-def test_without_a_phase_before_the_given_policy_is_measured_first():
+def test_without_a_phase_before_the_given_policy_is_measured():
     """For five episodes, and for as many as the purse needs, beside the one in progress."""
     level = {"champion": lambda t: 100.0, "learner": lambda t: 100.0}
     for share, first in ((0.1, 10), (0.9, 6)):
@@ -269,7 +269,7 @@ def test_a_new_champion_is_measured_before_the_learner_acts():
     assert seen[promoted + 2].champion == (150.0, 150.0, 150.0, 90.0, 90.0)
 
 
-def test_a_learner_that_is_not_ahead_is_tried_where_the_purse_pays():
+def test_a_learner_that_is_level_is_tried_where_the_purse_pays():
     """For a whole judgement, were each episode to bring as little as any before: with 3 episodes, 300. Otherwise it
     goes on. Where it is behind by more than one standard error, it goes back."""
     for purse, learner, verdict, radius in (
@@ -535,7 +535,7 @@ def test_the_policy_waits_while_its_candidate_is_judged():
     assert min(waited, moved) > 5
 
 
-def test_the_policy_s_steps_are_those_of_its_method_times_the_pace():
+def test_the_policy_s_steps_are_multiplied_by_the_pace():
     gated = Gated(PORL(LEARNER, EarnedTrustRegion()))
     run = start_module.start(SPEC, None, {"finetune": Guarded(gated.method, 9, ONLINE, 1)}, policy=POLICY)
     one = jax.tree.map(lambda leaf: leaf[0], run.pretrained)

@@ -37,7 +37,7 @@ class GatedLearner(eqx.Module):
     acting: Int[Any, "*seeds"]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     pace: Float[Any, "*seeds"]
-    """The learner's policy takes its optimiser's steps times this number; 0: it waits, since a copy of it is on trial."""
+    """The learner's policy takes its optimiser's steps times this; 0: it waits, since a copy of it is on trial."""
 
 
 class GateStep(eqx.Module):

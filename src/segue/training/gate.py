@@ -136,7 +136,7 @@ class Trial(NamedTuple):
     """Candidates that were not, unproven ones included."""
 
     def counted(self, returned: float) -> "Trial":
-        """Return the trial with one more episode that measures no policy, such as one of the given policy with noise."""
+        """Return the trial with one more episode that measures nothing, such as one of the given policy with noise."""
         return self._replace(episodes=self.episodes + 1, lowest=min(self.lowest, returned))
 
     def measured(self, returned: float) -> "Trial":
