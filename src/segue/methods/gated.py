@@ -130,4 +130,5 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
         if name in parts:
             parts[name] = TrainState.new(net, target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
-    return GatedLearner(inner, champion, candidate, step.acting, step.pace)
+    pace = step.pace if "trust_radius" in parts else jnp.sign(step.pace)
+    return GatedLearner(inner, champion, candidate, step.acting, pace)

@@ -81,7 +81,8 @@ def compare(one: Returns, other: Returns) -> Comparison:
         squares += math.fsum((each - means[-1]) ** 2 for each in capped)
     freedom = max(len(one) + len(other) - 2, 1)
     error = math.sqrt(squares / freedom) * math.sqrt(1 / len(one) + 1 / len(other))
-    return Comparison(means[0] - means[1], error, freedom)
+    ahead, rounding = means[0] - means[1], 1e-12 * max(map(abs, one + other))
+    return Comparison(ahead if abs(ahead) > rounding else 0.0, error, freedom)
 
 
 def mean(returns: Returns) -> float:
@@ -195,7 +196,7 @@ class Gate(eqx.Module):
     r"""\delta: the largest probability with which a candidate that is worse by more than the margin is promoted."""
     min_episodes: int = eqx.field(static=True, default=3)
     """The smallest number of episodes of a first judgement, and of the learner before a copy is taken (inferred)."""
-    max_episodes: int = eqx.field(static=True, default=20)
+    max_episodes: int = eqx.field(static=True, default=8)
     """The largest number of episodes of a first judgement (inferred)."""
     variation: float = 0.15
     """A first judgement takes (v / this)^2 episodes, v the standard deviation of returns within policies divided by the
@@ -281,7 +282,7 @@ class Gate(eqx.Module):
         if played != trial.need and not last:
             return ""
         margin = float(self.margin) * self.margin_span(trial)
-        quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 2))
+        quantile = float(stdtrit(over_given.freedom, 1 - float(self.risk) / 4))
         not_worse = over_given.ahead + CAP * margin > quantile * over_given.error
         not_worse &= mean(trial.candidate) - mean(trial.given) + margin >= 0  # rare high returns are not given away
         if over_champion.ahead > 0.5 * over_champion.error and (not_worse or not self.protects(trial)):
