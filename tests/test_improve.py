@@ -87,7 +87,7 @@ def test_the_journal_says_who_acted_and_what_was_decided():
     for seed in range(2):
         own = [entry for entry in entries if entry["seed"] == seed]
         radii = [entry["radius"] for entry in own]
-        assert all(0.02 <= radius <= 0.5 for radius in radii)
+        assert all(0.05 <= radius <= 0.3 for radius in radii)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ class EnsembleTD3(AbstractEnsembleTD3):
     target_clip: float = 0.2
     """Bound on the smoothing noise, in the same units."""
     explore_noise: float = 0.05
-    """Standard deviation of the exploration noise, in the same units, clipped to +-0.5. A gate has its own."""
+    """Standard deviation of the exploration noise, in the same units, clipped to +-0.5. Behind a gate there is none."""
     critics: int = eqx.field(static=True, default=5)
     """Members of the ensemble."""
     pessimism: float = 1.0

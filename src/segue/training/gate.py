@@ -6,16 +6,17 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     candidate       a frozen copy of the learner, taken when the learner's returns are ahead
 
 All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
-the lowest one so far, or 0 if J_0 is above it: of the given policy and of champions where candidates are judged, of any
-episode where costs are counted. A policy has fallen if the mean of two episodes (a candidate's first, the learner's
-last) lies below all of the champion's, below the middle between L and the champion's mean, and behind it by more than
-three standard errors.
+the lowest one so far, or 0 if J_0 is above it: of the given policy, with noise too, and of champions where candidates
+are judged, of any episode where costs are counted. A policy has fallen if the mean of two episodes (a candidate's
+first, the learner's last) lies below all of the champion's, below the middle between L and the champion's mean, and
+behind it by more than three standard errors.
 
 A copy of the learner becomes the candidate if the mean of its last 3 episodes is above the champion's. The learner goes
-back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. If it does
-not, its copy becomes the candidate too where the purse pays for a whole judgement, since returns that vary hide a
-better policy. The trust region's radius doubles when the learner is ahead by more than one standard error, grows by a
-quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes back.
+back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. If it is
+neither ahead nor behind after 6, its copy becomes the candidate too where the purse pays for a whole first judgement,
+since returns that vary hide a better policy. The trust region's radius doubles when the learner is ahead by more than
+one standard error, grows by a quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes
+back. The steps of the learner's policy go with the radius.
 
 A candidate is judged twice, after n and after 2 n of its episodes, while the champion plays as many (s: pooled standard
 deviation). In every comparison of two policies, returns above the higher of their 0.8 quantiles count as that quantile,
@@ -23,14 +24,14 @@ so that a rare high return decides nothing; low returns count in full. For the f
 below J_0 - 0.05 (J_0 - L) either. A shift of all returns moves the capped mean by 0.8 of it where returns are normal,
 and so does the margin there.
 
-    not worse than the given policy       J_k - J_0 + 0.8 * 0.05 (J_0 - L) > t(1 - \delta / 2) s sqrt(1/n_k + 1/n_0)
+    not worse than the given policy       J_k - J_0 + 0.8 * 0.05 (J_0 - L) > t(1 - \delta / 4) s sqrt(1/n_k + 1/n_0)
     better on average than the champion   J_k - J_c > 0.5 s sqrt(1/n_k + 1/n_c)
 
 It is promoted where both hold, and rejected where J_k - J_c < -s sqrt(1/n_k + 1/n_c), and also before a judgement where
 it has fallen, or lies behind by twice as much after 3 episodes or more. Otherwise it is unproven after the second
-judgement, and the learner goes on. Two judgements, at \delta / 2 each, keep the probability
-that a candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted at or below \delta, as far as returns are
-normal with one spread.
+judgement, and the learner goes on. A candidate whose mean return is J_0 - 0.05 (J_0 - L) or less is promoted with a
+probability of at most \delta, as far as returns are normal with one spread: \delta / 4 for each judgement, and the rest
+because candidates are taken the more easily the lower the measured J_0 is.
 
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
@@ -111,7 +112,7 @@ class Trial(NamedTuple):
     episodes: int = 0
     """Episodes of all policies."""
     lowest: float = math.inf
-    """The lowest return of the given policy and of champions."""
+    """The lowest return of the given policy, with noise too, and of champions."""
     lowest_other: float = math.inf
     """The lowest return of learner and candidates."""
     cost: float = 0.0
@@ -165,7 +166,7 @@ def json_of(trial: Trial) -> dict[str, Any]:
 def parse_trial(value: Any) -> Trial:
     """Rebuild a trial from what `json_of` returned. Raises ValueError or TypeError where it is not one."""
     if not isinstance(value, dict) or value.keys() != set(Trial._fields):
-        raise ValueError("it has other fields than a trial")
+        raise ValueError("its fields are not those of this version, so start the run anew")
     fields: dict[str, Any] = {}
     for name, default in Trial()._asdict().items():
         field = value[name]
@@ -202,7 +203,7 @@ class Gate(eqx.Module):
     """A first judgement takes (v / this)^2 episodes, v the standard deviation of returns within policies divided by the
     larger of |J_0| and J_0 - L (inferred)."""
     measured_episodes: int = eqx.field(static=True, default=5)
-    """Episodes in which each champion, the given policy first, is measured before the learner acts (inferred)."""
+    """So many of a champion's episodes are known before the learner acts, those of its trial included (inferred)."""
     rest: int = eqx.field(static=True, default=1_000)
     """Env steps that the learner has before a candidate is taken from it, also after each promotion or return to the
     champion (inferred)."""
@@ -212,7 +213,7 @@ class Gate(eqx.Module):
     """The smallest radius: each return to the champion halves it (inferred)."""
     radius_high: float = 0.3
     """The largest radius: it doubles or grows by a quarter whenever the learner is not behind (inferred: on Hopper and
-    Walker2d policies that were let past 0.33 fell)."""
+    Walker2d every policy that was let past 0.3 fell)."""
     score: tuple[float, float] | None = eqx.field(static=True, default=None)
     """The returns that count as 0 and 100, where they are known. The first counts as a return that was seen; without a
     score 0 does, where J_0 is above it. A given policy that lies above L by at most 2 % of their difference has nothing
@@ -259,8 +260,8 @@ class Gate(eqx.Module):
         return float(self.share) * self.span(trial) * trial.episodes - trial.cost
 
     def affords(self, trial: Trial, episodes: int = 1) -> bool:
-        """Return whether learner or candidate may act for so many episodes: the lowest return in each would not
-        overdraw the purse, and in one not even a return that is lower than any before."""
+        """Return whether the purse holds the lowest return for so many more episodes of learner or candidate. For one,
+        not even a return that is lower than any before overdraws it."""
         enough = trial.episodes * float(self.share) >= 1
         return not self.protects(trial) or (enough and self.purse(trial) >= episodes * self.span(trial))
 

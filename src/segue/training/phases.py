@@ -251,8 +251,8 @@ class Collect(AbstractPhase):
     """n: the phase ends earlier, once it has lasted for half of `until` and every seed has finished n episodes; 0: it
     does not."""
     mode: bool = eqx.field(static=True, default=False)
-    """Add the noise to the policy's deterministic action, and not to a sample of a stochastic policy. Only then do the
-    returns serve a later phase's gate, under which nothing is sampled."""
+    """Add the noise to the policy's deterministic action, and not to a sample of a stochastic policy. Only then, and
+    without noise, do the returns measure the given policy for a later phase's gate."""
 
     def __check_init__(self):
         at_least(0, until=self.until, episodes=self.episodes)
