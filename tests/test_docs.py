@@ -180,7 +180,8 @@ def test_the_readmes_numbers_are_those_of_the_kept_runs():
             told.append(f"Kept the given policy ({given}): {count[1]} candidates, none better.")
         for each in [] if count else deployed.split(", "):
             words = "Replaced the given policy, and the difference may be chance" if each[0] == "(" else "Improved"
-            told.append(f"{words}: {given} -> {each.strip('()')} (95 % interval")
+            kept_this = f"Kept the given policy ({given}): "
+            told.append(kept_this if each == "kept" else f"{words}: {given} -> {each.strip('()')} (95 % interval")
     assert sorted(told) == sorted(
         verdict[: len(begin)] for verdict in verdicts for begin in told if verdict.startswith(begin)
     )
