@@ -88,6 +88,7 @@ def judged(candidate, **changes):
         ([130, 130], ""),  # not yet
         ([130, 130, 130], "promoted"),
         ([102, 102, 102], ""),  # ahead by 3, half an error is 1.7; but 3 + 0.8 * 5 < 8.8, so it may be worse
+        ([103, 103, 103], ""),  # 4 + 4 < 8.8
         ([104, 104, 104], "promoted"),  # 5 + 4 > 8.8
         ([95, 95, 95], "rejected"),  # behind by 4, more than one error
         ([96, 96, 96], ""),
