@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from segue.core import Spec
 from segue.data.collecting import collect_random
 from segue.data.inspection import inspect, render
 from segue.data.loading import from_arrays, load
@@ -539,7 +540,6 @@ TENSORS = {
 def test_hostile_files_run_nothing_open_nothing_and_take_no_room(pendulum, tmp_path):
     """All of them in one process under an audit hook: no exec, no import by name, no socket, no process, no file
     outside the folder; under 5 s each, and under twice its size plus 256 MB."""
-    from segue.core import Spec
     from segue.nn.actors import Deterministic
     from segue.nn.mlp import MLP
     from segue.policies import policy_file
@@ -589,7 +589,7 @@ def test_door_human(real, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(real / "minari_root"))
     data = load("D4RL/door/human-v2")
     assert (len(data), len(data.episodes()), data.env_id) == (6729, 25, "AdroitHandDoor-v1")
-    assert data.spec() == (39, 28, (-1.0,) * 28, (1.0,) * 28)
+    assert data.spec() == Spec(39, 28, (-1.0,) * 28, (1.0,) * 28)
     same(data, load(real / "minari_root" / "D4RL" / "door" / "human-v2"))
     same(data, load(real / "minari_root" / "D4RL" / "door" / "human-v2" / "data" / "main_data.hdf5"))
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from segue.cli import main
 from segue.core import Spec
+from segue.data.borders import check_limit
 from segue.data.inspection import inspect
 from segue.data.loading import from_arrays, load
 from segue.data.matching import check_against
@@ -267,6 +268,20 @@ def test_minari_dictionary_becomes_rows_by_hand(tmp_path):
     assert "observations are joined as proprio[2], goal[1x2, row by row], in this order" in data.notes
     assert load(f"{tmp_path / 'x-v0'}:goal").transitions.obs[1].tolist() == [-1, -1]
     refused(f"{tmp_path / 'x-v0'}:camera", "'camera'", "proprio[2]")
+
+
+def test_minari_episodes_may_exceed_the_limit_of_their_own_env(tmp_path):
+    """As human demonstrations do: each is a group of its own, so that no border is missing. Where the file does not
+    show it, they are refused."""
+    own = {"max_episode_steps": 2}
+    found = load(minari(tmp_path / "x-v0", {"type": "Dict", "subspaces": DICT}, PARTS, env_spec=own))
+    assert found.time_limit == 3
+    assert any("more than the 2 of the env" in note for note in check_limit(found, 2, "the env").notes)
+    for number, spec in enumerate(({"max_episode_steps": 3}, {"max_episode_steps": "2"}, None)):
+        other = load(minari(tmp_path / f"y{number}", {"type": "Dict", "subspaces": DICT}, PARTS, env_spec=spec))
+        assert other.time_limit is None
+        with pytest.raises(DataError, match="longer than the time limit of the env, 2 steps"):
+            check_limit(other, 2, "the env")
 
 
 def env_of(space):

@@ -60,7 +60,7 @@ class Dataset:
     say."""
     time_limit: int | None = None
     """Env steps after which the env that made the rows cut an episode, where the file says that its limit was another
-    than that of the task's env."""
+    than that of the task's env, or shows it by longer episodes that it keeps apart."""
     notes: tuple[str, ...] = ()
     """Remarks on the file, and on what was changed when it was read, one sentence each."""
     held_out: "Dataset | None" = field(default=None, repr=False)

@@ -127,6 +127,8 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata:
         both = "terminal" if 2 * np.count_nonzero(terminal & timeout) <= np.count_nonzero(timeout) else "refuse"
     terminal, timeout = settle_ends(terminal, timeout, ends, both, name)
     spec = parse_json(metadata["env_spec"], name) if isinstance(metadata.get("env_spec"), str) else {}
+    own_limit, longest = spec.get("max_episode_steps"), max(lengths)  # a group for each episode: no border is missing
+    outlived = type(own_limit) is int and longest > own_limit  # as human demonstrations do
     return Dataset(
         Transition(obs, action, reward, nxt, terminal),
         ends,
@@ -138,7 +140,7 @@ def _episodes(root: h5py.File, name: str, path: str, options: Options, metadata:
         timeout,
         parts=parts if parts[0].name or len(parts[0].shape) > 1 else (),
         env_arguments=from_json(metadata.get("env_arguments")),
-        time_limit=time_limit_of(metadata),
+        time_limit=time_limit_of(metadata) or (longest if outlived else None),
         notes=order_note(parts),
     )
 
