@@ -371,19 +371,19 @@ def test_worse_candidates_are_promoted_at_most_at_the_rate(episodes, std, count)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("std", "runs"), [(5.0, 3_000), (20.0, 1_000)])
-def test_the_rate_holds_for_the_candidates_that_a_gate_takes(std, runs):
+def test_the_rate_holds_for_the_candidates_that_a_gate_takes():
     """In short runs J_0 rests on five episodes, and candidates are taken where it came out low. A learner at the
-    margin, 5 % below, is promoted in at most 5 % of its trials all the same."""
-    rng, gate, judged, promoted = np.random.default_rng(1), Gate(rest=0), 0, 0
-    for _ in range(runs):
+    margin, 5 % below, is promoted in at most 5 % of its trials all the same (in 8 % with half of the risk for each
+    judgement)."""
+    std, rng, gate, judged, promoted = 10.0, np.random.default_rng(1), Gate(rest=0), 0, 0
+    for _ in range(4_000):
         trial = Trial()
         for returned in rng.normal(100, std, 5):
             trial = trial.measured(float(returned))
         for returned in rng.normal(100, std, 5):
             trial = trial.counted(float(returned))
         trial = gate.begin(trial, 0)._replace(lowest=0.0)
-        for noise in rng.normal(0, std, 25):
+        for noise in rng.normal(0, std, 12):
             trial = gate.after(trial, float(noise) + (95 if trial.acting in ("learner", "candidate") else 100), 0)
             judged += trial.acted == "candidate" and trial.verdict != ""
             promoted += trial.verdict == "promoted"

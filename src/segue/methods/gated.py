@@ -120,7 +120,8 @@ class Gated(AbstractMethod):
 
 
 def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
-    """Return one seed's learner after a decision of its gate. A trust region follows the champion."""
+    """Return one seed's learner after a decision of its gate. A trust region follows the champion; without one the
+    policy keeps its own rate, or waits."""
     inner = learner.inner
     champion = _pick(step.promote, learner.candidate, learner.champion)
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)

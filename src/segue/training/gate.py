@@ -3,7 +3,7 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
     learner         the policy that learns. It acts near the champion, and so learns from its own mistakes
-    candidate       a frozen copy of the learner, taken when the learner's returns are ahead
+    candidate       a frozen copy of the learner, whose returns are judged
 
 All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
 the lowest one so far, or 0 if J_0 is above it: of the given policy, with noise too, and of champions where candidates
