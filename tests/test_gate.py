@@ -324,6 +324,18 @@ def test_the_learner_s_last_three_episodes_decide():
     assert sum(trial.acted == "learner" for trial in seen[: taken + 1]) == 4
 
 
+def test_the_champion_plays_whenever_the_learner_goes_back():
+    """Its first episodes were lucky; those that it plays then show what it is worth."""
+    noise = itertools.cycle([5.0, -5.0, -1.0, 1.0])
+    gate, alike = Gate(rest=0, share=1.0), lambda t: 100.0 + next(noise)
+    trial = gate.begin(measured((150.0, 140.0, 125.0, 130.0, 120.0)), 0)
+    seen = play(gate, {"champion": alike, "learner": alike, "candidate": alike}, 200, trial)
+    back = [k for k, trial in enumerate(seen[:-1]) if trial.verdict == "rejected"]
+    assert len(back) > 2
+    assert all(seen[k].acting == "champion" for k in back)
+    assert len(seen[-1].champion) >= 5 + len(back)
+
+
 def test_the_champion_plays_as_many_episodes_as_its_candidate():
     roles = {"champion": lambda t: 100.0, "learner": lambda t: 120.0, "candidate": lambda t: 100.0}
     seen = [t for t in play(Gate(rest=0, min_episodes=8), roles, 120) if t.need > 0]
@@ -491,7 +503,8 @@ class Watch:
         if isinstance(phase, Guarded):
             learner = jax.device_get(state.learner.tree)
             self.seen.append((state.trials, learner.champion, learner.candidate, learner.inner.actor.net,
-                              learner.inner.parts["trust_radius"].net.rho, learner.acting, learner.pace))  # fmt: skip
+                              learner.inner.parts["trust_radius"].net.rho, learner.acting, learner.pace,
+                              learner.actor))  # fmt: skip
         return state
 
 
@@ -520,6 +533,7 @@ class Never(Gate):
 
 
 ALWAYS = Always(rest=5, min_episodes=1, max_episodes=2, margin=1e6)
+ALWAYS_OF_THREE = Always(rest=5, max_episodes=3, margin=1e6)
 
 
 @pytest.mark.slow
@@ -548,6 +562,42 @@ def test_a_promotion_deploys_what_was_judged():
             np.testing.assert_allclose(after[6][seed], ALWAYS.pace(new), rtol=1e-6)
             assert after[5][seed] == {"candidate": 1, "learner": 2}.get(new.acting, 0)
     assert promoted > 1
+
+
+@pytest.mark.slow
+def test_a_candidate_is_a_policy_that_has_acted():
+    """In each of its episodes the learner acts by one policy, which it had when the episode began. The candidate is
+    the one of its last three that had the highest return."""
+    _, seen, _ = drive(ALWAYS_OF_THREE, until=400)
+    taken = later = 0
+    for seed in range(2):
+        part = lambda tree, s=seed: jax.tree.map(lambda leaf: leaf[s], tree)
+        acted = []
+        for before, after in itertools.pairwise(seen):
+            old, new = before[0][seed], after[0][seed]
+            if new is old:
+                assert same(part(before[7]), part(after[7]))
+                continue
+            assert same(part(after[7]), part(after[3]))
+            if old.acting == "learner":
+                acted.append((part(before[7]), new.learner))
+            if new.verdict == "taken":
+                taken += 1
+                returns = new.learner[-3:]
+                best = max(k for k in range(3) if returns[k] == max(returns))
+                later += best < 2
+                assert same(part(after[2]), acted[best - 3][0])
+    assert taken > 3
+    assert later > 0
+
+
+def test_the_best_of_the_last_three_copies_is_kept():
+    trial, kept = Gate().begin(measured(GIVEN), 0), []
+    for returned in (105.0, 104.0, 106.0, 106.0, 103.0, 102.0, 102.5, 103.0):
+        trial = Gate().after(trial._replace(acting="learner"), returned, 0)
+        kept.append(trial.best)
+    assert kept == [True, False, True, True, False, False, False, True]
+    assert not Gate().after(trial._replace(acting="champion"), 9.0, 0).best
 
 
 @pytest.mark.slow
@@ -632,7 +682,7 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
     state = phase.begin(run)
     earlier = jax.tree.map(jax.numpy.copy, state.learner)
     step = GateStep(
-        *(np.array([True, True]),) * 3,
+        *(np.array([True, True]),) * 5,
         np.array([2, 2], np.int32),
         np.array([0.1, 0.2], np.float32),
         pace=np.array([0.0, 0.5], np.float32),
@@ -655,9 +705,9 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
 def test_without_a_trust_region_the_policy_keeps_its_own_rate():
     """It waits while its copy is on trial, and otherwise takes the steps of its method whatever the radius is."""
     inner = ActorCritic(TrainState.new(POLICY), (), {})
-    learner = GatedLearner(inner, POLICY, POLICY, jnp.asarray(2), jnp.asarray(1.0))
+    learner = GatedLearner(inner, *(POLICY,) * 4, jnp.asarray(2), jnp.asarray(1.0))
     for pace, kept in ((0.0, 0.0), (0.25, 1.0), (2.0, 1.0)):
-        step = GateStep(*(jnp.asarray(False),) * 3, jnp.asarray(2), jnp.asarray(0.1), jnp.asarray(pace))
+        step = GateStep(*(jnp.asarray(False),) * 5, jnp.asarray(2), jnp.asarray(0.1), jnp.asarray(pace))
         assert stepped(learner, step).pace == kept
 
 

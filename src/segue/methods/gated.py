@@ -1,7 +1,9 @@
 """A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
 Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
-action, so that their returns can be compared. The learner's policy moves the slower the smaller its trust region is.
+action, so that their returns can be compared, and the learner acts for a whole episode by the policy that it had when
+the episode began: a candidate is a policy that has acted, not what was learned meanwhile. The learner's policy moves
+the slower the smaller its trust region is.
 While a candidate is on trial it waits, and its critics learn: a policy that moves on without acting leaves the rows
 that its critics know. The champion is released as the policy.
 """
@@ -34,6 +36,10 @@ class GatedLearner(eqx.Module):
     """The deployed policy."""
     candidate: Any
     """The policy that is judged."""
+    actor: Any
+    """The learner's policy as it was when the present episode began, by which the learner acts."""
+    best: Any
+    """Of the policies by which the learner has acted, the newest that had its highest return."""
     acting: Int[Any, "*seeds"]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     pace: Float[Any, "*seeds"]
@@ -43,12 +49,16 @@ class GatedLearner(eqx.Module):
 class GateStep(eqx.Module):
     """What a gate's decision changes in a learner, in this order."""
 
+    ended: Bool[Any, "*seeds"]
+    """An episode has ended."""
+    best: Bool[Any, "*seeds"]
+    """The policy by which the learner acted has the highest of its last returns."""
     promote: Bool[Any, "*seeds"]
     """The candidate becomes the champion, and the centre of the trust region."""
     reset: Bool[Any, "*seeds"]
     """The learner's policy goes back to the champion, with zero moments."""
     take: Bool[Any, "*seeds"]
-    """The learner's policy becomes the candidate."""
+    """The best of the policies by which the learner acted becomes the candidate."""
     acting: Int[Any, "*seeds"]
     """Who acts next."""
     radius: Float[Any, "*seeds"]
@@ -91,7 +101,7 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
-        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
+        return GatedLearner(inner, policy, policy, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
 
     def update(
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
@@ -111,7 +121,7 @@ class Gated(AbstractMethod):
     def explore(
         self, learner: GatedLearner, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
     ) -> Float[Array, " act"]:
-        other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.inner.actor.net)
+        other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.actor)
         policy = _pick(learner.acting == CHAMPION, learner.champion, other)
         return policy.act(obs)
 
@@ -125,11 +135,13 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
     inner = learner.inner
     champion = _pick(step.promote, learner.candidate, learner.champion)
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)
-    candidate = _pick(step.take, actor.net, learner.candidate)
+    best = _pick(step.best, learner.actor, learner.best)
+    candidate = _pick(step.take, best, learner.candidate)
     parts = dict(inner.parts)
     for name, net in zip(FOLLOWS_CHAMPION, (champion, Radius(step.radius)), strict=True):
         if name in parts:
             parts[name] = TrainState.new(net, target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
     pace = step.pace if "trust_radius" in parts else jnp.sign(step.pace)
-    return GatedLearner(inner, champion, candidate, step.acting, pace)
+    acts = _pick(step.ended, actor.net, learner.actor)
+    return GatedLearner(inner, champion, candidate, acts, best, step.acting, pace)

@@ -2,8 +2,9 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
-    learner         the policy that learns. It acts near the champion, and so learns from its own mistakes
-    candidate       a frozen copy of the learner, whose returns are judged
+    learner         the policy that learns. It acts near the champion, and so learns from its own mistakes; in each
+                    episode by the copy of it that the episode began with
+    candidate       the copy with the highest of the learner's last 3 returns, whose further returns are judged
 
 All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
 the lowest one so far, or 0 if J_0 is above it: of the given policy, with noise too, and of champions where candidates
@@ -11,11 +12,12 @@ are judged, of any episode where costs are counted. A policy has fallen if the m
 first, the learner's last) lies below all of the champion's, below the middle between L and the champion's mean, and
 behind it by more than three standard errors.
 
-A copy of the learner becomes the candidate if the mean of its last 3 episodes is above the champion's. The learner goes
-back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. If it is
-neither ahead nor behind after 6, its copy becomes the candidate too where the purse pays for a whole first judgement,
-since returns that vary hide a better policy. The trust region's radius doubles when the learner is ahead by more than
-one standard error, grows by a quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes
+A copy becomes the candidate if the mean of the learner's last 3 episodes is above the champion's. The learner goes
+back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. The
+champion then plays an episode, so that one that was lucky at first is not overrated for long. If the learner is neither
+ahead nor behind after 6, a copy becomes the candidate too where the purse pays for a whole first judgement, since
+returns that vary hide a better policy. The trust region's radius doubles when the learner is ahead by more than one
+standard error, grows by a quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes
 back. The steps of the learner's policy go with the radius.
 
 A candidate is judged twice, after n and after 2 n of its episodes, while the champion plays as many (s: pooled standard
@@ -130,6 +132,8 @@ class Trial(NamedTuple):
     verdict: str = ""
     """What the last episode decided: "taken" (a candidate), "promoted", "unproven", "rejected" (the learner goes back
     to the champion), or ""."""
+    best: bool = False
+    """Whether the learner acted in the last episode, and its return is the highest of the learner's last 3."""
     since: int = 0
     """The env step at which the champion was deployed."""
     promoted: int = 0
@@ -321,7 +325,7 @@ class Gate(eqx.Module):
             env_step: env steps of the run so far.
         """
         acted = trial.acting
-        trial = trial._replace(acted=acted, verdict="")
+        trial = trial._replace(acted=acted, verdict="", best=False)
         if acted == "":
             trial = trial.counted(returned)
         elif acted == "champion":
@@ -330,10 +334,13 @@ class Gate(eqx.Module):
             trial = trial.tried(returned)._replace(candidate=with_one(trial.candidate, returned))
             trial = self._judged(trial, env_step)
         else:
-            trial = trial.tried(returned)._replace(learner=with_one(trial.learner, returned))
+            learner = with_one(trial.learner, returned)
+            best = returned == max(learner[-self.min_episodes :])
+            trial = trial.tried(returned)._replace(learner=learner, best=best)
             trial = self._compared(trial, env_step)
         others = "candidate" if trial.need > 0 else "learner"
         known = len(trial.champion) >= (len(trial.candidate) if trial.need > 0 else self.measured_episodes)
+        known &= trial.verdict != "rejected"
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:
