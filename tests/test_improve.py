@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ from segue.nn.actors import Deterministic
 from segue.nn.networks import Networks
 from segue.policies import policy_file
 from segue.report import guard
+from segue.report.page import page
 from segue.report.pieces import escape
+from segue.results.read import read
 from segue.runs import improve, restore
 from segue.system import disk
 from segue.training.gate import Gate
@@ -283,6 +286,17 @@ def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     counts = [row[1].value for row in guard.table("x", found).rows]
     acted = [e.get("policy", "given") for e in entries]
     assert counts == [str(acted.count(role)) for role in ("given", "champion", "learner", "candidate")]
+
+
+def test_a_page_of_several_tasks_says_each_verdict_once():
+    kept = Path(__file__).parent.parent / "benchmarks/results/guard"
+    folders = {"hopper-medium": kept / "hopper-improve-0", "walker2d-medium": kept / "walker2d-improve-0"}
+    text = page([read(folder) for folder in folders.values()])
+    for task, folder in folders.items():
+        (sentence,) = disk.read_json(folder / "verdict.json")["sentences"]
+        assert text.count(escape(sentence)) == 1
+        assert f"<strong>{task}: {escape(sentence)}</strong>" in text
+        assert text.index(escape(sentence)) < text.index("<table")
 
 
 def test_dips_by_hand():

@@ -77,14 +77,17 @@ def page(
     """
     logged, records = held_out.without_env(records), [record for record in records if record.evaluations]
     groups, styles = by_task(records), line_styles(records)
+    titles = _titles(groups)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
-        sections.append(("What became of the given policies", "".join(map(_verdicts, groups))))
+        verdicts = [_verdicts(group, f"{title}: ") for title, group in zip(titles, groups, strict=True)]
+        sections.append(("What became of the given policies", "".join(verdicts)))
         sections.append(("Methods and tasks", "".join(map(html_table, matrix(records)))))
         if shared := aggregates.shared_scores(records):
             sections.append(("Over all tasks", _aggregates(shared, styles)))
-    for number, (title, group) in enumerate(zip(_titles(groups), groups, strict=True), start=1):
-        sections.append((title, _task(title, group, styles)))
+    for number, (title, group) in enumerate(zip(titles, groups, strict=True), start=1):
+        opening = _verdicts(group) if len(groups) == 1 else ""
+        sections.append((title, opening + _task(title, group, styles)))
         if advance:
             advance(number, len(groups))
     sections.append(("Held-out errors, without an env", _held_out(logged)))
@@ -181,7 +184,7 @@ def _aggregates(shared: aggregates.SharedScores, styles: Mapping[str, LineStyle]
 
 
 def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle]) -> str:
-    text = f"{_verdicts(group)}<p>{escape(provenance_line(group))}.</p>"
+    text = f"<p>{escape(provenance_line(group))}.</p>"
     drawn = [name for name, (curve, _) in PANELS.items() if any(len(curve(record).x) for record in group)]
     names = {label: f"{label}, {counted_seeds(record)}" for label, record in zip(labels(group), group, strict=True)}
     text += legend(names, styles)
@@ -207,15 +210,15 @@ def _task(title: str, group: Sequence[RunRecord], styles: Mapping[str, LineStyle
     return text + html_figures(figures) + html_table(first) + "".join(html_table(of_task(title, more)) for more in rest)
 
 
-def _verdicts(group: Sequence[RunRecord]) -> str:
-    """Return what became of the policies that a gate guarded, a sentence for each seed."""
+def _verdicts(group: Sequence[RunRecord], prefix: str = "") -> str:
+    """Return what became of the policies that a gate guarded, a sentence for each seed, after `prefix`."""
     text = ""
     for part in (part for record in group for part in record.parts):
         try:
             sentences = guard.verdicts(part.path)
         except SegueError as error:
             sentences = [str(error)]
-        text += "".join(f"<p><strong>{escape(sentence)}</strong></p>" for sentence in sentences)
+        text += "".join(f"<p><strong>{escape(prefix + sentence)}</strong></p>" for sentence in sentences)
     return text
 
 
