@@ -3,7 +3,7 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
     learner         the policy that learns. It acts near the champion, and so learns from its own mistakes; in each
-                    episode by the copy of it that the episode began with
+                    episode by a copy of what it was when the last one ended
     candidate       the copy with the highest of the learner's last 3 returns, whose further returns are judged
 
 All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
@@ -13,12 +13,12 @@ first, the learner's last) lies below all of the champion's, below the middle be
 behind it by more than three standard errors.
 
 A copy becomes the candidate if the mean of the learner's last 3 episodes is above the champion's. The learner goes
-back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error. The
-champion then plays an episode, so that one that was lucky at first is not overrated for long. If the learner is neither
-ahead nor behind after 6, a copy becomes the candidate too where the purse pays for a whole first judgement, since
-returns that vary hide a better policy. The trust region's radius doubles when the learner is ahead by more than one
-standard error, grows by a quarter when it is ahead by less, or not behind after 6 episodes, and halves when it goes
-back. The steps of the learner's policy go with the radius.
+back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error, and where
+its candidate is rejected. The champion then plays an episode, so that a champion that was lucky at first is not
+overrated for long. If the learner is neither ahead nor behind after 6, a copy becomes the candidate too where the purse
+pays for a whole first judgement, since returns that vary hide a better policy. The trust region's radius doubles when
+the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind after 6
+episodes, and halves when it goes back. The steps of the learner's policy go with the radius.
 
 A candidate is judged twice, after n and after 2 n of its episodes, while the champion plays as many (s: pooled standard
 deviation). In every comparison of two policies, returns above the higher of their 0.8 quantiles count as that quantile,
@@ -132,8 +132,6 @@ class Trial(NamedTuple):
     verdict: str = ""
     """What the last episode decided: "taken" (a candidate), "promoted", "unproven", "rejected" (the learner goes back
     to the champion), or ""."""
-    best: bool = False
-    """Whether the learner acted in the last episode, and its return is the highest of the learner's last 3."""
     since: int = 0
     """The env step at which the champion was deployed."""
     promoted: int = 0
@@ -303,6 +301,12 @@ class Gate(eqx.Module):
         found = compare(returns, trial.champion)
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
 
+    def chosen(self, trial: Trial) -> int:
+        """Return which of the learner's last episodes had the highest return: 1 for the last one, or the newest of
+        equals. Its policy is the one that becomes a candidate."""
+        newest_first = trial.learner[-self.min_episodes :][::-1]
+        return 1 + newest_first.index(max(newest_first)) if newest_first else 0
+
     def pace(self, trial: Trial) -> float:
         """Return by what the steps of the learner's policy are multiplied: its radius over the one at the start, so
         that it takes the same time to the edge of its trust region; and 0 while a copy of it is on trial."""
@@ -325,7 +329,7 @@ class Gate(eqx.Module):
             env_step: env steps of the run so far.
         """
         acted = trial.acting
-        trial = trial._replace(acted=acted, verdict="", best=False)
+        trial = trial._replace(acted=acted, verdict="")
         if acted == "":
             trial = trial.counted(returned)
         elif acted == "champion":
@@ -334,9 +338,7 @@ class Gate(eqx.Module):
             trial = trial.tried(returned)._replace(candidate=with_one(trial.candidate, returned))
             trial = self._judged(trial, env_step)
         else:
-            learner = with_one(trial.learner, returned)
-            best = returned == max(learner[-self.min_episodes :])
-            trial = trial.tried(returned)._replace(learner=learner, best=best)
+            trial = trial.tried(returned)._replace(learner=with_one(trial.learner, returned))
             trial = self._compared(trial, env_step)
         others = "candidate" if trial.need > 0 else "learner"
         known = len(trial.champion) >= (len(trial.candidate) if trial.need > 0 else self.measured_episodes)

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from segue.core import AbstractMethod, Episode
 from segue.errors import SegueError
-from segue.methods.gated import CANDIDATE, CHAMPION, FOLLOWS_CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
+from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GateStep, recovered, stepped
 from segue.policies import policy_file
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
@@ -32,7 +32,7 @@ class Guarded(AbstractOnline):
 
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
-        return Gated(self.method), self.sampler
+        return Gated(self.method, self.gate.min_episodes), self.sampler
 
     def check_policy(self, policy: Any) -> None:
         if policy is not None and (why := policy_file.lacks(policy)) is not None:
@@ -58,11 +58,7 @@ class Guarded(AbstractOnline):
     def recovered(self, state: PhaseState, learner: engine.Packed, halted: Bool[np.ndarray, " seeds"]) -> engine.Packed:
         """Return the learner with the champion and the candidate of now: a gate does not forget what it has decided. In
         halted seeds the champion acts from now on."""
-        now, back = state.learner.tree, learner.tree
-        acting = jnp.where(halted, CHAMPION, now.acting)
-        region = {name: now.inner.parts[name] for name in now.inner.parts if name in FOLLOWS_CHAMPION}
-        inner = eqx.tree_at(lambda whole: whole.parts, back.inner, {**back.inner.parts, **region})
-        return learner.like(GatedLearner(inner, now.champion, now.candidate, back.actor, back.best, acting, now.pace))
+        return learner.like(jax.vmap(recovered)(state.learner.tree, learner.tree, jnp.asarray(halted)))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
@@ -97,10 +93,16 @@ class Guarded(AbstractOnline):
         acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
         step = GateStep(
             ended=np.array([seed in ended for seed in range(len(trials))]),
-            best=np.array([seed in ended and trial.best for seed, trial in enumerate(trials)]),
+            played=np.array([seed in ended and trial.acted == "learner" for seed, trial in enumerate(trials)]),
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
             reset=np.array([verdict == "rejected" for verdict in verdicts]),
-            take=np.array([verdict == "taken" for verdict in verdicts]),
+            take=np.array(
+                [
+                    self.gate.chosen(trial) if verdict == "taken" else 0
+                    for trial, verdict in zip(trials, verdicts, strict=True)
+                ],
+                np.int32,
+            ),
             acting=np.array([acting[trial.acting] for trial in trials], np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
             pace=np.array([self.gate.pace(trial) for trial in trials], np.float32),
