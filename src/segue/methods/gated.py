@@ -1,9 +1,7 @@
 """A fine-tuning method behind a gate: champion, candidate and learner take turns at acting (`segue.training.gate`).
 
 Any method is wrapped from outside, and its learner learns from the rows of all three. Each acts by its deterministic
-action, so that their returns can be compared, and the learner acts for a whole episode by the policy that it had when
-the last one ended: a candidate is a policy that has acted, not what was learned meanwhile. The learner's policy moves
-the slower the smaller its trust region is.
+action, so that their returns can be compared. The learner's policy moves the slower the smaller its trust region is.
 While a candidate is on trial it waits, and its critics learn: a policy that moves on without acting leaves the rows
 that its critics know. The champion is released as the policy.
 """
@@ -36,10 +34,6 @@ class GatedLearner(eqx.Module):
     """The deployed policy."""
     candidate: Any
     """The policy that is judged."""
-    actor: Any
-    """The learner's policy as it was when the last episode ended, by which the learner acts."""
-    acted: tuple[Any, ...]
-    """The policies by which the learner acted in its last episodes, the newest first."""
     acting: Int[Any, "*seeds"]
     """Who acts: `CHAMPION`, `CANDIDATE` or `LEARNER`."""
     pace: Float[Any, "*seeds"]
@@ -49,16 +43,12 @@ class GatedLearner(eqx.Module):
 class GateStep(eqx.Module):
     """What a gate's decision changes in a learner, in this order."""
 
-    ended: Bool[Any, "*seeds"]
-    """An episode has ended."""
-    played: Bool[Any, "*seeds"]
-    """The learner acted in it."""
     promote: Bool[Any, "*seeds"]
     """The candidate becomes the champion, and the centre of the trust region."""
     reset: Bool[Any, "*seeds"]
     """The learner's policy goes back to the champion, with zero moments."""
-    take: Int[Any, "*seeds"]
-    """Which of the policies by which the learner acted becomes the candidate, 1 for the newest; 0: none."""
+    take: Bool[Any, "*seeds"]
+    """The learner's policy becomes the candidate."""
     acting: Int[Any, "*seeds"]
     """Who acts next."""
     radius: Float[Any, "*seeds"]
@@ -80,8 +70,6 @@ class Gated(AbstractMethod):
 
     method: AbstractMethod
     """What learns. Its learner has an `actor` and `parts`, as `ActorCritic` has."""
-    copies: int = eqx.field(static=True, default=3)
-    """Episodes of the learner whose policies are kept, each of which may become the candidate."""
 
     @property
     def needs_shift(self) -> bool:
@@ -103,8 +91,7 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
-        acted = (policy,) * self.copies
-        return GatedLearner(inner, policy, policy, policy, acted, jnp.zeros((), jnp.int32), jnp.ones(()))
+        return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
 
     def update(
         self, learner: GatedLearner, batch: Any, *, key: PRNGKeyArray, clock: Clock
@@ -124,7 +111,7 @@ class Gated(AbstractMethod):
     def explore(
         self, learner: GatedLearner, obs, *, key: PRNGKeyArray, clock: Clock, episode_step
     ) -> Float[Array, " act"]:
-        other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.actor)
+        other = _pick(learner.acting == CANDIDATE, learner.candidate, learner.inner.actor.net)
         policy = _pick(learner.acting == CHAMPION, learner.champion, other)
         return policy.act(obs)
 
@@ -138,30 +125,11 @@ def stepped(learner: GatedLearner, step: GateStep) -> GatedLearner:
     inner = learner.inner
     champion = _pick(step.promote, learner.candidate, learner.champion)
     actor = _pick(step.reset, TrainState.new(champion), inner.actor)
-    before = (learner.actor, *learner.acted[:-1])
-    acted = tuple(_pick(step.played, new, old) for new, old in zip(before, learner.acted, strict=True))
-    candidate = learner.candidate
-    for place, policy in enumerate(acted, start=1):
-        candidate = _pick(step.take == place, policy, candidate)
+    candidate = _pick(step.take, actor.net, learner.candidate)
     parts = dict(inner.parts)
     for name, net in zip(FOLLOWS_CHAMPION, (champion, Radius(step.radius)), strict=True):
         if name in parts:
             parts[name] = TrainState.new(net, target=False)
     inner = eqx.tree_at(lambda whole: (whole.actor, whole.parts), inner, (actor, parts))
     pace = step.pace if "trust_radius" in parts else jnp.sign(step.pace)
-    acts = _pick(step.ended, actor.net, learner.actor)
-    return GatedLearner(inner, champion, candidate, acts, acted, step.acting, pace)
-
-
-def recovered(now: GatedLearner, back: GatedLearner, halted: Bool[Array, ""]) -> GatedLearner:
-    """Return one seed's learner of an earlier update, `back`, with what its gate has decided since.
-
-    Policies that diverged are replaced by the champion, which also acts where the seed is `halted`.
-    """
-    region = {name: part for name, part in now.inner.parts.items() if name in FOLLOWS_CHAMPION}
-    inner = eqx.tree_at(lambda whole: whole.parts, back.inner, {**back.inner.parts, **region})
-    finite = lambda policy: jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(policy)]))
-    sound = lambda policy: _pick(finite(policy), policy, now.champion)
-    acting = jnp.where(halted, CHAMPION, now.acting)
-    acted = tuple(map(sound, now.acted))
-    return GatedLearner(inner, now.champion, now.candidate, sound(now.actor), acted, acting, now.pace)
+    return GatedLearner(inner, champion, candidate, step.acting, pace)

@@ -2,9 +2,8 @@ r"""The gate: decide from whole episodes which policy is deployed. The rule is S
 
     given policy    \pi_0, with mean return J_0; it was handed over
     champion        the policy that is deployed, evaluated and exported; at first the given one
-    learner         the policy that learns. It acts near the champion, and so learns from its own mistakes; in each
-                    episode by a copy of what it was when the last one ended
-    candidate       the copy with the highest of the learner's last 3 returns, whose further returns are judged
+    learner         the policy that learns. It acts near the champion, and so learns from its own mistakes
+    candidate       a frozen copy of the learner, whose returns are judged
 
 All three act as they would be deployed, without noise. Returns are undiscounted sums of the env's own rewards. L is
 the lowest one so far, or 0 if J_0 is above it: of the given policy, with noise too, and of champions where candidates
@@ -12,13 +11,13 @@ are judged, of any episode where costs are counted. A policy has fallen if the m
 first, the learner's last) lies below all of the champion's, below the middle between L and the champion's mean, and
 behind it by more than three standard errors.
 
-A copy becomes the candidate if the mean of the learner's last 3 episodes is above the champion's. The learner goes
+A copy of the learner becomes the candidate if the mean of its last 3 episodes is above the champion's. The learner goes
 back to the champion if it has fallen, or if after 6 episodes it lies behind by more than one standard error, and where
 its candidate is rejected. The champion then plays an episode, so that a champion that was lucky at first is not
-overrated for long. If the learner is neither ahead nor behind after 6, a copy becomes the candidate too where the purse
-pays for a whole first judgement, since returns that vary hide a better policy. The trust region's radius doubles when
-the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind after 6
-episodes, and halves when it goes back. The steps of the learner's policy go with the radius.
+overrated for long. If the learner is neither ahead nor behind after 6, its copy becomes the candidate too where the
+purse pays for a whole first judgement, since returns that vary hide a better policy. The trust region's radius doubles
+when the learner is ahead by more than one standard error, grows by a quarter when it is ahead by less, or not behind
+after 6 episodes, and halves when it goes back. The steps of the learner's policy go with the radius.
 
 A candidate is judged twice, after n and after 2 n of its episodes, while the champion plays as many (s: pooled standard
 deviation). In every comparison of two policies, returns above the higher of their 0.8 quantiles count as that quantile,
@@ -300,12 +299,6 @@ class Gate(eqx.Module):
         low = min(*trial.champion, (lowest + mean(trial.champion)) / 2)
         found = compare(returns, trial.champion)
         return self.protects(trial) and mean(returns) < low and found.ahead < -3 * found.error
-
-    def chosen(self, trial: Trial) -> int:
-        """Return which of the learner's last episodes had the highest return: 1 for the last one, or the newest of
-        equals. Its policy is the one that becomes a candidate."""
-        newest_first = trial.learner[-self.min_episodes :][::-1]
-        return 1 + newest_first.index(max(newest_first)) if newest_first else 0
 
     def pace(self, trial: Trial) -> float:
         """Return by what the steps of the learner's policy are multiplied: its radius over the one at the start, so

@@ -1,6 +1,6 @@
 """A phase that fine-tunes behind a gate: the deployed policy is replaced only by one that proved itself."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from segue.core import AbstractMethod, Episode
 from segue.errors import SegueError
-from segue.methods.gated import CANDIDATE, CHAMPION, LEARNER, Gated, GateStep, recovered, stepped
+from segue.methods.gated import CANDIDATE, CHAMPION, FOLLOWS_CHAMPION, LEARNER, Gated, GatedLearner, GateStep, stepped
 from segue.policies import policy_file
 from segue.replay.sampler import AbstractSampler
 from segue.training import engine
@@ -32,7 +32,7 @@ class Guarded(AbstractOnline):
 
     @property
     def algorithm(self) -> tuple[AbstractMethod, AbstractSampler]:
-        return Gated(self.method, self.gate.min_episodes), self.sampler
+        return Gated(self.method), self.sampler
 
     def check_policy(self, policy: Any) -> None:
         if policy is not None and (why := policy_file.lacks(policy)) is not None:
@@ -40,8 +40,7 @@ class Guarded(AbstractOnline):
 
     def started(self, state: PhaseState) -> PhaseState:
         trials = state.trials or (Trial(),) * state.run.seeds
-        begun = tuple(self.gate.begin(trial, state.env_step) for trial in trials)
-        return self._following(state, begun, range(state.run.seeds))
+        return self._following(state, tuple(self.gate.begin(trial, state.env_step) for trial in trials))
 
     def judged(self, state: PhaseState, ended: Sequence[Episode]) -> PhaseState:
         """Judge the candidates whose episode has ended, and decide who acts next: in halted seeds the champion."""
@@ -53,12 +52,16 @@ class Guarded(AbstractOnline):
             else:
                 trial = self.gate.after(trial, episode.returned, state.env_step)
             trials[episode.seed] = trial
-        return self._following(state, tuple(trials), [episode.seed for episode in ended]) if ended else state
+        return self._following(state, tuple(trials)) if ended else state
 
     def recovered(self, state: PhaseState, learner: engine.Packed, halted: Bool[np.ndarray, " seeds"]) -> engine.Packed:
         """Return the learner with the champion and the candidate of now: a gate does not forget what it has decided. In
         halted seeds the champion acts from now on."""
-        return learner.like(jax.vmap(recovered)(state.learner.tree, learner.tree, jnp.asarray(halted)))
+        now, back = state.learner.tree, learner.tree
+        acting = jnp.where(halted, CHAMPION, now.acting)
+        region = {name: now.inner.parts[name] for name in now.inner.parts if name in FOLLOWS_CHAMPION}
+        inner = eqx.tree_at(lambda whole: whole.parts, back.inner, {**back.inner.parts, **region})
+        return learner.like(GatedLearner(inner, now.champion, now.candidate, acting, now.pace))
 
     def judgement(self, state: PhaseState, seed: int) -> dict[str, Any]:
         trial = state.trials[seed]
@@ -86,23 +89,15 @@ class Guarded(AbstractOnline):
             f"training may cost {self.gate.purse(trial):,.0f} more"
         )
 
-    def _following(self, state: PhaseState, trials: tuple[Trial, ...], ended: Collection[int]) -> PhaseState:
-        """Return the state in which the learners have followed the decisions that led to `trials`. `ended` has the
-        seeds whose episode has ended."""
-        verdicts = [trial.verdict if seed in ended else "" for seed, trial in enumerate(trials)]
+    def _following(self, state: PhaseState, trials: tuple[Trial, ...]) -> PhaseState:
+        """Return the state in which the learners have followed the decisions that led to `trials`."""
+        before = state.trials or trials
+        verdicts = [now.verdict if now is not then else "" for now, then in zip(trials, before, strict=True)]
         acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
         step = GateStep(
-            ended=np.array([seed in ended for seed in range(len(trials))]),
-            played=np.array([seed in ended and trial.acted == "learner" for seed, trial in enumerate(trials)]),
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
             reset=np.array([verdict == "rejected" for verdict in verdicts]),
-            take=np.array(
-                [
-                    self.gate.chosen(trial) if verdict == "taken" else 0
-                    for trial, verdict in zip(trials, verdicts, strict=True)
-                ],
-                np.int32,
-            ),
+            take=np.array([verdict == "taken" for verdict in verdicts]),
             acting=np.array([acting[trial.acting] for trial in trials], np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
             pace=np.array([self.gate.pace(trial) for trial in trials], np.float32),
