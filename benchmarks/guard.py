@@ -136,7 +136,7 @@ def keep(out: Path) -> None:
             continue
         target.mkdir(parents=True, exist_ok=True)
         text = (out / name).read_text()
-        for folder in (os.environ.get("SEGUE_TEST_DATA", ""), str(out.parent)):
+        for folder in (os.environ.get("SEGUE_TEST_DATA", ""), str(out.parent), str(KEPT.parent.parent.parent)):
             text = text.replace(f"{folder}/", "").replace(folder, "guard") if folder else text
         if name.endswith(".jsonl"):
             (target / name).write_text(text)

@@ -31,7 +31,7 @@ TUTORIALS = [ROOT / f"docs/{name}.md" for name in ("own-data", "only-a-policy", 
 GUIDES = [
     ROOT / f"docs/{name}.md"
     for name in (
-        "command-line", "recipes", "tasks", "will-it-fall", "after-the-switch", "own-loop", "policies", "coming-from",
+        "command-line", "recipes", "which-method", "tasks", "will-it-fall", "after-the-switch", "own-loop", "policies", "coming-from",
         "sweeps", "a-run", "threat-model", "internals",
     )
 ]  # fmt: skip
