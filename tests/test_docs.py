@@ -31,8 +31,8 @@ TUTORIALS = [ROOT / f"docs/{name}.md" for name in ("own-data", "only-a-policy", 
 GUIDES = [
     ROOT / f"docs/{name}.md"
     for name in (
-        "command-line", "recipes", "which-method", "tasks", "will-it-fall", "after-the-switch", "own-loop", "policies", "coming-from",
-        "sweeps", "a-run", "threat-model", "internals",
+        "command-line", "recipes", "which-method", "tasks", "will-it-fall", "after-the-switch", "own-loop", "policies",
+        "coming-from", "sweeps", "a-run", "threat-model", "internals",
     )
 ]  # fmt: skip
 """Not run by `make docs-check`: what they show needs files and hours. Their commands are parsed all the same."""
