@@ -44,7 +44,8 @@ def about(file: Path) -> list[str]:
 
 
 def keep(file: Path, runs: Path) -> None:
-    """What a sweep came to: the page, tables, every trial's settings and raw returns, and the sweep's own file."""
+    """What a sweep came to: the page, tables, every trial's settings and raw returns, who acted in the episodes of
+    those with a gate, and the sweep's own file."""
     out = HERE / "results" / file.stem
     for name in ("report.html", "table.csv", "table.md"):
         words = ["report", ".", "--out", str(out / name)]  # which makes the folder, if there is anything to report
@@ -55,7 +56,8 @@ def keep(file: Path, runs: Path) -> None:
     for folder in sorted(path.parent for path in runs.rglob("config.json")):
         trial = out / "trials" / folder.relative_to(runs)
         trial.mkdir(parents=True, exist_ok=True)
-        for kept in ("returns.jsonl", "failures.jsonl"):
+        guarded = ("verdict.json", "episodes.jsonl") if (folder / "verdict.json").exists() else ()
+        for kept in ("returns.jsonl", "failures.jsonl", *guarded):
             if (folder / kept).exists():
                 shutil.copy(folder / kept, trial / kept)
         (trial / "config.json").write_text(json.dumps(public(folder), indent=1) + "\n")
