@@ -25,7 +25,7 @@ from machine import describe
 HERE = Path(__file__).resolve().parent
 SHAPES = {
     "TD3+BC offline": ["offline"],
-    "OPT fine-tuning, fast form": ["updates", "--method", "opt", "--fast"],
+    "OPT fine-tuning, fast form": ["updates", "--method", "opt", "--form", "kappa1"],
     "PORL's SAC, ten critics, UTD 16": ["steps", "--method", "porl", "--utd", "16", "--env-id", "Walker2d-v5"],
 }
 SEEDS = (1, 16)

@@ -61,9 +61,16 @@ def filled(run: RunState, data: Transition) -> RunState:
     return dataclasses.replace(run, online=Ring(rows, jax.numpy.int32(size)), env_step=size)
 
 
-def fast(phase: Online) -> Online:
-    """OPT's fine-tuning with what spares the most: the density network rarely learns, and the unused critic never."""
-    method = dataclasses.replace(phase.method, kappa=Linear(1.0, 1.0, 0), skip_unused_critic=True)
+FAST = {
+    "fast": {},
+    "frozen": {"q_off_learns": "never"},
+    "kappa1": {"q_off_learns": "while_used", "kappa": Linear(1.0, 1.0, 0)},
+}
+"""OPT's fast forms: in all of them the density network takes a step at every eighth update."""
+
+
+def fast(phase: Online, form: str) -> Online:
+    method = dataclasses.replace(phase.method, **FAST[form])
     return dataclasses.replace(phase, method=method, sampler=Balanced(density_every=8))
 
 
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("--utd", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--method", choices=["opt", "direct", *ENSEMBLES], default="opt")
-    parser.add_argument("--fast", action="store_true", help="OPT's fast form: kappa 1, a density step every 8 updates")
+    parser.add_argument("--form", choices=FAST, help="a fast form of OPT; default: as published")
     parser.add_argument("--deep", action="store_true", help="critics of four hidden layers, not two (sac, porl)")
     parser.add_argument("--backbone", choices=list(BACKBONES), default="td3bc")
     parser.add_argument("--repeat", type=int, default=5)
@@ -107,8 +114,8 @@ def main() -> None:
         run = filled(start_module.start(spec, None, phases, seeds=args.seeds), data)
     else:
         phases = {"opt": opt, "direct": direct}[args.method](job, budget)
-        if args.fast:
-            phases = {**phases, "finetune": fast(phases["finetune"])}
+        if args.form:
+            phases = {**phases, "finetune": fast(phases["finetune"], args.form)}
         run = start_module.start(spec, data, phases, seeds=args.seeds)
     envs = LockstepEnvs(lambda: make_env(args.env_id), spec, range(args.seeds))
     name = {"offline": "offline", "pretrain": "pretrain"}.get(args.what, "finetune")
@@ -136,7 +143,7 @@ def main() -> None:
     rate = args.env_steps if args.what == "online" else updates * args.seeds
     seconds = windows(window, args.repeat)
     parts = [args.what] + ([args.method] if args.what != "offline" else [])
-    parts += [name for name in ("fast", "deep") if getattr(args, name)]
+    parts += [part for part in (args.form, "deep" if args.deep else None) if part]
     name = "_".join(["segue", *parts] + ([args.backbone] if args.backbone != "td3bc" else []))
     result = {
         "peer": name, "unit": "env steps/s" if args.what == "online" else "updates/s", "utd": args.utd,

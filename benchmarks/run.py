@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 VENVS = HERE.parent / ".peers"
 UTDS = (1, 5)
 SEEDS = (1, 2, 4)
+FAST = ("fast", "frozen", "kappa1")
+"""Fast forms of OPT (`ours.py`)."""
 TUNED = ("spot", "iql")
 """Backbones that are measured under OPT besides TD3+BC."""
 ENSEMBLE_ENV, ENSEMBLE_UTD = "Hopper-v5", 16
@@ -50,6 +52,7 @@ def pipelines(data: str, args: argparse.Namespace) -> list[list[str]]:
     ]
     for utd in map(str, UTDS):
         found += [ours("online", "--method", method, "--utd", utd, *env_flags) for method in ("opt", "direct")]
+    found += [ours("online", "--form", form, "--utd", str(UTDS[-1]), *env_flags) for form in FAST]
     sb3, d3rlpy = VENVS / "sb3/bin/python", VENVS / "d3rlpy/bin/python"
     if sb3.exists():
         found.append(script(sb3, "peers/torch_td3bc.py", *window))
@@ -162,6 +165,12 @@ def pipeline_bars(rates: dict[str, float], start: dict[str, float], memory: dict
         start["whole_run_of_one_update_per_phase"], 10
     )
     found["(f) resident memory added by loading 1M walker2d rows / their size"] = below(memory["ratio"], 1.3)
+    one = rates["segue_online_direct_utd5"]
+    cost = "(g) OPT / direct, wall-clock of the online loop, UTD 5"
+    found[cost] = below(one / rates["segue_online_opt_utd5"], 1.5)
+    for form, bar in {"fast": None, "frozen": None, "kappa1": 1.15}.items():
+        ratio = one / rates[f"segue_online_opt_{form}_utd5"]
+        found[f"{cost}, form `{form}`"] = below(ratio, bar) if bar else printed(ratio)
     steps = 300_000  # OPT's protocol on MuJoCo: UTD 5, 25k of these collection, 50k updates of phase 3
     direct = (steps - 25_000) / rates["segue_online_direct_utd5"]
     opt = (steps - 25_000) / rates["segue_online_opt_utd5"] + 50_000 / rates["segue_pretrain_opt"]

@@ -283,14 +283,29 @@ def test_q_off_may_wait_at_kappa_1():
     line = Linear(0.5, 1.0, 4)
     learn = OPT(BACKBONE, line)
     (slow, slow_info), (fast, info) = (
-        after(changed(learn, skip_unused_critic=on), pretrained(), range(8)) for on in (False, True)
+        after(changed(learn, q_off_learns=when), pretrained(), range(8)) for when in ("always", "while_used")
     )
     close((slow.actor, slow.critics[1]), (fast.actor, fast.critics[1]), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(slow_info["td_loss/on"], info["td_loss/on"], rtol=1e-4)
     assert slow_info["td_loss/off"] > info["td_loss/off"] == 0
-    then, _ = after(changed(learn, skip_unused_critic=True), pretrained(), range(4))
+    then, _ = after(changed(learn, q_off_learns="while_used"), pretrained(), range(4))
     assert same((then.critics[0].net, then.critics[0].opt), (fast.critics[0].net, fast.critics[0].opt))
     assert not same(slow.critics[0].net, fast.critics[0].net)
+
+
+def test_a_frozen_q_off_stays_and_counts():
+    """Q_off stays bit for bit. At kappa 1 nothing else changes, up to rounding; below, the policy is another one."""
+    given = pretrained()
+    for kappa in (0.5, 1.0):
+        learn = OPT(BACKBONE, constant(kappa))
+        (slow, slow_info), (frozen, info) = (
+            after(changed(learn, q_off_learns=when), given, range(8)) for when in ("always", "never")
+        )
+        assert same(frozen.critics[0].net, given.critic.net)
+        assert "td_loss/off" in slow_info
+        assert "td_loss/off" not in info
+        gap = max(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.abs(a - b).max(), slow.actor.net, frozen.actor.net)))
+        assert gap < 1e-5 if kappa == 1.0 else gap > 1e-4, (kappa, gap)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0])

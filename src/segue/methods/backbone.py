@@ -260,7 +260,8 @@ def step(
         combine: maps the critics' Q-functions to the one that the policy maximises.
         batch: rows with one leading axis, as `critic_loss` takes them.
         names: suffixes of the critics' reported scalars.
-        learning: for each critic, whether it takes a step; where it does not, its scalars are 0.
+        learning: for each critic, whether it takes a step. Where it does not, its scalars are 0, or left out where
+            it never does (False).
         constrain: maps the combined Q-function to one with a penalty, such as a trust region's.
         frozen: True keeps the policy as it is.
         policy_batch: the rows of the policy's loss; None: `batch`.
@@ -280,6 +281,8 @@ def step(
         take = lambda c=critic, loss=loss: c.apply_gradient(loss, backbone.critic_lr)
         if learns is True:
             critic, its_info = take()
+        elif learns is False:
+            its_info = {}
         else:
             nothing = jax.eval_shape(take)[1]
             wait = lambda c=critic, n=nothing: (c, zeros(n))

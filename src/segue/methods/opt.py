@@ -136,10 +136,10 @@ class OPT(AbstractMethod):
     """Whether policy and Q_off start with zero moments, as in public code; Q_on keeps its moments."""
     trust_region: AbstractTrustRegion = eqx.field(default_factory=TrustRegion)
     """Limits how far the policy may move from the given policy at the start."""
-    skip_unused_critic: bool = eqx.field(static=True, default=False)
-    """Q_off takes no step while kappa is 1, where it cannot reach the policy. Where kappa never falls, policy and Q_on
-    stay the same, up to rounding; what is saved is the cost of Q_off's step. Where kappa ends below 1, as by default,
-    nothing changes."""
+    q_off_learns: Literal["always", "while_used", "never"] = eqx.field(static=True, default="always")
+    """When Q_off takes steps. `while_used`: not while kappa is 1, where it cannot reach the policy; where kappa then
+    never falls, policy and Q_on stay the same, up to rounding. `never`: it stays what the offline phase made of it, at
+    any kappa. What is saved is the cost of its step (both are Segue's own)."""
 
     @property
     def needs_shift(self) -> bool:
@@ -176,7 +176,7 @@ class OPT(AbstractMethod):
             combine,
             batch,
             names=("/off", "/on"),
-            learning=(kappa < 1 if self.skip_unused_critic else True, True),
+            learning=({"always": True, "while_used": kappa < 1, "never": False}[self.q_off_learns], True),
             constrain=self.trust_region,
             key=key,
             clock=clock,
