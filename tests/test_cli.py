@@ -67,6 +67,7 @@ MISTAKES = {
     "no recipe": (["run"], "opt-single"),
     "recipe": (["run", "optt", *PENDULUM], "'optt'; did you mean opt"),
     "nothing to learn": (["run", "opt"], "--task NAME"),
+    "a misspelt task flag": (["run", "opt", "--tsk", "hopper-medium"], "no flag --tsk; did you mean --task?"),
     "task": (["run", "opt", "--task", "walker2d-randm"], "walker2d-random"),
     "preset": (["run", "opt", "--task", "walker2d-random", "--preset", "quik"], "did you mean quick"),
     "replay": (["run", "opt", "--task", "walker2d-random", "--replay", "balnced"], "did you mean balanced"),
@@ -173,6 +174,10 @@ def test_a_setup_that_fails_does_not_take_the_name(capsys):
         (["run", *flags("opt"), "--offline.networks.width", "wide"], "--offline.networks.width"),
         (["run", *flags("opt"), "--seedz", "2"], "--seeds"),
         (["run", *flags("direct"), "--pretrain.steps", "2"], "--pretrain.steps"),
+        (["improve", "--polcy", "x", *PENDULUM], "no flag --polcy; did you mean --policy?"),
+        (["improve", "--pol", "x", "--env-idd=Pendulum-v1"], "no flag --env-idd; did you mean --env-id?"),
+        (["data", "collect", *PENDULUM, "--stesp", "10"], "no flag --stesp; did you mean --steps?"),
+        (["resume", "RUN", "--quite"], "no flag --quite; did you mean --quiet?"),
     ],
 )
 def test_wrong_flags_say_which_and_what_is_near(argv, words, capsys):

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from segue.cli import env_flags
+from segue.cli import env_flags, parsing
 from segue.errors import SegueError, at_least
 from segue.system import untrusted
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue data`."""
-    flags = argparse.ArgumentParser("segue data", description="Make a dataset, or look into one.")
+    flags = parsing.Parser("segue data", description="Make a dataset, or look into one.")
     commands = flags.add_subparsers(dest="command", required=True)
     collect = commands.add_parser("collect", help="act in an env, at random or with a policy, and keep every step")
     collect.add_argument("--env-id", required=True, help="a Gymnasium env with Box spaces")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import equinox as eqx
 import tyro
 
-from segue.cli import env_flags
+from segue.cli import env_flags, parsing
 from segue.errors import SegueError, nearest, similar
 from segue.runs import config, limits, trackers
 from segue.system import renamed
@@ -64,8 +64,11 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
     if chosen.task is None and chosen.env_id is None and (chosen.dataset is None or wants_help):
         if not wants_help:
+            wrong = parsing.misspelt(argv, ("--task", "--env-id", "--dataset", "--policy"))
             raise SegueError(
-                "Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, where there "
+                f"{wrong} "
+                * bool(wrong)
+                + "Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, where there "
                 "is no env, --dataset FILE with --action-range LOW HIGH."
             )
         chosen.task = "walker2d-random"

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from segue.cli import env_flags, exits
+from segue.cli import env_flags, exits, parsing
 
 ABOUT = """Improve a policy by acting, behind a gate: it is replaced only by one that proved itself in whole
 episodes, and training may cost at most a tenth of what it would have brought above the lowest return. One setting
@@ -14,7 +14,7 @@ serves all envs. docs/will-it-fall.md says what is promised, and what is not."""
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue improve`."""
-    parser = argparse.ArgumentParser("segue improve", description=ABOUT)
+    parser = parsing.Parser("segue improve", description=ABOUT)
     parser.add_argument("--policy", required=True, help="the policy: a file as `segue run --policy` takes it")
     parser.add_argument("--env-id", help="a Gymnasium env with Box spaces")
     env_flags.add(parser)

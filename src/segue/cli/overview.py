@@ -2,11 +2,13 @@
 
 import argparse
 
+from segue.cli import parsing
+
 
 def recipes_parser() -> argparse.ArgumentParser:
     """Return the flags of `segue recipes`."""
     about = "The recipes: phases (in brackets: left out where --policy gives a policy) and what each is."
-    return argparse.ArgumentParser("segue recipes", description=about)
+    return parsing.Parser("segue recipes", description=about)
 
 
 def recipes(words: list[str]) -> None:
@@ -23,7 +25,7 @@ def tasks_parser() -> argparse.ArgumentParser:
         "The tasks: env, returns that count as 0 and 100, and what the dataset is made from (segue data make TASK). "
     )
     about += "Where that begins with 'yours', bring --policy FILE, or the rows themselves with --dataset."
-    parser = argparse.ArgumentParser("segue tasks", description=about)
+    parser = parsing.Parser("segue tasks", description=about)
     parser.add_argument("prefix", nargs="?", default="", help="only those that begin so")
     return parser
 
@@ -39,7 +41,7 @@ def tasks(words: list[str]) -> None:
 def doctor_parser() -> argparse.ArgumentParser:
     """Return the flags of `segue doctor`."""
     about = "What works on this machine, and what to do about the rest. Exits with 0 where a run could work, else 1."
-    return argparse.ArgumentParser("segue doctor", description=about)
+    return parsing.Parser("segue doctor", description=about)
 
 
 def doctor(words: list[str]) -> None:

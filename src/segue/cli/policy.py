@@ -3,12 +3,12 @@
 import argparse
 import shlex
 
-from segue.cli import env_flags
+from segue.cli import env_flags, parsing
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue policy`."""
-    flags = argparse.ArgumentParser("segue policy", description="Deploy a policy, or look at it.")
+    flags = parsing.Parser("segue policy", description="Deploy a policy, or look at it.")
     commands = flags.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a deployable policy, and a card beside it (FILE.md)")
     export.add_argument("source", metavar="RUN_OR_FILE", help="a run's directory, or a policy that a run kept")

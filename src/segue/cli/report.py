@@ -2,10 +2,12 @@
 
 import argparse
 
+from segue.cli import parsing
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue report`."""
-    flags = argparse.ArgumentParser("segue report", description="Summarise runs: a table here, and a page.")
+    flags = parsing.Parser("segue report", description="Summarise runs: a table here, and a page.")
     flags.add_argument("runs", nargs="+", metavar="DIR", help="runs, folders that hold runs, or sweeps")
     flags.add_argument(
         "--out", metavar="FILE", help=".html (a page), .md, .csv or .tex (tables), .png, .svg or .pdf (curves); "

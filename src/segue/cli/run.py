@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segue.cli import env_flags, exits
+from segue.cli import env_flags, exits, parsing
 from segue.cli.improve import show
 
 
@@ -52,7 +52,7 @@ def resume_parser() -> argparse.ArgumentParser:
         "Go on with a run from its newest commit. --PHASE.until N (--PHASE.steps N where the phase only learns) makes "
         "the run's last phase longer, also after the run has finished."
     )
-    parser = argparse.ArgumentParser("segue resume", description=about, allow_abbrev=False)
+    parser = parsing.Parser("segue resume", description=about, allow_abbrev=False)
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--env-id", help="the run's; needed where it names a module to import")
     env_flags.add(parser, action_range=False)
@@ -123,7 +123,7 @@ def _finished_under_a_gate(run: str) -> bool:
 
 def evaluate_parser() -> argparse.ArgumentParser:
     """Return the flags of `segue evaluate`."""
-    parser = argparse.ArgumentParser("segue evaluate", description="Evaluate the policies that a run keeps.")
+    parser = parsing.Parser("segue evaluate", description="Evaluate the policies that a run keeps.")
     parser.add_argument("run", help="a run's directory")
     parser.add_argument("--episodes", type=int, default=10, help="episodes per seed (10)")
     parser.add_argument("--seed", type=int, default=1_000, help="numbers the episodes' starts (1000)")

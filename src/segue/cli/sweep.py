@@ -2,13 +2,13 @@
 
 import argparse
 
-from segue.cli import exits
+from segue.cli import exits, parsing
 from segue.system import renamed
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the flags of `segue sweep`."""
-    flags = argparse.ArgumentParser(
+    flags = parsing.Parser(
         "segue sweep",
         description="Run every trial of a sweep: recipes by tasks by seeds by settings. Start the same command again "
         "after any end: finished trials stay, the others go on. docs/sweeps.md shows such a file.",
