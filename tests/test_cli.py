@@ -69,6 +69,7 @@ MISTAKES = {
     "nothing to learn": (["run", "opt"], "--task NAME"),
     "a misspelt task flag": (["run", "opt", "--tsk", "hopper-medium"], "no flag --tsk; did you mean --task?"),
     "task": (["run", "opt", "--task", "walker2d-randm"], "walker2d-random"),
+    "no task, but a right flag": (["run", "opt", "--track", "csv"], "segue: Say what to learn"),
     "preset": (["run", "opt", "--task", "walker2d-random", "--preset", "quik"], "did you mean quick"),
     "replay": (["run", "opt", "--task", "walker2d-random", "--replay", "balnced"], "did you mean balanced"),
     "until": (

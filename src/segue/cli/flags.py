@@ -64,12 +64,11 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
     if chosen.task is None and chosen.env_id is None and (chosen.dataset is None or wants_help):
         if not wants_help:
-            wrong = parsing.misspelt(argv, ("--task", "--env-id", "--dataset", "--policy"))
+            options = dataclasses.fields(run_settings(chosen.recipe, "paper", {}))
+            wrong = parsing.misspelt(argv, [f"--{each.name.rstrip('_').replace('_', '-')}" for each in options])
             raise SegueError(
-                f"{wrong} "
-                * bool(wrong)
-                + "Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, where there "
-                "is no env, --dataset FILE with --action-range LOW HIGH."
+                f"{wrong} Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, "
+                "where there is no env, --dataset FILE with --action-range LOW HIGH.".lstrip()
             )
         chosen.task = "walker2d-random"
     if chosen.recipe in BACKBONES and chosen.backbone not in (None, chosen.recipe):
