@@ -332,6 +332,11 @@ def test_the_seed_with_the_highest_return_is_taken(which):
     assert found.path.name == f"{stem}-{found.seed}.safetensors"
 
 
+def test_without_a_gate_nothing_is_deployed():
+    with pytest.raises(SegueError, match="no champion-S.safetensors: no gate has begun there; choose --which best"):
+        find_policy(finished(), "deployed")
+
+
 def test_the_evaluation_of_a_policy_is_found():
     """The last policies are those of the last evaluation, the best ones of the evaluation with the highest mean."""
     record = read_module.read(finished())

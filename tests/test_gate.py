@@ -686,7 +686,10 @@ def test_the_status_says_who_acts_and_how_the_judgement_stands():
     assert phase.status(state._replace(trials=(learner,))).startswith("the learner acts; candidates promoted: 1 of 3")
 
 
-@pytest.mark.parametrize("recipe", ["direct", "opt", "porl", "policy-init", "wsrl", "rlpd", "improve"])
+GATED = ("aca", "cfp", "direct", "opt", "opt-single", "policy-init", "porl", "rlpd", "sac", "wsrl")
+
+
+@pytest.mark.parametrize("recipe", GATED)
 def test_a_gate_fits_around_what_starts_from_the_given_policy(recipe):
     """Every phase can begin, and where the method has a trust region the gate moves its radius."""
     a_task = dataclasses.replace(task("walker2d-random"), policy="p.npz", backbone="td3bc")
@@ -701,6 +704,13 @@ def test_what_does_not_start_from_the_given_policy_is_refused():
     jsrl = JSRL(SAC(networks=NETS), Linear(2.0, 2.0, 0))
     with pytest.raises(SegueError, match="JSRL does not start from the given policy"):
         drive(Gate(), method=jsrl)
+
+
+def test_what_acts_by_more_than_its_policy_is_refused():
+    """Q2RL trains one policy, and acts by a choice between it and the given one."""
+    a_task = dataclasses.replace(task("walker2d-random"), policy="p.npz")
+    with pytest.raises(SegueError, match="Q2RL acts by more than the policy that it trains"):
+        start_module.check_parts(SPEC, guarded(RECIPES["q2rl"](a_task, QUICK), Gate()), POLICY)
 
 
 def test_a_gate_needs_a_policy():

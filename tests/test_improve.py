@@ -15,6 +15,7 @@ from test_resume import STILL, Killed, Still, interrupted
 import segue
 from segue.cli import flags, main
 from segue.core import Spec
+from segue.deploy.stored_policy import find_policy
 from segue.errors import SegueError
 from segue.nn.actors import Deterministic
 from segue.nn.networks import Networks
@@ -68,6 +69,17 @@ def whole():
     folder = new("whole")
     main.main(["run", *words(), "--out", str(folder)])
     return folder
+
+
+@pytest.mark.slow
+def test_the_champion_is_exported():
+    """Not the policy with the highest evaluation, which may be one that no gate has judged."""
+    for seed in (0, 1):
+        found = find_policy(whole(), seed=seed)
+        assert found.path == whole() / f"champion-{seed}.safetensors"
+        last = read(whole()).evaluations[-1]
+        assert found.score == last.returns[seed].mean()
+        assert find_policy(whole(), "best", seed).path.name == f"best-{seed}.safetensors"
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=["onnx", "npz", "safetensors"], required=True)
     export.add_argument(
         "--which",
-        choices=["best", "last"],
-        help="of a run: the best policy so far (default, where any was evaluated) or the last",
+        choices=["deployed", "best", "last"],
+        help="of a run: the policy that a gate deployed (default, where there is a gate), the best so far (else the "
+        "default, where any was evaluated) or the last",
     )
     export.add_argument(
         "--seed", type=int, metavar="N", help="of a run: policy N; default: that with the highest return"
@@ -26,11 +27,11 @@ def parser() -> argparse.ArgumentParser:
     )
     show = commands.add_parser("show", help="what a policy file holds; nothing in it is executed")
     show.add_argument(
-        "source", metavar="RUN_OR_FILE", help="a run, whose best policy is shown, a policy that it kept, an exported "
+        "source", metavar="RUN_OR_FILE", help="a run, whose policy for export is shown, a policy that it kept, an exported "
         "one, or another library's .zip (SB3), .d3 (d3rlpy), .pt, .safetensors, .npz",
     )  # fmt: skip
     film = commands.add_parser("film", help="episodes of a policy as an MP4")
-    film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose best policy acts, or a policy file")
+    film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose policy for export acts, or a policy file")
     film.add_argument("--env-id", help="instead of the one that the run or the file names")
     env_flags.add(film, action_range=False)
     film.add_argument("--episodes", type=int, default=1, help="one after another (1)")

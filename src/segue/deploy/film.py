@@ -39,7 +39,7 @@ def film(
     """Film the deterministic policy of a run or of a file, and write the MP4 `out`.
 
     Args:
-        path: a run, whose best policy acts, or a file that `importers.read` knows.
+        path: a run, whose policy for export acts, or a file that `importers.read` knows.
         out: a new file, .mp4.
         episodes: the number of episodes, one after another; they start as those of `segue evaluate` for policy 0.
         env_id: the environment. None: the one that the run, or a policy file of Segue's own, names.

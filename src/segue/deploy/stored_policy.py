@@ -19,7 +19,7 @@ SUFFIXES = {"onnx": ".onnx", "npz": ".npz", "safetensors": ".safetensors"}
 """Format of an exported policy -> the suffix of its file."""
 
 
-STEMS = {"best": "best", "last": "policy"}
+STEMS = {"deployed": "champion", "best": "best", "last": "policy"}
 """Which policy of a run -> how the name of its file begins."""
 
 
@@ -38,7 +38,14 @@ class StoredPolicy:
 
     @property
     def evaluation(self) -> records.EvaluationRecord | None:
-        """Return the run's evaluation of this very policy; None where there is none."""
+        """Return the run's evaluation of this very policy; None where there is none.
+
+        A gate's champion is evaluated after its promotion, and its file is replaced at the next one.
+        """
+        phase, since = map(self.metadata.get, ("phase", "env_step"))
+        if "deployed" in self.metadata and self.record and isinstance(since, int):
+            later = (e for e in self.record.evaluations if e.phase == phase and e.env_step >= since)
+            return next((e for e in later if self.seed < len(e.returns)), None)
         place = tuple(map(self.metadata.get, ("phase", "updates", "env_step")))
         stated = self.metadata.get("return")
         matches = [
@@ -71,8 +78,9 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
     """Find the policy of a file, or one of the policies of a run.
 
     Args:
-        path: a `policy-S.safetensors` or `best-S.safetensors`, or a run's directory.
-        which: `best` or `last`, for a run only. None: the best, or the last where nothing was evaluated.
+        path: a policy file that a run kept, or a run's directory.
+        which: `deployed`, `best` or `last`, for a run only. None: the one that a gate deployed; without a gate the best,
+            or the last where nothing was evaluated.
         seed: the S of the file, for a run only. None: the seed with the highest return.
 
     Raises:
@@ -84,14 +92,18 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
         if which is not None or seed is not None:
             raise SegueError(f"--which and --seed choose from a run's directory, and {path} is not one.")
         if path.suffix != ".safetensors" or predict.is_exported(path):
-            raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S or best-S.safetensors).")
+            raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S, best-S or champion-S.safetensors).")
         return StoredPolicy(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
-    stem = STEMS[which or ("best" if record.evaluations else "last")]
+    if which is None:
+        which = "deployed" if any(path.glob("champion-[0-9]*")) else "best" if record.evaluations else "last"
+    stem = STEMS[which]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
     numbers = {int(number): file for file in files if (number := file.stem.rpartition("-")[2]).isdecimal()}
     if seed is not None and seed not in numbers:
         raise SegueError(f"{path} has no {stem}-{seed}.safetensors; it has {', '.join(map(str, numbers)) or 'none'}.")
+    if not numbers and which == "deployed":
+        raise SegueError(f"{path} holds no champion-S.safetensors: no gate has begun there; choose --which best or last.")
     if not numbers and which == "best" and not record.evaluations:
         raise SegueError(f"{path} holds no best-S.safetensors, for nothing was evaluated: choose --which last.")
     if not numbers and record.status == "finished":

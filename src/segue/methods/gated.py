@@ -65,7 +65,8 @@ def _pick(chosen: Bool[Array, ""], yes: Any, no: Any) -> Any:
 class Gated(AbstractMethod):
     """A method behind a gate. It releases the champion as the policy, and its own policy as the part "learner".
 
-    `init` raises SegueError where no policy is given, or where the method does not start from it.
+    `init` raises SegueError where no policy is given, where the method does not start from it, or where it acts by more
+    than the policy that it trains.
     """
 
     method: AbstractMethod
@@ -91,6 +92,12 @@ class Gated(AbstractMethod):
                 "leave the gate out."
             )
         policy = inner.actor.net
+        released = self.method.release(inner).actor
+        if released is None or released.net is not policy:
+            raise SegueError(
+                f"{type(self.method).__name__} acts by more than the policy that it trains, and a gate would judge that "
+                "policy alone: leave the gate out."
+            )
         return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
 
     def update(
