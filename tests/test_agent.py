@@ -226,6 +226,21 @@ def test_act_and_observe_take_turns(task):
             mine.observe(np.zeros(2), np.nan, np.ones(3), False)
 
 
+def test_an_action_that_was_not_taken_costs_no_second_update(task):
+    counts = []
+    for cuts in (0, 3):
+        with tuner(task, new("arm")) as mine:
+            for step in range(20):
+                for _ in range(cuts if step == 15 else 0):
+                    mine.act(np.zeros(3))
+                    mine.cut()
+                mine.act(np.zeros(3))
+                mine.observe(np.zeros(2), 0.0, np.ones(3), False)
+            counts.append((mine.env_step, mine.drive.phase_state.update))
+    assert counts[0] == counts[1]
+    assert counts[0][1] > 15
+
+
 def test_agent_row_is_the_taken_action_time_limit_bootstraps(task):
     with tuner(changed(task, reward=Reward(2.0, 1.0)), new("arm")) as mine:
         mine.act(np.zeros(3))

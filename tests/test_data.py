@@ -1,5 +1,7 @@
 """The laws a dataset obeys: where it bootstraps, where an episode ends, what is refused and in which words."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -401,6 +403,25 @@ def test_returns_are_sums_in_double():
     data = from_arrays(**flat([4, 5, 2], terminal=[1]))
     sums = [data.transitions.reward[a:b].astype(float).sum() for a, b in data.episodes()]
     np.testing.assert_allclose(data.returns(), sums, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "terminal", "timeouts", "counted"),
+    [
+        ([4, 5, 2], [1], [0], 2),  # the record ends in the middle of the last episode
+        ([4, 5, 2], [1], [0, 2], 3),  # a time limit does
+        ([4, 5, 2], [1, 2], [0], 3),  # it is terminal
+        ([4, 5, 5], [0], None, 3),  # no time limits are marked, and none was longer
+        ([4, 5, 2], [0], None, 2),
+        ([3], [], None, 1),  # there is nothing else
+    ],
+)
+def test_an_episode_that_the_record_cuts_is_no_return(lengths, terminal, timeouts, counted):
+    """IQL divides rewards by the span of complete episodes' returns."""
+    last = np.cumsum(lengths) - 1
+    marks = None if timeouts is None else np.isin(np.arange(sum(lengths)), last[timeouts])
+    data = dataclasses.replace(from_arrays(**flat(lengths, terminal=terminal)), timeouts=marks)
+    assert data.complete_returns().tolist() == data.returns()[:counted].tolist()
 
 
 def test_validate_looks_at_datasets_built_by_hand():

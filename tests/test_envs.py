@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Ragged, Spaces
+from test_resume import Still
 
 from segue.core import Spec
 from segue.envs.lockstep import EVALUATE, LockstepEnvs, episode_seed
@@ -46,6 +47,28 @@ def test_no_row_crosses_a_reset():
     lengths = [tuple(rows.next_obs[:-1, s, T][rows.obs[1:, s, T] == 0]) for s in range(3)]
     assert len(set(lengths)) == 3
     assert all(len(set(of_seed)) > 2 for of_seed in lengths)
+
+
+class Remembering(Still):
+    """Its rewards depend on how many episodes it has begun; its observations do not."""
+
+    begun = 0
+
+    def reset(self, **kwargs):
+        self.begun += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + self.begun, *rest
+
+
+def test_rewards_that_a_repeat_does_not_give_again_are_not_exact():
+    for make, expected in ((Still, True), (Remembering, False)):
+        envs = LockstepEnvs(make, SPEC, [0])
+        for _ in range(13):
+            envs.step(np.zeros((1, 2), np.float32))
+        assert LockstepEnvs(make, SPEC, [0]).restore(*envs.state()) == expected
 
 
 def test_terminal_means_terminated_and_never_truncated_alone():

@@ -88,6 +88,17 @@ class Dataset:
         starts = np.flatnonzero(np.concatenate(([True], self.ends[:-1]))[: len(self)])
         return np.add.reduceat(self.transitions.reward, starts, dtype=np.float64)
 
+    def complete_returns(self) -> np.ndarray:
+        """Return `returns` without a last episode that only the end of the record cut, where there are others.
+
+        Where the file does not distinguish time limits, one that is shorter than another counts as cut by the record.
+        """
+        returns, lengths = self.returns(), self.lengths()
+        if len(returns) < 2 or self.transitions.terminal[-1]:
+            return returns
+        limit = lengths[-1] == lengths.max() if self.timeouts is None else self.timeouts[-1]
+        return returns if limit else returns[:-1]
+
     def spec(self) -> Spec:
         """Return the sizes and the action box. Raises `DataError` where the box is unknown: see `check_against`."""
         if self.low is None or self.high is None:

@@ -183,16 +183,17 @@ class LockstepEnvs:
         return row
 
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
-        """Return what `restore` takes: observations, the actions of the present episodes, and the episode numbers."""
+        """Return what `restore` takes: observations, the returns and actions so far of the present episodes, and the
+        episode numbers."""
         empty = np.zeros((0, self.spec.act), np.float32)
         actions = {f"actions.{i}": np.stack(taken) if taken else empty for i, taken in enumerate(self.actions)}
-        return {"obs": self.obs.copy(), **actions}, list(self.episodes)
+        return {"obs": self.obs.copy(), "returned": np.array(self.returned), **actions}, list(self.episodes)
 
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
         """Bring the envs back: reset them to the same starts and repeat the actions.
 
         (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows the same observation
-        as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
+        and return so far as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
         """
         exact = True
         for index, episode in enumerate(episodes):
@@ -208,7 +209,8 @@ class LockstepEnvs:
             except Exception as error:
                 self._rebuild(index, error)
                 over, obs = True, state["obs"][index]
-            if over or obs.tobytes() != state["obs"][index].tobytes():
+            same = obs.tobytes() == state["obs"][index].tobytes() and self.returned[index] == state["returned"][index]
+            if over or not same:
                 exact, obs = False, self._start(index)
             self.obs[index] = obs
         return exact

@@ -73,7 +73,8 @@ class WithReturns(AbstractSampler):
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
     window: int = eqx.field(static=True, default=1_000)
-    """Newest online rows whose G is computed when a row is added; the G of earlier rows stays unknown."""
+    """The longest episode whose G is known when it has ended: so many rows before the newest one are computed again when
+    that is added."""
 
     def __check_init__(self):
         at_least(1, window=self.window)
@@ -96,7 +97,8 @@ class WithReturns(AbstractSampler):
         return self.with_returns(sampler_state, ring, ring.capacity)
 
     def on_row_added(self, sampler_state, offline, ring):
-        return self.with_returns(sampler_state, ring, min(self.window, ring.capacity))
+        # One row more: that a time limit has cut an episode shows in the row after it.
+        return self.with_returns(sampler_state, ring, min(self.window + 1, ring.capacity))
 
     def grown(self, sampler_state, offline, ring):
         longer = lambda column: jnp.pad(column, (0, len(offline.reward) + ring.capacity - len(column)))
@@ -106,7 +108,7 @@ class WithReturns(AbstractSampler):
 
     def same_draws(self, offline, before, after):
         """Return whether G is summed over the same window of rows."""
-        return min(self.window, before) == min(self.window, after)
+        return min(self.window + 1, before) == min(self.window + 1, after)
 
     def with_returns(self, sampler_state: ReturnsState, ring: Ring, count: int) -> ReturnsState:
         """Return the state with G computed again for the last `count` rows of the ring."""

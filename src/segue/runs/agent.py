@@ -98,7 +98,10 @@ class _CallerEnv:
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
         """Return what `restore` takes, in the form of `LockstepEnvs.state`; it has an action in mid-episode only."""
         actions = np.zeros((min(self.length, 1), self.spec.act), np.float32)  # nothing repeats them
-        return {"obs": np.zeros((1, self.spec.obs), np.float32), "actions.0": actions}, [self.episode]
+        returned = np.array([self.returned])
+        return {
+            "obs": np.zeros((1, self.spec.obs), np.float32), "returned": returned, "actions.0": actions,
+        }, [self.episode]  # fmt: skip
 
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
         """Restore the episode's number; return False where the state is one in mid-episode, which is now cut."""

@@ -165,7 +165,7 @@ def _prepare(
             f"{data.name} holds no chunk of {spec.chunk} actions: its longest episode has {data.lengths().max()} rows, "
             "and none is terminal. Choose shorter chunks (--chunk)."
         )
-    reward = job.task.reward.fitted(data.returns())
+    reward = job.task.reward.fitted(data.complete_returns())
     rows = rows_for(data, spec, reward)
     state = start(spec, rows, job.phases, seeds=job.seeds, seed=job.seed, policy=policy)
     return reward, state, fingerprint(rows, data.held_out)

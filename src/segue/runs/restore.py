@@ -202,11 +202,13 @@ def _envs_state(commit: LoadedCommit, folder: Path, envs: EnvHolder) -> tuple[di
     where, episodes = f"{folder / 'commits' / f'{commit.number:06}'}/worlds.safetensors", commit.manifest["episodes"]
     seeds, spec = len(envs.envs), envs.spec
     state = disk.arrays(commit.envs, where)
-    fits = len(episodes) == seeds and state.keys() == {"obs", *(f"actions.{i}" for i in range(seeds))}
-    if not fits or state["obs"].shape != (seeds, spec.obs) or min(episodes) < 1:
+    actions = [f"actions.{i}" for i in range(seeds)]
+    if len(episodes) != seeds or state.keys() != {"obs", "returned", *actions} or min(episodes) < 1:
         raise DataError(f"{where} is not of this run's envs.")
+    whole = {"obs": (np.float32, (seeds, spec.obs)), "returned": (np.float64, (seeds,))}
+    whole |= {name: (np.float32, (len(state[name]) if state[name].ndim else 0, spec.act)) for name in actions}
     for name, array in state.items():
-        if array.dtype != np.float32 or (name != "obs" and (array.ndim != 2 or array.shape[1] != spec.act)):
+        if (array.dtype, array.shape) != whole[name]:
             raise DataError(f"{where} has {name} of {array.dtype}{array.shape}: it is damaged.")
     return state, episodes
 

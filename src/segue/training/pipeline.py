@@ -131,8 +131,10 @@ class Drive:
         return action
 
     def learn(self) -> None:
-        """Dispatch the updates that are due with the next env step."""
+        """Dispatch the updates that are due with the next env step, once also where `act` is called again for it."""
         assert self.phase_state is not None
+        if self.halfway:
+            return
         self.halfway = True
         self.phase_state = self.phase.learn(self.phase_state, self.stride)
 
