@@ -118,6 +118,8 @@ class Trial(NamedTuple):
     """The lowest return of learner and candidates."""
     cost: float = 0.0
     """The sum of J_0 - R over the episodes of learner and candidates."""
+    owed: float = 0.0
+    """The sum of J_0 - R over the episodes of promoted champions, which may be a little worse than the given policy."""
     need: int = 0
     """Episodes until the first judgement of the candidate; 0: there is no candidate."""
     radius: float = 0.0
@@ -145,8 +147,9 @@ class Trial(NamedTuple):
     def measured(self, returned: float) -> "Trial":
         """Return the trial with one more episode of the champion: the given policy until the first promotion."""
         given = self.given if self.promoted else with_one(self.given, returned)
+        owed = self.owed + self.level - returned if self.promoted else 0.0
         return self._replace(
-            given=given, champion=with_one(self.champion, returned), episodes=self.episodes + 1,
+            given=given, owed=owed, champion=with_one(self.champion, returned), episodes=self.episodes + 1,
             level=mean(given) if math.isinf(self.lowest_other) else self.level, lowest=min(self.lowest, returned),
         )  # fmt: skip
 
@@ -255,10 +258,13 @@ class Gate(eqx.Module):
         return self.score is None or self.span(trial) > 0.02 * (self.score[1] - self.score[0])
 
     def purse(self, trial: Trial) -> float:
-        """Return what training may still cost, in units of returns; 0 where J_0 is not known yet."""
+        """Return what training may still cost, in units of returns; 0 where J_0 is not known yet.
+
+        What promoted champions brought less than the given policy is a cost; what they brought more earns nothing.
+        """
         if len(trial.given) == 0:
             return 0.0
-        return float(self.share) * self.span(trial) * trial.episodes - trial.cost
+        return float(self.share) * self.span(trial) * trial.episodes - trial.cost - max(trial.owed, 0.0)
 
     def affords(self, trial: Trial, episodes: int = 1) -> bool:
         """Return whether the purse holds the lowest return for so many more episodes of learner or candidate. For one,
