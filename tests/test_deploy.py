@@ -333,7 +333,7 @@ def test_the_seed_with_the_highest_return_is_taken(which):
 
 
 def test_without_a_gate_nothing_is_deployed():
-    with pytest.raises(SegueError, match="no champion-S.safetensors: no gate has begun there; choose --which best"):
+    with pytest.raises(SegueError, match=r"no champion-S\.safetensors: no gate has begun there; choose --which best"):
         find_policy(finished(), "deployed")
 
 

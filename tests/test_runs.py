@@ -77,11 +77,13 @@ def test_every_file_is_there_and_parses():
     assert (status["status"], status["resume"]) == ("finished", "exact")
 
 
-def test_unmoved_policy_has_its_returns_at_the_end_again():
-    """Not at every interval, and what critics say of it only once."""
+def test_unmoved_policy_has_its_returns_again_at_every_interval():
+    """They are not measured again, and what critics say of it is written only once."""
     still = {"finetune.backbone.actor-lr": 0.0, "evaluate-early": 0}
     folder = run("direct", **{"from": f"{finished()}:offline", **still})
-    first, last = lines(folder / "returns.jsonl")
+    first, *between, last = lines(folder / "returns.jsonl")
+    assert [(each["phase"], each["env_step"]) for each in between] == [("collect", 4), ("collect", 8), ("finetune", 12)]
+    assert all(each["returns"] == first["returns"] and "values" not in each for each in (*between, last))
     assert (first["kind"], first["env_step"]) == ("online", 0)
     assert (last["kind"], last["phase"], last["update"], last["env_step"]) == ("online", "finetune", 16, 16)
     assert (last["returns"], last["lengths"]) == (first["returns"], first["lengths"])
@@ -150,6 +152,8 @@ def test_returns_are_raw_whole_and_placed():
     found = lines(finished() / "returns.jsonl")
     assert [(e["phase"], e["kind"], e["update"], e["updates"], e["env_step"]) for e in found] == [
         ("offline", "offline", 20, 20, 0),
+        ("collect", "online", 0, 20, 4),
+        ("collect", "online", 0, 20, 8),
         ("finetune", "online", 8, 38, 12),
         ("finetune", "online", 16, 46, 16),
     ]

@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     )
     show = commands.add_parser("show", help="what a policy file holds; nothing in it is executed")
     show.add_argument(
-        "source", metavar="RUN_OR_FILE", help="a run, whose policy for export is shown, a policy that it kept, an exported "
-        "one, or another library's .zip (SB3), .d3 (d3rlpy), .pt, .safetensors, .npz",
+        "source", metavar="RUN_OR_FILE", help="a run, whose policy for export is shown, a policy that it kept, an "
+        "exported one, or another library's .zip (SB3), .d3 (d3rlpy), .pt, .safetensors, .npz",
     )  # fmt: skip
     film = commands.add_parser("film", help="episodes of a policy as an MP4")
     film.add_argument("source", metavar="RUN_OR_FILE", help="a run, whose policy for export acts, or a policy file")

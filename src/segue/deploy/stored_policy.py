@@ -79,8 +79,8 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
 
     Args:
         path: a policy file that a run kept, or a run's directory.
-        which: `deployed`, `best` or `last`, for a run only. None: the one that a gate deployed; without a gate the best,
-            or the last where nothing was evaluated.
+        which: `deployed`, `best` or `last`, for a run only. None: the one that a gate deployed; without a gate the
+            best, or the last where nothing was evaluated.
         seed: the S of the file, for a run only. None: the seed with the highest return.
 
     Raises:
@@ -92,7 +92,9 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
         if which is not None or seed is not None:
             raise SegueError(f"--which and --seed choose from a run's directory, and {path} is not one.")
         if path.suffix != ".safetensors" or predict.is_exported(path):
-            raise SegueError(f"{path} is neither a run nor a policy that a run kept (policy-S, best-S or champion-S.safetensors).")
+            raise SegueError(
+                f"{path} is neither a run nor a policy that a run kept (policy-S, best-S or champion-S.safetensors)."
+            )
         return StoredPolicy(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
     if which is None:
@@ -103,7 +105,9 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
     if seed is not None and seed not in numbers:
         raise SegueError(f"{path} has no {stem}-{seed}.safetensors; it has {', '.join(map(str, numbers)) or 'none'}.")
     if not numbers and which == "deployed":
-        raise SegueError(f"{path} holds no champion-S.safetensors: no gate has begun there; choose --which best or last.")
+        raise SegueError(
+            f"{path} holds no champion-S.safetensors: no gate has begun there; choose --which best or last."
+        )
     if not numbers and which == "best" and not record.evaluations:
         raise SegueError(f"{path} holds no best-S.safetensors, for nothing was evaluated: choose --which last.")
     if not numbers and record.status == "finished":

@@ -192,8 +192,8 @@ class LockstepEnvs:
     def restore(self, state: dict[str, np.ndarray], episodes: Sequence[int]) -> bool:
         """Bring the envs back: reset them to the same starts and repeat the actions.
 
-        (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows the same observation
-        and return so far as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
+        (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows its observation and
+        its return so far as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
         """
         exact = True
         for index, episode in enumerate(episodes):

@@ -95,8 +95,8 @@ class Gated(AbstractMethod):
         released = self.method.release(inner).actor
         if released is None or released.net is not policy:
             raise SegueError(
-                f"{type(self.method).__name__} acts by more than the policy that it trains, and a gate would judge that "
-                "policy alone: leave the gate out."
+                f"{type(self.method).__name__} acts by more than the policy that it trains, and a gate would judge "
+                "that policy alone: leave the gate out."
             )
         return GatedLearner(inner, policy, policy, jnp.zeros((), jnp.int32), jnp.ones(()))
 

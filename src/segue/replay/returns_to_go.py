@@ -73,8 +73,8 @@ class WithReturns(AbstractSampler):
     batch: int = eqx.field(static=True, default=256)
     """Rows in a batch."""
     window: int = eqx.field(static=True, default=1_000)
-    """The longest episode whose G is known when it has ended: so many rows before the newest one are computed again when
-    that is added."""
+    """The longest episode whose G is known when it has ended: so many rows before the newest one are computed again
+    when that is added."""
 
     def __check_init__(self):
         at_least(1, window=self.window)

@@ -121,9 +121,9 @@ class RollOuts(AbstractJudge):
 class Evaluate(NullHook):
     """A hook that evaluates the policy at intervals, and where a phase begins and ends.
 
-    Where a phase begins, that is the policy which earlier phases left, or the given one. A policy that has not changed is
-    not evaluated again: its returns are written once more, at each interval of a phase that acts and at the end of the
-    phase `last`, so that curves stay level and seeds that are trained apart have their evaluations at the same places.
+    Where a phase begins, that is the policy which earlier phases left, or the given one. A policy that has not changed
+    is not evaluated again: its returns are written once more, at each interval of a phase that acts and at the end of
+    the phase `last`, so that curves stay level and seeds that are trained apart have evaluations at the same places.
 
     Args:
         evaluator: has the environments.
