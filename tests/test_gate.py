@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import NETS, same
-from helpers import Ragged
+from helpers import Ragged, lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, ttest_ind
@@ -749,3 +750,27 @@ def test_without_a_gate_the_learner_itself_acts():
     run = pipeline(start_module.start(SPEC, None, phases, policy=POLICY), phases, envs)
     assert "learner" not in run.pretrained.parts
     assert not same(jax.tree.map(lambda leaf: leaf[0], run.pretrained.actor.net), POLICY)
+
+
+KEPT = sorted((Path(__file__).resolve().parent.parent / "benchmarks/results/guard").glob("*-improve-[0-9]"))
+"""The runs of `segue improve` from which README's numbers come."""
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_the_kept_runs_are_decided_as_they_were(folder):
+    """Their episodes, told to the gate as it is: who acts, every verdict and every radius. Where this fails on purpose,
+    `make evidence-guard` has to be run anew."""
+    score = json.loads((folder / "config.json").read_text())["score"]
+    first = next(line for line in lines(folder / "returns.jsonl") if line["phase"] == "finetune" and line["update"])
+    gate, trial, begun = Gate(score=(score["min"], score["max"])), Trial(), False
+    for episode in lines(folder / "episodes.jsonl"):
+        returned = episode["return"]
+        if episode["phase"] != "finetune":
+            trial = trial.measured(returned) if episode["phase"] == "measure" else trial.counted(returned)
+            continue
+        if not begun:
+            trial, begun = gate.begin(trial, first["env_step"] - first["update"] // 2), True  # two updates an env step
+        trial = gate.after(trial, returned, episode["env_step"])
+        assert (trial.acted or "champion", trial.verdict) == (episode["policy"], episode["verdict"]), episode
+        assert trial.radius == pytest.approx(episode["radius"])
+    assert trial.promoted == json.loads((folder / "verdict.json").read_text())["verdicts"][0]["promoted"]

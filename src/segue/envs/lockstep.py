@@ -193,7 +193,7 @@ class LockstepEnvs:
         """Bring the envs back: reset them to the same starts and repeat the actions.
 
         (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows its observation and
-        its return so far as before, bit for bit. An env that does not begins a new episode, and the old one counts as cut.
+        its return so far as before, bit for bit. One that does not begins a new episode, and the old one counts as cut.
         """
         exact = True
         for index, episode in enumerate(episodes):
