@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_keys import recorded
 from scipy import stats
 
-from segue.core import Linear, Spec, Transition
+from segue.core import Linear, Spec, Transition, empty_rows
 from segue.errors import SegueError
 from segue.replay import sumtree
 from segue.replay.balanced import Balanced
@@ -20,7 +20,7 @@ from segue.replay.chunks import Chunks
 from segue.replay.next_actions import WithNextAction
 from segue.replay.returns_to_go import WithReturns, returns_to_go
 from segue.replay.ring import Ring
-from segue.replay.sampler import Paired, Ratio, Uniform
+from segue.replay.sampler import Paired, Ratio, Uniform, online_only
 
 KEY, NOW = jax.random.key(0), at(0)
 OFFLINE, RING = numbered(60), ring_of(numbered(40, 1000), capacity=50)
@@ -402,6 +402,20 @@ def test_priorities_of_drawn_rows_are_rewritten(output, temperature):
     np.testing.assert_allclose(after.peak, max(1, new.max()), rtol=1e-6)
     drawn_rows = [where[tuple(obs)] for obs in np.asarray(batch.obs)]
     np.testing.assert_allclose(info["online_share"], np.mean([i >= 2 for i in drawn_rows]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("source", [Uniform(64), Ratio(Linear(0.25, 0.25, 0), batch=64)])
+def test_batches_say_how_many_rows_are_online(source):
+    """Offline rows are those with the given observations; without a dataset there is nothing to say."""
+    offline = rows(20, 3)
+    _, batch, info = draw(source, begin(source, offline, RING)[1], offline, RING)
+    old = {tuple(obs) for obs in np.asarray(offline.obs)}
+    online = np.mean([tuple(obs) not in old for obs in np.asarray(batch.obs)])
+    assert 0 < online < 1
+    assert info == {"online_share": online}
+    alone = online_only(8)
+    nothing = empty_rows(SPEC)
+    assert draw(alone, begin(alone, nothing, RING)[1], nothing, RING)[2] == {}
 
 
 def test_the_density_waits_between_every_third_update():

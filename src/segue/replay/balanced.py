@@ -13,7 +13,7 @@ from segue.errors import SegueError, at_least
 from segue.nn.mlp import MLP
 from segue.replay import sumtree
 from segue.replay.ring import Ring
-from segue.replay.sampler import AbstractSampler, Rows, pick_with_index, take_rows
+from segue.replay.sampler import AbstractSampler, Rows, online_share, pick_with_index, take_rows
 
 
 class BalancedState(NamedTuple):
@@ -121,7 +121,7 @@ class Balanced(AbstractSampler):
             sampler_state, info = jax.lax.cond(clock.update % self.density_every == 0, refresh, keep)
         # The mean over a window of updates is then the mean over the density network's steps.
         info = {name: self.density_every * value for name, value in info.items()}
-        return sampler_state, batch, {"online_share": (index >= len(offline.reward)).mean(), **info}
+        return sampler_state, batch, online_share(index, len(offline.reward)) | info
 
     def _refreshed(
         self,

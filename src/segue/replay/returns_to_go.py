@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from segue.core import Linear, Transition, is_followed
 from segue.errors import SegueError, at_least
 from segue.replay.ring import Ring
-from segue.replay.sampler import AbstractSampler, check_share, mixed_index, pick, take_rows
+from segue.replay.sampler import AbstractSampler, check_share, mixed_index, online_share, pick, take_rows
 
 
 class ReturnsBatch(NamedTuple):
@@ -126,5 +126,5 @@ class WithReturns(AbstractSampler):
         return (
             sampler_state,
             ReturnsBatch(*pick(offline, ring, index), sampler_state.return_to_go[index], sampler_state.known[index]),
-            {},
+            online_share(index, len(offline.reward)),
         )

@@ -157,6 +157,12 @@ def pick_with_index(
     return _gather(rows, order)[0], index[order]
 
 
+def online_share(index: Int[Array, " batch"], size: int) -> dict[str, Float[Array, ""]]:
+    """Return the scalar `online_share` of a batch drawn from the union of `size` offline rows and the online ones; none
+    without offline rows."""
+    return {"online_share": (index >= size).mean()} if size else {}
+
+
 class Uniform(AbstractSampler):
     """A uniform sampler over the union of offline and online rows."""
 
@@ -164,8 +170,9 @@ class Uniform(AbstractSampler):
     """Rows in a batch."""
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
-        rows = len(offline.reward) + ring.size
-        return sampler_state, pick(offline, ring, jax.random.randint(key, (self.batch,), 0, rows)), {}
+        size = len(offline.reward)
+        index = jax.random.randint(key, (self.batch,), 0, size + ring.size)
+        return sampler_state, pick(offline, ring, index), online_share(index, size)
 
 
 def check_share(online: Linear) -> None:
@@ -212,8 +219,9 @@ class Ratio(AbstractSampler):
             raise SegueError("A batch with offline rows needs a dataset: give one, or set the online share to 1.")
 
     def draw(self, sampler_state, offline, ring, *, key, clock):
-        index = mixed_index(self.online(clock), self.batch, len(offline.reward), ring.size, key)
-        return sampler_state, pick(offline, ring, index, by_kind=True), {}
+        size = len(offline.reward)
+        index = mixed_index(self.online(clock), self.batch, size, ring.size, key)
+        return sampler_state, pick(offline, ring, index, by_kind=True), online_share(index, size)
 
 
 def online_only(batch: int = 256) -> Ratio:
