@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core import Spec
+from segue.data.collecting import collect
 from segue.data.dataset import Dataset, validate
 from segue.data.inspection import inspect, render
 from segue.data.loading import from_arrays
@@ -369,6 +370,20 @@ def test_data_that_hardly_fit_the_env_are_remarked(case):
     changes, words = MISMATCHES[case]
     (note,) = mismatched(**changes)
     assert words in note
+
+
+def test_episodes_that_begin_elsewhere_are_remarked():
+    """Hopper's observations have no bounds: only where an episode begins shows that its columns were exchanged."""
+    made = collect(lambda: make_env("Hopper-v5"), 300, 0)
+    env, obs = make_env("Hopper-v5"), made.transitions.obs
+    assert check_against(made, env).notes == made.notes
+    turned = made.transitions._replace(obs=obs[:, ::-1], next_obs=made.transitions.next_obs[:, ::-1])
+    (note,) = set(check_against(dataclasses.replace(made, transitions=turned), env).notes) - set(made.notes)
+    assert note.startswith("episodes begin elsewhere than in the env, with -0.00")
+    assert "where dimension 0 has 1.25 to 1.25 after a reset, and in 1 more: make sure that the columns" in note
+    env.reset = None  # an env that fails here is the run's to report
+    check_against(dataclasses.replace(made, transitions=turned), env)
+    env.close()
 
 
 def test_clipping_is_explicit_and_counted():

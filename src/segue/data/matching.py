@@ -20,7 +20,8 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     """Check a dataset against `env`, a Gymnasium env or a `Spec`, and return it with the action box of `env`.
 
     Notes are added where more terminal episodes end at the environment's time limit than are cut there; where
-    observations leave the env's box; and those of `remarks`.
+    observations leave the env's box, or episodes begin elsewhere than the env does, which is reset a few times for
+    this; and those of `remarks`.
 
     **Raises:** `DataError` where the shapes, the boxes or the ids differ, for actions outside the box, and for episodes
     that are longer than the env's time limit.
@@ -74,7 +75,7 @@ def check_against(data: Dataset, env: Any, *, clip_actions: bool = False) -> Dat
     data = replace(data, low=env_spec.low, high=env_spec.high)
     if data.parts and data.parts == tuple(getattr(env, "parts", ())):  # one note on the order is enough: the env's
         notes = tuple(note for note in notes if note not in order_note(data.parts))
-    notes += order_of(env) + _outside(data, env) + remarks(data)
+    notes += order_of(env) + (_outside(data, env) or _begins_elsewhere(data, env)) + remarks(data)
     return in_box(replace(data, notes=notes), clip_actions)
 
 
@@ -111,6 +112,34 @@ def _outside(data: Dataset, env: Any) -> tuple[str, ...]:
         f"has {low[k]:.3g} to {high[k]:.3g}"
         + (f", and in {others} more" if others else "")
         + ": make sure that the columns have the env's order and units",
+    )
+
+
+RESETS = 5
+"""How often an env is reset to see where its episodes begin; a dataset of fewer episodes is not compared."""
+
+
+def _begins_elsewhere(data: Dataset, env: Any) -> tuple[str, ...]:
+    """Return a note where the first observations of episodes lie far from those after a reset, whatever policy acted."""
+    first = np.asarray(data.transitions.obs)[[start for start, _ in data.episodes()]]
+    if isinstance(env, Spec) or len(first) < RESETS:
+        return ()
+    try:
+        there = np.stack([env.reset(seed=seed)[0] for seed in range(RESETS)])
+    except Exception:  # the run itself meets the env, and reports what it does
+        return ()
+    low, high = np.quantile(first, (0.05, 0.95), axis=0)
+    gap = np.maximum(low - there.max(axis=0), there.min(axis=0) - high)
+    spread = np.ptp(there, axis=0) + high - low
+    far = gap > spread + 1e-3 * np.maximum(1.0, np.abs(there).max(axis=0))
+    if not far.any():
+        return ()
+    k, others = int(far.argmax()), int(np.count_nonzero(far)) - 1
+    return (
+        f"episodes begin elsewhere than in the env, with {low[k]:.3g} to {high[k]:.3g} where dimension {k} has "
+        f"{there[:, k].min():.3g} to {there[:, k].max():.3g} after a reset"
+        + (f", and in {others} more" if others else "")
+        + ": make sure that the columns have the env's order and units, and that the file has whole episodes",
     )
 
 
