@@ -120,7 +120,7 @@ RESETS = 5
 
 
 def _begins_elsewhere(data: Dataset, env: Any) -> tuple[str, ...]:
-    """Return a note where the first observations of episodes lie far from those after a reset, whatever policy acted."""
+    """Return a note where the first observations of episodes lie far from those after a reset. No policy moves them."""
     first = np.asarray(data.transitions.obs)[[start for start, _ in data.episodes()]]
     if isinstance(env, Spec) or len(first) < RESETS:
         return ()
