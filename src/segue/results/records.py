@@ -193,9 +193,8 @@ def online_curve(record: RunRecord) -> Curve:
     """Return scores over online env steps, collection included; empty if the run never went online.
 
     Where an env step has several evaluations, the last one counts: the point at 0 is the policy after offline
-    pre-training, and a phase without env steps does not make the curve vertical. A policy that has not changed is not
-    evaluated again. Where a phase ends without an evaluation, the curve therefore repeats the score before: collection
-    is a level line.
+    pre-training, and a phase without env steps does not make the curve vertical. Where a phase ends without an
+    evaluation, because its policy did not change, the curve repeats the score before: collection is a level line.
     """
     if not any(e.env_step > 0 or e.kind == "online" for e in record.evaluations):
         return Curve(np.empty(0), record.scores[:0])
