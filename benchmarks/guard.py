@@ -180,14 +180,15 @@ def table() -> str:
         "`training`: the lowest mean return of any 10 training episodes in a row.\n\n"
         f"{markdown(head, rows)}\n"
         "Median gain over seeds, and the share of env steps at which the last evaluation is not below the start by "
-        "more than 5 % of it (a deployed policy that stays is not evaluated again, so no noise counts against it):\n\n"
+        "more than 5 % of it (a deployed policy that stays keeps the returns of its evaluation, so no noise counts "
+        "against it):\n\n"
         f"{markdown(['task', 'arm', 'seeds', *(f'gain at {k}k' for k in LOOKS), 'kept'], summary)}"
     )
 
 
 def at(curve: Curve, steps: np.ndarray) -> np.ndarray:
     """Return the score at each of the env steps: that of the last evaluation before. A policy that stays the deployed
-    one is not evaluated again."""
+    one keeps its returns."""
     return curve.scores[np.searchsorted(curve.x, steps, side="right") - 1, 0]
 
 

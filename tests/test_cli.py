@@ -70,6 +70,9 @@ MISTAKES = {
     "a misspelt task flag": (["run", "opt", "--tsk", "hopper-medium"], "no flag --tsk; did you mean --task?"),
     "task": (["run", "opt", "--task", "walker2d-randm"], "walker2d-random"),
     "no task, but a right flag": (["run", "opt", "--track", "csv"], "segue: Say what to learn"),
+    "no task, but a flag turned off": (["run", "opt", "--no-guard"], "segue: Say what to learn"),
+    "no task, but an underscore": (["run", "opt", "--evaluate_early", "0"], "segue: Say what to learn"),
+    "a task flag without its end": (["run", "opt", "--tas", "hopper-medium"], "no flag --tas; did you mean --task?"),
     "preset": (["run", "opt", "--task", "walker2d-random", "--preset", "quik"], "did you mean quick"),
     "replay": (["run", "opt", "--task", "walker2d-random", "--replay", "balnced"], "did you mean balanced"),
     "until": (

@@ -381,8 +381,9 @@ def test_episodes_that_begin_elsewhere_are_remarked():
     (note,) = set(check_against(dataclasses.replace(made, transitions=turned), env).notes) - set(made.notes)
     assert note.startswith("episodes begin elsewhere than in the env, with -0.00")
     assert "where dimension 0 has 1.25 to 1.25 after a reset, and in 1 more: make sure that the columns" in note
-    env.reset = None  # an env that fails here is the run's to report
-    check_against(dataclasses.replace(made, transitions=turned), env)
+    for reset in (None, lambda seed: (None, {}), lambda seed: (np.zeros(3), {})):  # the run's to report
+        env.reset = reset
+        assert check_against(dataclasses.replace(made, transitions=turned), env).notes == made.notes
     env.close()
 
 

@@ -80,6 +80,10 @@ def test_the_champion_is_exported():
         last = read(whole()).evaluations[-1]
         assert found.score == last.returns[seed].mean()
         assert find_policy(whole(), "best", seed).path.name == f"best-{seed}.safetensors"
+        later = dataclasses.replace(found, metadata={**found.metadata, "env_step": 201})  # promoted, not evaluated yet
+        assert (later.evaluation, later.score) == (None, None)
+        hostile = dataclasses.replace(found, metadata={**found.metadata, "env_step": "now"})
+        assert hostile.evaluation is None
 
 
 @pytest.mark.slow

@@ -64,8 +64,7 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
             raise SegueError(f"There is no {name} {value!r}; did you mean {nearest(value, list(table))}?")
     if chosen.task is None and chosen.env_id is None and (chosen.dataset is None or wants_help):
         if not wants_help:
-            options = dataclasses.fields(run_settings(chosen.recipe, "paper", {}))
-            wrong = parsing.misspelt(argv, [f"--{each.name.rstrip('_').replace('_', '-')}" for each in options])
+            wrong = parsing.misspelt([word.replace("_", "-") for word in argv], _options(), abbreviated=False)
             raise SegueError(
                 f"{wrong} Say what to learn: --task NAME, or --env-id ID with --dataset FILE or --policy FILE, or, "
                 "where there is no env, --dataset FILE with --action-range LOW HIGH.".lstrip()
@@ -97,6 +96,13 @@ def parsed(argv: list[str]) -> tuple[dict[str, Any], Any, Task] | None:
     config.check_order(phases, options["from_"])
     options["preset_label"] = preset if eqx.tree_equal(plain, phases) else f"{preset} (changed)"
     return options, phases, chosen_task
+
+
+def _options() -> list[str]:
+    """Return the flags of every recipe, those that turn something off included."""
+    fields = dataclasses.fields(run_settings("run", "paper", {}))
+    names = {each.name.rstrip("_").replace("_", "-"): isinstance(each.default, bool) for each in fields}
+    return ["--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name, is_bool in names.items() if is_bool)]
 
 
 def with_score(chosen: Task, low: float, high: float) -> Task:

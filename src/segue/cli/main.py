@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from segue.cli import data, exits, improve, overview, policy, report, run, sweep
+from segue.cli import data, exits, improve, overview, parsing, policy, report, run, sweep
 from segue.errors import similar
 
 ABOUT = """Offline-to-online reinforcement learning: take a policy from logged data to live interaction.
@@ -62,9 +62,7 @@ def _completion_parser() -> argparse.ArgumentParser:
   bash  segue completion bash > ~/.local/share/bash-completion/completions/segue
   zsh   segue completion zsh > DIR/_segue, where DIR is in fpath
   fish  segue completion fish > ~/.config/fish/completions/segue.fish"""
-    parser = argparse.ArgumentParser(
-        "segue completion", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parsing.Parser("segue completion", description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shell", choices=["bash", "zsh", "fish"])
     return parser
 

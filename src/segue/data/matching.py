@@ -1,5 +1,6 @@
 """Checks a dataset against the environment that it meets."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from segue.data.joined import in_order, order_note
 from segue.data.remarks import remarks
 from segue.envs.arguments import in_words
 from segue.envs.checked import CheckedEnv
+from segue.envs.faults import Watchdog, check_observation
 from segue.envs.make import order_of, spec_of
 from segue.errors import DataError
 
@@ -124,8 +126,10 @@ def _begins_elsewhere(data: Dataset, env: Any) -> tuple[str, ...]:
     first = np.asarray(data.transitions.obs)[[start for start, _ in data.episodes()]]
     if isinstance(env, Spec) or len(first) < RESETS:
         return ()
+    spec = spec_of(env)
     try:
-        there = np.stack([env.reset(seed=seed)[0] for seed in range(RESETS)])
+        with contextlib.closing(Watchdog(60.0)) as watchdog, watchdog:
+            there = np.stack([check_observation(env.reset(seed=seed)[0], spec) for seed in range(RESETS)])
     except Exception:  # the run itself meets the env, and reports what it does
         return ()
     low, high = np.quantile(first, (0.05, 0.95), axis=0)

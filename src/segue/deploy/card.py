@@ -223,7 +223,9 @@ def _scores(stored: StoredPolicy, record: records.RunRecord) -> list[str]:
             f"seeds there: {unit} {stats.estimate(scores)}."
         )
     else:
-        parts.append("The run holds no evaluation of this very policy: `segue evaluate RUN` measures it.")
+        last = stored.path.name.startswith(STEMS["last"])
+        measure = ": `segue evaluate RUN` measures it" if last else ""
+        parts.append(f"The run holds no evaluation of this very policy{measure}.")
     if stored.path.name.startswith(STEMS["best"]):
         parts.append(
             "It is the **best of all evaluations, chosen on the episodes that score it**: its return is optimistic."

@@ -98,7 +98,9 @@ def find_policy(path: str | Path, which: str | None = None, seed: int | None = N
         return StoredPolicy(path, *policy_file.load_with_metadata(path))
     record = read.read(path, evaluated=False)
     if which is None:
-        which = "deployed" if any(path.glob("champion-[0-9]*")) else "best" if record.evaluations else "last"
+        which = (
+            "deployed" if any(path.glob("champion-[0-9]*.safetensors")) else "best" if record.evaluations else "last"
+        )
     stem = STEMS[which]
     files = sorted(path.glob(f"{stem}-[0-9]*.safetensors"), key=lambda file: (len(file.stem), file.stem))
     numbers = {int(number): file for file in files if (number := file.stem.rpartition("-")[2]).isdecimal()}

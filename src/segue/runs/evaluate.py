@@ -121,9 +121,10 @@ class RollOuts(AbstractJudge):
 class Evaluate(NullHook):
     """A hook that evaluates the policy at intervals, and where a phase begins and ends.
 
-    Where a phase begins, that is the policy which earlier phases left, or the given one. A policy that has not changed
-    is not evaluated again: its returns are written once more, at each interval of a phase that acts and at the end of
-    the phase `last`, so that curves stay level and seeds that are trained apart have evaluations at the same places.
+    Where a phase begins, that is the policy which earlier phases left, or the given one; once the run has taken env
+    steps also that with which the phase acts, if it is another. A policy that has not changed is not evaluated
+    again: its returns are written once more, at each interval of a phase that acts and at the end of the phase
+    `last`, so that curves stay level and seeds that are trained apart have evaluations at the same places.
 
     Args:
         evaluator: has the environments.
@@ -219,7 +220,10 @@ class Evaluate(NullHook):
         return same
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
+        begun = self.digest is not None
         self._evaluate(name, phase, phase_state, phase_state.run.pretrained)
+        if begun and phase_state.env_step:  # before, a policy that nobody has trained would count as the one to improve
+            self._evaluate(name, phase, phase_state, phase.release(phase_state))
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         intervals = (

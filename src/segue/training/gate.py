@@ -37,7 +37,9 @@ because candidates are taken the more easily the lower the measured J_0 is.
 Training may cost at most a share a of what the given policy would have brought (a conservative bandit, Wu et al. 2016,
 arXiv 1602.04282, by episodes). Learner and candidate act only while
 
-    a (J_0 - L) (episodes so far) - sum over their episodes of (J_0 - R)  >=  J_0 - L.
+    a (J_0 - L) (episodes so far) - cost - max(0, owed)  >=  J_0 - L,
+
+where the cost is the sum of J_0 - R over their episodes, and what is owed the same sum over promoted champions'.
 """
 
 import math

@@ -92,7 +92,7 @@ class Drive:
                 self.run = self.phase.end(phase_state)
                 for hook in self.hooks:
                     hook.ended(self.name, self.phase, phase_state, self.run)
-                self.phase_state = None
+                self.phase_state, self.halfway = None, False
                 del self.left[0]
             elif self.phase.acts:
                 return True
