@@ -185,12 +185,6 @@ def test_its_siblings(recipe):
         assert (last["actor.net.correction.layers.2.weight"] != 0).any()
 
 
-def test_the_first_evaluation_is_that_of_the_given_policy():
-    """Of JSRL too, whose new policy would otherwise pass for the one to improve on."""
-    first = lambda recipe: lines(run(tiny(recipe, "--policy", policy())) / "returns.jsonl")[0]
-    assert first("jsrl")["returns"] == first("ibrl")["returns"]
-
-
 @pytest.mark.parametrize("recipe", ["pex", "cfp"])
 def test_rivals_with_data_start_from_a_policy(recipe):
     """PEX's critic and V learn for the given policy; CFP's critic learns first, and no phase is offline."""

@@ -194,7 +194,9 @@ def test_a_method_may_report_plain_numbers(seeds):
 
     found = []
     drive({"learn": Train(Plain(), 4)}, seeds=seeds, with_envs=False, watches=[LineStyle()])
-    assert found == [{"lr": [0.5] * len(seeds), "max_size": [3.0] * len(seeds)}]
+    assert [{name: each[name] for name in ("lr", "max_size")} for each in found] == [
+        {"lr": [0.5] * len(seeds), "max_size": [3.0] * len(seeds)}
+    ]
 
 
 def test_phases_draw_different_batches():

@@ -231,7 +231,7 @@ def test_early_evaluations_keep_their_env_steps_on_resume(monkeypatch, moment):
     monkeypatch.setattr(Evaluate, "EARLY", 2)
     early, one = {"evaluate_steps": 3, "evaluate_early": 6}, new("early")
     main.main(["run", *still(**early), "--out", str(one)])
-    assert [line["env_step"] for line in lines(one / "returns.jsonl")] == [0, 9, 10, 12, 14, 15, 16]
+    assert [line["env_step"] for line in lines(one / "returns.jsonl")] == [0, 2, 3, 4, 6, 9, 10, 12, 14, 15, 16]
     assert everything(resumed(interrupted(monkeypatch, moment, **early))) == everything(one)
 
 

@@ -121,10 +121,9 @@ class RollOuts(AbstractJudge):
 class Evaluate(NullHook):
     """A hook that evaluates the policy at intervals, and where a phase begins and ends.
 
-    Where a phase begins, that is the policy which earlier phases left, or the given one; once the run has taken env
-    steps also that with which the phase acts, if it is another. A policy that has not changed is not evaluated
-    again: its returns are written once more, at each interval of a phase that acts and at the end of the phase
-    `last`, so that curves stay level and seeds that are trained apart have evaluations at the same places.
+    A policy that has not changed is not evaluated again: its returns are written once more, at each interval of a phase
+    that acts and at the end of the phase `last`, so that curves stay level and seeds that are trained apart have
+    evaluations at the same places.
 
     Args:
         evaluator: has the environments.
@@ -165,13 +164,10 @@ class Evaluate(NullHook):
     def restore(self, state: Any) -> None:
         self.digest, self.last, self.result = state["seen"], parse_place(state["last"]), dict(state.get("found", {}))
 
-    def _evaluate(
-        self, name: str, phase: AbstractPhase, phase_state: PhaseState, pretrained: Pretrained, again: bool = False
-    ) -> None:
-        """Evaluate the policy of `pretrained` if it has changed; if not, and `again`, write its last returns once
-        more."""
+    def _evaluate(self, name: str, phase: AbstractPhase, phase_state: PhaseState, again: bool = False) -> None:
+        """Evaluate the policy if it has changed; if not, and `again`, write its last returns once more."""
         self.last = (phase_state.update, phase_state.env_step)
-        actor = pretrained.actor
+        actor = phase.release(phase_state).actor
         if actor is None:
             return
         if self._unchanged(actor.net):
@@ -187,7 +183,7 @@ class Evaluate(NullHook):
         except EvaluationFailed as error:  # training continues without the evaluation
             print(f"segue: {untrusted.shown(error)} The evaluation is left out.", file=sys.stderr, flush=True)
             return
-        more = {} if discount is None else {"values": self._values(pretrained, actor.net, evaluation)}
+        more = {} if discount is None else {"values": self._values(phase.release(phase_state), actor.net, evaluation)}
         self.result = {"returns": evaluation.returns.tolist(), "lengths": evaluation.lengths.tolist()}
         if evaluation.successes is not None:
             self.result["successes"] = evaluation.successes.tolist()
@@ -220,22 +216,21 @@ class Evaluate(NullHook):
         return same
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        begun = self.digest is not None
-        self._evaluate(name, phase, phase_state, phase_state.run.pretrained)
-        if begun and phase_state.env_step:  # before, a policy that nobody has trained would count as the one to improve
-            self._evaluate(name, phase, phase_state, phase.release(phase_state))
+        if phase_state.run.pretrained.actor is not None:
+            self._evaluate(name, phase, phase_state)
+        self.last = (phase_state.update, phase_state.env_step)
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
         intervals = (
             {self.steps, self.EARLY} if phase_state.env_step - phase_state.run.env_step <= self.early else {self.steps}
         )
         if any(passed(phase, phase_state, steps, self.updates, self.last) for steps in intervals):
-            self._evaluate(name, phase, phase_state, phase.release(phase_state), again=phase.acts)
+            self._evaluate(name, phase, phase_state, again=phase.acts)
         return phase_state
 
     def ended(self, name: str, phase: AbstractPhase, phase_state: PhaseState, run: RunState) -> None:
         if name == self.last_phase or self.last != (phase_state.update, phase_state.env_step):
-            self._evaluate(name, phase, phase_state, phase.release(phase_state), again=name == self.last_phase)
+            self._evaluate(name, phase, phase_state, again=name == self.last_phase)
 
 
 @jax.jit
