@@ -23,8 +23,8 @@ HERE = Path(__file__).resolve().parent
 VENVS = HERE.parent / ".peers"
 UTDS = (1, 5)
 SEEDS = (1, 2, 4)
-FAST = ("fast", "frozen", "kappa1")
-"""Fast forms of OPT (`ours.py`)."""
+FAST = {"fast": None, "frozen": None, "kappa1": 1.15}
+"""Fast forms of OPT (`ours.py`), and how many times the wall-clock of direct fine-tuning they may take."""
 TUNED = ("spot", "iql")
 """Backbones that are measured under OPT besides TD3+BC."""
 ENSEMBLE_ENV, ENSEMBLE_UTD = "Hopper-v5", 16
@@ -168,7 +168,7 @@ def pipeline_bars(rates: dict[str, float], start: dict[str, float], memory: dict
     one = rates["segue_online_direct_utd5"]
     cost = "(g) OPT / direct, wall-clock of the online loop, UTD 5"
     found[cost] = below(one / rates["segue_online_opt_utd5"], 1.5)
-    for form, bar in {"fast": None, "frozen": None, "kappa1": 1.15}.items():
+    for form, bar in FAST.items():
         ratio = one / rates[f"segue_online_opt_{form}_utd5"]
         found[f"{cost}, form `{form}`"] = below(ratio, bar) if bar else printed(ratio)
     steps = 300_000  # OPT's protocol on MuJoCo: UTD 5, 25k of these collection, 50k updates of phase 3

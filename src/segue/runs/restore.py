@@ -203,9 +203,7 @@ def _envs_state(commit: LoadedCommit, folder: Path, envs: EnvHolder) -> tuple[di
     seeds, spec = len(envs.envs), envs.spec
     state = disk.arrays(commit.envs, where)
     actions = [f"actions.{i}" for i in range(seeds)]
-    state.setdefault(
-        "returned", np.full(seeds, np.nan)
-    )  # earlier revisions kept none: it then cannot be shown to agree
+    state.setdefault("returned", np.full(seeds, np.nan))  # not kept by earlier revisions: agrees with nothing
     if len(episodes) != seeds or state.keys() != {"obs", "returned", *actions} or min(episodes) < 1:
         raise DataError(f"{where} is not of this run's envs.")
     whole = {"obs": (np.float32, (seeds, spec.obs)), "returned": (np.float64, (seeds,))}
