@@ -155,9 +155,9 @@ def table() -> str:
             found = [(folder, record) for folder in folders if (record := read(folder)).status == "finished"]
             curves = [online_curve(record) for _, record in found]
             looks = [at(each, 1000 * np.array(LOOKS)) for each in curves]
-            for (folder, _), each, scores in zip(found, curves, looks, strict=True):
+            for (folder, record), each, scores in zip(found, curves, looks, strict=True):
                 start, lowest = float(each.scores[0, 0]), float(each.scores.min())
-                episodes = guard.episodes(folder)
+                episodes = guard.episodes(folder, record.config["settings"])
                 counts = [str(episodes.candidates), str(len(episodes.promoted))] if episodes else ["", ""]
                 returns = [json.loads(line)["return"] for line in (folder / "episodes.jsonl").read_text().splitlines()]
                 worst = (

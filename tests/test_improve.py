@@ -295,13 +295,16 @@ def test_the_page_opens_with_the_verdict_and_shows_who_acted():
     assert first < page.index("<figure>") < page.index("<table")
     assert "returns of training episodes by who acted" in page
     assert "what training might still cost after each episode" in page
-    found = guard.episodes(folder)
+    found = guard.episodes(folder, disk.read_json(folder / "config.json")["settings"])
     entries = [e for e in lines(folder / "episodes.jsonl") if e["seed"] == 0]
     assert found.returns.tolist() == [e["return"] for e in entries]
     assert len(found.promoted) == sum(e.get("verdict") == "promoted" for e in entries)
     counts = [row[1].value for row in guard.table("x", found).rows]
-    acted = [e.get("policy", "given") for e in entries]
-    assert counts == [str(acted.count(role)) for role in ("given", "champion", "learner", "candidate")]
+    before = {"measure": "given", "collect": "before the gate"}
+    acted = [e["policy"] if "policy" in e else before[e["phase"]] for e in entries]
+    roles = ("given", "before the gate", "champion", "learner", "candidate")
+    assert counts == [str(acted.count(role)) for role in roles]
+    assert all(acted.count(role) for role in roles[:3])
 
 
 def test_a_page_of_several_tasks_says_each_verdict_once():
@@ -344,10 +347,31 @@ def test_who_was_deployed_and_who_was_not_promoted_by_hand():
     ]
     del entries[0]["purse"]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    found = guard.episodes(folder)
+    found = guard.episodes(folder, {})
     assert (found.refused.tolist(), found.promoted.tolist(), found.candidates) == ([30.0], [80.0], 2)
     np.testing.assert_allclose(found.deployed, [8, 9, 9, 9, 9, 9, 9, 10, 21, 22])
     np.testing.assert_allclose(found.purse, [np.nan, *range(1, 10)])
+
+
+def test_noisy_and_random_episodes_are_not_the_given_policy_s():
+    """50 random episodes before the gate, as of `sac --guard`: the deployed policy brings 1,000, and the learner fell by
+    600."""
+    folder = new()
+    folder.mkdir()
+    told = [("warmup", None, 15.0)] * 50 + [("finetune", "champion", 1000.0)] * 3 + [("finetune", "learner", 400.0)]
+    entries = [
+        {"seed": 0, "phase": phase, "env_step": k, "return": value} | ({"policy": role} if role else {})
+        for k, (phase, role, value) in enumerate(told)
+    ]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    warmup = {"is": "Collect", "noise": 0.0, "mode": True, "random": True}
+    for changes in ({}, {"random": False, "noise": 0.1}, {"random": False, "mode": False}):
+        found = guard.episodes(folder, {"warmup": warmup | changes})
+        assert guard.dip(found, "learner") == pytest.approx(600.0)
+        assert found.deployed[-1] == 1000.0
+        assert np.isnan(found.deployed[:50]).all()
+    given = guard.episodes(folder, {"warmup": warmup | {"random": False}})
+    assert given.deployed[0] == 15.0
 
 
 @pytest.mark.slow
@@ -364,7 +388,15 @@ def test_a_damaged_verdict_is_named(content):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
-    [{"policy": "thief"}, {"return": "x"}, {"env_step": -1}, {"return": 1e300}, {"purse": "x"}, {"purse": 1e300}],
+    [
+        {"policy": "thief"},
+        {"policy": ["x"]},
+        {"return": "x"},
+        {"env_step": -1},
+        {"return": 1e300},
+        {"purse": "x"},
+        {"purse": 1e300},
+    ],
 )
 def test_a_damaged_episode_is_named(change):
     folder = new()
@@ -372,4 +404,4 @@ def test_a_damaged_episode_is_named(change):
     entry = {"seed": 0, "env_step": 3, "return": 1.0, "policy": "champion", "verdict": ""} | change
     (folder / "episodes.jsonl").write_text(json.dumps(entry) + "\n")
     with pytest.raises(SegueError, match="damaged"):
-        guard.episodes(folder)
+        guard.episodes(folder, {})

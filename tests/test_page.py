@@ -24,6 +24,8 @@ from segue.results import gather, read, stats
 
 PHASES = ["offline", "collect", "finetune"]
 EVIL = "<script>alert(1)</script>\"'&|$\\frac$\x1b[31m\n=1+1"
+NAME = EVIL.replace("/", "").replace("\\", "")
+"""A phase's name, which has no slash."""
 
 
 def line(phase, updates, env_step, *seeds):
@@ -418,8 +420,23 @@ def test_the_page_has_its_parts_and_needs_nothing_else(several):
     assert table[0] == ["method", "hopper-random", "walker2d-random"]
     assert table[1][0] == "a"
     assert table[1][1].startswith("45.0 ±")
-    assert "cal-ql †" in [row[0] for row in table]
+    assert "†" not in found.text, "0 and 100 are other returns than the papers'"
+
+
+def test_landmarks_are_named_as_such(run):
+    path = run("a", curve(0, 10), score={"min": 1.629008, "max": 4592.3})
+    found = made(path)
+    assert "cal-ql †" in [row[0] for row in found.tables["walker2d-random (normalised score)"]]
     assert "other versions of environments and data" in found.text
+    assert r"cal-ql $^\dagger$ & " in writers.latex(gather.gather([path])[0])
+
+
+def test_settings_differ_though_a_task_has_two_scales(run):
+    first, other = run("a", curve(0, 10)), run("b", curve(0, 10), preset="paper")
+    alone = run("c", curve(0, 10), score=None)
+    for paths in ((first, other), (first, other, alone)):
+        rows = made(*paths).tables["Settings that differ between methods"]
+        assert any(row[0] == "preset" for row in rows)
 
 
 def test_a_picture_s_text_has_the_last_scores_of_its_own_curves(run):
@@ -462,8 +479,8 @@ def test_the_same_runs_make_the_same_page(several):
 def test_nothing_that_a_file_says_becomes_markup(run):
     """Names, settings, versions, phases and notes; in all formats. Pictures are drawn all the same."""
     evil = {
-        "recipe": EVIL, "task": EVIL, "env_id": EVIL, "preset": EVIL, "phases": ["offline", EVIL, "finetune"],
-        "settings": {EVIL: {"is": EVIL, EVIL: EVIL, "until": 20}, "finetune": {"is": "Online", "until": [EVIL]}},
+        "recipe": EVIL, "task": EVIL, "env_id": EVIL, "preset": EVIL, "phases": ["offline", NAME, "finetune"],
+        "settings": {NAME: {"is": EVIL, EVIL: EVIL, "until": 20}, "finetune": {"is": "Online", "until": [EVIL]}},
         "versions": {EVIL: EVIL, "mujoco": EVIL}, "machine": {"device": {"x": EVIL}}, "git": EVIL, "start": EVIL,
         "dataset": {"name": EVIL, "rows": EVIL, "sha256": EVIL}, "measuring": {EVIL: EVIL},
     }  # fmt: skip
@@ -580,7 +597,6 @@ def test_latex_has_a_tabular_for_each_table(several):
     text = writers.latex(gather.gather([several])[0])
     assert r"\caption{hopper-random: going online}" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
-    assert r"cal-ql $^\dagger$ & " in text
     assert r"a & 45.0 $\pm$ 63.5 & 65.0 $\pm$ 63.5 \\" in text
     assert not [part for part in text.split("\n") if part.count("{") != part.count("}")]
 

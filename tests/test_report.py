@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from helpers import copy, finished, lines, rewrite
 
+import segue
 from segue.errors import DataError, SegueError
 from segue.report import curves, distribution_shift, report, tables
-from segue.results import read, records, stats
+from segue.results import merge, read, records, stats
+from segue.system import disk
 
 PHASES = ["offline", "collect", "pretrain", "finetune"]
 CONFIG = {
@@ -97,9 +99,7 @@ def test_table_by_hand(run):
     assert "Where all seeds agree there is none" in text
     assert "1 seed" not in text
     assert "Early budget" not in text, "too short"
-    assert row(text, "td3+opt †")[3] == "88.0"
     assert "mujoco 4.0.0" in text
-    assert "2507.08387" in text
 
 
 def part(text, name):
@@ -173,6 +173,91 @@ def test_raw_returns_are_not_set_beside_published_scores(run):
     assert "†" not in text
 
 
+def test_published_scores_stand_beside_those_of_their_own_scale(run):
+    """Not beside a score of the user's own, nor beside an env with arguments, whose returns have another scale."""
+    published = {"min": 1.629008, "max": 4592.3}
+    text = tables.table([read.read(run("a", score=published))])
+    assert row(text, "td3+opt †")[3] == "88.0"
+    assert "2507.08387" in text
+    assert "†" not in tables.table([read.read(run("b"))])
+    assert "†" not in tables.table([read.read(run("c", score=published, env={"env_args": {"healthy_reward": 100.0}}))])
+
+
+def test_published_references_are_the_tasks_own():
+    data = json.loads((Path(report.__file__).parent / "published.json").read_text())
+    assert data["references"] == {name: list(segue.task(name).score) for name in data["scores"]}
+
+
+def test_offline_is_the_last_evaluation_of_an_offline_phase(run):
+    """A method that starts a policy of its own is evaluated at env step 0 once more, and that is no start to gain on."""
+    lines = [
+        line("offline", 100, 0, [[100.0], [100.0]]),
+        line("finetune", 100, 0, [[2.0], [2.0]]),
+        line("finetune", 150, 50, [[10.0], [20.0]]),
+        line("finetune", 200, 100, [[60.0], [100.0]]),
+    ]
+    s = records.summarise(read.read(run(lines=lines)))
+    assert (s.offline.mean, s.gain.mean, s.dip.mean) == (50.0, -10.0, 42.5)
+    assert (s.recovered.mean, s.never_recovered) == (100.0, 1)
+    curve = records.online_curve(read.read(run("b", lines=lines)))
+    assert curve.scores[0].tolist() == [1.0, 1.0]
+
+
+def test_a_new_policy_after_collection_makes_the_curve_vertical(run):
+    """34 is held until collection ends at 5,000, and the new policy's 0 after it: an area of 17 over 10,000."""
+    lines = [
+        line("finetune", 0, 0, [[68.0]]),
+        line("finetune", 1, 5_000, [[0.0]]),
+        line("finetune", 2, 10_000, [[0.0]]),
+    ]
+    lines[0] |= {"phase": "collect"}
+    settings = {"collect": {"until": 5_000}, "finetune": {"until": 10_000}}
+    changes = {"phases": ["collect", "finetune"], "settings": settings, "seeds": 1}
+    found = read.read(run(lines=lines, **changes))
+    curve = records.online_curve(found)
+    assert (curve.x.tolist(), curve.scores[:, 0].tolist()) == ([0, 5_000, 5_000, 10_000], [34.0, 34.0, 0.0, 0.0])
+    assert records.summarise(found).areas[10_000].mean == pytest.approx(17.0)
+    lines.insert(1, line("collect", 0, 2_500, [[68.0]]))
+    again = read.read(run("b", lines=lines, **changes))
+    assert records.summarise(again).areas[10_000].mean == pytest.approx(17.0)
+
+
+def test_equal_gains_have_no_interval_through_rounding(run):
+    """Both gain 11 of 20 episodes, which floats make 55.00000000000001 and 55."""
+    share = lambda n: [1.0] * n + [0.0] * (20 - n)
+    lines = [line("offline", 1, 0, [share(0), share(1)]), line("finetune", 2, 100, [share(11), share(12)])]
+    s = records.summarise(read.read(run(lines=lines, score={"min": 0.0, "max": 1.0})))
+    assert s.gain.mean == pytest.approx(55.0)
+    assert s.gain.half is None
+    assert s.final.half is not None
+
+
+def test_evaluations_that_failed_are_noted(run):
+    path = run()
+    disk.write_json(path / "status.json", {"format": 1, "status": "finished", "evaluation": "no display"})
+    (note,) = [note for note in read.read(path).notes if "evaluations failed" in note]
+    assert "no display" in note
+
+
+def test_what_other_seeds_lack_is_left_out_with_a_note(run):
+    (found,) = merge.merge([read.read(run("a")), read.read(run("b", seed=2, lines=LINES[:2]))])
+    assert found.summary.env_steps == 60
+    assert any("evaluations up to env step 100" in note and "/a has" in note for note in found.notes)
+
+
+def test_seeds_of_different_versions_are_noted(run):
+    parts = [run("a"), run("b", seed=2, versions={"segue": "0.2.0", "mujoco": "4.0.0"})]
+    found = tables.notes(merge.merge(map(read.read, parts)))
+    assert "the seeds of opt on walker2d-random were run with segue 0.1.0 and 0.2.0." in found
+    assert not any("mujoco" in note for note in found)
+
+
+@pytest.mark.parametrize("phases", [[], ["../../elsewhere"], [".."], ["a/b"], "offline", [1]])
+def test_phases_that_name_no_folder_are_refused(run, phases):
+    with pytest.raises(DataError, match="phases"):
+        read.read(run(phases=phases))
+
+
 @pytest.mark.parametrize("name", ["config.json", "returns.jsonl", "status.json", "episodes.jsonl"])
 @pytest.mark.parametrize("harm", ["pipe", "device", "size"])
 def test_a_file_that_has_no_end_is_no_part_of_a_run(run, harm, name):
@@ -209,7 +294,7 @@ def test_published_numbers_are_single_tasks_with_a_source():
     data = json.loads((Path(report.__file__).parent / "published.json").read_text())
     assert data["source"].startswith("arXiv 2507.08387")
     assert not [task for task in data["scores"] if "total" in task or "sum" in task]
-    assert tables.published("nobody-medium") == {}
+    assert tables.published("nobody-medium", (0.0, 1.0)) == {}
 
 
 def test_a_torn_last_line_is_noted(run):

@@ -1,8 +1,9 @@
 """Show what a gate decided in a run: who acted in each training episode, what it returned, and what was promoted."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from segue.system import disk, untrusted
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEFORE = "given"
-"""Who acts before the gate: the given policy, or what an earlier phase makes of it."""
+GIVEN, NOISY = "given", "before the gate"
+"""Who acts before the gate: the given policy as it is; and the same with noise, or at random, of which nothing counts
+as the given policy's."""
 
 ROLES = {
-    BEFORE: ("#7fa8d6", "s"), "champion": ("#1f5fa8", "s"), "learner": ("#8a8a8a", "."), "candidate": ("#d1652b", "o")
+    GIVEN: ("#7fa8d6", "s"), NOISY: ("#c9c9c9", "."), "champion": ("#1f5fa8", "s"), "learner": ("#8a8a8a", "."),
+    "candidate": ("#d1652b", "o"),
 }  # fmt: skip
 """Who acts, with colour and marker."""
 
@@ -59,8 +62,20 @@ def verdicts(path: Path) -> list[str]:
     return [untrusted.shown(each) for each in found]
 
 
-def episodes(path: Path, seed: int = 0) -> Guarded | None:
-    """Return a seed's episodes under a gate; None where the run has none. Raises DataError."""
+def _before(settings: Mapping[str, Any]) -> str:
+    """Return who acts in a phase before the gate, by its settings; `GIVEN` where they are not known."""
+    exact = not settings or (settings.get("noise") == 0 and settings.get("mode") and not settings.get("random"))
+    return GIVEN if exact else NOISY
+
+
+def episodes(path: Path, settings: Mapping[str, Any], seed: int = 0) -> Guarded | None:
+    """Return a seed's episodes under a gate; None where the run has none. Raises DataError.
+
+    Args:
+        path: the run's directory.
+        settings: those of the run's phases, by phase.
+        seed: whose episodes.
+    """
     rows: list[tuple[int, float, str, float, float]] = []
     promoted: list[int] = []
     refused: list[int] = []
@@ -68,18 +83,21 @@ def episodes(path: Path, seed: int = 0) -> Guarded | None:
     for where, line in lines(path / "episodes.jsonl")[0]:
         if line.get("seed") != seed:
             continue
-        step, value, role = line.get("env_step"), line.get("return"), line.get("policy", BEFORE)
+        step, value, role = line.get("env_step"), line.get("return"), line.get("policy")
+        if role is None:
+            role = _before(settings.get(str(line.get("phase"))) or {})
         verdict, purse = line.get("verdict"), line.get("purse", math.nan)
         sound = isinstance(purse, int | float) and not abs(purse) >= HIGHEST
         if (
             not is_count(step)
             or not isinstance(value, int | float)
             or not abs(value) < HIGHEST
+            or not isinstance(role, str)
             or role not in ROLES
             or not sound
         ):
             raise DataError(f"{where} is not an episode under a gate: it is damaged.")
-        (tried if role == "candidate" else deployed if role in (BEFORE, "champion") else []).append(value)
+        (tried if role == "candidate" else deployed if role in (GIVEN, "champion") else []).append(value)
         if verdict == "promoted":
             promoted, deployed = [*promoted, step], tried
         elif role == "candidate" and verdict in ("rejected", "unproven"):
@@ -87,7 +105,7 @@ def episodes(path: Path, seed: int = 0) -> Guarded | None:
         tried = [] if verdict in ("taken", "promoted") else tried
         candidates += verdict == "taken"
         rows.append((step, value, role, float(np.mean(deployed)) if deployed else math.nan, purse))
-    if all(role == BEFORE for _, _, role, _, _ in rows):
+    if all(role in (GIVEN, NOISY) for _, _, role, _, _ in rows):
         return None
     steps, returns, roles, means, purses = (np.array(column) for column in zip(*rows, strict=True))
     marks = np.array(promoted, float), np.array(refused, float)
@@ -101,10 +119,11 @@ def running(returns: np.ndarray) -> np.ndarray:
 
 
 def dip(found: Guarded, role: str) -> float | None:
-    """Return how far a policy's returns fell: the mean return before another policy than the given one acted, less the
-    lowest mean of `WINDOW` of its own episodes in a row, and at least 0. None where either is unknown."""
+    """Return how far a policy's returns fell: the given policy's mean return before another one acted, less the lowest
+    mean of `WINDOW` of its own episodes in a row, and at least 0. None where either is unknown."""
     others = np.isin(found.roles, ("learner", "candidate"))
-    before = found.returns[: int(others.argmax())] if others.any() else found.returns
+    first = int(others.argmax()) if others.any() else len(others)
+    before = found.returns[:first][np.isin(found.roles[:first], (GIVEN, "champion"))]
     own = running(found.returns[found.roles == role])
     return max(float(before.mean() - own.min()), 0.0) if len(before) and len(own) else None
 

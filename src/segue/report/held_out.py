@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segue.report.tables import Cell, Table, by_task, cell, labels, markdown
+from segue.report.tables import Cell, Table, by_task, cell, failures, labels, markdown
 from segue.results.held_out import COLUMNS, SMALL_PRINT
 from segue.results.records import RunRecord
 from segue.results.stats import estimate
@@ -27,8 +27,9 @@ def _table(group: Sequence[RunRecord]) -> Table:
     for record, label in zip(group, labels(group), strict=True):
         last = record.held_out[-1]
         numbers = [last.values.get(name) for name in names]
-        cells = [None if row is None or not np.isfinite(row).all() else cell(estimate(row), ".4g") for row in numbers]
-        rows.append([label, str(record.config["seeds"]), f"{last.updates:,}", *cells])
+        finite = [np.empty(0) if row is None else row[np.isfinite(row)] for row in numbers]
+        cells = [cell(estimate(row), ".4g") if len(row) else None for row in finite]
+        rows.append([label, f"{record.config['seeds']}{failures(record)}", f"{last.updates:,}", *cells])
     head = ["method", "seeds", "updates", *(COLUMNS[name] for name in names)]
     return Table(f"{group[0].task} (held-out errors and fitted-Q evaluation: there was no env)", head, rows)
 

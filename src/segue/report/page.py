@@ -24,6 +24,7 @@ from segue.report.tables import (
     scale,
     small_print,
     task_tables,
+    titles,
 )
 from segue.report.tables import provenance as provenance_line
 from segue.results.gather import SkippedRun
@@ -77,15 +78,15 @@ def page(
     """
     logged, records = held_out.without_env(records), [record for record in records if record.evaluations]
     groups, styles = by_task(records), line_styles(records)
-    titles = _titles(groups)
+    headings = titles(groups)
     sections: list[tuple[str, str]] = []
     if len(groups) > 1:
-        verdicts = [_verdicts(group, f"{title}: ") for title, group in zip(titles, groups, strict=True)]
+        verdicts = [_verdicts(group, f"{title}: ") for title, group in zip(headings, groups, strict=True)]
         sections.append(("What became of the given policies", "".join(verdicts)))
         sections.append(("Methods and tasks", "".join(map(html_table, matrix(records)))))
         if shared := aggregates.shared_scores(records):
             sections.append(("Over all tasks", _aggregates(shared, styles)))
-    for number, (title, group) in enumerate(zip(titles, groups, strict=True), start=1):
+    for number, (title, group) in enumerate(zip(headings, groups, strict=True), start=1):
         opening = _verdicts(group) if len(groups) == 1 else ""
         sections.append((title, opening + _task(title, group, styles)))
         if advance:
@@ -117,15 +118,6 @@ def page(
         f'{_summary(records, skipped)}<nav aria-label="Contents"><ul>{contents}</ul></nav></header>\n'
         f'<main id="main" tabindex="-1">{body}</main>\n</body></html>\n'
     )
-
-
-def _titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Return the tasks. A task that occurs on two scales is named with its scale."""
-    names = [group[0].task for group in groups]
-    return [
-        f"{name} ({scale(group).partition(':')[0]})" if names.count(name) > 1 else name
-        for name, group in zip(names, groups, strict=True)
-    ]
 
 
 def _summary(records: Sequence[RunRecord], skipped: Sequence[SkippedRun]) -> str:
@@ -225,26 +217,27 @@ def _verdicts(group: Sequence[RunRecord], prefix: str = "") -> str:
 def _gate(record: RunRecord, label: str) -> list[Figure]:
     """Return the picture of the first seed's training episodes under a gate; none where there was no gate."""
     try:
-        found = guard.episodes(record.parts[0].path)
+        part = record.parts[0]
+        found = guard.episodes(part.path, part.config.get("settings") or {})
     except SegueError:
         return []  # the notes name the damaged journal
     if found is None:
         return []
     counts = f"{counted(found.candidates, 'candidate')} taken, {len(found.promoted)} promoted"
-    seeds = record.scores.shape[1]
+    whose = f"{label}{', its first seed' * (record.scores.shape[1] > 1)}"
     return [
         Figure(
             lambda: svg(lambda axis: guard.paint(axis, found)),
             f"Training returns of {label} by who acted: {counts}.",
-            f"{label}{', its first seed' * (seeds > 1)}: returns of training episodes by who acted; the grey line is "
+            f"{whose}: returns of training episodes by who acted; the grey line is "
             f"the learner's mean over {guard.WINDOW} episodes in a row, the blue one the deployed policy's mean so "
             f"far; dashed lines are promotions, and crosses candidates that were not promoted ({counts}).",
-            guard.table(label, found),
+            guard.table(whose, found),
         ),
         Figure(
             lambda: svg(lambda axis: guard.paint_purse(axis, found)),
             f"What training of {label} might still cost, after each episode.",
-            f"{label}{', its first seed' * (seeds > 1)}: what training might still cost after each episode, in units "
+            f"{whose}: what training might still cost after each episode, in units "
             "of returns. Learner and candidates act only where it covers a whole episode.",
             None,
         ),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from segue.report.tables import MAX_COLUMNS, Cell, Table, by_task, duration, labels
+from segue.report.tables import MAX_COLUMNS, Cell, Table, by_task, duration, labels, titles
 from segue.results.records import Pace, RunRecord
 
 MAX_VALUE_LENGTH = 120
@@ -78,9 +78,9 @@ def comparison(records: Sequence[RunRecord]) -> Comparison:
     groups = by_task(records)
     by_place: dict[tuple[str, str], dict[str, str]] = {}
     """(method, task) -> settings"""
-    for group in groups:
+    for title, group in zip(titles(groups), groups, strict=True):
         for label, record in zip(labels(group), group, strict=True):
-            by_place[label, group[0].task] = settings(record)
+            by_place[label, title] = settings(record)
     tasks = list(dict.fromkeys(task for _, task in by_place))
     methods = list(dict.fromkeys(method for method, _ in by_place))
     rows: dict[str, list[list[Cell | str | None]]] = {"differ": [], "lacking": [], "by_task": [], "common": []}

@@ -50,9 +50,15 @@ def cell(estimate: Estimate | None, spec: str = ".1f", more: str = "") -> Cell |
     return Cell(f"{estimate.mean:{spec}}", spread, more)
 
 
-def published(task: str) -> dict[str, float]:
-    """Return the published normalised scores of a task, by method; empty if none are known."""
-    return _published()["scores"].get(task, {})
+def published(task: str, reference: tuple[float, float]) -> dict[str, float]:
+    """Return the published scores of a task, by method; empty if none are known.
+
+    Args:
+        task: its name.
+        reference: the returns that count as 0 and 100 where the scores will stand; on another scale none is comparable.
+    """
+    known = _published()
+    return known["scores"].get(task, {}) if known["references"].get(task) == list(reference) else {}
 
 
 def source() -> str:
@@ -155,6 +161,9 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
             sentences.append(f"runs of {group[0].task} differ in env steps: their final scores are not comparable.")
     sentences += [note for record in records for note in record.notes]
     for record in records:
+        for what, found in _made_with(record).items():
+            sentences.append(f"the seeds of {record.name} on {record.task} were run with {what} {' and '.join(found)}.")
+    for record in records:
         phase, phases = record.evaluations[-1].phase, record.config["phases"]
         if phases and phase != phases[-1]:
             sentences.append(f"{record.path} was last evaluated in phase `{phase}`, before `{phases[-1]}`.")
@@ -164,6 +173,16 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
             "version, without checksums of config.json and the journals: a digit that has changed since is not noticed."
         )
     return sentences
+
+
+def _made_with(record: RunRecord) -> dict[str, list[str]]:
+    """Return the versions with which a row's runs were made, where they differ, by what has the version."""
+    facts = [{**(run.config.get("versions") or {}), "commit": run.config.get("git")} for run in record.parts]
+    found = {
+        what: list(dict.fromkeys(str(each.get(what)) for each in facts))
+        for what in ("segue", "commit", "jax", "gymnasium", "mujoco")
+    }
+    return {what: values for what, values in found.items() if len(values) > 1}
 
 
 def by_task(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -205,13 +224,29 @@ def marked(group: Sequence[RunRecord]) -> list[str]:
 
 
 def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
-    """Return the published scores of a group's task; empty if the group has raw returns, for they are normalised."""
-    return published(group[0].config.get("task") or "") if group[0].reference else {}
+    """Return the published scores of a group's task; empty if its scores are on another scale, as raw returns are, or
+    its env has arguments of its own."""
+    first = group[0]
+    if first.reference is None or first.env_arguments:
+        return {}
+    return published(first.config.get("task") or "", first.reference)
 
 
 def scale(group: Sequence[RunRecord]) -> str:
     """Return the scale of a group's scores in words."""
     return group[0].unit if group[0].has_scores else "raw return: no reference returns to normalise with"
+
+
+def titles(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """Return different names for the groups of `by_task`: a task that occurs on two scales is named with its scale, and
+    twice on one with the returns that count as 0 and 100."""
+    names = [group[0].task for group in groups]
+    for name_of in (lambda first: scale([first]).partition(":")[0], lambda first: f"0 and 100 are {first.reference}"):
+        names = [
+            f"{name} ({name_of(group[0])})" if names.count(name) > 1 else name
+            for name, group in zip(names, groups, strict=True)
+        ]
+    return names
 
 
 def task_tables(group: Sequence[RunRecord]) -> list[Table]:

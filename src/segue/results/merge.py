@@ -98,6 +98,13 @@ def _join(group: Sequence[RunRecord]) -> Sequence[RunRecord]:
     ]
     if not evaluations:
         return group
+    kept = _position(evaluations[-1])
+    notes += [
+        f"{record.path} has evaluations up to env step {record.evaluations[-1].env_step:,}, which the row leaves out "
+        "because other seeds lack them."
+        for record in group
+        if not record.diverged and _position(record.evaluations[-1]) > kept
+    ]
     config = {**group[0].config, "seeds": sum(record.config["seeds"] for record in group)}
     paces: dict[str, Pace] = {}
     for record in group:

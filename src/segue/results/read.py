@@ -83,14 +83,16 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
         f"{path}: {entry['setting']} was {entry['was']:,} before the run was made longer, and is {entry['now']:,}."
         for entry in config.get("extended", ())
     ]
-    status, unfinished = _status(path, "sha256" in config)
+    status, about = _status(path, "sha256" in config)
+    if evaluations and (failure := _failed_evaluation(path)):
+        about.append(f"{path}: evaluations failed, and its curve ends with the last that did not: {failure}")
     episodes, episodes_notes = lines(path / "episodes.jsonl")
     record = RunRecord(
         path,
         config,
         evaluations,
         _seconds(times),
-        (*notes, *times_notes, *episodes_notes, *diverged, *extended, *unfinished),
+        (*notes, *times_notes, *episodes_notes, *diverged, *extended, *about),
         tuple(failed),
         status,
         _paces(times),
@@ -108,15 +110,8 @@ def read(run_dir: str | Path, *, evaluated: bool = True) -> RunRecord:
 
 def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
     """Return in one sentence why a run has no evaluation, and what to do."""
-    try:
-        status = untrusted.parse(untrusted.content(path / "status.json", LARGEST))
-        failure = status.get("evaluation") if status["status"] == "finished" else None
-    except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        failure = None
-    if isinstance(failure, str):
-        return (
-            f"{path} is finished and keeps its policies, but every evaluation failed: {untrusted.shown(failure)[:300]}"
-        )
+    if failure := _failed_evaluation(path):
+        return f"{path} is finished and keeps its policies, but every evaluation failed: {failure}"
     if "spec" not in config:
         return f"{path} has no evaluation yet: let the run reach its first one, or leave it out."
     path_word = shlex.quote(str(path))
@@ -125,6 +120,16 @@ def _unevaluated(path: Path, config: Mapping[str, Any]) -> str:
         f"has the returns of its training episodes, and `segue evaluate {path_word} --env-id ID` measures its "
         "policy, where there is a Gymnasium env like the agent's own."
     )
+
+
+def _failed_evaluation(path: Path) -> str | None:
+    """Return why a finished run stopped evaluating; None where it did not, or is not finished."""
+    try:
+        status = untrusted.parse(untrusted.content(path / "status.json", LARGEST))
+        failure = status.get("evaluation") if status["status"] == "finished" else None
+    except (OSError, DataError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    return untrusted.shown(failure)[:300] if isinstance(failure, str) else None
 
 
 def _status(path: Path, sealed: bool) -> tuple[str, list[str]]:
@@ -171,7 +176,7 @@ def _config(path: Path) -> dict[str, Any]:
         "seeds": is_count(config.get("seeds")) and 0 < config["seeds"] <= MOST_SEEDS,
         "seed": is_count(config.get("seed", 0)),
         "start": isinstance(config.get("start"), str | None),
-        "phases": isinstance(phases, list) and all(isinstance(p, str) for p in phases),
+        "phases": isinstance(phases, list) and phases != [] and all(map(_is_phase, phases)),
         "score": score is None
         or (
             isinstance(score, dict)
@@ -189,6 +194,11 @@ def _config(path: Path) -> dict[str, Any]:
     if wrong := [name for name, fine in valid.items() if not fine]:
         raise DataError(f"{file} has no usable {' and '.join(wrong)}.")
     return config
+
+
+def _is_phase(name: object) -> bool:
+    """Return whether a value of config.json can name a phase, whose checkpoint lies in a folder of that name."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def _are_extensions(entries: object) -> bool:

@@ -177,7 +177,7 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A learning curve: x [points], scores [points, seeds]."""
+    """A learning curve: x [points], ascending, scores [points, seeds]."""
 
     x: np.ndarray
     scores: np.ndarray
@@ -193,17 +193,26 @@ def online_curve(record: RunRecord) -> Curve:
     """Return scores over online env steps, collection included; empty if the run never went online.
 
     Where an env step has several evaluations, the last one counts: the point at 0 is the policy after offline
-    pre-training, and a phase without env steps does not make the curve vertical. Where a phase ends without an
-    evaluation, because its policy did not change, the curve repeats the score before: collection is a level line.
+    pre-training. Where a phase ends without an evaluation, because its policy did not change, the curve repeats the
+    score before: collection is a level line. If the next phase starts with another policy, the env step stands twice,
+    with the scores of both: the curve is vertical there.
     """
     if not any(e.env_step > 0 or e.kind == "online" for e in record.evaluations):
         return Curve(np.empty(0), record.scores[:0])
     last = {e.env_step: i for i, e in enumerate(record.evaluations)}
-    for end in sorted(phase_ends(record).values()):
+    ended = {end: phase for phase, end in phase_ends(record).items()}
+    for end in ended:
         if end not in last and (before := [step for step in last if step < end]):
             last[end] = last[max(before)]
-    steps = sorted(last)
-    return Curve(np.array(steps), record.scores[[last[step] for step in steps]])
+    steps, rows = [], []
+    for step in sorted(last):
+        if step in ended and rows:
+            own = [i for i, e in enumerate(record.evaluations) if e.env_step == step and e.phase == ended[step]]
+            old = own[-1] if own else rows[-1]
+            if not np.array_equal(record.scores[old], record.scores[last[step]]):
+                steps, rows = [*steps, step], [*rows, old]
+        steps, rows = [*steps, step], [*rows, last[step]]
+    return Curve(np.array(steps), record.scores[rows])
 
 
 def phase_ends(record: RunRecord) -> dict[str, int]:
@@ -242,7 +251,8 @@ class Summary:
     """The summary of one run. What it does not have (no offline phase, never online) is None."""
 
     offline: Estimate | None
-    """The last evaluation before the run's first env step: the result of offline learning, or the given policy."""
+    """The last evaluation before the run's first env step, one of an offline phase where there is one: the result of
+    offline learning, the given policy, or the new one of a method that starts one."""
     final: Estimate | None
     """The last evaluation after an online env step."""
     gain: Estimate | None
@@ -278,12 +288,17 @@ def summarise(record: RunRecord) -> Summary:
     """Summarise a run, in the unit of its scores."""
     scores, steps = record.scores, np.array([e.env_step for e in record.evaluations])
     start = steps[0] if record.evaluations[0].update == 0 else 0  # with --from: the policy of the checkpoint
-    before, after = scores[steps <= start], scores[steps > start]
+    after = scores[steps > start]
+    early = [i for i, e in enumerate(record.evaluations) if e.env_step <= start]
+    early = [i for i in early if record.evaluations[i].kind == "offline"] or early  # methods may start a new policy
+    before = scores[early[-1]] if early else None
     best = int(scores.mean(axis=1).argmax())
-    dip, recovered = None, np.empty(0)
-    if len(before) and len(after):
-        dip = estimate(dips(before[-1], after))
-        recovered = recoveries(before[-1], steps[steps > start], after)
+    dip, gain, recovered = None, None, np.empty(0)
+    if before is not None and len(after):
+        size = float(np.abs(scores).max())
+        dip = estimate(dips(before, after), size=size)
+        gain = estimate(after[-1] - before, size=size)
+        recovered = recoveries(before, steps[steps > start], after)
     online = online_curve(record)
     areas = {until: area(online.x, online.scores, until) for until in AREAS}
     at_steps = {until: at(online.x, online.scores, until) for until in PLACES}
@@ -296,9 +311,9 @@ def summarise(record: RunRecord) -> Summary:
         cost = regret(*zip(*record.episodes, strict=True), record.reference, int(steps[-1]))  # pyright: ignore
     rates = [None if e.successes is None else estimate(success_rates(e.successes)) for e in record.evaluations]
     return Summary(
-        offline=estimate(before[-1]) if len(before) else None,
+        offline=None if before is None else estimate(before),
         final=estimate(after[-1]) if len(after) else None,
-        gain=estimate(after[-1] - before[-1]) if len(before) and len(after) else None,
+        gain=gain,
         best=estimate(scores[best]),
         best_step=int(steps[best]),
         dip=dip,
@@ -310,6 +325,6 @@ def summarise(record: RunRecord) -> Summary:
         never_reached_50=len(reached) - len(got_there) if has_scores else None,
         regret=estimate(cost) if cost is not None else None,
         env_steps=int(steps[-1]),
-        success_offline=rates[len(before) - 1] if len(before) else None,
+        success_offline=rates[early[-1]] if early else None,
         success_final=rates[-1] if len(after) else None,
     )

@@ -70,10 +70,16 @@ def half_width(values: np.ndarray, level: float = 0.95) -> Any:
     return stdtrit(seeds - 1, (1 + level) / 2) * values.std(axis=-1, ddof=1) / np.sqrt(seeds)
 
 
-def estimate(values: np.ndarray, level: float = 0.95) -> Estimate:
-    """Return mean and interval of values [seeds]; a matrix [seeds, episodes] is averaged over episodes first."""
+def estimate(values: np.ndarray, level: float = 0.95, size: float = 0.0) -> Estimate:
+    """Return mean and interval of values; no interval where all seeds agree.
+
+    Args:
+        values: [seeds]; a matrix [seeds, episodes] is averaged over episodes first.
+        level: the interval's.
+        size: of the numbers whose differences the values are: what rounding makes of it counts as agreement.
+    """
     seeds = seed_means(values) if values.ndim == 2 else values
-    half = float(half_width(seeds, level)) if np.ptp(seeds) > 0 else None
+    half = float(half_width(seeds, level)) if np.ptp(seeds) > 1e-12 * size else None
     return Estimate(float(seeds.mean()), half, len(seeds))
 
 
@@ -97,15 +103,15 @@ def recoveries(start: np.ndarray, steps: np.ndarray, scores: np.ndarray) -> np.n
 def area(steps: np.ndarray, scores: np.ndarray, until: int) -> np.ndarray | None:
     """Return the area under a learning curve over its first `until` steps, divided by `until`: a mean score.
 
-    The area is taken by trapezoids. [points] ascending, [points, seeds] -> [seeds]; None where the curve begins after
-    step 0 or ends before `until`.
+    The area is taken by trapezoids. [points] ascending, a step twice where the curve is vertical, [points, seeds] ->
+    [seeds]; None where the curve begins after step 0 or ends before `until`.
     """
     if not len(steps) or steps[0] > 0 or steps[-1] < until:
         return None
     _check_curve(scores)
-    last = [np.interp(until, steps, seed) for seed in scores.T]
-    inside = steps < until
-    return np.trapezoid(np.vstack([scores[inside], last]), [*steps[inside], until], axis=0) / until
+    there = int(np.searchsorted(steps, until))
+    last = [np.interp(until, steps[there - 1 : there + 1], seed[there - 1 : there + 1]) for seed in scores.T]
+    return np.trapezoid(np.vstack([scores[:there], last]), [*steps[:there], until], axis=0) / until
 
 
 def at(steps: np.ndarray, scores: np.ndarray, until: int) -> np.ndarray | None:
