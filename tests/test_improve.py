@@ -354,8 +354,7 @@ def test_who_was_deployed_and_who_was_not_promoted_by_hand():
 
 
 def test_noisy_and_random_episodes_are_not_the_given_policy_s():
-    """50 random episodes before the gate, as of `sac --guard`: the deployed policy brings 1,000, and the learner fell by
-    600."""
+    """50 random episodes before the gate, as of `sac --guard`; then 1,000 of the champion, 400 of the learner."""
     folder = new()
     folder.mkdir()
     told = [("warmup", None, 15.0)] * 50 + [("finetune", "champion", 1000.0)] * 3 + [("finetune", "learner", 400.0)]

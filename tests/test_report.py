@@ -13,7 +13,7 @@ from helpers import copy, finished, lines, rewrite
 
 import segue
 from segue.errors import DataError, SegueError
-from segue.report import curves, distribution_shift, report, tables
+from segue.report import curves, distribution_shift, landmarks, report, tables
 from segue.results import merge, read, records, stats
 from segue.system import disk
 
@@ -189,7 +189,7 @@ def test_published_references_are_the_tasks_own():
 
 
 def test_offline_is_the_last_evaluation_of_an_offline_phase(run):
-    """A method that starts a policy of its own is evaluated at env step 0 once more, and that is no start to gain on."""
+    """A method that starts a policy of its own evaluates it at env step 0 as well, and that is no start to gain on."""
     lines = [
         line("offline", 100, 0, [[100.0], [100.0]]),
         line("finetune", 100, 0, [[2.0], [2.0]]),
@@ -294,7 +294,7 @@ def test_published_numbers_are_single_tasks_with_a_source():
     data = json.loads((Path(report.__file__).parent / "published.json").read_text())
     assert data["source"].startswith("arXiv 2507.08387")
     assert not [task for task in data["scores"] if "total" in task or "sum" in task]
-    assert tables.published("nobody-medium", (0.0, 1.0)) == {}
+    assert landmarks.published("nobody-medium", (0.0, 1.0)) == {}
 
 
 def test_a_torn_last_line_is_noted(run):

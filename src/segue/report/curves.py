@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from segue.errors import SegueError
-from segue.report.tables import by_task, comparable, failures, labels, method_name, source, steps_label
+from segue.report.landmarks import comparable, source
+from segue.report.tables import by_task, failures, labels, method_name, steps_label
 from segue.results.records import RunRecord, offline_curve, online_curve, phase_ends
 from segue.results.stats import half_width
 from segue.system.untrusted import plain

@@ -9,13 +9,13 @@ import numpy as np
 from segue.errors import SegueError
 from segue.report import aggregates, distribution_shift, guard, held_out, provenance
 from segue.report.curves import PANELS, LineStyle, counted_seeds, limits, line_styles, panel, svg
+from segue.report.landmarks import comparable
 from segue.report.pieces import Figure, counted, escape, folded, html_figures, html_table, legend
 from segue.report.tables import (
     Cell,
     Table,
     by_task,
     cell,
-    comparable,
     labels,
     marked,
     matrix,

@@ -1,13 +1,12 @@
 """Turn the records of runs into tables, with published numbers below ours, and write tables as Markdown."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from segue.report.landmarks import comparable, source
 from segue.results.records import AREAS, PLACES, SCORE_50, RunRecord, online_curve
 from segue.results.stats import Estimate
 from segue.system import untrusted
@@ -50,26 +49,6 @@ def cell(estimate: Estimate | None, spec: str = ".1f", more: str = "") -> Cell |
     return Cell(f"{estimate.mean:{spec}}", spread, more)
 
 
-def published(task: str, reference: tuple[float, float]) -> dict[str, float]:
-    """Return the published scores of a task, by method; empty if none are known.
-
-    Args:
-        task: its name.
-        reference: the returns that count as 0 and 100 where the scores will stand; on another scale none is comparable.
-    """
-    known = _published()
-    return known["scores"].get(task, {}) if known["references"].get(task) == list(reference) else {}
-
-
-def source() -> str:
-    """Return the source of the published scores."""
-    return _published()["source"]
-
-
-def _published() -> dict[str, Any]:
-    return json.loads(resources.files("segue.report").joinpath("published.json").read_text("utf-8"))
-
-
 def table(records: Sequence[RunRecord], skipped: Sequence[str] = ()) -> str:
     """Return Markdown: the tables of each task, and the small print.
 
@@ -110,8 +89,8 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
     if any(len(r.evaluations[0].returns) == 1 for r in records):
         small.append("A run of 1 seed has no interval.")
     small += [
-        "`offline` is the last evaluation before the first env step, without an offline phase that of the policy which "
-        "the run was given; `final` is the last one of the run.",
+        "`offline` is the last evaluation of the offline phase; without one, the last before the first env step, of "
+        "the policy which the run was given or which its method began with; `final` is the last one of the run.",
         "`best` is chosen on the episodes that score it, so it is optimistic.",
     ]
     if any(record.failed for record in records):
@@ -132,7 +111,7 @@ def small_print(records: Sequence[RunRecord]) -> list[str]:
         small.append("`at` is the score of the last evaluation up to that env step.")
     if any(record.summary.areas for record in records):
         small.append(
-            "`area` is the mean score over the first env steps: trapezoids over the evaluations, from `offline` on."
+            "`area` is the mean score over the first env steps: trapezoids over the evaluations from env step 0 on."
         )
     if any(record.summary.never_reached_50 is not None for record in records):
         small.append(
@@ -221,15 +200,6 @@ def failures(record: RunRecord) -> str:
 def marked(group: Sequence[RunRecord]) -> list[str]:
     """Return the labels of runs, with the number of their failed seeds."""
     return [label + failures(record) for label, record in zip(labels(group), group, strict=True)]
-
-
-def comparable(group: Sequence[RunRecord]) -> dict[str, float]:
-    """Return the published scores of a group's task; empty if its scores are on another scale, as raw returns are, or
-    its env has arguments of its own."""
-    first = group[0]
-    if first.reference is None or first.env_arguments:
-        return {}
-    return published(first.config.get("task") or "", first.reference)
 
 
 def scale(group: Sequence[RunRecord]) -> str:
