@@ -226,6 +226,17 @@ def test_act_and_observe_take_turns(task):
             mine.observe(np.zeros(2), np.nan, np.ones(3), False)
 
 
+def test_nothing_is_done_between_act_and_observe(task):
+    """Validation errors that settle in `act` end the phase after `observe`, whose row is still the phase's."""
+    phases = {"presample": Online(PolicyEvaluation(TINY), 400, ONLINE, 2, early_stopping=10)}
+    with tuner(task, new("arm"), phases) as mine:
+        while not mine.done:
+            action = mine.act(np.zeros(3))
+            assert not mine.done
+            mine.observe(action, 0.0, np.zeros(3), False)
+        assert mine.drive.run.env_step < 400
+
+
 def test_an_action_that_was_not_taken_costs_no_second_update(task):
     counts = []
     for cuts in (0, 3):
@@ -290,6 +301,14 @@ def test_logs_teach_without_a_world(task):
     with tuner(task, new("arm"), phases) as wrong:
         with pytest.raises(SegueError, match="different lengths"):
             wrong.feed(logs._replace(reward=logs.reward[:5]))
+        for bad in (
+            logs._replace(reward=np.where(np.arange(90) == 5, np.nan, logs.reward)),
+            logs._replace(terminal=np.where(np.arange(90) == 5, np.nan, 0.0)),
+            logs._replace(next_obs=np.where(np.arange(90)[:, None] == 5, np.inf, logs.next_obs)),
+        ):
+            with pytest.raises(SegueError, match="Row 5 of the rows cannot be used, and none was"):
+                wrong.feed(bad)
+            assert wrong.env_step == 0
         wrong.act(np.zeros(3))
         with pytest.raises(SegueError, match="between act and observe"):
             wrong.feed(logs)
@@ -415,7 +434,15 @@ def test_it_goes_on_with_the_same_alone(task):
     ):
         with pytest.raises(DataError, match=word):
             other()
-    with tuner(task, folder) as again:
+    other = folder.parent / "other.safetensors"
+    policy_file.save(Deterministic(MLP((3, 8, 2), key=jax.random.key(6))), SPEC, other)
+    for policy in (str(other), None):
+        with pytest.raises(DataError, match="another policy"):
+            tuner(changed(task, policy=policy), folder)
+    with pytest.raises(SegueError, match=r"driven by segue\.Agent"):
+        segue.resume(folder)
+    assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
+    with tuner(changed(task, policy=str(folder / "moved away")), folder) as again:  # the run has its own copy
         assert again.env_step == 5
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -313,6 +314,37 @@ def test_an_env_that_changes_directory_moves_nobody(tmp_path, monkeypatch):
         assert (tmp_path / "of the env" / "trace").exists()
         assert not (tmp_path / "trace").exists()
         (tmp_path / "of the env" / "trace").unlink()
+
+
+def test_a_run_with_a_relative_folder_is_saved_whatever_the_env_does(tmp_path, monkeypatch):
+    """The thread that writes commits runs while the env is in its own folder."""
+    (tmp_path / "of the env").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def reset(self, *, seed=None, options=None):
+        os.chdir(tmp_path / "of the env")
+        return Strict.reset(self, seed=seed, options=options)
+
+    def step(self, action):
+        time.sleep(0.005)  # so long is the folder another one
+        return Strict.step(self, action)
+
+    name = made(reset=reset, step=step)
+    flags = [
+        "--env-id",
+        name,
+        "--out",
+        "runs/x",
+        "--warmup.until",
+        "20",
+        "--finetune.until",
+        "40",
+        "--commit-every",
+        "2",
+    ]
+    main.main(["run", "sac", *flags, "--episodes", "1", "--evaluate-steps", "40", "--quiet"])
+    assert json.loads((tmp_path / "runs/x/status.json").read_text())["status"] == "finished"
+    assert not list((tmp_path / "of the env").iterdir())
 
 
 def test_reference_returns_of_a_broken_reset_are_one_sentence(capsys):

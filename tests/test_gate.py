@@ -692,6 +692,34 @@ def test_a_recovered_learner_keeps_what_the_gate_decided():
     assert found.pace.tolist() == [0.0, 0.5]
 
 
+def test_no_copy_is_taken_of_a_learner_that_is_not_finite():
+    """It stands still where nobody scores, so that it is not behind; its seed goes back, and the other decides."""
+    phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1, gate=Gate(rest=0, min_episodes=1))
+    state = phase.begin(start_module.start(SPEC, None, {"finetune": phase}, seeds=2, policy=POLICY))
+    ruined = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.learner.tree.inner.actor.net)
+    tree = eqx.tree_at(lambda whole: whole.inner.actor.net, state.learner.tree, ruined)
+    trial = measured([1.0, 2.0, 1.0, 2.0, 1.0])._replace(acting="learner", radius=0.15, episodes=50)
+    state = state._replace(learner=state.learner.like(tree), trials=(trial, trial), env_step=60)
+    after = phase.judged(state, [Episode(seed, 9.0, 5, False) for seed in range(2)])
+    assert [each.verdict for each in after.trials] == ["rejected", "taken"]
+    assert [each.need > 0 for each in after.trials] == [False, True]
+    assert after.trials[0].cost == after.trials[1].cost != 0
+    for part in (after.learner.tree.candidate, after.learner.tree.inner.actor.net):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part))
+    assert after.learner.tree.acting[0] == CHAMPION
+
+
+def test_in_a_halted_seed_the_champion_acts_whatever_others_decide():
+    phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1)
+    state = phase.begin(start_module.start(SPEC, None, {"finetune": phase}, seeds=2, policy=POLICY))
+    trial = measured([1.0, 2.0, 1.0, 2.0, 1.0])
+    trials = trial._replace(acting="candidate", need=3), trial._replace(acting="champion")
+    state = state._replace(trials=trials).halt_seeds((True, False))
+    after = phase.judged(state, [Episode(1, 1.5, 5, False)])
+    assert after.trials[0].acting == "candidate", "until its own episode ends"
+    assert after.learner.tree.acting[0] == CHAMPION
+
+
 def test_without_a_trust_region_the_policy_keeps_its_own_rate():
     """It waits while its copy is on trial, and otherwise takes the steps of its method whatever the radius is."""
     inner = ActorCritic(TrainState.new(POLICY), (), {})

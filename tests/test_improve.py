@@ -110,6 +110,23 @@ def test_the_journal_says_who_acted_and_what_was_decided():
 
 
 @pytest.mark.slow
+def test_the_policy_at_the_start_is_tried_again_where_the_disk_was_full(monkeypatch):
+    save, fails = policy_file.save, [1]
+
+    def full(actor, spec, path, **about):
+        if path.name.startswith("initial") and fails:
+            raise OSError(28, "No space left on device", str(path), fails.pop())
+        return save(actor, spec, path, **about)
+
+    monkeypatch.setattr(policy_file, "save", full)
+    folder = new("full")
+    main.main(["run", *words(), "--out", str(folder)])
+    assert not fails
+    assert {path.name for path in folder.glob("initial-*")} == {"initial-0.safetensors", "initial-1.safetensors"}
+    assert (folder / "verdict.json").exists()
+
+
+@pytest.mark.slow
 def test_the_deployed_policy_is_the_champion_file():
     for seed in range(2):
         champion, last = (

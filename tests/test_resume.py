@@ -31,6 +31,7 @@ from segue.errors import DataError, SegueError, Stopped
 from segue.nn.actors import Deterministic
 from segue.nn.mlp import MLP
 from segue.policies import policy_file
+from segue.results import read
 from segue.runs import commits, restore, run
 from segue.runs import config as config_module
 from segue.runs.checkpoints import Best
@@ -854,6 +855,30 @@ def test_a_halted_seed_stays_halted_when_resumed(monkeypatch):
         cut = interrupted(patch, 16, signal.SIGTERM)
     assert restore.newest(cut)[0].manifest["halted"] == [1]
     assert everything(resumed(cut)) == everything(whole_of_it)
+
+
+def test_a_seed_that_had_halted_stays_halted_in_a_run_from_a_checkpoint(monkeypatch):
+    from segue.training.phases import Train
+
+    learn = Train.learn
+
+    def poisoned(self, phase_state, stride):
+        phase_state = learn(self, phase_state, stride)
+        bad = [leaf.at[1].set(np.nan) if leaf.dtype.kind == "f" else leaf for leaf in phase_state.learner.leaves]
+        return phase_state._replace(learner=type(phase_state.learner)(bad, phase_state.learner.structure))
+
+    source, folder = new("source"), new("halted")
+    with monkeypatch.context() as patch:
+        patch.setattr(Train, "learn", poisoned)
+        main.main(["run", *still(), "--out", str(source)])
+    manifest = disk.read_json(source / "checkpoints" / "offline" / "manifest.json")
+    assert manifest["halted"] == [False, True]
+    main.main(["run", *still(**{"from": f"{source}:offline"}), "--out", str(folder)])
+    (failure,) = lines(folder / "failures.jsonl")
+    assert (failure["seed"], failure["halted"]) == (1, True)
+    fallen = of_seed(folder, 1)
+    assert fallen["critic.opt.count"] < of_seed(folder, 0)["critic.opt.count"]
+    assert read.read(folder).failed == (1,)
 
 
 def test_rollback_goes_on_from_where_the_seed_was_finite(monkeypatch):

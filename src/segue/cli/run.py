@@ -110,7 +110,8 @@ def _new_length(run: str, words: list[str]) -> int | None:
 
 
 def _finished_under_a_gate(run: str) -> bool:
-    """Return whether a run is guarded and has ended without a verdict, as after Ctrl-C in the verdict's episodes."""
+    """Return whether a guarded run in an env of its own has ended without a verdict, as after Ctrl-C in the verdict's
+    episodes."""
     from segue.runs import improve as improve_module
     from segue.system import disk
 
@@ -118,7 +119,8 @@ def _finished_under_a_gate(run: str) -> bool:
     if (folder / "verdict.json").exists() or not (folder / "status.json").is_file():
         return False
     finished = disk.read_signed(folder / "status.json").get("status") == "finished"
-    return finished and improve_module.is_guarded(disk.read_signed(folder / "config.json"))
+    config = disk.read_signed(folder / "config.json")
+    return finished and "spec" not in config and improve_module.is_guarded(config)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ from segue.runs.config import Safeguards, check_order, check_settings, read_unfi
 from segue.runs.console import Console
 from segue.runs.job import Job
 from segue.runs.limits import check_phases
-from segue.runs.opening import Opening, new_run, reopened_run
+from segue.runs.opening import Opening, is_given, new_run, reopened_run
 from segue.system import disk, signals
 from segue.tasks.budget import PAPER
 from segue.tasks.task import AbstractDatasetRecipe, Task
@@ -195,6 +195,8 @@ class Agent:
         other = [f"{key} {config.get(key)}" for key, value in now.items() if config.get(key) != value]
         if not other and config["reward"] != plain(task.reward._asdict()):
             other = [f"the reward rule {config['reward']}"]
+        if not other and not is_given(self.job, self.spec.chunked(chunk_of(self.job.phases)), config.get("policy")):
+            other = [f"another policy than {task.policy}, or with none"]
         if other:
             raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
         return functools.partial(reopened_run, config=config)
@@ -228,6 +230,7 @@ class Agent:
     @property
     def done(self) -> bool:
         """Whether all phases have ended. This learns what is due before the next action: perhaps a whole offline phase.
+        Between `act` and `observe` it is False: the step belongs to the phase that chose its action.
 
         Raises:
             SegueError: after an error that ended the agent.
@@ -239,6 +242,8 @@ class Agent:
         self._check_open()
         if self.background:
             return self.finished
+        if self.pending is not None:
+            return False
         with self._fatal():
             return not self.drive.ready()
 
@@ -350,12 +355,18 @@ class Agent:
         columns = [np.asarray(column) for column in rows]
         if len({len(column) for column in columns}) != 1:
             raise SegueError(f"The columns of the rows have different lengths: {[len(column) for column in columns]}.")
+        checked = []  # all rows before the first is used
         for index, (obs, action, reward, next_obs, terminal) in enumerate(zip(*columns, strict=True)):
+            try:
+                reward, terminated, _ = _checked_end(reward, terminal, False)
+                train_reward = np.float32(self.reward(reward))
+                obs, next_obs = (self._checked_obs(part, train_reward) for part in (obs, next_obs))
+                checked.append(_one_row(obs, self._normalised(action), train_reward, next_obs, terminated))
+            except SegueError as error:
+                raise SegueError(f"Row {index} of the rows cannot be used, and none was: {error}") from None
+        for index, row in enumerate(checked):
             if self.done:
                 return index
-            train_reward = np.float32(self.reward(float(reward)))
-            obs, next_obs = (self._checked_obs(part, train_reward) for part in (obs, next_obs))
-            row = _one_row(obs, self._normalised(action), train_reward, next_obs, terminal)
             self.env.ended = []
             with self._fatal():
                 self.drive.learn()

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from segue.policies import policy_file
 from segue.replay.ring import Ring
 from segue.runs.hooks import NullHook
 from segue.system import disk
+from segue.training.gate import json_of, parse_trial
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState, RunState
 
@@ -134,32 +135,35 @@ class Champion(NullHook):
 
     def __init__(self, folder: Path, spec: Spec, about: dict[str, Any], writer: PolicyWriter):
         self.folder, self.spec, self.about, self.writer = folder, spec, about, writer
-        self.written: tuple[tuple[int, int], ...] = ()
+        self.seen: tuple[tuple[int, int], ...] = ()
+        """What each seed had deployed at the last look."""
+        self.unwritten: dict[Path, Callable[[Path], None]] = {}
+        """What writes the files that are not on the disk yet, by path."""
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
-        self.written = ()
-        self._write(name, phase, phase_state, "initial")
-        self.written = ()
-        self._write(name, phase, phase_state)
+        self.seen = ()
+        self._keep(name, phase, phase_state, ("initial", "champion"))
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:
-        self._write(name, phase, phase_state)
+        self._keep(name, phase, phase_state, ("champion",))
         return phase_state
 
-    def _write(self, name: str, phase: AbstractPhase, phase_state: PhaseState, stem: str = "champion") -> None:
+    def _keep(self, name: str, phase: AbstractPhase, phase_state: PhaseState, stems: Sequence[str]) -> None:
         deployed = phase.deployments(phase_state)
-        if deployed == self.written:
-            return
-        actor = phase.release(phase_state).actor
-        if actor is None or not self.writer.can_write(actor.net):
-            return
-        before = self.written or (None,) * len(deployed)
+        if deployed != self.seen:
+            actor, before = phase.release(phase_state).actor, self.seen or (None,) * len(deployed)
+            self.seen = deployed
+            if actor is None or not self.writer.can_write(actor.net):
+                return
+            for seed in (seed for seed, now in enumerate(deployed) if now != before[seed]):
+                count, env_step = deployed[seed]
+                about = {**self.about, "phase": name, "env_step": env_step, "deployed": count}
+                write = self.writer.writer_of(actor.net, seed, self.spec, about)
+                self.unwritten |= {self.folder / f"{stem}-{seed}": write for stem in stems}
         try:
-            for seed, (count, env_step) in enumerate(deployed):
-                if deployed[seed] != before[seed]:
-                    about = {**self.about, "phase": name, "env_step": env_step, "deployed": count}
-                    self.writer.writer_of(actor.net, seed, self.spec, about)(self.folder / f"{stem}-{seed}")
-            self.written = deployed
+            for path in list(self.unwritten):
+                self.unwritten[path](path)
+                del self.unwritten[path]
         except OSError as error:
             print(f"segue: the deployed policy could not be saved yet ({error}).", file=sys.stderr, flush=True)
 
@@ -171,7 +175,7 @@ class Checkpoint(NullHook):
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], writer: PolicyWriter | None = None):
-        self.folder, self.about, self.writer = folder, about, writer or PolicyWriter()
+        self.folder, self.about, self.writer = folder.absolute(), about, writer or PolicyWriter()
         self.unwritten: dict[Path, Callable[[Path], None]] = {}
         """What writes the files and folders that are not on the disk yet, by path."""
         self.lock = threading.RLock()  # the thread that writes commits calls `flush` too
@@ -181,6 +185,7 @@ class Checkpoint(NullHook):
         place = {"phase": name, "seeds": run.seeds, "env_step": run.env_step, "updates": run.updates}
         files = {"pretrained.safetensors": disk.dump(run.pretrained), "replay.safetensors": disk.dump(rows)}
         manifest = {**place, **self.about, "rows": int(run.online.written)}
+        manifest |= {"halted": list(run.halted), "trials": [json_of(trial) for trial in run.trials]}
         unwritten: dict[Path, Callable[[Path], None]] = {}
         unwritten[self.folder / "checkpoints" / name] = lambda path: disk.write_checked(path, files, manifest)
         if run.pretrained.actor is not None and self.writer.can_write(run.pretrained.actor.net):
@@ -208,6 +213,18 @@ def checkpoint_names(source: str) -> list[str]:
     directory, _, name = source.rpartition(":")
     there = (path.name for path in (Path(directory or name) / "checkpoints").glob("[!.]*"))
     return sorted(filter(str.isprintable, there))
+
+
+def _seen(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return which seeds had halted at a checkpoint, and what its seeds' gates had seen. Raises DataError."""
+    halted, trials = manifest.get("halted", []), manifest.get("trials", [])  # earlier versions did not write them
+    try:
+        sizes = {len(halted), len(trials)}
+        if not sizes <= {0, manifest["seeds"]} or not all(type(each) is bool for each in halted):
+            raise ValueError("they are not of its seeds")
+        return {"halted": tuple(halted), "trials": tuple(map(parse_trial, trials))}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder / 'manifest.json'}: `halted` and `trials` are damaged ({error}).") from None
 
 
 def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mapping[str, Any]) -> RunState:
@@ -257,5 +274,5 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
     rows = disk.restore(files["replay.safetensors"], row_shapes, f"{folder}/replay.safetensors")
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
     ring = Ring(filled, jnp.asarray(count, jnp.int32))
-    place = {"env_step": manifest["env_step"], "updates": manifest["updates"]}
+    place = {"env_step": manifest["env_step"], "updates": manifest["updates"], **_seen(manifest, folder)}
     return dataclasses.replace(run, pretrained=jax.tree.map(jnp.asarray, pretrained), online=ring, **place)

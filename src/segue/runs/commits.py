@@ -83,6 +83,7 @@ class Commit(NullHook):
         stored: StoredCommits = StoredCommits(),
     ):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
+        self.absolute = folder.absolute()  # an env may change the working folder while the thread writes
         self.envs, self.seal, self.flush = envs, seal, flush
         self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
         self.exact, self.due = stored.exact, stored.due
@@ -207,9 +208,9 @@ class Commit(NullHook):
     def _write(self, files: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Write a commit, in the thread: journals and rows first, then the commit's own folder. Raises OSError."""
         self.flush()  # what earlier phases left comes first: a resumed run does not write it again
-        root, number = self.folder / "commits", self.number + 1
+        root, number = self.absolute / "commits", self.number + 1
         root.mkdir(exist_ok=True)
-        disk.sync(self.folder)
+        disk.sync(self.absolute)
         self.journal.sync()
         first, written = manifest.pop("rows")
         segments = dict(self.segments)
@@ -220,7 +221,7 @@ class Commit(NullHook):
         contents = {f"{key}.safetensors": disk.dump(files[key]) for key in ("state", "worlds")}
         disk.write_checked(root / f"{number:06}", contents, {**manifest, "rows": written, "segments": segments})
         self.number, self.segments, self.rows = number, segments, written
-        for old in sorted(numbers(self.folder))[:-KEPT]:
+        for old in sorted(numbers(self.absolute))[:-KEPT]:
             disk.remove(root / f"{old:06}")
 
     def wait(self) -> None:

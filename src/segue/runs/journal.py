@@ -38,7 +38,7 @@ class Journal:
     NAMES = ("returns", "metrics", "episodes", "failures", "times", "machine")
 
     def __init__(self, folder: Path, track: Sequence[str] = trackers.DEFAULT):
-        self.folder, self.opened_at = folder, time.monotonic()
+        self.folder, self.opened_at = folder.absolute(), time.monotonic()
         self.files = {name: (folder / f"{name}.jsonl").open("ab", buffering=0) for name in self.NAMES}
         self.written = {name: file.tell() for name, file in self.files.items()}
         self.digests = {name: _digest(folder / f"{name}.jsonl") for name in self.NAMES}

@@ -34,6 +34,8 @@ class Log(NullHook):
         self.exploded: list[str] = []
         self.resumed = False
         """Whether no line was written since the run was resumed."""
+        self.begun = False
+        """Whether a phase of the run has begun, before a resume too."""
         self.mark_inexact = lambda: None
         """Called where a resumed run differs from an uninterrupted one: `Commit.mark_inexact`."""
         self.last_finite: tuple[engine.Packed, engine.Packed] | None = None
@@ -45,10 +47,14 @@ class Log(NullHook):
     def restore(self, state: Any) -> None:
         self.last, self.exploded = parse_place(state["last"]), list(map(str, state["exploded"]))
         self.rollbacks_left = {str(seed): int(left) for seed, left in state["rollbacks_left"].items()}
-        self.resumed = True
+        self.resumed = self.begun = True
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self.last = (phase_state.update, phase_state.env_step)
+        for seed in np.flatnonzero(phase_state.run.halted) if not self.begun else ():
+            why = "it had diverged in the run from whose checkpoint this one began"
+            self.journal.write("failures", name, phase_state, seed=int(seed), why=why, halted=True)
+        self.begun = True
         self._remember(phase_state)
 
     def ticked(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> PhaseState:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from segue.core import Spec
@@ -142,6 +143,27 @@ def _copy_policy(job: Job, spec: Spec, console: Console) -> dict[str, str] | Non
         console.note(f"{source}: {doubt}")
     policy_file.save(policies[0], spec, job.given_policy, source=Path(source).name, env_id=job.task.env_id)
     return {"path": str(source), "sha256": disk.sha256(job.given_policy.read_bytes())}
+
+
+def is_given(job: Job, spec: Spec, entry: Any) -> bool:
+    """Return whether the task's policy is the one that the run was given, by its numbers; True where its file is gone.
+
+    Args:
+        job: what the run is asked to do now.
+        spec: as for `new_run`.
+        entry: the run's entry of config.json about its policy.
+
+    Raises:
+        SegueError, DataError: where one of the files is no policy that can be read.
+    """
+    source = job.task.policy
+    if source is None or entry is None:
+        return source is None and entry is None
+    if not any(Path(name).exists() for name in (str(source), str(source).rpartition(":")[0]) if name):
+        return True
+    given, now = _policy(job, entry), importers.read(source, spec)[0]
+    pairs = [jax.tree.leaves(each) for each in (given, now)]
+    return len(pairs[0]) == len(pairs[1]) and all(map(np.array_equal, *pairs))
 
 
 def _policy(job: Job, entry: Any) -> AbstractActor | None:

@@ -169,6 +169,10 @@ def resume(
     """
     folder = Path(folder)
     config = read_unfinished(folder, longer=until is not None)
+    if "spec" in config:
+        raise SegueError(
+            f"{folder} was driven by segue.Agent: make the same Agent again, and go on with your own loop."
+        )
     try:
         if task is None:
             task = task_of(config, folder, env_id, env_args, reset_options)

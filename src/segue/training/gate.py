@@ -346,6 +346,11 @@ class Gate(eqx.Module):
         known &= trial.verdict != "rejected"
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
+    def withdrawn(self, trial: Trial, env_step: int) -> Trial:
+        """Return the trial after `after`, where the learner of which a copy was taken turned out to be no policy."""
+        back = trial._replace(verdict="rejected", need=0, candidate=(), acting="champion")
+        return self._back(back, env_step)
+
     def _judged(self, trial: Trial, env_step: int) -> Trial:
         """Return the trial with the verdict on the candidate, if there is one now."""
         verdict = self.judge(trial)

@@ -51,6 +51,8 @@ class Guarded(AbstractOnline):
                 trial = trial._replace(acted=trial.acting, acting="champion", verdict="", need=0)
             else:
                 trial = self.gate.after(trial, episode.returned, state.env_step)
+                if trial.verdict == "taken" and not _is_finite(state.learner, episode.seed):
+                    trial = self.gate.withdrawn(trial, state.env_step)
             trials[episode.seed] = trial
         return self._following(state, tuple(trials)) if ended else state
 
@@ -93,16 +95,24 @@ class Guarded(AbstractOnline):
         """Return the state in which the learners have followed the decisions that led to `trials`."""
         before = state.trials or trials
         verdicts = [now.verdict if now is not then else "" for now, then in zip(trials, before, strict=True)]
-        acting = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
+        roles = {"": CHAMPION, "champion": CHAMPION, "candidate": CANDIDATE, "learner": LEARNER}
+        halted = state.run.halted or (False,) * len(trials)
+        acting = [CHAMPION if stays else roles[trial.acting] for stays, trial in zip(halted, trials, strict=True)]
         step = GateStep(
             promote=np.array([verdict == "promoted" for verdict in verdicts]),
             reset=np.array([verdict == "rejected" for verdict in verdicts]),
             take=np.array([verdict == "taken" for verdict in verdicts]),
-            acting=np.array([acting[trial.acting] for trial in trials], np.int32),
+            acting=np.array(acting, np.int32),
             radius=np.array([trial.radius for trial in trials], np.float32),
             pace=np.array([self.gate.pace(trial) for trial in trials], np.float32),
         )
         return state._replace(learner=_follow(state.learner, step), trials=trials)
+
+
+def _is_finite(learner: engine.Packed, seed: int) -> bool:
+    """Return whether all numbers of a seed's learning policy are finite."""
+    leaves = jax.tree.leaves(learner.tree.inner.actor.net)
+    return all(bool(jnp.isfinite(leaf[seed]).all()) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 @jax.jit
