@@ -157,14 +157,12 @@ METHODS = {
     "calql": Law(calql, "actor critic temperature multiplier", batches=ReturnsBatch, uses="key", backbone=calql),
     "cql": Law(changed(calql, target_gap=None), "actor critic temperature", uses="key", backbone=calql),
     "redq": Law(redq, "actor critic temperature", backbone=redq),
-    "appraise-sac": Law(PolicyEvaluation(sac), "critic", "actor critic temperature", uses="key", backbone=sac),
-    "appraise-redq": Law(
-        PolicyEvaluation(every, keep_critic=True), "critic", "temperature", uses="key", backbone=every
-    ),
+    "appraise-sac": Law(PolicyEvaluation(sac), "critic", "actor critic", uses="key", backbone=sac),
+    "appraise-redq": Law(PolicyEvaluation(every, keep_critic=True), "critic", "", uses="key", backbone=every),
     "appraise-fit": Law(
         PolicyEvaluation(sac, fit=True),
         "critic spread temperature",
-        "actor critic temperature",
+        "actor critic",
         uses="key",
         backbone=sac,
     ),
@@ -173,7 +171,7 @@ METHODS = {
     "appraise-calql": Law(
         PolicyEvaluation(calql, 0.0),
         "critic multiplier",
-        "actor critic temperature",
+        "actor critic",
         batches=ReturnsBatch,
         uses="key",
         backbone=calql,
@@ -184,7 +182,7 @@ METHODS = {
     "porl-tied": Law(
         PORL(redq, trust_region), "actor critic temperature", "temperature", backbone=redq, lacks="reference_policy"
     ),
-    "jsrl": Law(JSRL(redq), "actor critic temperature", "actor critic temperature", backbone=redq),
+    "jsrl": Law(JSRL(redq), "actor critic temperature", "actor critic temperature reference_policy", backbone=redq),
     "jsrl-guide": Law(
         JSRL(sac),
         "actor critic temperature",

@@ -8,7 +8,8 @@ import pytest
 from conftest import NETS, SPEC, WIDTH, at, changed, pretrained, ring_of, same, without
 from conftest import rows as numpy_rows
 
-from segue.core import TrainState
+from segue.core import Pretrained, TrainState
+from segue.envs.reward import Reward
 from segue.errors import SegueError
 from segue.losses import advantage_weights
 from segue.methods.direct import Direct
@@ -16,10 +17,10 @@ from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, Best, ChoosingTD3
 from segue.methods.iql import IQL
 from segue.methods.pex import PEX, Expanded
-from segue.methods.porl import PolicyEvaluation
+from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.q2rl import Q2RL, CloningSAC, Preferred
 from segue.methods.resfit import ResFiT
-from segue.methods.sac import SAC
+from segue.methods.sac import SAC, LogAlpha
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian
@@ -27,6 +28,7 @@ from segue.nn.mlp import MLP, Ensemble
 from segue.replay import sumtree
 from segue.replay.arb import ARB, trajectory_means
 from segue.replay.ring import Ring
+from segue.tasks.budget import QUICK
 from segue.tasks.recipes import RECIPES
 from segue.tasks.suite import task
 from segue.training.phases import Online, Train
@@ -405,3 +407,36 @@ def test_the_robust_loss_is_a_setting_of_every_backbone(backbone):
 
 def test_the_robust_loss_stays_online():
     assert TD3BC(laplace_scale=3.0).online().laplace_scale == 3.0
+
+
+def test_rivals_have_the_settings_of_their_own_code():
+    """Rewards and constants that a task has for another method do not leak into these."""
+    reward = lambda name, recipe, **more: task(name, recipe=recipe, **more).reward
+    for recipe in ("calql", "q2rl", "wsrl"):
+        assert reward("pen-binary", recipe) == Reward(10.0, -5.0)
+    assert reward("pen-binary", "direct", backbone="calql") == Reward(10.0, -5.0)
+    for backbone in ({}, {"backbone": "iql"}):
+        assert reward("hopper-medium", "pex", **backbone) == Reward()
+    phases = RECIPES["pex"](task("hopper-medium", recipe="pex"), QUICK)
+    for iql in (phases["offline"].method, phases["finetune"].method.backbone):
+        assert (iql.expectile, iql.beta) == (0.9, 10.0)
+    assert RECIPES["iql"](task("hopper-medium", backbone="iql"), QUICK)["offline"].method.beta == 3.0
+    maze = task("antmaze-umaze", policy="given.npz")
+    for name, count in (("q2rl", 1), ("jsrl", 1), ("porl", 10)):
+        assert RECIPES[name](maze, QUICK)["finetune"].method.backbone.next_actions == count
+    alphas = {"cube-single": 300.0, "scene": 300.0, "puzzle-3x3": 1_000.0, "antmaze-large": 10.0}
+    for name, alpha in alphas.items():
+        fql = task(f"ogbench-{name}").constants.backbones["fql"]
+        assert (fql.alpha, fql.normalise_q) == (alpha, False)
+    assert task("ogbench-antmaze-large").constants.backbones["fql"].target_reduction == "min"
+
+
+def test_cfp_keeps_the_temperature_that_was_learned():
+    """Its new critic is all that is new: PORL alone starts the temperature again."""
+    one = {"temperature": TrainState.new(LogAlpha(jnp.log(0.03)))}
+    policy = SAC(networks=NETS).new_actor(SPEC, key=jax.random.key(0))
+    pretrained = Pretrained(TrainState.new(policy), parts=one)
+    kept = PolicyEvaluation(SAC(networks=NETS)).init(SPEC, pretrained, key=jax.random.key(1))
+    again = PORL(SAC(networks=NETS)).init(SPEC, pretrained, key=jax.random.key(1))
+    assert same(kept.parts["temperature"], one["temperature"])
+    assert not same(again.parts["temperature"].net, one["temperature"].net)

@@ -13,9 +13,9 @@ Where the G of a row is not known, or batches have no returns (OPT's have none),
 regulariser stays on online, and the multiplier continues.
 
 The rates, the start of m at e, its bound and the target without entropy are those of the authors' public code. That
-code takes the best of 10 next actions for its target, which is left out here. It updates m by the mean over critics of
-their own R, before their step; here m is updated after the step by the Q-function that the policy maximises, so that
-any fine-tuner's mixture works (inferred).
+code takes the best of 10 next actions for its target, which named tasks do on mazes alone. It updates m by the mean
+over critics of their own R, before their step; here m is updated after the step by the Q-function that the policy
+maximises, so that any fine-tuner's mixture works (inferred).
 """
 
 from collections.abc import Callable

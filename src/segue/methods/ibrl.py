@@ -6,9 +6,10 @@ r"""IBRL: imitation-bootstrapped RL (Hu, Mirchandani & Sadigh 2023, arXiv 2311.0
     actor    max_\phi    mean min_i Q_i(s, \pi(s))
     acting   b(s; Q') with noise on \pi; the same without noise is evaluated and kept
 
-Rates, ensemble, noise, its bound, J and the argmax are those of the public code. It also has dropout in the policy,
-noise in the policy's loss, demonstrations in the replay and targets over 3 steps, and no LayerNorm in critics of
-states; here targets look one step ahead. It takes 5 critic steps and one policy step in 2 env steps.
+Rates, ensemble, noise, its bound, J and the argmax are those of the public code. There J also chooses b, where here
+all members do, and its runs on states draw b by a softmax; \pi' moves with the policy's steps alone, and here at every
+update. It also has dropout in the policy, noise in the policy's loss, demonstrations in the replay and targets over 3
+steps; here targets look one step ahead. It takes 5 critic steps and one policy step in 2 env steps.
 """
 
 from typing import Any

@@ -28,8 +28,8 @@ class JSRL(AbstractMethod):
         require(pretrained, "JSRL", actor="start from one (--policy FILE), or put an offline phase before it")
         assert pretrained.actor is not None
         guide = {"reference_policy": TrainState.new(pretrained.actor.net, target=False)}
-        parts = guide | self.backbone.restart_parts(pretrained.parts)
-        return self.backbone.init(spec, Pretrained(parts=parts), key=key)
+        parts = self.backbone.restart_parts(pretrained.parts)
+        return self.backbone.init(spec, Pretrained(parts={**parts, **guide}), key=key)
 
     def update(
         self, learner: ActorCritic, batch: Transition, *, key: PRNGKeyArray, clock: Clock

@@ -5,10 +5,10 @@ r"""PORL: policy-only fine-tuning (arXiv 2505.16856). A policy is given, and not
 
 SAC's constants are the paper's rates (policy 1e-4, critics 3e-4, temperature 1e-4), batch (512) and ensemble (10, the
 target is the minimum over 2). What the paper leaves open is taken from WSRL (inferred): LayerNorm in both networks,
-discount 0.99, tau 0.005, temperature 1 at the start, target entropy -dim(a), no entropy in the target, the policy
-maximises the minimum over all critics, one policy step per env step. Where a deterministic policy is wrapped in a
-tanh-Gaussian, the temperature starts at 0.1 (inferred). Critics learn while the policy acts, with as many updates per
-env step as later (inferred).
+discount 0.99, tau 0.005, on mazes the best of 10 next actions, temperature 1 at the start, target entropy -dim(a), no
+entropy in the target, the policy maximises the minimum over all critics, one policy step per env step. Where a
+deterministic policy is wrapped in a tanh-Gaussian, the temperature starts at 0.1 (inferred). Critics learn while the
+policy acts, with as many updates per env step as later (inferred).
 """
 
 from typing import Any
@@ -35,14 +35,10 @@ from segue.methods.trust_region import AbstractTrustRegion, TrustRegion
 _ADVICE = "start from one (--policy FILE), or put an offline phase before it"
 
 
-def _restarted(pretrained: Pretrained, backbone: AbstractBackbone, keep_critic: bool) -> Pretrained:
-    """Return the given policy with its critic, without the parts that restart, such as SAC's temperature.
-
-    Without `keep_critic`, the critic and the policy's moments are dropped as well.
-    """
+def _given(pretrained: Pretrained, keep_critic: bool) -> Pretrained:
+    """Return the given policy with its critic; without `keep_critic`, critic and policy's moments are dropped."""
     assert pretrained.actor is not None
-    restarted = pretrained._replace(parts=backbone.restart_parts(pretrained.parts))
-    return restarted if keep_critic else restarted._replace(actor=pretrained.actor.reset_optimizer(), critic=None)
+    return pretrained if keep_critic else pretrained._replace(actor=pretrained.actor.reset_optimizer(), critic=None)
 
 
 class PolicyEvaluation(AbstractMethod):
@@ -59,7 +55,7 @@ class PolicyEvaluation(AbstractMethod):
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "Policy evaluation", actor=_ADVICE)
-        learner = self.backbone.init(spec, _restarted(pretrained, self.backbone, self.keep_critic), key=key)
+        learner = self.backbone.init(spec, _given(pretrained, self.keep_critic), key=key)
         parts = {**learner.parts, **self.backbone.new_fit()} if self.fit else learner.parts
         return ActorCritic(learner.actor, learner.critics, parts)
 
@@ -119,7 +115,8 @@ class PORL(AbstractFineTuner):
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "PORL", actor=_ADVICE)
-        restarted = _restarted(pretrained, self.backbone, self.keep_critic)
+        restarted = pretrained._replace(parts=self.backbone.restart_parts(pretrained.parts))
+        restarted = _given(restarted, self.keep_critic)
         return self.trust_region.with_reference_policy(self.backbone.init(spec, restarted, key=key))
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:

@@ -2,10 +2,10 @@ r"""ResFiT: a residual on a frozen policy (Ankile et al. 2025, arXiv 2509.19301)
 
     \pi(s) = clip( \pi_0(s) + scale tanh(f(s, \pi_0(s))), -1, 1 ),  where f is 0 at the start and \pi_0 never changes
 
-The policy's rate is a hundredth of the critics', and the residual is bounded, so the policy stays near the given one.
-Rates, scale, noise, ten critics with LayerNorm and UTD 4 are those of the public code. It also has demonstrations in
-half of each batch, targets over 3 to 5 steps and a bound on gradients; here all rows are online ones, and targets look
-one step ahead. The smoothing noise, tau and one policy step in four updates are inferred.
+The policy's rate is a twentieth of the critics', and the residual is bounded, so the policy stays near the given one.
+Rates, scale, noises, tau, ten critics with LayerNorm, UTD 4 and one policy step in four are those of the public code.
+It also has demonstrations in half of each batch, targets over 3 to 5 steps and a bound on gradients; here all rows are
+online ones, and targets look one step ahead.
 """
 
 from typing import Any
@@ -46,7 +46,14 @@ class ResFiT(AbstractFineTuner):
 
     backbone: AbstractBackbone = eqx.field(
         default_factory=lambda: EnsembleTD3(
-            critics=10, delay=4, pessimism=0.0, actor_lr=5e-6, critic_lr=1e-4, explore_noise=0.05
+            critics=10,
+            delay=4,
+            pessimism=0.0,
+            actor_lr=5e-6,
+            critic_lr=1e-4,
+            explore_noise=0.05,
+            target_noise=0.05,
+            target_clip=0.3,
         )
     )
     """The algorithm that learns. It must train policies of any class."""

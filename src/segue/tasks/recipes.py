@@ -130,6 +130,8 @@ def wsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
     """WSRL (arXiv 2412.07762): SAC from Cal-QL's policy and critic, after a warm-up with the frozen policy.
 
     Offline data is not used for fine-tuning. Where a policy is given, Cal-QL trains only a critic for that policy.
+    The settings are those of WSRL on AntMaze, on every task but Adroit's. Its code has others on locomotion (critics of
+    two layers, 250,000 offline updates, CQL without returns-to-go) and fewer offline updates on Adroit (20,000).
     """
     sac, utd = _sac(task, budget, 4)
     shared = {field.name: getattr(sac, field.name) for field in dataclasses.fields(SAC)}
@@ -162,7 +164,7 @@ def rlpd(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
 
 def jsrl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """JSRL: the given policy acts in the first steps of an episode, fewer and fewer; a new policy learns the rest."""
-    sac, utd = _sac(task, budget, 16)
+    sac, utd = _sac(task, budget, 16, next_actions=1)
     learn = JSRL(sac, Linear(float(task.longest()), 0.0, budget.online // 2))
     sampler = replay or online_only(budget.batch or 512)
     return {**_policy(task, budget), "finetune": Online(learn, budget.online, sampler, utd)}
@@ -187,7 +189,7 @@ def q2rl(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = No
 
     First the given policy plays 50 episodes, or half the env steps, and critics learn its value from them.
     """
-    sac, utd = _sac(task, budget, 4)
+    sac, utd = _sac(task, budget, 4, next_actions=1)
     updates, sampler = 20_000, replay or online_only(budget.batch or 256)
     critics = with_settings_of(EnsembleTD3, sac, target_noise=0.0, delay=1)
     return {
@@ -203,7 +205,10 @@ def pex(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 
     The given policy collects the first env steps alone; in the public code both do. Half of each batch is offline.
     """
-    before, backbone = _before(dataclasses.replace(task, backbone="iql"), budget)
+    iql = dataclasses.replace(task.constants.backbones["iql"], **task.constants.pex)
+    backbones = {**task.constants.backbones, "iql": iql}
+    constants = dataclasses.replace(task.constants, backbones=backbones)
+    before, backbone = _before(dataclasses.replace(task, backbone="iql", constants=constants), budget)
     assert isinstance(backbone, IQL)
     return {
         **before,

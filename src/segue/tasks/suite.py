@@ -79,6 +79,7 @@ _ALPHAS = {
     "pen-expert": 3_000.0, "door-human": 30_000.0, "door-cloned": 1_000.0, "door-expert": 30_000.0,
     "hammer-human": 30_000.0, "hammer-cloned": 1_000.0, "hammer-expert": 30_000.0, "relocate-human": 10_000.0,
     "relocate-cloned": 10_000.0, "relocate-expert": 30_000.0,
+    "ogbench-cube-single": 300.0, "ogbench-scene": 300.0, "ogbench-puzzle-3x3": 1_000.0, "ogbench-antmaze-large": 10.0,
 }  # fmt: skip
 
 
@@ -110,8 +111,9 @@ def _mujoco(env: str, kind: str) -> Task:
     backbones = default_backbones(
         SPOT(support=_SUPPORT.get(name, 0.1)), IQL(), _rebrac(name, actor_lr=1e-3, critic_lr=1e-3)
     )
-    constants = Constants(backbones, {"iql": Reward(1000.0, by_returns=True)}, {"rebrac": 1024}, _KAPPA[kind], 5)
-    constants = dataclasses.replace(constants, rlpd={"entropy_backup": True})
+    rewards = {"iql": Reward(1000.0, by_returns=True), "pex": Reward()}
+    constants = Constants(backbones, rewards, {"rebrac": 1024}, _KAPPA[kind], 5)
+    constants = dataclasses.replace(constants, rlpd={"entropy_backup": True}, pex={"expectile": 0.9, "beta": 10.0})
     return Task(_ENVS[env], name, _rows(env, kind), score=_SCORES[env], constants=constants)
 
 
@@ -185,17 +187,23 @@ def _adroit(hand: str, kind: str) -> Task:
     if kind != "binary":
         return task
     env_id, reward = f"segue/{hand}-binary-v0", Reward(1.0, -1.0)
-    constants = dataclasses.replace(constants, rewards={"wsrl": Reward(10.0, -5.0)})  # 10 r + 5 of r - 1
+    scaled = dict.fromkeys(("calql", "q2rl", "wsrl"), Reward(10.0, -5.0))  # 10 r + 5 of r - 1, as in their code
+    constants = dataclasses.replace(constants, rewards=scaled)
     return dataclasses.replace(task, env_id=env_id, reward=reward, score=(0.0, 1.0), constants=constants)
 
 
 def _ogbench(env: str) -> Task:
-    """Return a single-task env of OGBench, its default task. No source has settings: they are the methods' own.
+    """Return a single-task env of OGBench, its default task. FQL's settings are those of its code, for single actions;
+    for other methods no source has settings: they are the methods' own.
 
     One goal: the training reward is r - 1, as the package's, and the score is the share of goals reached. "scene" and
-    "puzzle" have the package's reward, and the share of episodes with a success, which the env tells, is the score.
+    "puzzle" have the package's reward, minus the goals not yet reached, and the share of episodes with a success, which
+    the env tells, is the score. (QC's code trains on -1 until all are reached there.)
     """
-    rows, constants = None if env == "antmaze-large" else ogbench.Play(env), Constants(updates_per_step=1)
+    maze = env == "antmaze-large"
+    backbones = default_backbones(fql=_fql(f"ogbench-{env}", target_reduction="min" if maze else "mean"))
+    constants = Constants(backbones, updates_per_step=1)
+    rows = None if maze else ogbench.Play(env)
     task = Task(f"segue/ogbench-{env}-v0", f"ogbench-{env}", rows, clip_actions=True, constants=constants)
     if env not in ONE_GOAL:
         return dataclasses.replace(task, scored_by_success=True)

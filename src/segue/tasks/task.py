@@ -56,6 +56,8 @@ class Constants:
     """SAC's settings that RLPD changes on this task."""
     rlpd_networks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Settings of `Networks` that RLPD changes on this task."""
+    pex: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """IQL's settings that PEX changes on this task."""
 
     def batch(self, backbone: str) -> int:
         """Return the rows in an offline batch of a backbone, by name."""
