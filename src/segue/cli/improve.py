@@ -34,10 +34,15 @@ def improve(words: list[str]) -> None:
     """Improve a policy and print the verdict."""
     asked = parser().parse_args(env_flags.spaced(words))
     from segue.cli.flags import with_score
+    from segue.errors import SegueError
     from segue.runs import improve as runs
     from segue.system import machine
     from segue.tasks.suite import task
 
+    if asked.task is None and asked.env_id is None:
+        raise SegueError(
+            "segue improve acts in an env: name one (--env-id or --task), or drive segue.Agent from your own loop."
+        )
     own = {"policy": asked.policy, "clip_actions": asked.clip_actions, **env_flags.given(asked)}
     job = task(asked.task, env_id=asked.env_id, **own)
     job = dataclasses.replace(job, dataset=asked.dataset)

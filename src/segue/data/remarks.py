@@ -47,7 +47,7 @@ def _unscaled(obs: Any) -> tuple[str, ...]:
     return (
         f"observations are as large as {size.max():,.0f} (root mean square) in dimension {named}, and networks learn "
         "badly from more than about 10: in an env of your own scale them in a wrapper, and in the logs likewise; a run "
-        "without an env standardises them itself",
+        "without an env and without a given policy standardises them itself",
     )
 
 

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -26,6 +27,15 @@ from segue.envs.faults import (
 )
 from segue.envs.reward import Reward
 from segue.errors import SegueError
+
+
+def _has_statistics(env: Any) -> bool:
+    """Return whether an env, or one inside it, normalises by running statistics, which no reset restores."""
+    while env is not None:
+        if isinstance(env, gym.wrappers.NormalizeReward | gym.wrappers.NormalizeObservation):
+            return True
+        env = getattr(env, "env", None)
+    return False
 
 
 def episode_seed(*path: int) -> int:
@@ -194,8 +204,10 @@ class LockstepEnvs:
 
         (Setting a copy of MuJoCo's state would change later steps.) Return whether every env shows its observation and
         its return so far as before, bit for bit. One that does not begins a new episode, and the old one counts as cut.
+        Running statistics of rewards or observations begin anew, so that an env with a wrapper for them never is as it
+        was.
         """
-        exact = True
+        exact = not any(map(_has_statistics, self.envs))
         for index, episode in enumerate(episodes):
             self.episodes[index] = episode - 1
             over = False

@@ -165,7 +165,8 @@ def refuse_leftovers(arrays: Arrays, about: dict[str, Any], where: str) -> None:
         raise DataError(
             f"{where} has arrays that are not read and may change an action: {_listed(left)}. Name layers, "
             "statistics and a spread in a .json beside it (layers, obs_mean, obs_std, log_std), and list under "
-            '"ignore" there what does not matter; layers of other kinds, such as LayerNorm, Segue cannot read.'
+            '"ignore" there what does not matter; layers of other kinds, such as LayerNorm, Segue cannot read: log '
+            "what the policy does and clone it (segue run bc)."
         )
 
 

@@ -259,7 +259,8 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
     if manifest.get("env_id") != about["env_id"]:
         raise SegueError(
             f"{source} was trained on {manifest.get('env_id') or 'logs without an env'}, and this run is on "
-            f"{about['env_id'] or 'such logs'}."
+            f"{about['env_id'] or 'such logs'}: start from its policy instead, "
+            f"--policy {directory}/policy-0.safetensors."
         )
     before, now = ((part.get("env") or {}).get("action_range") for part in (manifest, about))
     if before != now:
