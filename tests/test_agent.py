@@ -437,7 +437,7 @@ def test_it_goes_on_with_the_same_alone(task):
     other = folder.parent / "other.safetensors"
     policy_file.save(Deterministic(MLP((3, 8, 2), key=jax.random.key(6))), SPEC, other)
     for policy in (str(other), None):
-        with pytest.raises(DataError, match="another policy"):
+        with pytest.raises(DataError, match=f"was begun with the policy {task.policy}, and not {policy}"):
             tuner(changed(task, policy=policy), folder)
     with pytest.raises(SegueError, match=r"driven by segue\.Agent"):
         segue.resume(folder)

@@ -19,7 +19,7 @@ from scipy.stats import binom, ttest_ind
 
 from segue.core import Clock, Episode, Linear, Spec, TrainState, Transition
 from segue.envs.lockstep import LockstepEnvs
-from segue.errors import SegueError
+from segue.errors import DataError, SegueError
 from segue.methods.backbone import ActorCritic
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.gated import CHAMPION, Gated, GatedLearner, GateStep, stepped
@@ -29,6 +29,7 @@ from segue.methods.sac import SAC
 from segue.methods.trust_region import EarnedTrustRegion
 from segue.nn.actors import Deterministic
 from segue.replay.sampler import Ratio
+from segue.runs import checkpoints
 from segue.tasks.budget import QUICK
 from segue.tasks.recipes import RECIPES, guarded
 from segue.tasks.suite import task
@@ -704,9 +705,22 @@ def test_no_copy_is_taken_of_a_learner_that_is_not_finite():
     assert [each.verdict for each in after.trials] == ["rejected", "taken"]
     assert [each.need > 0 for each in after.trials] == [False, True]
     assert after.trials[0].cost == after.trials[1].cost != 0
+    assert [each.radius for each in after.trials] == [0.075, 0.3]
     for part in (after.learner.tree.candidate, after.learner.tree.inner.actor.net):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part))
     assert after.learner.tree.acting[0] == CHAMPION
+
+
+def test_a_checkpoint_s_returns_count_in_its_own_env_alone():
+    """Under other arguments of the env the given policy's returns are others: it is measured anew."""
+    trial = measured(GIVEN)
+    manifest = {"seeds": 1, "halted": [], "trials": [json_of(trial)], "env": {"env_args": {"healthy_reward": 1.0}}}
+    assert checkpoints._seen(manifest, Path("x"), manifest)["trials"] == (trial,)
+    for env in ({"env_args": {"healthy_reward": 0.0}}, {}):
+        assert checkpoints._seen(manifest, Path("x"), {"env": env})["trials"] == ()
+    for harm in ({"halted": "no"}, {"halted": [0]}, {"trials": [{}]}, {"halted": [False, True]}):
+        with pytest.raises(DataError, match=r"manifest\.json"):
+            checkpoints._seen(manifest | harm, Path("x"), manifest)
 
 
 def test_in_a_halted_seed_the_champion_acts_whatever_others_decide():

@@ -260,7 +260,7 @@ def test_a_verdict_in_words():
     [
         ([], "--policy"),
         (["--policy", "absent.zip", "--env-id", STILL], "absent.zip"),
-        (["--policy", "POLICY"], "Give a task's name, an env_id"),
+        (["--policy", "POLICY"], "segue improve acts in an env"),
         (["--policy", "POLICY", "--env-id", STILL, "--env-steps", "0"], "env_steps"),
         (["--policy", "POLICY", "--env-id", STILL, "--score", "3", "1"], "must lie below"),
     ],

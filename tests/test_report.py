@@ -245,6 +245,14 @@ def test_what_other_seeds_lack_is_left_out_with_a_note(run):
     assert any("evaluations up to env step 100" in note and "/a has" in note for note in found.notes)
 
 
+def test_seeds_that_took_other_updates_to_an_env_step_leave_nothing_out(run):
+    """As with early stopping: they are joined by env step."""
+    later = [*LINES[:2], LINES[2] | {"update": 50, "updates": 200}]
+    (found,) = merge.merge([read.read(run("a")), read.read(run("b", seed=2, lines=later))])
+    assert found.summary.env_steps == 100
+    assert not any("leaves out" in note for note in found.notes)
+
+
 def test_seeds_of_different_versions_are_noted(run):
     parts = [run("a"), run("b", seed=2, versions={"segue": "0.2.0", "mujoco": "4.0.0"})]
     found = tables.notes(merge.merge(map(read.read, parts)))

@@ -876,6 +876,20 @@ def test_a_seed_that_had_halted_stays_halted_in_a_run_from_a_checkpoint(monkeypa
     main.main(["run", *still(**{"from": f"{source}:offline"}), "--out", str(folder)])
     (failure,) = lines(folder / "failures.jsonl")
     assert (failure["seed"], failure["halted"]) == (1, True)
+    started = commits.Commit.started
+
+    def heard(self, *args):
+        started(self, *args)
+        self.wait()
+        raise Killed
+
+    killed = new("killed")
+    with monkeypatch.context() as patch:  # before the first tick
+        patch.setattr(commits.Commit, "started", heard)
+        with pytest.raises(Killed):
+            main.main(["run", *still(**{"from": f"{source}:offline"}), "--out", str(killed)])
+    assert everything(resumed(killed)) == everything(folder)
+    assert len(lines(killed / "failures.jsonl")) == 1
     fallen = of_seed(folder, 1)
     assert fallen["critic.opt.count"] < of_seed(folder, 0)["critic.opt.count"]
     assert read.read(folder).failed == (1,)

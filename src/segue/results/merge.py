@@ -98,12 +98,11 @@ def _join(group: Sequence[RunRecord]) -> Sequence[RunRecord]:
     ]
     if not evaluations:
         return group
-    kept = _position(evaluations[-1])
     notes += [
-        f"{record.path} has evaluations up to env step {record.evaluations[-1].env_step:,}, which the row leaves out "
-        "because other seeds lack them."
-        for record in group
-        if not record.diverged and _position(record.evaluations[-1]) > kept
+        f"{record.path} has evaluations up to env step {record.evaluations[-1].env_step:,}, update "
+        f"{record.evaluations[-1].updates:,}, which the row leaves out because other seeds lack them."
+        for record, own in zip(group, evaluations_of, strict=True)
+        if not record.diverged and list(own)[-1] not in common
     ]
     config = {**group[0].config, "seeds": sum(record.config["seeds"] for record in group)}
     paces: dict[str, Pace] = {}

@@ -196,7 +196,8 @@ class Agent:
         if not other and config["reward"] != plain(task.reward._asdict()):
             other = [f"the reward rule {config['reward']}"]
         if not other and not is_given(self.job, self.spec.chunked(chunk_of(self.job.phases)), config.get("policy")):
-            other = [f"another policy than {task.policy}, or with none"]
+            given = (config.get("policy") or {}).get("path")
+            other = [f"the policy {given}, and not {task.policy}" if given else "no policy"]
         if other:
             raise DataError(f"{self.folder} was begun with {', '.join(other)}: go on with the same.")
         return functools.partial(reopened_run, config=config)
@@ -213,6 +214,7 @@ class Agent:
         self.journal = closing(opened.journal)
         self.reward, self.env, self.stop = opened.reward, _CallerEnv(self.spec), signals.Stop()
         hooks, self.commit = make_hooks(self.job, opened, self.env, self.stop, console, stack)
+        self.commit.again = "make the same Agent again"
         origin = opened.origin
         self.drive = Drive(origin.run, origin.phases, hooks, resumed=origin.resumed)
 
@@ -355,23 +357,26 @@ class Agent:
         columns = [np.asarray(column) for column in rows]
         if len({len(column) for column in columns}) != 1:
             raise SegueError(f"The columns of the rows have different lengths: {[len(column) for column in columns]}.")
-        checked = []  # all rows before the first is used
-        for index, (obs, action, reward, next_obs, terminal) in enumerate(zip(*columns, strict=True)):
+        for index, logged in enumerate(zip(*columns, strict=True)):  # all rows before the first is used
             try:
-                reward, terminated, _ = _checked_end(reward, terminal, False)
-                train_reward = np.float32(self.reward(reward))
-                obs, next_obs = (self._checked_obs(part, train_reward) for part in (obs, next_obs))
-                checked.append(_one_row(obs, self._normalised(action), train_reward, next_obs, terminated))
+                self._row(*logged)
             except SegueError as error:
                 raise SegueError(f"Row {index} of the rows cannot be used, and none was: {error}") from None
-        for index, row in enumerate(checked):
+        for index, logged in enumerate(zip(*columns, strict=True)):
             if self.done:
                 return index
-            self.env.ended = []
+            row, self.env.ended = self._row(*logged), []
             with self._fatal():
                 self.drive.learn()
                 self.drive.observe(row, self.env.ended)
         return len(columns[0])
+
+    def _row(self, obs: Any, action: Any, reward: Any, next_obs: Any, terminal: Any) -> Transition:
+        """Return a logged transition as a row of one seed [1, ...]. Raises SegueError for what it cannot be."""
+        reward, terminated, _ = _checked_end(reward, terminal, False)
+        train_reward = np.float32(self.reward(reward))
+        obs, next_obs = (self._checked_obs(part, train_reward) for part in (obs, next_obs))
+        return _one_row(obs, self._normalised(action), train_reward, next_obs, terminated)
 
     def _checked_obs(self, obs: Any, reward: Any = 0.0) -> Float[np.ndarray, " obs"]:
         """Return the observation as float32 [obs]. Raises SegueError for it or for a reward that is not finite."""

@@ -215,14 +215,16 @@ def checkpoint_names(source: str) -> list[str]:
     return sorted(filter(str.isprintable, there))
 
 
-def _seen(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return which seeds had halted at a checkpoint, and what its seeds' gates had seen. Raises DataError."""
+def _seen(manifest: Mapping[str, Any], folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which seeds had halted at a checkpoint, and what its seeds' gates had seen: nothing that counts, where the
+    env's arguments were others than in this run, which is `about`. Raises DataError."""
     halted, trials = manifest.get("halted", []), manifest.get("trials", [])  # earlier versions did not write them
     try:
         sizes = {len(halted), len(trials)}
         if not sizes <= {0, manifest["seeds"]} or not all(type(each) is bool for each in halted):
             raise ValueError("they are not of its seeds")
-        return {"halted": tuple(halted), "trials": tuple(map(parse_trial, trials))}
+        seen = tuple(map(parse_trial, trials)) if manifest.get("env") == about.get("env") else ()
+        return {"halted": tuple(halted), "trials": seen}
     except (TypeError, ValueError) as error:
         raise DataError(f"{folder / 'manifest.json'}: `halted` and `trials` are damaged ({error}).") from None
 
@@ -256,11 +258,11 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
+    start = f": start from the policy of that run's last phase instead, --policy {directory}/policy-0.safetensors"
     if manifest.get("env_id") != about["env_id"]:
         raise SegueError(
             f"{source} was trained on {manifest.get('env_id') or 'logs without an env'}, and this run is on "
-            f"{about['env_id'] or 'such logs'}: start from its policy instead, "
-            f"--policy {directory}/policy-0.safetensors."
+            f"{about['env_id'] or 'such logs'}{start * bool(about['env_id'])}."
         )
     before, now = ((part.get("env") or {}).get("action_range") for part in (manifest, about))
     if before != now:
@@ -275,5 +277,5 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
     rows = disk.restore(files["replay.safetensors"], row_shapes, f"{folder}/replay.safetensors")
     filled = jax.tree.map(lambda column, new: column.at[:, :count].set(new), run.online.rows, rows)
     ring = Ring(filled, jnp.asarray(count, jnp.int32))
-    place = {"env_step": manifest["env_step"], "updates": manifest["updates"], **_seen(manifest, folder)}
+    place = {"env_step": manifest["env_step"], "updates": manifest["updates"], **_seen(manifest, folder, about)}
     return dataclasses.replace(run, pretrained=jax.tree.map(jnp.asarray, pretrained), online=ring, **place)

@@ -84,6 +84,8 @@ class Commit(NullHook):
     ):
         self.folder, self.journal, self.hooks, self.stop, self.every = folder, journal, hooks, stop, every
         self.absolute = folder.absolute()  # an env may change the working folder while the thread writes
+        self.again = f"segue resume {shlex.quote(str(folder))}"
+        """How to go on, where the run ends because it cannot be saved."""
         self.envs, self.seal, self.flush = envs, seal, flush
         self.number, self.segments, self.rows, self.last = stored.number, stored.segments, stored.rows, stored.last
         self.exact, self.due = stored.exact, stored.due
@@ -236,8 +238,7 @@ class Commit(NullHook):
             why = f"{error.filename or self.folder}: {error.strerror or error}"
             print(f"segue: the run could not be saved ({why}); the commit before stays.", file=sys.stderr, flush=True)
             if self.failed == FAILURES:
-                again = f"segue resume {shlex.quote(str(self.folder))}"
-                raise SegueError(f"{FAILURES} saves failed in a row ({why}): make room, then {again}.") from None
+                raise SegueError(f"{FAILURES} saves failed in a row ({why}): make room, then {self.again}.") from None
         finally:
             self.writing = None if writing.done() else writing  # Ctrl-C: it goes on, and the next save waits for it
 

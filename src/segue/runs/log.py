@@ -42,12 +42,17 @@ class Log(NullHook):
         """Learner and sampler state at the last line, or where the phase began or was resumed."""
 
     def state(self) -> Any:
-        return {"last": self.last, "rollbacks_left": dict(self.rollbacks_left), "exploded": list(self.exploded)}
+        return {
+            "last": self.last,
+            "rollbacks_left": dict(self.rollbacks_left),
+            "exploded": list(self.exploded),
+            "begun": self.begun,
+        }
 
     def restore(self, state: Any) -> None:
         self.last, self.exploded = parse_place(state["last"]), list(map(str, state["exploded"]))
         self.rollbacks_left = {str(seed): int(left) for seed, left in state["rollbacks_left"].items()}
-        self.resumed = self.begun = True
+        self.resumed, self.begun = True, bool(state.get("begun", True))  # earlier versions did not write it
 
     def started(self, name: str, phase: AbstractPhase, phase_state: PhaseState) -> None:
         self.last = (phase_state.update, phase_state.env_step)

@@ -346,9 +346,10 @@ class Gate(eqx.Module):
         known &= trial.verdict != "rejected"
         return trial._replace(acting=others if known and self.affords(trial) else "champion")
 
-    def withdrawn(self, trial: Trial, env_step: int) -> Trial:
-        """Return the trial after `after`, where the learner of which a copy was taken turned out to be no policy."""
-        back = trial._replace(verdict="rejected", need=0, candidate=(), acting="champion")
+    def withdrawn(self, trial: Trial, before: Trial, env_step: int) -> Trial:
+        """Return `trial`, to which `after` led from `before`, where the learner of which a copy was taken is no policy:
+        it goes back to the champion."""
+        back = trial._replace(verdict="rejected", need=0, candidate=(), acting="champion", radius=before.radius)
         return self._back(back, env_step)
 
     def _judged(self, trial: Trial, env_step: int) -> Trial:

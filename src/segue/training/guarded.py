@@ -50,9 +50,9 @@ class Guarded(AbstractOnline):
             if state.run.halted and state.run.halted[episode.seed]:
                 trial = trial._replace(acted=trial.acting, acting="champion", verdict="", need=0)
             else:
-                trial = self.gate.after(trial, episode.returned, state.env_step)
+                before, trial = trial, self.gate.after(trial, episode.returned, state.env_step)
                 if trial.verdict == "taken" and not _is_finite(state.learner, episode.seed):
-                    trial = self.gate.withdrawn(trial, state.env_step)
+                    trial = self.gate.withdrawn(trial, before, state.env_step)
             trials[episode.seed] = trial
         return self._following(state, tuple(trials)) if ended else state
 
