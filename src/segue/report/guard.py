@@ -143,7 +143,7 @@ def paint(axis: "Axes", found: Guarded) -> None:
     low, high = float(found.returns.min()), float(found.returns.max())
     room = (high - low) or max(abs(high), 1.0)
     axis.plot(found.refused, np.full(len(found.refused), low - 0.06 * room), "x", color="#a01818", label="not promoted")
-    frame(axis, low - 0.12 * room, high + 0.3 * room)
+    frame(axis, low - 0.12 * room, high + 0.42 * room)
     axis.set_xlabel("online env steps (collection included)")
     axis.legend(fontsize=8, frameon=False, ncols=3, loc="upper left", columnspacing=1.0, handletextpad=0.2)
 
