@@ -316,7 +316,7 @@ def test_an_env_that_changes_directory_moves_nobody(tmp_path, monkeypatch):
         (tmp_path / "of the env" / "trace").unlink()
 
 
-def test_a_run_with_a_relative_folder_is_saved_whatever_the_env_does(tmp_path, monkeypatch):
+def test_a_relative_folder_is_saved_whatever_the_env_does(tmp_path, monkeypatch):
     """The thread that writes commits runs while the env is in its own folder."""
     (tmp_path / "of the env").mkdir()
     monkeypatch.chdir(tmp_path)

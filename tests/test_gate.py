@@ -723,7 +723,7 @@ def test_a_checkpoint_s_returns_count_in_its_own_env_alone():
             checkpoints._seen(manifest | harm, Path("x"), manifest)
 
 
-def test_in_a_halted_seed_the_champion_acts_whatever_others_decide():
+def test_in_a_halted_seed_the_champion_acts_whoever_decides():
     phase = Guarded(PORL(LEARNER, EarnedTrustRegion()), 100, ONLINE, 1)
     state = phase.begin(start_module.start(SPEC, None, {"finetune": phase}, seeds=2, policy=POLICY))
     trial = measured([1.0, 2.0, 1.0, 2.0, 1.0])

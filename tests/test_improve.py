@@ -110,7 +110,7 @@ def test_the_journal_says_who_acted_and_what_was_decided():
 
 
 @pytest.mark.slow
-def test_the_policy_at_the_start_is_tried_again_where_the_disk_was_full(monkeypatch):
+def test_the_first_policy_is_written_again_after_a_full_disk(monkeypatch):
     save, fails = policy_file.save, [1]
 
     def full(actor, spec, path, **about):

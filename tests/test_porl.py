@@ -554,15 +554,13 @@ def test_a_policy_without_a_density_gets_one_around_what_it_does(output):
 
 
 def test_policy_init_uses_nothing_but_the_policy():
-    """Whatever an offline phase left: critics, a temperature, moments."""
+    """Whatever an offline phase left: critics, moments, and a temperature, which the first stage alone passes on."""
     given = pretrained(0, dataclasses.replace(TINY, critics=2, networks=dataclasses.replace(TINY.networks, width=16)))
     alone = Pretrained(TrainState.new(given.actor.net))
-    for build in (lambda: PORL(TINY, keep_critic=False), lambda: PolicyEvaluation(TINY)):
+    for build, restarts in ((lambda: PORL(TINY, keep_critic=False), True), (lambda: PolicyEvaluation(TINY), False)):
         a, b = (build().init(SPEC, start, key=KEY) for start in (given, alone))
-        assert same(
-            (a.actor.net, a.actor.opt, a.critics, a.parts["temperature"]),
-            (b.actor.net, b.actor.opt, b.critics, b.parts["temperature"]),
-        )
+        assert same((a.actor.net, a.actor.opt, a.critics), (b.actor.net, b.actor.opt, b.critics))
+        assert same(a.parts["temperature"], (b if restarts else given).parts["temperature"])
     assert len(a.critics[0].net.members.layers[0].bias) == 3
     fine = RECIPES["policy-init"](task("hopper-medium"), SMALL)["finetune"].method
     assert not fine.keep_critic

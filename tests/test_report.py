@@ -245,7 +245,7 @@ def test_what_other_seeds_lack_is_left_out_with_a_note(run):
     assert any("evaluations up to env step 100" in note and "/a has" in note for note in found.notes)
 
 
-def test_seeds_that_took_other_updates_to_an_env_step_leave_nothing_out(run):
+def test_seeds_that_took_other_updates_leave_nothing_out(run):
     """As with early stopping: they are joined by env step."""
     later = [*LINES[:2], LINES[2] | {"update": 50, "updates": 200}]
     (found,) = merge.merge([read.read(run("a")), read.read(run("b", seed=2, lines=later))])

@@ -857,7 +857,7 @@ def test_a_halted_seed_stays_halted_when_resumed(monkeypatch):
     assert everything(resumed(cut)) == everything(whole_of_it)
 
 
-def test_a_seed_that_had_halted_stays_halted_in_a_run_from_a_checkpoint(monkeypatch):
+def test_a_halted_seed_stays_halted_in_a_run_from_a_checkpoint(monkeypatch):
     from segue.training.phases import Train
 
     learn = Train.learn
