@@ -548,7 +548,8 @@ def test_the_steps_of_three_saves_that_fail_are_kept_by_the_next(task, monkeypat
 
     monkeypatch.setattr(commits.Commit, "_write", full)
     folder = new("arm")
-    with pytest.raises(SegueError, match="3 saves failed"), tuner(task, folder, commit_every=1) as mine:
+    words = "3 saves failed .* then make the same Agent again"
+    with pytest.raises(SegueError, match=words), tuner(task, folder, commit_every=1) as mine:
         Arm().phase_state(mine)
     assert mine.env_step == 4
     assert status(folder)["status"] == "failed"

@@ -1,5 +1,7 @@
 """A policy is learned from logs where there is no env: what is measured instead of returns is said to be that."""
 
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,9 @@ from segue.methods import BC
 from segue.nn.networks import Networks
 from segue.policies import policy_file
 from segue.replay import Uniform
+from segue.report import held_out as tables
 from segue.results import read
+from segue.results.held_out import COLUMNS
 from segue.runs import held_out
 from segue.runs.evaluate import evaluate
 from segue.system import disk
@@ -117,6 +121,16 @@ def test_report_says_that_errors_are_no_score(logged, capsys):
         main.main(["report", str(logged), "--out", str(new("report.csv"))])
     assert "these runs had no env" in capsys.readouterr().err
     assert len(read.read(logged).held_out) == 2
+
+
+def test_a_seed_that_failed_hides_no_other_s_errors(logged):
+    record = read.read(logged)
+    last = record.held_out[-1]
+    one = {name: np.array([row[0], np.nan]) for name, row in last.values.items()}
+    failed = dataclasses.replace(record, failed=(1,), held_out=(dataclasses.replace(last, values=one),))
+    ((_, seeds, _, *cells),) = tables.tables([failed])[0].rows
+    assert seeds == "2 (1 failed)"
+    assert [cell.value for cell in cells] == [f"{one[name][0]:.4g}" for name in COLUMNS if name in one]
 
 
 def test_evaluation_without_env_is_refused(logged):

@@ -7,9 +7,8 @@ r"""PEX: policy expansion (Zhang, Xu & Yu 2023, arXiv 2302.00935), on IQL's loss
 
 \pi_0 is given and never changes; \pi starts at random. The losses, the weights' bound, \lambda, fresh moments for all
 networks, the deterministic \pi_0, and raw rewards with expectile 0.9 and \beta = 10 on locomotion are those of the
-public code. It draws \tilde a with critics that have just moved;
-here they are those before the update. When it evaluates it draws one action in ten; here the action with the higher
-value is always taken.
+public code. It draws \tilde a with critics that have just moved; here they are those before the update. When it
+evaluates it draws one action in ten; here the action with the higher value is always taken.
 """
 
 import equinox as eqx

@@ -115,9 +115,9 @@ class PORL(AbstractFineTuner):
 
     def init(self, spec: Spec, pretrained: Pretrained, *, key: PRNGKeyArray) -> ActorCritic:
         require(pretrained, "PORL", actor=_ADVICE)
-        restarted = pretrained._replace(parts=self.backbone.restart_parts(pretrained.parts))
-        restarted = _given(restarted, self.keep_critic)
-        return self.trust_region.with_reference_policy(self.backbone.init(spec, restarted, key=key))
+        parts = self.backbone.restart_parts(pretrained.parts)
+        given = _given(pretrained._replace(parts=parts), self.keep_critic)
+        return self.trust_region.with_reference_policy(self.backbone.init(spec, given, key=key))
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
         return step(self.backbone, learner, lambda q: q, batch, constrain=self.trust_region, key=key, clock=clock)

@@ -216,8 +216,10 @@ def checkpoint_names(source: str) -> list[str]:
 
 
 def _seen(manifest: Mapping[str, Any], folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which seeds had halted at a checkpoint, and what its seeds' gates had seen: nothing that counts, where the
-    env's arguments were others than in this run, which is `about`. Raises DataError."""
+    """Return which seeds had halted at a checkpoint, and what their gates had seen. Raises DataError.
+
+    Where this run, which is `about`, has other arguments of the env, returns are others, and gates begin anew.
+    """
     halted, trials = manifest.get("halted", []), manifest.get("trials", [])  # earlier versions did not write them
     try:
         sizes = {len(halted), len(trials)}
@@ -258,12 +260,13 @@ def load_checkpoint(source: str, run: RunState, shapes: Pretrained, about: Mappi
         raise DataError(f"{folder / 'manifest.json'} does not describe a checkpoint: it is damaged.")
     if manifest["seeds"] != run.seeds:
         raise SegueError(f"{source} has {manifest['seeds']} seeds: run with --seeds {manifest['seeds']}.")
-    start = f": start from the policy of that run's last phase instead, --policy {directory}/policy-0.safetensors"
     if manifest.get("env_id") != about["env_id"]:
-        raise SegueError(
-            f"{source} was trained on {manifest.get('env_id') or 'logs without an env'}, and this run is on "
-            f"{about['env_id'] or 'such logs'}{start * bool(about['env_id'])}."
-        )
+        here = "such logs"
+        if about["env_id"]:
+            last = f"--policy {directory}/policy-0.safetensors"
+            here = f"{about['env_id']}: start from the policy of that run's last phase instead, {last}"
+        there = manifest.get("env_id") or "logs without an env"
+        raise SegueError(f"{source} was trained on {there}, and this run is on {here}.")
     before, now = ((part.get("env") or {}).get("action_range") for part in (manifest, about))
     if before != now:
         raise SegueError(f"{source} was trained with the action range {before}, and this run has {now}.")
