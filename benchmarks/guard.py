@@ -7,7 +7,7 @@
     resfit, ibrl   the recipes of these names, with as many critics and updates per env step as the others
 
 The policies are files of other projects and not part of this one: SEGUE_TEST_DATA names the folder that has them
-(sb3_zoo, mujoco_trpo_ladder, adroit). Runs are kept in runs/guard, and a call continues what an earlier one began;
+(sb3_zoo, mujoco_trpo_ladder, adroit). That of pen-clone is cloned here from 50 episodes of pen's. Runs are kept in runs/guard, and a call continues what an earlier one began;
 `--collect` writes the raw returns and table.md to results/guard. An hour of one core is about four runs of 30,000 env
 steps.
 """
@@ -45,17 +45,35 @@ POLICIES = {
     "halfcheetah": ("halfcheetah-medium", "mujoco_trpo_ladder/log_HalfCheetah-v1_2_snapshots.npz:3"),
     "pen": ("pen-expert", "adroit/policy_pen-v0.npz"),
     "halfcheetah-good": ("halfcheetah-medium", "sb3_zoo/sac_HalfCheetah-v3.npz"),
+    "pen-clone": ("pen-expert", "adroit/policy_pen-v0.npz"),
 }
+CLONED = ("pen-clone",)
+"""Rows that start from a clone of their policy."""
 LOOKS = (10, 20, 30)
 """Thousands of env steps at which scores are reported."""
 ARMS = ("improve", "improve-data", "trust-region", "neither", "resfit", "ibrl")
 
 
-def given(name: str) -> Task:
-    """Return the task of a row, with its policy and without a dataset."""
+def given(name: str, out: Path) -> Task:
+    """Return the task of a row, with its policy and without a dataset. A clone is made in `out` where it has none."""
     task, policy = POLICIES[name]
     path = Path(os.environ["SEGUE_TEST_DATA"]) / policy
-    return dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
+    found = dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
+    return cloned(found, out / name) if name in CLONED else found
+
+
+def cloned(task: Task, folder: Path) -> Task:
+    """Return the task with a clone of its policy, by 10,000 updates on 5,000 rows, instead of the policy."""
+    path = folder / "clone" / "policy-0.safetensors"
+    if not path.exists():
+        spec = read_spec(task.make)
+        folder.mkdir(parents=True, exist_ok=True)
+        behaviours = [Policy(actor, spec) for actor in importers.read(task.policy, spec)]
+        collect(task.make, 5_000, 0, folder / "rows.npz", behaviours=behaviours, name="rows", overwrite=True)
+        offline = dataclasses.replace(task, policy=None, dataset=str(folder / "rows.npz"), backbone="bc")
+        budget = dataclasses.replace(SMALL, offline=10_000)
+        segue.run(RECIPES["bc"](offline, budget), offline, out=folder / "clone", budget=budget, about={"recipe": "bc"})
+    return dataclasses.replace(task, policy=str(path))
 
 
 def with_rows(task: Task, path: Path) -> Task:
@@ -109,7 +127,8 @@ def run(row: str, arm: str, seed: int, env_steps: int, out: Path) -> None:
     gated = arm.startswith("improve")
     if word == "finished" and (not gated or (out / "verdict.json").exists()):
         return
-    task = with_rows(given(row), out.parent / f"{row}.npz") if arm == "improve-data" else given(row)
+    task = given(row, out.parent)
+    task = with_rows(task, out.parent / f"{row}.npz") if arm == "improve-data" else task
     every = max(env_steps // 30, 1)
     if word is not None and (out / "commits").exists():
         if word != "finished":
