@@ -7,9 +7,9 @@
     resfit, ibrl   the recipes of these names, with as many critics and updates per env step as the others
 
 The policies are files of other projects and not part of this one: SEGUE_TEST_DATA names the folder that has them
-(sb3_zoo, mujoco_trpo_ladder, adroit). That of pen-clone is cloned here from 50 episodes of pen's. Runs are kept in runs/guard, and a call continues what an earlier one began;
-`--collect` writes the raw returns and table.md to results/guard. An hour of one core is about four runs of 30,000 env
-steps.
+(sb3_zoo, mujoco_trpo_ladder, adroit). That of pen-clone is cloned here from 50 episodes of pen's. Runs are kept in
+runs/guard, and a call continues what an earlier one began; `--collect` writes the raw returns and table.md to
+results/guard. An hour of one core is about eight runs of 30,000 env steps.
 """
 
 import argparse
@@ -54,7 +54,7 @@ LOOKS = (10, 20, 30)
 ARMS = ("improve", "improve-data", "trust-region", "neither", "resfit", "ibrl")
 
 
-def given(name: str, out: Path) -> Task:
+def given(name: str, out: Path = Path("runs/guard")) -> Task:
     """Return the task of a row, with its policy and without a dataset. A clone is made in `out` where it has none."""
     task, policy = POLICIES[name]
     path = Path(os.environ["SEGUE_TEST_DATA"]) / policy
