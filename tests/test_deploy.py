@@ -23,8 +23,8 @@ from segue.core import Spec
 from segue.deploy import export, film, show
 from segue.deploy.stored_policy import find_policy
 from segue.errors import DataError, SegueError
-from segue.nn.actors import Deterministic, Gaussian, OneStep, TanhGaussian
-from segue.nn.mlp import MLP, Statistics
+from segue.nn.actors import Deterministic, Gaussian, OneStep, Residual, TanhGaussian
+from segue.nn.mlp import MLP, Statistics, TanhScale
 from segue.policies import importers, policy_file
 from segue.results import read as read_module
 from segue.results import records
@@ -60,8 +60,16 @@ ACTORS = {
     "statistics": lambda: Deterministic(mlp(statistics=True)),
     "norm": lambda: Deterministic(mlp(layer_norm=True)),
     "norm after": lambda: Deterministic(mlp(layer_norm=True, norm_after=True)),
+    "residual": lambda: residual(Deterministic(mlp())),
+    "residual of everything": lambda: residual(ACTORS["everything"](), layer_norm=True, norm_after=True),
+    "residual around clip": lambda: residual(ACTORS["around clip"]()),
     "everything": lambda: TanhGaussian(mlp(act=4, statistics=True, layer_norm=True, activation="elu")),
 }
+
+
+def residual(base, **options):
+    """Corrections of up to 0.3, so that the clip acts here and there."""
+    return Residual(base, mlp(obs=7, rescale=TanhScale(jnp.full(2, 0.3), jnp.zeros(2)), **options))
 
 
 def acts(actor, spec=SPEC, obs=OBS):
@@ -207,9 +215,9 @@ def test_wrong_observations_are_refused(obs, word):
 # --- files that mean harm --------------------------------------------------------------------------------------------
 
 
-def rewritten(kind, change):
+def rewritten(kind, change, name="everything"):
     """An exported file whose arrays and description were changed, and sealed again."""
-    path = exported(ACTORS["everything"](), kind)
+    path = exported(ACTORS[name](), kind)
     policy = predict.load(path)
     arrays, about = dict(policy.arrays), json.loads(json.dumps(policy.about))
     change(arrays, about)
@@ -247,10 +255,27 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("name", HARM)
+HARM_TO_A_BASE = {
+    "no base": lambda a, s: s.pop("base"),
+    "base of text": lambda a, s: s.update(base="deterministic"),
+    "base of a base": lambda a, s: s["base"].update(base=dict(s["base"])),
+    "base in an old format": lambda a, s: s.update(format=2),
+    "base with an odd activation": lambda a, s: s["base"].update(activation="eval"),
+    "base of other layers": lambda a, s: s["base"].update(layers=[5, 16, 12, 3]),
+    "base of other observations": lambda a, s: s["base"].update(layers=[4, 16, 12, 2]),
+    "base lacks an array": lambda a, s: a.pop("base.layer1.bias"),
+    "base std 0": lambda a, s: a.update({"base.obs_std": np.zeros(5, np.float32)}),
+    "chunk of one alone": lambda a, s: s["base"].update(chunk=2),
+}
+
+
+@pytest.mark.parametrize("name", [*HARM, *HARM_TO_A_BASE])
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_a_description_is_not_trusted(name, kind):
-    path = rewritten(kind, HARM[name])
+    if name in HARM:
+        path = rewritten(kind, HARM[name])
+    else:
+        path = rewritten(kind, HARM_TO_A_BASE[name], "residual of everything")
     with pytest.raises(ValueError, match=r".") as refused:
         predict.load(path)
     assert "\n" not in str(refused.value)

@@ -755,7 +755,7 @@ def test_the_status_says_who_acts_and_how_the_judgement_stands():
     assert phase.status(state._replace(trials=(learner,))).startswith("the learner acts; candidates promoted: 1 of 3")
 
 
-GATED = ("aca", "cfp", "direct", "opt", "opt-single", "policy-init", "porl", "rlpd", "sac", "wsrl")
+GATED = ("aca", "cfp", "direct", "opt", "opt-single", "policy-init", "porl", "resfit", "rlpd", "sac", "wsrl")
 
 
 @pytest.mark.parametrize("recipe", GATED)

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import same
 from helpers import RAGGED, Ragged, dataset, flags, lines, new
 from test_policies import Call, torch_file
 from test_resume import STILL, Killed, everything, interrupted, resumed
 
+from segue import predict
 from segue.cli import main
 from segue.core import Spec
+from segue.deploy import show
 from segue.envs.make import spec_of
 from segue.errors import DataError
 from segue.nn.actors import Deterministic, Gaussian
@@ -182,7 +185,7 @@ def test_its_siblings(recipe):
         assert not is_given(last, part="actor.net.own")
     if recipe == "resfit":  # the base stays, a correction learns
         assert is_given(last, part="actor.net.base")
-        assert (last["actor.net.correction.layers.2.weight"] != 0).any()
+        assert (last["actor.net.mlp.layers.2.weight"] != 0).any()
 
 
 @pytest.mark.parametrize("recipe", ["pex", "cfp"])
@@ -205,10 +208,33 @@ def test_rivals_with_data_start_from_a_policy(recipe):
         assert (last["critic.opt.count"] == 3 + 7).all()  # the new critic goes on
 
 
-def test_a_policy_that_no_file_can_hold_is_not_guarded(capsys):
-    with pytest.raises(SystemExit, match=r"^1$"):
-        main.main(["run", *tiny("resfit", "--policy", policy()), "--guard", "--out", str(new("run"))])
-    assert "A gate keeps the deployed policy as a file, but" in capsys.readouterr().err
+def test_a_corrected_policy_is_kept_and_improved_further(capsys):
+    """Its file holds both networks, and another method starts from it; a second correction has no file, so no gate."""
+    folder = run(tiny("resfit", "--policy", policy()))
+    given = folder / "policy-0.safetensors"
+    actor, _ = policy_file.load(given)
+    assert same(actor.base, ACTOR)
+    obs = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    expected = SPEC.denormalise(np.asarray(jax.vmap(actor.act)(obs)))
+    assert (expected != SPEC.denormalise(np.asarray(jax.vmap(ACTOR.act)(obs)))).any()
+    main.main(["policy", "export", str(given), "--format", "npz", "--out", str(out := new("out.npz"))])
+    np.testing.assert_allclose(predict.load(out)(obs), expected, atol=1e-4)
+    assert "adds a correction" in show.show(out)
+    for recipe, part in (("ibrl", "actor.net.given.base"), ("resfit", "actor.net.base.base")):
+        assert is_given(pretrained(run(tiny(recipe, "--policy", given)), "finetune"), part=part)
+    assert "a correction of a policy, and not one of a corrected policy" in capsys.readouterr().err
+    assert "A gate keeps" in refused([*tiny("resfit", "--policy", given), "--guard"], capsys)
+    assert "TanhGaussian" in refused(tiny("porl", "--policy", given), capsys)
+
+
+def test_a_gate_deploys_a_corrected_policy():
+    gate = ["--guard", "--finetune.gate.rest", "5", "--finetune.gate.min-episodes", "1"]
+    folder = run([*tiny("resfit", "--policy", policy(), finetune__until=400), *gate])
+    champions = [policy_file.load(folder / f"champion-{seed}.safetensors")[0] for seed in range(2)]
+    promoted = {line["seed"] for line in lines(folder / "episodes.jsonl") if line.get("verdict") == "promoted"}
+    assert promoted
+    for seed, actor in enumerate(champions):
+        assert same(actor.base if seed in promoted else actor, ACTOR)
 
 
 def test_one_snapshot_of_a_ladder():

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import NETS, SPEC, WIDTH, at, changed, pretrained, ring_of, same, without
 from conftest import rows as numpy_rows
+from helpers import new
 
 from segue.core import Pretrained, TrainState
 from segue.envs.reward import Reward
-from segue.errors import SegueError
+from segue.errors import DataError, SegueError
 from segue.losses import advantage_weights
 from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
@@ -25,6 +26,7 @@ from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian
 from segue.nn.mlp import MLP, Ensemble
+from segue.policies import policy_file
 from segue.replay import sumtree
 from segue.replay.arb import ARB, trajectory_means
 from segue.replay.ring import Ring
@@ -85,9 +87,52 @@ def test_resfit_starts_as_the_given_policy_and_never_changes_it():
     np.testing.assert_array_equal(act(learner), base)
     after = updated(method, learner, 12)
     assert same(after.actor.net.base, given.actor.net)
-    assert float(after.actor.net.scale) == np.float32(0.2)
+    assert (after.actor.net.mlp.rescale.scale == np.float32(0.2)).all()
     moved = np.abs(act(after) - base)
     assert 1e-3 < moved.max() <= 0.2 + 1e-6
+
+
+def test_a_corrected_policy_of_logs_takes_raw_observations():
+    """The statistics of the logs come before both networks; the action between them stays as it is."""
+    mean, std = tuple(range(1, SPEC.obs + 1)), (0.5,) * SPEC.obs
+    learner = ResFiT(ENSEMBLE, scale=0.2, units=WIDTH).init(SPEC, pretrained(), key=KEY)
+    actor = updated(ResFiT(ENSEMBLE), learner, 3).actor.net
+    whole = policy_file.with_statistics(actor, SPEC._replace(mean=mean, std=std))
+    policy_file.save(whole, SPEC, path := new("corrected"))
+    back, spec = policy_file.load(path)
+    raw = OBS * 0.5 + jnp.array([mean], jnp.float32)
+    np.testing.assert_allclose(jax.vmap(back.act)(raw), jax.vmap(actor.act)(OBS), atol=1e-5)
+    assert spec == SPEC
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "tanh"},
+        {"rescaled": False},
+        {"base": "deterministic"},
+        {"base": {}},
+        {"layers": [2, 8, 2]},
+        {"layers": [SPEC.obs + SPEC.act + 1, 8, 8, SPEC.act]},
+    ],
+)
+def test_a_description_of_no_corrected_policy_is_refused(change):
+    actor = ResFiT(ENSEMBLE, units=8).init(SPEC, pretrained(), key=KEY).actor.net
+    described = policy_file.describe(actor, SPEC)
+    assert policy_file.build(described, "it")[1] == SPEC
+    with pytest.raises(DataError, match="it ") as refused:
+        policy_file.build(described | change, "it")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(DataError, match="a correction of a corrected policy"):
+        policy_file.build(described | {"base": described}, "it")
+
+
+def test_a_correction_of_a_corrected_policy_has_no_file():
+    actor = ResFiT(ENSEMBLE, units=8).init(SPEC, pretrained(), key=KEY).actor
+    twice = ResFiT(ENSEMBLE, units=8).init(SPEC, pretrained()._replace(actor=actor), key=KEY).actor.net
+    assert "not one of a corrected policy" in policy_file.lacks(twice)
+    with pytest.raises(SegueError, match="cannot be written to a file"):
+        policy_file.describe(twice, SPEC)
 
 
 def test_resfit_needs_a_policy():

@@ -5,14 +5,18 @@
 
 An exported .npz or .safetensors holds float32 arrays and a JSON text, `segue_policy`, that describes the arrays:
 
-    x = obs
+    x = obs, or obs and the base's x in a row where there is a "base"
     x = clip((x - obs_mean) / obs_std, -obs_clip, obs_clip)                 where "standardised"
     x = activation(norm_i(layer_i.weight x + layer_i.bias))                 hidden layers; norm_i where "layer_norm",
                                                                             outside the activation where "norm_after"
     x = layer_n.weight x + layer_n.bias                                     the last one; weights are [out, in]
     x = out_scale * tanh(x) + out_shift                                     where "rescaled"
+    x = x + the base's x                                                    where there is a "base"
     x = tanh(x), or clip(x, -limit, limit)                                  as "output" says
     action = low + (x + 1) / 2 * (high - low)
+
+A "base" is the description of a network whose action another one corrects. Its arrays are called base.NAME, and its x
+is the one before the action's box.
 
 Where "chunk" is n above 1, the action is n actions in a row, one after another: take them in n steps, then ask again.
 
@@ -34,8 +38,8 @@ from typing import Any
 
 import numpy as np
 
-EXPORT_FORMAT = 2
-"""The newest version of the file format. Version 2 has "norm_after"; files without it are of version 1."""
+EXPORT_FORMAT = 3
+"""The newest version of the file format. A file has the lowest that describes it: 2 has "norm_after", 3 a "base"."""
 
 
 NAME = "segue_policy"
@@ -76,11 +80,13 @@ class Policy:
             raise ValueError(f"{where} does not match its own SHA-256: it is damaged.")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError(f"{where} holds numbers that are not finite.")
-        if not (arrays["low"] < arrays["high"]).all() or not (arrays.get("obs_std", np.ones(1)) > 0).all():
+        stds = [array for name, array in arrays.items() if name.endswith("obs_std")]
+        if not (arrays["low"] < arrays["high"]).all() or not all((std > 0).all() for std in stds):
             raise ValueError(f"{where} has no box of low < high, or a standard deviation that is not above 0.")
         self.arrays, self.about = arrays, about
         self.low, self.high = arrays["low"], arrays["high"]
-        self.obs, self.act, self.chunk = about["layers"][0], about["layers"][-1], about.get("chunk", 1)
+        self.obs = about.get("base", about)["layers"][0]
+        self.act, self.chunk = about["layers"][-1], about.get("chunk", 1)
 
     def __call__(self, obs: Any) -> np.ndarray:
         """Return the action, float32 [act] or [batch, act] in the env's units, for observations [obs] or [batch, obs].
@@ -97,28 +103,35 @@ class Policy:
             raise ValueError(f"An observation has shape [{self.obs}] or [batch, {self.obs}], and not {list(x.shape)}.")
         if not np.isfinite(x).all():
             raise ValueError("The observation holds a number that is not finite.")
-        about, arrays = self.about, self.arrays
-        if about["standardised"]:
-            limit = np.float32(about["obs_clip"])
-            x = np.clip((x - arrays["obs_mean"]) / arrays["obs_std"], -limit, limit)
-        last = len(about["layers"]) - 2
-        for i in range(last):
-            x = x @ arrays[f"layer{i}.weight"].T + arrays[f"layer{i}.bias"]
-            norm_after = about.get("norm_after", False)
-            x = ACTIVATIONS[about["activation"]](x) if norm_after else x
-            if about["layer_norm"]:
-                x = x - x.mean(-1, keepdims=True)
-                x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(about["layer_norm"]))
-                x = x * arrays[f"norm{i}.weight"] + arrays[f"norm{i}.bias"]
-            x = x if norm_after else ACTIVATIONS[about["activation"]](x)
-        x = x @ arrays[f"layer{last}.weight"].T + arrays[f"layer{last}.bias"]
-        if about.get("rescaled"):
-            x = arrays["out_scale"] * np.tanh(x) + arrays["out_shift"]
-        limit = np.float32(about["limit"])
-        x = np.tanh(x) if about["output"] == "tanh" else np.clip(x, -limit, limit)
+        x = _unit_action(self.about, self.arrays, x)
         if (self.low == -1).all() and (self.high == 1).all():
             return x
         return self.low + np.float32(0.5) * (x + np.float32(1)) * (self.high - self.low)
+
+
+def _unit_action(about: dict[str, Any], arrays: dict[str, np.ndarray], obs: np.ndarray, prefix: str = "") -> np.ndarray:
+    """Return the action in [-1, 1] of the network whose arrays begin with `prefix`."""
+    base = _unit_action(about["base"], arrays, obs, "base.") if "base" in about else None
+    x = obs if base is None else np.concatenate([obs, base], -1)
+    if about["standardised"]:
+        limit = np.float32(about["obs_clip"])
+        x = np.clip((x - arrays[f"{prefix}obs_mean"]) / arrays[f"{prefix}obs_std"], -limit, limit)
+    last = len(about["layers"]) - 2
+    for i in range(last):
+        x = x @ arrays[f"{prefix}layer{i}.weight"].T + arrays[f"{prefix}layer{i}.bias"]
+        norm_after = about.get("norm_after", False)
+        x = ACTIVATIONS[about["activation"]](x) if norm_after else x
+        if about["layer_norm"]:
+            x = x - x.mean(-1, keepdims=True)
+            x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(about["layer_norm"]))
+            x = x * arrays[f"{prefix}norm{i}.weight"] + arrays[f"{prefix}norm{i}.bias"]
+        x = x if norm_after else ACTIVATIONS[about["activation"]](x)
+    x = x @ arrays[f"{prefix}layer{last}.weight"].T + arrays[f"{prefix}layer{last}.bias"]
+    if about.get("rescaled"):
+        x = arrays[f"{prefix}out_scale"] * np.tanh(x) + arrays[f"{prefix}out_shift"]
+    x = x if base is None else base + x
+    limit = np.float32(about["limit"])
+    return np.tanh(x) if about["output"] == "tanh" else np.clip(x, -limit, limit)
 
 
 def load(path: Any) -> Policy:
@@ -173,6 +186,25 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         raise ValueError(
             f"{where} is not an exported policy of format {EXPORT_FORMAT}: a newer Segue may have written it."
         )
+    shapes = _network_shapes(about, where)
+    if about["format"] != (3 if "base" in about else 2 if about.get("norm_after") else 1):
+        raise ValueError(f"{where} has a description with an impossible 'format'.")
+    if not isinstance(about.get("about"), dict):
+        raise ValueError(f"{where} has a description with an impossible 'about'.")
+    act = about["layers"][-1]
+    if "base" in about:
+        base = about["base"]
+        if not isinstance(base, dict) or "base" in base:
+            raise ValueError(f"{where} has a description with an impossible 'base'.")
+        shapes.update({f"base.{name}": shape for name, shape in _network_shapes(base, where).items()})
+        sizes = base["layers"]
+        if sizes[-1] != act or sizes[0] + act != about["layers"][0] or base.get("chunk", 1) != about.get("chunk", 1):
+            raise ValueError(f"{where} corrects the actions of a network of other sizes.")
+    return {"low": (act,), "high": (act,), **shapes}
+
+
+def _network_shapes(about: dict[str, Any], where: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's arrays, by name. Raises as `expected`."""
     sizes = about.get("layers")
     if not isinstance(sizes, list) or not all(type(n) is int and 0 < n <= 65536 for n in sizes):
         raise ValueError(f"{where} has no sizes of layers.")
@@ -186,14 +218,13 @@ def expected(about: Any, where: str) -> dict[str, tuple[int, ...]]:
         "rescaled": isinstance(about.get("rescaled", False), bool),
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
         "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
-        "norm_after": about.get("norm_after", False) is (about["format"] == 2),
+        "norm_after": isinstance(about.get("norm_after", False), bool),
         "chunk": type(chunk) is int and chunk > 0 and (sizes or [0])[-1] % chunk == 0,
-        "about": isinstance(about.get("about"), dict),
     }
     for name, passed in checks.items():
         if not passed:
             raise ValueError(f"{where} has a description with an impossible {name!r}.")
-    shapes: dict[str, tuple[int, ...]] = {"low": (sizes[-1],), "high": (sizes[-1],)}
+    shapes: dict[str, tuple[int, ...]] = {}
     for i in range(len(sizes) - 1):
         shapes[f"layer{i}.weight"], shapes[f"layer{i}.bias"] = (sizes[i + 1], sizes[i]), (sizes[i + 1],)
         if about["layer_norm"] and i < len(sizes) - 2:

@@ -96,9 +96,24 @@ def _space(policy: predict.Policy) -> str:
 
 
 def network(policy: predict.Policy) -> list[str]:
-    """Describe a network in lines of text."""
-    about, layers = policy.about, " - ".join(map(str, policy.about["layers"]))
-    total = sum(array.size for name, array in policy.arrays.items() if name.startswith(("layer", "norm")))
+    """Describe a policy's networks in lines of text."""
+    *lines, last = _layers(policy.about, policy)
+    if "base" in policy.about:
+        given = _layers(policy.about["base"], policy, "base.")
+        lines = [*given, "another network sees the same and this action, and adds a correction to it:", *lines]
+    lines += [f"{last}, then from [-1, 1] to the action's box; deterministic"]
+    if policy.chunk > 1:
+        lines.append(
+            f"an action is a chunk: {policy.chunk} actions of {policy.act // policy.chunk} numbers, to be taken one "
+            "after another; ask again when they are used up, or when an episode begins"
+        )
+    return lines
+
+
+def _layers(about: Mapping[str, Any], policy: predict.Policy, prefix: str = "") -> list[str]:
+    """Describe the network whose arrays begin with `prefix` in lines of text."""
+    own = (f"{prefix}layer", f"{prefix}norm")
+    total = sum(array.size for name, array in policy.arrays.items() if name.startswith(own))
     norm = (
         f", LayerNorm ({about['layer_norm']:g}) {'after' if about.get('norm_after') else 'before'} each"
         if about["layer_norm"]
@@ -110,17 +125,9 @@ def network(policy: predict.Policy) -> list[str]:
     scaled = "tanh, a scale and a shift, " if about.get("rescaled") else ""
     squash = "tanh" if about["output"] == "tanh" else f"a clip to ±{about['limit']:g}"
     return [
-        f"layers {layers}, {about['activation']}{norm}; {total:,} parameters",
+        f"layers {' - '.join(map(str, about['layers']))}, {about['activation']}{norm}; {total:,} parameters",
         f"the network sees {inputs}",
-        f"its output goes through {scaled}{squash}, then from [-1, 1] to the action's box; deterministic",
-        *(
-            [
-                f"an action is a chunk: {policy.chunk} actions of {policy.act // policy.chunk} numbers, to be taken "
-                "one after another; ask again when they are used up, or when an episode begins"
-            ]
-            if policy.chunk > 1
-            else []
-        ),
+        f"its output goes through {scaled}{squash}",
     ]
 
 

@@ -23,7 +23,6 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
         from onnx import helper, numpy_helper
     except ImportError:
         raise SegueError("ONNX needs its package: pip install 'segue[onnx]'.") from None
-    about, last = policy.about, len(policy.about["layers"]) - 2
     constants, nodes, output = dict(policy.arrays), [], "obs"
 
     def append(kind: str, *more: str, **attributes: Any) -> None:
@@ -36,26 +35,40 @@ def onnx_bytes(policy: predict.Policy) -> bytes:
         constants.update({f"-{name}": np.asarray(-limit, np.float32), name: np.asarray(limit, np.float32)})
         append("Clip", f"-{name}", name)
 
-    activation = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]]
-    if about["standardised"]:
-        append("Sub", "obs_mean")
-        append("Div", "obs_std")
-        clip(about["obs_clip"])
-    for i in range(last + 1):
-        append("Gemm", f"layer{i}.weight", f"layer{i}.bias", transB=1)
-        if i < last:
-            norm_after = about.get("norm_after", False)
-            if norm_after:
-                append(activation)
-            if about["layer_norm"]:
-                append("LayerNormalization", f"norm{i}.weight", f"norm{i}.bias", epsilon=about["layer_norm"])
-            if not norm_after:
-                append(activation)
-    if about.get("rescaled"):
-        append("Tanh")
-        append("Mul", "out_scale")
-        append("Add", "out_shift")
-    append("Tanh") if about["output"] == "tanh" else clip(about["limit"])
+    def network(about: dict[str, Any], prefix: str = "") -> None:
+        """Append the nodes from "obs" to an action in [-1, 1]."""
+        nonlocal output
+        output, base = "obs", None
+        if "base" in about:
+            network(about["base"], "base.")
+            output, base = "obs", output
+            append("Concat", base, axis=-1)
+        activation, last = {"relu": "Relu", "tanh": "Tanh", "elu": "Elu"}[about["activation"]], len(about["layers"]) - 2
+        if about["standardised"]:
+            append("Sub", f"{prefix}obs_mean")
+            append("Div", f"{prefix}obs_std")
+            clip(about["obs_clip"])
+        for i in range(last + 1):
+            append("Gemm", f"{prefix}layer{i}.weight", f"{prefix}layer{i}.bias", transB=1)
+            if i < last:
+                norm_after = about.get("norm_after", False)
+                if norm_after:
+                    append(activation)
+                if about["layer_norm"]:
+                    norm = (f"{prefix}norm{i}.weight", f"{prefix}norm{i}.bias")
+                    append("LayerNormalization", *norm, epsilon=about["layer_norm"])
+                if not norm_after:
+                    append(activation)
+        if about.get("rescaled"):
+            append("Tanh")
+            append("Mul", f"{prefix}out_scale")
+            append("Add", f"{prefix}out_shift")
+        if base is not None:
+            append("Add", base)
+        append("Tanh") if about["output"] == "tanh" else clip(about["limit"])
+
+    about = policy.about
+    network(about)
     constants |= {"one": np.asarray(1, np.float32), "half_width": np.float32(0.5) * (policy.high - policy.low)}
     if not ((policy.low == -1).all() and (policy.high == 1).all()):
         append("Add", "one")

@@ -13,32 +13,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from segue.core import Clock, Pretrained, Spec, TrainState
 from segue.methods.backbone import AbstractBackbone, AbstractFineTuner, ActorCritic, Info, require
 from segue.methods.ensemble_td3 import EnsembleTD3
-from segue.nn.actors import AbstractActor, clipped
-from segue.nn.mlp import MLP
-
-
-class Residual(AbstractActor):
-    """A policy that adds a learned, bounded correction to the action of a frozen policy."""
-
-    base: AbstractActor
-    """The frozen policy: no gradient reaches it."""
-    correction: MLP
-    """From an observation and the frozen policy's action to the argument of tanh."""
-    scale: Float[Array, ""]
-    """The largest correction, in units of actions from -1 to 1."""
-
-    def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
-        base, scale = jax.lax.stop_gradient((self.base, self.scale))
-        action = base.act(obs)
-        return clipped(action + scale * jnp.tanh(self.correction(obs, action)))
-
-    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        return self.act(obs)
+from segue.nn.actors import Residual
+from segue.nn.mlp import MLP, TanhScale
 
 
 class ResFiT(AbstractFineTuner):
@@ -66,8 +47,9 @@ class ResFiT(AbstractFineTuner):
         require(pretrained, "ResFiT", actor="start from one (--policy FILE), or put an offline phase before it")
         assert pretrained.actor is not None
         own_key, learner_key = jax.random.split(key)
-        correction = MLP((spec.obs + spec.act, self.units, self.units, spec.act), head=0.0, key=own_key)
-        net = Residual(pretrained.actor.net, correction, jnp.asarray(self.scale, jnp.float32))
+        bound = TanhScale(jnp.full(spec.act, self.scale, jnp.float32), jnp.zeros(spec.act))
+        sizes = (spec.obs + spec.act, self.units, self.units, spec.act)
+        net = Residual(pretrained.actor.net, MLP(sizes, head=0.0, rescale=bound, key=own_key))
         return self.backbone.init(spec, pretrained._replace(actor=TrainState.new(net)), key=learner_key)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:

@@ -251,6 +251,22 @@ class OneStep(AbstractActor):
         return Deterministic(eqx.tree_at(inputs, self.mlp, cut), "clip")
 
 
+class Residual(AbstractActor):
+    """A policy that adds a learned, bounded correction to the action of a frozen policy."""
+
+    base: AbstractActor
+    """The frozen policy: no gradient reaches it."""
+    mlp: MLP
+    """From an observation and the frozen policy's action to the correction; its last layer bounds it."""
+
+    def act(self, obs: Float[Array, " obs"]) -> Float[Array, " act"]:
+        action = jax.lax.stop_gradient(self.base).act(obs)
+        return clipped(action + self.mlp(obs, action))
+
+    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        return self.act(obs)
+
+
 class Mode(AbstractActor):
     """A policy that explores by its evaluation action alone."""
 
