@@ -184,7 +184,7 @@ def test_the_readmes_numbers_are_those_of_the_kept_runs():
             told.append(kept_this if each == "kept" else f"{words}: {given} -> {each.strip('()')} (95 % interval")
     begun = [next((begin for begin in told if verdict.startswith(begin)), verdict) for verdict in verdicts]
     assert sorted(told) == sorted(begun)
-    assert len(told) == 18
+    assert len(told) == 20
 
 
 def test_the_scores_of_opt_and_direct_are_those_of_the_kept_runs():

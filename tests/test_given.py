@@ -233,8 +233,9 @@ def test_a_gate_deploys_a_corrected_policy():
     champions = [policy_file.load(folder / f"champion-{seed}.safetensors")[0] for seed in range(2)]
     promoted = {line["seed"] for line in lines(folder / "episodes.jsonl") if line.get("verdict") == "promoted"}
     assert promoted
-    for seed, actor in enumerate(champions):
-        assert same(actor.base if seed in promoted else actor, ACTOR)
+    for seed, actor in enumerate(champions):  # kept, the correction is 0
+        assert same(actor.base, ACTOR)
+        assert bool((actor.mlp.layers[2].weight != 0).any()) == (seed in promoted)
 
 
 def test_one_snapshot_of_a_ladder():

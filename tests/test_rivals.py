@@ -17,6 +17,7 @@ from segue.methods.direct import Direct
 from segue.methods.ensemble_td3 import EnsembleTD3
 from segue.methods.ibrl import IBRL, Best, ChoosingTD3
 from segue.methods.iql import IQL
+from segue.methods.opt import MetaCritic
 from segue.methods.pex import PEX, Expanded
 from segue.methods.porl import PORL, PolicyEvaluation
 from segue.methods.q2rl import Q2RL, CloningSAC, Preferred
@@ -24,7 +25,7 @@ from segue.methods.resfit import ResFiT
 from segue.methods.sac import SAC, LogAlpha
 from segue.methods.td3 import TD3
 from segue.methods.td3bc import TD3BC
-from segue.nn.actors import Deterministic, Gaussian
+from segue.nn.actors import Deterministic, Gaussian, Residual
 from segue.nn.mlp import MLP, Ensemble
 from segue.policies import policy_file
 from segue.replay import sumtree
@@ -133,6 +134,15 @@ def test_a_correction_of_a_corrected_policy_has_no_file():
     assert "not one of a corrected policy" in policy_file.lacks(twice)
     with pytest.raises(SegueError, match="cannot be written to a file"):
         policy_file.describe(twice, SPEC)
+    unbounded = Residual(actor.net.base, MLP((SPEC.obs + SPEC.act, 8, SPEC.act), key=KEY))
+    assert "corrections that have a bound" in policy_file.lacks(unbounded)
+
+
+def test_pre_training_refuses_a_policy_that_its_backbone_cannot_train():
+    given = pretrained()
+    corrected = ResFiT(ENSEMBLE, units=8).init(SPEC, given, key=KEY).actor
+    with pytest.raises(SegueError, match="SAC trains a TanhGaussian policy, and was given a Residual"):
+        MetaCritic(SAC(networks=NETS)).init(SPEC, given._replace(actor=corrected), key=KEY)
 
 
 def test_resfit_needs_a_policy():

@@ -217,7 +217,7 @@ def _network_shapes(about: dict[str, Any], where: str) -> dict[str, tuple[int, .
         "standardised": isinstance(about.get("standardised"), bool),
         "rescaled": isinstance(about.get("rescaled", False), bool),
         "obs_clip": not about.get("standardised") or _positive(about.get("obs_clip")),
-        "layer_norm": about.get("layer_norm") is None or _positive(about["layer_norm"]),
+        "layer_norm": "layer_norm" in about and (about["layer_norm"] is None or _positive(about["layer_norm"])),
         "norm_after": isinstance(about.get("norm_after", False), bool),
         "chunk": type(chunk) is int and chunk > 0 and (sizes or [0])[-1] % chunk == 0,
     }

@@ -100,7 +100,7 @@ def network(policy: predict.Policy) -> list[str]:
     *lines, last = _layers(policy.about, policy)
     if "base" in policy.about:
         given = _layers(policy.about["base"], policy, "base.")
-        lines = [*given, "another network sees the same and this action, and adds a correction to it:", *lines]
+        lines = [*given, "another network, which sees this action too, adds a correction to it:", *lines]
     lines += [f"{last}, then from [-1, 1] to the action's box; deterministic"]
     if policy.chunk > 1:
         lines.append(

@@ -9,6 +9,7 @@ import numpy as np
 from segue import predict
 from segue.deploy.card import ABOUT, network
 from segue.deploy.stored_policy import as_plain, find_policy
+from segue.nn.actors import TanhGaussian
 from segue.policies import importers, policy_file
 from segue.system import untrusted
 
@@ -29,7 +30,8 @@ def show(path: str | Path) -> str:
     if path.is_file() and importers.is_policy_file(path):
         actor, spec, metadata = policy_file.load_with_metadata(path)
         policy = policy_file.to_exported(actor, spec)
-        kind = f"kind {metadata['kind']}" + (", with a spread of its own" if metadata["own_spread"] else "")
+        spread = isinstance(actor, TanhGaussian) and actor.log_std is not None
+        kind = f"kind {metadata['kind']}" + (", with a spread of its own" if spread else "")
         about = {key: metadata[key] for key in ABOUT if metadata.get(key) is not None}
         return _lines(f"{path}: a policy of Segue's", kind, *network(policy), *_box(policy), *_stated(about))
     layout = importers.outline(path)

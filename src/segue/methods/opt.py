@@ -68,7 +68,8 @@ class MetaCritic(AbstractMethod):
         assert pretrained.actor is not None
         assert pretrained.critic is not None
         critic_key, parts_key = jax.random.split(key)
-        parts = self.backbone.init_parts(spec, pretrained.actor, pretrained.parts, key=parts_key)
+        trained = self.backbone.init_actor(pretrained.actor, spec=spec, key=parts_key)  # refuses what it cannot train
+        parts = self.backbone.init_parts(spec, trained, pretrained.parts, key=parts_key)
         if self.trainee == "critic":
             return ActorCritic(pretrained.actor, (pretrained.critic,), parts)
         q_on = TrainState.new(self.backbone.new_critic(spec, key=critic_key))

@@ -44,6 +44,8 @@ def lacks(actor: AbstractActor) -> str | None:
         return f"a policy file describes networks of MLP alone, and the {name} has one of {type(mlp).__name__}"
     if not isinstance(actor, Residual):
         return None
+    if mlp.rescale is None:
+        return "a policy file describes corrections that have a bound, and this one has none"
     if isinstance(actor.base, Residual):
         return "a policy file describes a correction of a policy, and not one of a corrected policy"
     return lacks(actor.base)
@@ -237,7 +239,8 @@ def from_exported(policy: predict.Policy, where: str) -> tuple[AbstractActor, Sp
 def _from_exported(about: dict[str, Any], arrays: dict[str, np.ndarray], spec: Spec, where: str) -> AbstractActor:
     """Convert the description and the arrays of networks into an actor. Raises as `from_exported`."""
     clips = about["output"] == "clip"
-    if about["layer_norm"] not in (None, LAYER_NORM) or (clips and about["limit"] not in (EDGE, 1.0)):
+    limits = (1.0,) if "base" in about else (EDGE, 1.0)
+    if about["layer_norm"] not in (None, LAYER_NORM) or (clips and about["limit"] not in limits):
         raise DataError(f"{where} has a LayerNorm or a limit of actions that Segue cannot build.")
     edge = clips and about["limit"] == EDGE
     meaning = {**about, "own_spread": edge, "bounded": True, "layer_norm": bool(about["layer_norm"])}
