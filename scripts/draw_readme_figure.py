@@ -20,7 +20,7 @@ from segue.results.records import RunRecord, online_curve
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS = ROOT / "benchmarks/results/guard"
-TASKS = ("hopper", "walker2d", "halfcheetah", "pen")
+TASKS = ("hopper", "walker2d", "halfcheetah", "pen-clone")
 ARMS = {
     "improve": ("segue improve: the deployed policy", "#0072B2"),
     "neither": ("the same learner, without gate and trust region", "#D55E00"),
@@ -79,7 +79,7 @@ def draw() -> Figure:
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
         axis.margins(x=0.01)
         axis.set_xlabel("env steps")
-    figure.axes[0].set_ylim(bottom=0)
+    figure.axes[0].set_ylim(bottom=-5)
     figure.axes[0].set_ylabel("normalised score")
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     figure.supxlabel(caption(records), fontsize=8, color="0.35")

@@ -138,7 +138,7 @@ def test_a_correction_of_a_corrected_policy_has_no_file():
     assert "corrections that have a bound" in policy_file.lacks(unbounded)
 
 
-def test_pre_training_refuses_a_policy_that_its_backbone_cannot_train():
+def test_pre_training_refuses_a_policy_of_another_class():
     given = pretrained()
     corrected = ResFiT(ENSEMBLE, units=8).init(SPEC, given, key=KEY).actor
     with pytest.raises(SegueError, match="SAC trains a TanhGaussian policy, and was given a Residual"):
