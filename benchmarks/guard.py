@@ -48,7 +48,7 @@ POLICIES = {
     "pen-clone": ("pen-expert", "adroit/policy_pen-v0.npz"),
 }
 CLONED = ("pen-clone",)
-"""Rows that start from a clone of their policy."""
+"""Rows that start from a clone of their policy. Delete the folder `clone` where making it was cut short."""
 LOOKS = (10, 20, 30)
 """Thousands of env steps at which scores are reported."""
 ARMS = ("improve", "improve-data", "trust-region", "neither", "resfit", "ibrl")

@@ -197,6 +197,7 @@ def test_the_scores_of_opt_and_direct_are_those_of_the_kept_runs():
 
     assert f"OPT's new one scores {score('opt', 100_000):.1f}" in text
     assert f"direct fine-tuning scores {score('direct', 100_000):.1f}" in text
+    assert f"and {score('opt-without-pretraining', 100_000):.1f} without pre-training" in text
     assert f"ends at {score('opt', 300_000):.1f} after 300,000" in text
 
 
