@@ -1,5 +1,6 @@
 """Policies out: every kind of actor in every format, files that mean harm, cards, and films."""
 
+import functools
 import json
 import os
 import shutil
@@ -253,6 +254,7 @@ HARM = {
     "one too many": lambda a, s: a.update(more=np.zeros(1, np.float32)),
     "float64": lambda a, s: a.update(low=a["low"].astype(np.float64)),
     "not finite": lambda a, s: a.update(low=np.float32([np.nan, 0])),
+    "nested": lambda a, s: s["about"].update(deep=functools.reduce(lambda inner, _: [inner], range(300), 0)),
 }
 
 

@@ -18,8 +18,8 @@ from helpers import new
 from segue.cli import main
 from segue.core import Spec, TrainState
 from segue.errors import DataError
-from segue.nn.actors import EDGE, Deterministic, Gaussian, TanhGaussian
-from segue.nn.mlp import MLP
+from segue.nn.actors import EDGE, Deterministic, Gaussian, Residual, TanhGaussian
+from segue.nn.mlp import MLP, Statistics, TanhScale
 from segue.policies import importers, policy_file, torch_files
 
 SB3 = Path(__file__).parent / "sb3"
@@ -369,6 +369,18 @@ def test_what_is_no_policy_file():
             importers.read(path, SPEC)
     with pytest.raises(DataError, match="no policy file"):
         importers.read("/nowhere.npz", SPEC)
+
+
+@pytest.mark.parametrize(("part", "number"), [("std", np.float32([1, 1, 0, 1, 1])), ("limit", np.float32(-1))])
+def test_statistics_that_cannot_divide_are_refused(part, number):
+    statistics = Statistics(jnp.zeros(5), jnp.ones(5), jnp.float32(10))
+    statistics = eqx.tree_at(lambda parts: getattr(parts, part), statistics, jnp.asarray(number))
+    actor = Deterministic(MLP((5, 4, 2), statistics=statistics, key=jax.random.key(0)))
+    correction = MLP((7, 4, 2), rescale=TanhScale(jnp.ones(2), jnp.zeros(2)), key=jax.random.key(1))
+    for each in (actor, Residual(actor, correction)):
+        policy_file.save(each, SPEC, path := new("mine"))
+        with pytest.raises(DataError, match=f"statistics.{part} that is not above 0"):
+            importers.read(f"{path}.safetensors", SPEC)
 
 
 # --- real policies ---------------------------------------------------------------------------------------------------

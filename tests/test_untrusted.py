@@ -57,6 +57,17 @@ def test_json_number_that_is_not_finite_is_refused(number):
         untrusted.parse(f"[{number}]", finite=True)
 
 
+@pytest.mark.parametrize("wrap", ["[{}]", '{{"a": {}}}'])
+def test_json_that_is_nested_deeply_is_refused(wrap):
+    text = '"["'
+    for _ in range(100):
+        text = wrap.format(text)
+    untrusted.parse(text)
+    untrusted.parse(f"[{', '.join(['[{}]'] * 200)}]")
+    with pytest.raises(RecursionError, match="100 times"):
+        untrusted.parse(f"[{text}]")
+
+
 def test_json_of_pairs_and_of_odd_file_names_is_read():
     assert untrusted.parse(json.dumps("😀")) == "😀"
     assert untrusted.parse(json.dumps("a\udcff")) == "a\udcff", "how Python names a file whose name is not UTF-8"

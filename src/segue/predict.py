@@ -247,7 +247,15 @@ def _json(text: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has a header that cannot be read as JSON ({error}): it is damaged.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where} has a header that is no JSON object: it is damaged.")
+    if _deeper(value, 100):
+        raise ValueError(f"{where} has a header that is nested more than 100 times: it is damaged.")
     return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Return whether more than `levels` objects and lists lie within each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(each, levels - 1) for each in inner))
 
 
 def _positive(value: Any) -> bool:

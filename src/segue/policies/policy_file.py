@@ -166,6 +166,9 @@ def load_with_metadata(path: Path) -> tuple[AbstractActor, Spec, dict[str, Any]]
     """Read an actor, its spec, and the file's description. Raises as `load`."""
     arrays, meaning = disk.read_arrays(path)
     outline, spec = build(meaning, str(path))
+    for name in arrays:
+        if name.endswith(("statistics.std", "statistics.limit")) and not (arrays[name] > 0).all():
+            raise DataError(f"{path} has {name} that is not above 0: observations cannot be standardised by it.")
     return disk.unflatten(arrays, outline, str(path)), spec, meaning
 
 

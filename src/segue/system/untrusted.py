@@ -90,7 +90,8 @@ def parse(text: str | bytes, *, finite: bool = False) -> Any:
 
     Raises:
         ValueError: where the text is not such JSON.
-        RecursionError: where it is nested too deeply.
+        RecursionError: where it is nested more than `DEEPEST` times: what a parser can just hold may be too deep for
+            whatever walks through it next.
     """
 
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,9 +113,28 @@ def parse(text: str | bytes, *, finite: bool = False) -> Any:
     numbers: dict[str, Any] = {"parse_float": finite_number, "parse_constant": finite_number} if finite else {}
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     value = json.loads(text, object_pairs_hook=unique_keys, parse_int=bounded_int, **numbers)
+    if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+        raise RecursionError(f"it is nested more than {DEEPEST} times")
     if _ESCAPED.search(text) and any(map(_UNNAMEABLE.search, _texts(value))):
         raise ValueError("a text holds a character that no name can have")
     return value
+
+
+DEEPEST = 100
+"""How many objects and lists may lie within each other in a JSON text; Segue's own nest a tenth of that."""
+
+
+def _depth(value: Any) -> int:
+    """Return how many objects and lists lie within each other, without recursion."""
+    depth, level = 0, [[value]]
+    while level := [
+        inner
+        for each in level
+        for inner in (each.values() if type(each) is dict else each)
+        if type(inner) is dict or type(inner) is list
+    ]:
+        depth += 1
+    return depth
 
 
 _ESCAPED = re.compile(r"\\u(?:0000|d[89a-f])", re.IGNORECASE)
