@@ -57,7 +57,10 @@ ARMS = ("improve", "improve-data", "trust-region", "neither", "resfit", "ibrl")
 def given(name: str, out: Path = Path("runs/guard")) -> Task:
     """Return the task of a row, with its policy and without a dataset. A clone is made in `out` where it has none."""
     task, policy = POLICIES[name]
-    path = Path(os.environ["SEGUE_TEST_DATA"]) / policy
+    folder = os.environ.get("SEGUE_TEST_DATA")
+    if folder is None:
+        raise SystemExit("SEGUE_TEST_DATA has to name the folder that has the policies of this comparison.")
+    path = Path(folder) / policy
     found = dataclasses.replace(segue.task(task, policy=str(path)), dataset=None)
     return cloned(found, out / name) if name in CLONED else found
 
@@ -166,7 +169,7 @@ def keep(out: Path) -> None:
 
 def table() -> str:
     """Return the kept runs as Markdown: a row for each, and a summary of each arm on each task."""
-    head = ["task", "arm", "seed", "start", "lowest", *(f"{k}k" for k in LOOKS), "candidates", "promoted", "training"]
+    head = ["task", "arm", "seed", "start", "lowest", *(f"{k}k" for k in LOOKS), "candidates", "promoted", "training", "verdict"]
     rows, summary = [], []
     for row in POLICIES:
         for arm in ARMS:
@@ -183,7 +186,7 @@ def table() -> str:
                     np.convolve(returns, np.full(10, 0.1), "valid").min() if len(returns) >= 10 else np.mean(returns)
                 )
                 numbers = [f"{number:.1f}" for number in (start, lowest, *scores)]
-                rows.append([row, arm, folder.name.rsplit("-", 1)[1], *numbers, *counts, f"{worst:,.0f}"])
+                rows.append([row, arm, folder.name.rsplit("-", 1)[1], *numbers, *counts, f"{worst:,.0f}", verdict(folder)])
             if found:
                 start = np.array([each.scores[0, 0] for each in curves])
                 gains = [f"{gain:+.1f}" for gain in np.median(np.array(looks) - start[:, None], axis=0)]
@@ -196,13 +199,24 @@ def table() -> str:
     about = ", ".join(f"MuJoCo {mujoco}, Gymnasium {gymnasium}" for mujoco, gymnasium in sorted(versions))
     return (
         f"Normalised scores of the evaluated policy (5 episodes; under `improve` the deployed one), {about}. "
-        "`training`: the lowest mean return of any 10 training episodes in a row.\n\n"
+        "`training`: the lowest mean return of any 10 training episodes in a row. `verdict`: returns of the given and the "
+        "deployed policy in 20 fresh episodes each, and the 95 % interval of the difference.\n\n"
         f"{markdown(head, rows)}\n"
         "Median gain over seeds, and the share of env steps at which the last evaluation is not below the start by "
         "more than 5 % of it (a deployed policy that stays keeps the returns of its evaluation, so no noise counts "
         "against it):\n\n"
         f"{markdown(['task', 'arm', 'seeds', *(f'gain at {k}k' for k in LOOKS), 'kept'], summary)}"
     )
+
+
+def verdict(folder: Path) -> str:
+    """Return what 20 fresh episodes of both policies said at the end of a guarded run; nothing of another run."""
+    if not (folder / "verdict.json").exists():
+        return ""
+    (said,) = json.loads((folder / "verdict.json").read_text())["verdicts"]
+    low, high = said["difference"]
+    found = f"{said['given']:,.0f} -> {said['deployed']:,.0f} ({low:+,.0f} to {high:+,.0f})"
+    return found if said["promoted"] else f"{said['given']:,.0f} kept"
 
 
 def at(curve: Curve, steps: np.ndarray) -> np.ndarray:
