@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from segue.system import disk
+
 HERE = Path(__file__).resolve().parent
 SEGUE = (sys.executable, "-m", "segue.cli")
 
@@ -57,10 +59,10 @@ def keep(file: Path, runs: Path) -> None:
         trial = out / "trials" / folder.relative_to(runs)
         trial.mkdir(parents=True, exist_ok=True)
         guarded = ("verdict.json", "episodes.jsonl") if (folder / "verdict.json").exists() else ()
-        for kept in ("returns.jsonl", "failures.jsonl", *guarded):
+        for kept in ("returns.jsonl", "failures.jsonl", "status.json", *guarded):
             if (folder / kept).exists():
                 shutil.copy(folder / kept, trial / kept)
-        (trial / "config.json").write_text(json.dumps(public(folder), indent=1) + "\n")
+        disk.write_json(trial / "config.json", disk.signed(public(folder)))
         peaks.append(f"- {folder.relative_to(runs)}: {largest(folder)}")
     text = (out / "table.md").read_text()
     head = "".join(line.removeprefix("# ").removeprefix("#") for line in about(file))
@@ -74,6 +76,7 @@ def public(folder: Path) -> dict:
     last = lambda value: value.rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
     inner = lambda value: {key: last(each) for key, each in value.items()} if isinstance(value, dict) else last(value)
     config = {key: inner(value) for key, value in json.loads((folder / "config.json").read_text()).items()}
+    config.pop("sha256", None)
     return config | {"command": [last(word) for word in config["command"]]}
 
 

@@ -1009,3 +1009,12 @@ def test_small_presets_fit_slow_down_and_limit_the_policy(budget, own):
         region = RECIPES[name](task, budget)["finetune"].method.trust_region
         assert region.until == (budget.online if own else 0), name
         assert not own or (region.start, region.end) == (0.05, 0.25)
+
+
+@pytest.mark.parametrize(("budget", "own"), [(QUICK, True), (SMALL, True), (PAPER, False)])
+def test_small_presets_pre_train_without_an_inner_step(budget, own):
+    """`quick` and `small` take plain updates on both batches; `paper` takes Eq. 3 with the public code's numbers."""
+    for recipe, trainee in (("opt", "q_on"), ("opt-single", "critic")):
+        method = RECIPES[recipe](segue.task("walker2d-random"), budget)["pretrain"].method
+        told = (method.inner_lr, method.cap_online_loss, method.learn_from, method.trainee)
+        assert told == ((0.0, False) if own else (3e-4, True)) + ("both", trainee)

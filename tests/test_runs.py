@@ -136,6 +136,18 @@ def test_a_guarded_phase_that_would_be_over_is_refused():
         check_order(phases)
 
 
+def test_the_end_of_a_phase_says_how_far_its_critic_sees(capsys):
+    """TD3 moves its targets at every second update, so by 0.005 of 0.01 in 500 of 1,000: 1 - (1 - 5e-5)^500 = 0.02."""
+    capsys.readouterr()
+    words = flags("opt", offline__steps=1000, pretrain__steps=20, pretrain__backbone__polyak=1.0, seeds=1)
+    main(["run", *[word for word in words if word != "--quiet"], "--out", str(new())])
+    told = [line for line in capsys.readouterr().err.splitlines() if " ends: " in line]
+    assert told[0] == "offline ends: at most 0.02 of a value has arrived in the critic."
+    assert told[1].startswith("pretrain ends: at most 0.10 of a value has arrived in the critic; ")
+    assert told[1].endswith("% of the policy's action components lie at a bound.")
+    assert len(told) == 2
+
+
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):
     """The first has the compilation in it."""
     monkeypatch.setattr(console, "LINE_EVERY", -1.0)

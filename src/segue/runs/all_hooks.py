@@ -70,7 +70,7 @@ def make_hooks(
         stored=origin.stored_commits(exact=not differences),
     )
     stack.enter_context(contextlib.closing(commit))
-    log.mark_inexact = commit.mark_inexact
+    log.mark_inexact, log.note = commit.mark_inexact, console.note
     if differences:
         console.note(f"The result will not be bit for bit that of an uninterrupted run: {'; '.join(differences)}.")
     origin.restore_hooks(with_state)

@@ -1,18 +1,28 @@
 """Write metrics at intervals, and halt seeds that diverge: whose parameters or losses are no longer finite."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segue.core import Clock
 from segue.errors import SegueError
+from segue.methods.backbone import AbstractBackbone, horizon
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
 from segue.training import engine
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState
+
+
+HAND_OVER = {
+    "max_horizon": "at most {:.2f} of a value has arrived in the critic",
+    "at_bounds": "{:.0%} of the policy's action components lie at a bound",
+}
+"""What is said at the end of a phase about the scalars of these names."""
 
 
 class Log(NullHook):
@@ -38,6 +48,8 @@ class Log(NullHook):
         """Whether a phase of the run has begun, before a resume too."""
         self.mark_inexact = lambda: None
         """Called where a resumed run differs from an uninterrupted one: `Commit.mark_inexact`."""
+        self.note: Callable[[str], None] = lambda text: None
+        """Called with a line that the user should read: `Console.note`."""
         self.last_finite: tuple[engine.Packed, engine.Packed] | None = None
         """Learner and sampler state at the last line, or where the phase began or was resumed."""
 
@@ -94,9 +106,23 @@ class Log(NullHook):
             finite &= ~exploded
         if (diverged := ~finite & ~halted).any():
             phase_state = self._halt(name, phase, phase_state, diverged, halted, scalars)
+        if phase.done(phase_state):
+            self._hand_over(name, phase, phase_state, scalars)
         self._remember(phase_state)
         self.resumed = False
         return phase_state.with_metrics_reset()
+
+    def _hand_over(self, name: str, phase: AbstractPhase, phase_state: PhaseState, scalars: Any) -> None:
+        """Say how far ahead the critic that a phase prepared can see, and how much of the policy it cannot move.
+
+        An offline phase begins with new critics, so that its length says it; an online one may continue older critics.
+        """
+        told, method = dict(scalars), getattr(phase, "method", None)
+        if isinstance(method, AbstractBackbone) and not phase.acts and phase_state.update:
+            told["max_horizon"] = [horizon(method, Clock(*map(jnp.asarray, (phase_state.update - 1, 0, 0))))]
+        words = [words.format(float(np.max(told[key]))) for key, words in HAND_OVER.items() if key in told]
+        if words:
+            self.note(f"{name} ends: {'; '.join(words)}.")
 
     def _explosions(self, name: str, phase_state: PhaseState, scalars: Any) -> np.ndarray:
         """Return which seeds [seeds] have a critic above any return that the rewards so far allow; report each once.

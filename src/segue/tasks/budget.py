@@ -49,8 +49,9 @@ class Budget:
     """Rows in a batch of these methods; None: the method's number."""
     calibrated: bool = False
     """Segue's own settings, without which policies fall at budgets far below the papers'. Target networks of a first
-    stage move as fast as its length asks; PORL's temperature fits the given policy, and the rate of its policy falls
-    with the updates per env step; and a trust region grows from 0.05 to 0.25 over the run."""
+    stage move as fast as its length asks; OPT's pre-training has no inner step and no cap; PORL's temperature fits the
+    given policy, and the rate of its policy falls with the updates per env step; and a trust region grows from 0.05 to
+    0.25 over the run."""
 
 
 PAPER = Budget()

@@ -1,9 +1,11 @@
 """What budgets with `calibrated` change: settings of Segue's own, without which policies fall at small budgets."""
 
 import dataclasses
+from typing import Any
 
 from segue.core import Clock
 from segue.methods.backbone import AbstractBackbone
+from segue.methods.opt import MetaCritic
 from segue.methods.sac import SAC
 from segue.methods.trust_region import TrustRegion
 from segue.tasks.budget import Budget
@@ -24,6 +26,21 @@ def calibrated(backbone: AbstractBackbone, updates: int) -> AbstractBackbone:
 def first_stage(backbone: AbstractBackbone, budget: Budget, updates: int) -> AbstractBackbone:
     """Return the backbone of a first stage of so many updates, in which critics learn for a frozen policy."""
     return calibrated(backbone, updates) if budget.calibrated else backbone
+
+
+def pre_training(backbone: AbstractBackbone, budget: Budget, updates: int, **options: Any) -> MetaCritic:
+    """Return OPT's pre-training of so many updates: Eq. 3, or in a calibrated budget plain updates on both batches."""
+    method = MetaCritic(first_stage(backbone, budget, updates), **options)
+    return plain(method) if budget.calibrated else method
+
+
+def plain(method: MetaCritic) -> MetaCritic:
+    """Return OPT's pre-training without its inner step and cap: the sum of both losses, each at the same parameters.
+
+    With target networks that carry a whole value, Eq. 3's step is too long for values as large as Hopper's: Q_on saw no
+    fall coming, and policies that followed it fell (`benchmarks/results/pretraining.md` and `alpha-quick`, on TD3+BC).
+    """
+    return dataclasses.replace(method, inner_lr=0.0, cap_online_loss=False)
 
 
 def slower(sac: SAC, budget: Budget, utd: int) -> SAC:

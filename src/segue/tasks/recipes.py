@@ -24,7 +24,7 @@ from segue.replay.balanced import Balanced
 from segue.replay.sampler import AbstractSampler, Paired, Ratio, Uniform, online_only
 from segue.replay.shift import WithShift
 from segue.tasks.budget import PAPER, Budget
-from segue.tasks.calibration import calibrated, first_stage, slower, trust_region
+from segue.tasks.calibration import calibrated, first_stage, plain, pre_training, slower, trust_region
 from segue.tasks.chunks import qc, qc_fql
 from segue.tasks.offline import BACKBONES, Phases, backbone_of, offline_only
 from segue.tasks.rivals import aca, adaptive_bc, off2on, sope
@@ -67,7 +67,7 @@ def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
     learn = OPT(backbone, _kappa(task, budget), trust_region=trust_region(budget))
     return {
         **before,
-        "pretrain": Train(MetaCritic(first_stage(backbone, budget, budget.pretrain)), budget.pretrain, Paired()),
+        "pretrain": Train(pre_training(backbone, budget, budget.pretrain), budget.pretrain, Paired()),
         "finetune": Online(learn, budget.online, replay or Balanced(), _utd(task, budget)),
     }
 
@@ -75,7 +75,7 @@ def opt(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = Non
 def opt_single(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None = None) -> Phases:
     """OPT's ablation without Q_on: Eq. 3 trains the offline critic itself, which alone is then used (Figure 7)."""
     before, backbone = _before(task, budget)
-    first = MetaCritic(first_stage(backbone, budget, budget.pretrain), trainee="critic")
+    first = pre_training(backbone, budget, budget.pretrain, trainee="critic")
     fine = Direct(backbone, trust_region=trust_region(budget))
     return {
         **before,
@@ -310,7 +310,7 @@ def improve(task: Task, budget: Budget = PAPER, replay: AbstractSampler | None =
             "offline": Train(PolicyEvaluation(first, epsilon=0.0), updates, learner.sampler(batch)),
             "measure": measure,
             "collect": collect,
-            "pretrain": Train(MetaCritic(first, inner_lr=0.0, cap_online_loss=False), updates, Paired(batch)),
+            "pretrain": Train(plain(MetaCritic(first)), updates, Paired(batch)),
             "finetune": Online(OPT(learner, kappa), budget.online, replay or Ratio(batch=batch), utd),
         }
     return guarded(phases, Gate(score=task.score))
