@@ -169,7 +169,8 @@ def keep(out: Path) -> None:
 
 def table() -> str:
     """Return the kept runs as Markdown: a row for each, and a summary of each arm on each task."""
-    head = ["task", "arm", "seed", "start", "lowest", *(f"{k}k" for k in LOOKS), "candidates", "promoted", "training", "verdict"]
+    named = [f"{k}k" for k in LOOKS]
+    head = ["task", "arm", "seed", "start", "lowest", *named, "candidates", "promoted", "training", "verdict"]
     rows, summary = [], []
     for row in POLICIES:
         for arm in ARMS:
@@ -186,7 +187,9 @@ def table() -> str:
                     np.convolve(returns, np.full(10, 0.1), "valid").min() if len(returns) >= 10 else np.mean(returns)
                 )
                 numbers = [f"{number:.1f}" for number in (start, lowest, *scores)]
-                rows.append([row, arm, folder.name.rsplit("-", 1)[1], *numbers, *counts, f"{worst:,.0f}", verdict(folder)])
+                rows.append(
+                    [row, arm, folder.name.rsplit("-", 1)[1], *numbers, *counts, f"{worst:,.0f}", verdict(folder)]
+                )
             if found:
                 start = np.array([each.scores[0, 0] for each in curves])
                 gains = [f"{gain:+.1f}" for gain in np.median(np.array(looks) - start[:, None], axis=0)]
@@ -199,8 +202,8 @@ def table() -> str:
     about = ", ".join(f"MuJoCo {mujoco}, Gymnasium {gymnasium}" for mujoco, gymnasium in sorted(versions))
     return (
         f"Normalised scores of the evaluated policy (5 episodes; under `improve` the deployed one), {about}. "
-        "`training`: the lowest mean return of any 10 training episodes in a row. `verdict`: returns of the given and the "
-        "deployed policy in 20 fresh episodes each, and the 95 % interval of the difference.\n\n"
+        "`training`: the lowest mean return of any 10 training episodes in a row. `verdict`: returns of the given "
+        "and the deployed policy in 20 fresh episodes each, and the 95 % interval of the difference.\n\n"
         f"{markdown(head, rows)}\n"
         "Median gain over seeds, and the share of env steps at which the last evaluation is not below the start by "
         "more than 5 % of it (a deployed policy that stays keeps the returns of its evaluation, so no noise counts "

@@ -38,7 +38,9 @@ def draw(trials: Path, arms: dict[str, str]) -> Figure:
             axis.plot(curves[0].x, scores, color=colour, linewidth=0.7, alpha=0.4)
             (handles[name],) = axis.plot(curves[0].x, scores.mean(axis=1), color=colour, linewidth=2.4)
             seeds.add(scores.shape[1])
-            versions |= {tuple(record.config["versions"][name] for name in ("gymnasium", "mujoco")) for record in records}
+            versions |= {
+                tuple(record.config["versions"][name] for name in ("gymnasium", "mujoco")) for record in records
+            }
         axis.set_title(task, loc="left", fontweight="bold", fontsize=10)
         axis.grid(axis="y", color="0.92")
         axis.set_axisbelow(True)

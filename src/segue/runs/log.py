@@ -17,7 +17,6 @@ from segue.training import engine
 from segue.training.phases import AbstractPhase
 from segue.training.state import PhaseState
 
-
 HAND_OVER = {
     "max_horizon": "at most {:.2f} of a value has arrived in the critic",
     "at_bounds": "{:.0%} of the policy's action components lie at a bound",
