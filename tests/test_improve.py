@@ -17,6 +17,9 @@ from segue.cli import flags, main
 from segue.core import Spec
 from segue.deploy.stored_policy import find_policy
 from segue.errors import SegueError
+from segue.methods import OPT
+from segue.methods.porl import PolicyEvaluation
+from segue.methods.trust_region import EarnedTrustRegion
 from segue.nn.actors import Deterministic
 from segue.nn.networks import Networks
 from segue.policies import policy_file
@@ -26,6 +29,7 @@ from segue.report.pieces import escape
 from segue.results.read import read
 from segue.runs import improve, restore
 from segue.system import disk
+from segue.tasks.recipes import RECIPES
 from segue.training.gate import Gate
 
 SPEC = Spec(3, 2, (-2.0, -2.0), (3.0, 3.0))
@@ -219,6 +223,17 @@ def test_the_training_reward_has_one_scale(monkeypatch, scale):
     plain = improve.scaled_reward(task).scale
     monkeypatch.setattr(type(task), "make", lambda self: Scaled())
     np.testing.assert_allclose(improve.scaled_reward(task).scale * scale, plain, rtol=1e-6)
+
+
+def test_a_dataset_brings_opt_s_critics():
+    """Both stages evaluate the given policy; the second one begins a new critic, by plain updates on both sets."""
+    phases = RECIPES["improve"](segue.task(env_id=STILL, policy=str(policy()), dataset="rows.npz"))
+    assert list(phases) == ["offline", "measure", "collect", "pretrain", "finetune"]
+    assert isinstance(phases["offline"].method, PolicyEvaluation)
+    pretrain = phases["pretrain"].method
+    assert (pretrain.inner_lr, pretrain.cap_online_loss, pretrain.trainee) == (0.0, False, "q_on")
+    assert isinstance(phases["finetune"].method, OPT)
+    assert isinstance(phases["finetune"].method.trust_region, EarnedTrustRegion)
 
 
 def test_a_policy_is_needed():

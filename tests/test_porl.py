@@ -144,6 +144,21 @@ def test_the_frozen_policy_stays_and_its_critic_learns():
     assert run.updates == 42
 
 
+def test_the_first_stage_says_how_far_its_critic_sees():
+    """Of 7 moves at rate 0.005 and a discount of 0.99, 1 - (1 - 5e-5)^7; a policy of 2s is at its bounds."""
+    given = Pretrained(TrainState.new(eqx.tree_at(lambda a: a.mlp.layers[-1].bias, POLICY, replace_fn=lambda b: b + 9)))
+    for keeps, names in ((False, {"max_horizon", "at_bounds"}), (True, {"at_bounds"})):
+        method = PolicyEvaluation(TINY, keep_critic=keeps)
+        learner, batch = method.init(SPEC, given, key=KEY), jax.tree.map(jnp.asarray, rows(8))
+        info = method.update(learner, batch, key=KEY, clock=jax.tree.map(jnp.asarray, at(6)))[1]
+        assert names == info.keys() & {"max_horizon", "at_bounds"}
+        assert info["at_bounds"] == 1
+    found = PolicyEvaluation(TINY).update(learner, batch, key=KEY, clock=jax.tree.map(jnp.asarray, at(6)))[1][
+        "max_horizon"
+    ]
+    np.testing.assert_allclose(found, 1 - (1 - 0.01 * TINY.polyak) ** 7, rtol=1e-3)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
 def test_epsilon_is_the_share_of_chance(epsilon):
     method = PolicyEvaluation(TINY, epsilon)

@@ -115,11 +115,11 @@ def test_the_early_budget_by_hand(run):
     text = tables.table(found)
     first = (4 * 5_000 + 2 * 3_000 + 1 * 2_000) / 10_000  # up to (10,000, 2), half-way
     whole = (4 * 5_000 + 2 * 3_000 + 2 * 4_000 + 4 * 38_000) / 50_000
-    expected = [stats.estimate(np.array([score, 2.0])) for score in (0.0, 4.0, first, whole)]
+    expected = [stats.estimate(np.array([score, 2.0])) for score in (0.0, 4.0, 4.0, first, whole)]
     early = part(text, "Early budget")
-    assert row(early, "method") == ["method", "at 10k", "at 50k", "area 10k", "area 50k"]
+    assert row(early, "method") == ["method", "at 10k", "at 20k", "at 50k", "area 10k", "area 50k"]
     assert row(early, "opt (a)")[1:] == [str(each) for each in expected]
-    assert row(early, "opt (b)")[1:] == ["–"] * 4
+    assert row(early, "opt (b)")[1:] == ["–"] * 5
     switch = part(text, "Going online")
     assert row(switch, "method") == ["method", "dip", "recovered"], "raw returns: no 50 to reach, no regret"
     assert row(switch, "opt (a)")[1:] == ["2.0 ± 25.4", "6,000 ± 76,237"]

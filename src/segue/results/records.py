@@ -238,7 +238,7 @@ AREAS = (10_000, 50_000, 100_000)
 """Env steps over which the area under a learning curve is taken."""
 
 
-PLACES = (10_000, 50_000, 100_000, 300_000)
+PLACES = (10_000, 20_000, 50_000, 100_000, 300_000)
 """Env steps at which scores are read from a learning curve."""
 
 
