@@ -974,8 +974,8 @@ def test_a_critic_that_fits_at_once_is_at_the_horizon(backbone):
 
 
 def test_the_presets_hand_over_critics_of_full_horizon():
-    """The first stage of `improve`, and a critic that is trained for a given policy, end at 0.95 of the horizon or more,
-    PORL's and OPT's at 0.9. The papers' preset has the papers' rates."""
+    """The first stage of `improve`, and a critic that is trained for a given policy, end at 0.95 of the horizon or
+    more, PORL's and OPT's at 0.9. The papers' preset has the papers' rates."""
     given = segue.task(env_id="Pendulum-v1", policy="p.npz")
     valued = dataclasses.replace(segue.task("walker2d-random"), policy="p.npz")
     for budget in (QUICK, SMALL):
