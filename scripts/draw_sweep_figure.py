@@ -31,7 +31,7 @@ def draw(trials: Path, arms: dict[str, str]) -> Figure:
     figure = Figure(figsize=(1 + 3.6 * len(tasks), 3.4), layout="constrained")
     seeds, versions, handles = set(), set(), {}
     for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for (arm, name), colour in zip(arms.items(), COLOURS, strict=False):
+        for (arm, name), colour in zip(arms.items(), COLOURS[: len(arms)], strict=True):
             records = finished(trials / task / arm)
             curves = [online_curve(record) for record in records]
             scores = np.concatenate([curve.scores for curve in curves], axis=1)
@@ -50,9 +50,9 @@ def draw(trials: Path, arms: dict[str, str]) -> Figure:
         axis.set_xlabel("env steps")
     figure.axes[0].set_ylabel("normalised score")
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-    ((gymnasium, mujoco),) = versions
     counts = " or ".join(map(str, sorted(seeds)))
-    about = f"Thin: a seed ({counts} of them). Thick: their mean. Gymnasium {gymnasium}, MuJoCo {mujoco}."
+    named = "; ".join(f"Gymnasium {gymnasium}, MuJoCo {mujoco}" for gymnasium, mujoco in sorted(versions))
+    about = f"Thin: a seed ({counts} of them). Thick: their mean. {named}."
     figure.supxlabel(about, fontsize=8, color="0.35")
     return figure
 
@@ -67,6 +67,9 @@ def main() -> None:
     if not trials.is_dir():
         sys.exit(f"{trials} does not exist: make evidence-{args.sweep} makes it.")
     arms = dict(arm.partition("=")[::2] for arm in args.arms)
+    lacks = [f"{task.name}/{arm}" for task in trials.iterdir() for arm in arms if not finished(task / arm)]
+    if lacks or len(arms) > len(COLOURS):
+        sys.exit(f"At most {len(COLOURS)} arms, each finished on every task, can be drawn; not so: {', '.join(lacks)}.")
     draw(trials, arms).savefig(args.out, dpi=110, metadata={"Software": None})
     print(args.out)
 

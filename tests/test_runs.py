@@ -22,6 +22,7 @@ from segue.core import Linear, Spec
 from segue.envs import make
 from segue.errors import DataError, SegueError
 from segue.methods.direct import Direct
+from segue.methods.iql import IQL
 from segue.methods.td3bc import TD3BC
 from segue.nn.actors import Deterministic, Gaussian, TanhGaussian
 from segue.nn.mlp import MLP, Statistics
@@ -31,6 +32,7 @@ from segue.replay.sampler import Uniform
 from segue.results import read, records
 from segue.runs import console
 from segue.runs.config import check_order, settings
+from segue.runs.log import hand_over
 from segue.runs.run import run as run_phases
 from segue.system import disk
 from segue.tasks.recipes import guarded, opt
@@ -137,15 +139,30 @@ def test_a_guarded_phase_that_would_be_over_is_refused():
 
 
 def test_the_end_of_a_phase_says_how_far_its_critic_sees(capsys):
-    """TD3 moves its targets at every second update, so by 0.005 of 0.01 in 500 of 1,000: 1 - (1 - 5e-5)^500 = 0.02."""
+    """TD3 moves its targets at every second update, so by 0.005 of 0.01 in 500 of 1,000: 1 - (1 - 5e-5)^500 = 0.025."""
     capsys.readouterr()
     words = flags("opt", offline__steps=1000, pretrain__steps=20, pretrain__backbone__polyak=1.0, seeds=1)
     main(["run", *[word for word in words if word != "--quiet"], "--out", str(new())])
     told = [line for line in capsys.readouterr().err.splitlines() if " ends: " in line]
-    assert told[0] == "offline ends: at most 0.02 of a value has arrived in the critic."
-    assert told[1].startswith("pretrain ends: at most 0.10 of a value has arrived in the critic; ")
+    assert told[0] == "offline ends: at most 0.03 of a value has arrived in the critic."
+    assert told[1].startswith("pretrain ends: at most 0.10 of a value has arrived in the critic; up to ")
     assert told[1].endswith("% of the policy's action components lie at a bound.")
     assert len(told) == 2
+
+
+def test_what_is_not_known_of_a_critic_is_not_said():
+    assert hand_over(TD3BC(), 1000, {}) == ["at most 0.03 of a value has arrived in the critic"]
+    assert hand_over(IQL(), 1000, {}) == [], "V makes its targets"
+    assert hand_over(None, 1000, {"at_bounds": np.array([0.5, 0.25])})[0].startswith("up to 50%")
+
+
+def test_a_critic_that_goes_on_is_not_said_to_be_new(capsys):
+    """Off2OnRL's second phase on data continues the critics of the first."""
+    capsys.readouterr()
+    phases = {"first": Train(TD3BC(), 20, Uniform(8)), "second": Train(TD3BC(), 20, Uniform(8))}
+    run_phases(phases, task(env_id=RAGGED, dataset=str(dataset())), out=new(), quiet=False)
+    told = [line for line in capsys.readouterr().err.splitlines() if " ends: " in line]
+    assert [line.partition(" ")[0] for line in told] == ["first"]
 
 
 def test_lines_tell_a_speed_from_the_second_on(monkeypatch, capsys):

@@ -72,6 +72,8 @@ class AbstractBackbone(AbstractMethod):
 
     policy: ClassVar[type[AbstractActor]] = AbstractActor
     """The class of policies that `policy_loss` can train."""
+    bootstraps: ClassVar[bool] = True
+    """Whether the critics' targets come from their own target networks, and not from a state value."""
 
     def __check_init__(self):
         if isinstance(self.laplace_scale, int | float) and not self.laplace_scale > 0:
@@ -317,6 +319,11 @@ def step(
     critics = update_targets(backbone, critics, clock)
     info |= {name: backbone.delay * value for name, value in policy_info.items()}
     return ActorCritic(actor, critics, parts), info
+
+
+def seen_ahead(backbone: AbstractBackbone, clock: Clock) -> Info:
+    """Return the metric `max_horizon` of new critics; none where a state value, which may be older, makes targets."""
+    return {"max_horizon": horizon(backbone, clock)} if backbone.bootstraps else {}
 
 
 def horizon(backbone: AbstractBackbone, clock: Clock) -> Float[Array, ""]:

@@ -30,6 +30,7 @@ class IQL(AbstractBackbone):
     """Learn without evaluating an action that is not in the data."""
 
     policy = AbstractStochastic
+    bootstraps = False
     discount: float = 0.99
     """Gamma."""
     polyak: float = 0.005

@@ -29,8 +29,8 @@ from segue.methods.backbone import (
     Info,
     QFunction,
     at_bounds,
-    horizon,
     require,
+    seen_ahead,
     step,
     update_targets,
 )
@@ -106,7 +106,7 @@ class MetaCritic(AbstractMethod):
             info |= its_info
         if self.trainee == "q_on":
             seen = at_bounds(learner.actor.net, online.obs)
-            info |= {"max_horizon": horizon(self.backbone, clock), "at_bounds": seen}
+            info |= {**seen_ahead(self.backbone, clock), "at_bounds": seen}
         return ActorCritic(learner.actor, (*others, critic), parts), info
 
     def release(self, learner: ActorCritic) -> Pretrained:

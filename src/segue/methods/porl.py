@@ -25,8 +25,8 @@ from segue.methods.backbone import (
     ActorCritic,
     Info,
     at_bounds,
-    horizon,
     require,
+    seen_ahead,
     step,
 )
 from segue.methods.sac import SAC
@@ -60,7 +60,7 @@ class PolicyEvaluation(AbstractMethod):
         return ActorCritic(learner.actor, learner.critics, parts)
 
     def update(self, learner: ActorCritic, batch: Any, *, key: PRNGKeyArray, clock: Clock) -> tuple[ActorCritic, Info]:
-        seen = {} if self.keep_critic else {"max_horizon": horizon(self.backbone, clock)}
+        seen = {} if self.keep_critic else seen_ahead(self.backbone, clock)
         step_key, fit_key = jax.random.split(key) if self.fit else (key, key)
         seen |= {"at_bounds": at_bounds(learner.actor.net, batch.obs)}
         learner, info = step(self.backbone, learner, lambda q: q, batch, frozen=True, key=step_key, clock=clock)

@@ -1,7 +1,7 @@
 """Write metrics at intervals, and halt seeds that diverge: whose parameters or losses are no longer finite."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.core import Clock
 from segue.errors import SegueError
-from segue.methods.backbone import AbstractBackbone, horizon
+from segue.methods.backbone import AbstractBackbone, seen_ahead
 from segue.runs.hooks import NullHook, discount_of, finite_seeds, parse_place, passed
 from segue.runs.journal import Journal
 from segue.training import engine
@@ -19,9 +19,24 @@ from segue.training.state import PhaseState
 
 HAND_OVER = {
     "max_horizon": "at most {:.2f} of a value has arrived in the critic",
-    "at_bounds": "{:.0%} of the policy's action components lie at a bound",
+    "at_bounds": "up to {:.0%} of the policy's action components lie at a bound",
 }
 """What is said at the end of a phase about the scalars of these names."""
+
+
+def hand_over(backbone: Any, updates: int, scalars: Mapping[str, Any]) -> list[str]:
+    """Say how far ahead the critic that a phase prepared can see, and how much of the policy it cannot move.
+
+    Args:
+        backbone: what began new critics in an offline phase, which does not measure this; anything else: not said.
+        updates: how many updates the phase took.
+        scalars: the phase's last scalars by name, [seeds] each.
+    """
+    told = dict(scalars)
+    if isinstance(backbone, AbstractBackbone) and updates:
+        told |= seen_ahead(backbone, Clock(*map(jnp.asarray, (updates - 1, 0, 0))))
+    up = lambda values: np.ceil(100 * float(np.max(values)) - 1e-3) / 100
+    return [words.format(up(told[key])) for key, words in HAND_OVER.items() if key in told]
 
 
 class Log(NullHook):
@@ -106,22 +121,12 @@ class Log(NullHook):
         if (diverged := ~finite & ~halted).any():
             phase_state = self._halt(name, phase, phase_state, diverged, halted, scalars)
         if phase.done(phase_state):
-            self._hand_over(name, phase, phase_state, scalars)
+            new = not phase.acts and phase_state.run.pretrained.critic is None
+            if words := hand_over(getattr(phase, "method", None) if new else None, phase_state.update, scalars):
+                self.note(f"{name} ends: {'; '.join(words)}.")
         self._remember(phase_state)
         self.resumed = False
         return phase_state.with_metrics_reset()
-
-    def _hand_over(self, name: str, phase: AbstractPhase, phase_state: PhaseState, scalars: Any) -> None:
-        """Say how far ahead the critic that a phase prepared can see, and how much of the policy it cannot move.
-
-        An offline phase begins with new critics, so that its length says it; an online one may continue older critics.
-        """
-        told, method = dict(scalars), getattr(phase, "method", None)
-        if isinstance(method, AbstractBackbone) and not phase.acts and phase_state.update:
-            told["max_horizon"] = [horizon(method, Clock(*map(jnp.asarray, (phase_state.update - 1, 0, 0))))]
-        words = [words.format(float(np.max(told[key]))) for key, words in HAND_OVER.items() if key in told]
-        if words:
-            self.note(f"{name} ends: {'; '.join(words)}.")
 
     def _explosions(self, name: str, phase_state: PhaseState, scalars: Any) -> np.ndarray:
         """Return which seeds [seeds] have a critic above any return that the rewards so far allow; report each once.
