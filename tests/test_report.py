@@ -349,8 +349,8 @@ def test_not_a_run(run, tmp_path):
         report.report([])
 
 
-def test_evidence_of_nothing_leaves_no_folder(tmp_path):
-    """What `make evidence-NAME` keeps where every trial failed."""
+def kept(tmp_path):
+    """Keep the sweep `table.toml` of the runs in `runs`, as `make evidence-NAME` does; results go to tmp_path."""
     benchmarks = Path(__file__).parents[1] / "benchmarks"
     code = f"""
 import sys
@@ -360,12 +360,29 @@ import evidence
 evidence.HERE = Path({str(tmp_path)!r})
 evidence.keep(Path("table.toml"), Path("runs"))
 """
+    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+
+
+def test_evidence_of_nothing_leaves_no_folder(tmp_path):
+    """What `make evidence-NAME` keeps where every trial failed."""
     (tmp_path / "runs").mkdir()
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = kept(tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("segue: . is not a run")
     assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_evidence_that_was_kept_can_be_read_again(tmp_path):
+    """Its settings lose where things lay, and with that their first SHA-256."""
+    shutil.copytree(finished(), tmp_path / "runs/task/arm/0-1")
+    (tmp_path / "table.toml").write_text("# a sweep\n")
+    assert kept(tmp_path).returncode == 0
+    trial = tmp_path / "results/table/trials/task/arm/0-1"
+    back, before = read.read(trial), read.read(finished())
+    assert back.status == "finished"
+    assert [e.returns.tolist() for e in back.evaluations] == [e.returns.tolist() for e in before.evaluations]
+    assert str(tmp_path) not in (trial / "config.json").read_text()
 
 
 def test_curves_keep_the_two_axes_apart(run):
