@@ -145,12 +145,14 @@ def _draw_task(axes: Mapping[str, "Axes"], group: Sequence[RunRecord], styles: M
     first = next(iter(axes.values()))
     first.tick_params(labelleft=True)
     first.set_ylabel(group[0].unit if group[0].has_scores else "return (sum of rewards)")
-    legend_rows = -(-len(handles) // 4)
-    first.set_title(plain(_heading(group)), loc="left", fontsize=12, fontweight="bold", pad=10 + 15 * legend_rows)
     names = [plain(f"{label}, {counted_seeds(record)}") for label, record in zip(labels(group), group, strict=True)]
+    longest = max(map(len, names))
+    columns = 4 if longest <= 28 else 2 if longest <= 60 else 1
+    rows = -(-len(handles) // columns)
+    first.set_title(plain(_heading(group)), loc="left", fontsize=12, fontweight="bold", pad=10 + 15 * rows)
     entries = {name: handles[label] for name, label in zip(names, labels(group), strict=True) if label in handles}
     legend = first.legend(
-        list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4,
+        list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns,
         frameon=False, fontsize=9, borderaxespad=0.2, handlelength=3.4, columnspacing=1.4,
     )  # fmt: skip
     legend.set_in_layout(False)  # the legend may be wider than the panel; the title's padding reserves its height
