@@ -76,7 +76,6 @@ def public(folder: Path) -> dict:
     last = lambda value: value.rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
     inner = lambda value: {key: last(each) for key, each in value.items()} if isinstance(value, dict) else last(value)
     config = {key: inner(value) for key, value in json.loads((folder / "config.json").read_text()).items()}
-    config.pop("sha256", None)
     return config | {"command": [last(word) for word in config["command"]]}
 
 

@@ -382,7 +382,9 @@ def test_evidence_that_was_kept_can_be_read_again(tmp_path):
     back, before = read.read(trial), read.read(finished())
     assert back.status == "finished"
     assert [e.returns.tolist() for e in back.evaluations] == [e.returns.tolist() for e in before.evaluations]
-    assert str(tmp_path) not in (trial / "config.json").read_text()
+    temporary = str(finished().parent.parent)
+    assert temporary in (finished() / "config.json").read_text()
+    assert temporary not in (trial / "config.json").read_text()
 
 
 def test_curves_keep_the_two_axes_apart(run):
