@@ -1,6 +1,6 @@
 """Draw arms of a kept sweep, one panel for each task: normalised score by env step.
 
-python scripts/draw_sweep_figure.py alpha-quick docs/pictures/alpha.png "eq3-kappa1=Eq. 3" "plain-kappa1=plain updates"
+python scripts/draw_sweep_figure.py alpha-quick docs/pictures/pre-training.png "eq3-kappa1=Eq. 3" "plain-kappa1=plain"
 
 Thin lines are seeds, thick ones their mean. `benchmarks/results/SWEEP/trials` has the returns.
 """
@@ -27,7 +27,8 @@ def finished(folder: Path) -> list[RunRecord]:
 
 
 def draw(trials: Path, arms: dict[str, str]) -> Figure:
-    tasks = sorted(folder.name for folder in trials.iterdir() if any(finished(folder / arm) for arm in arms))
+    """Draw the arms, by name in the legend, of all tasks. Each must have finished on each task."""
+    tasks = sorted(folder.name for folder in trials.iterdir())
     figure = Figure(figsize=(1 + 3.6 * len(tasks), 3.4), layout="constrained")
     seeds, versions, handles = set(), set(), {}
     for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
@@ -68,8 +69,10 @@ def main() -> None:
         sys.exit(f"{trials} does not exist: make evidence-{args.sweep} makes it.")
     arms = dict(arm.partition("=")[::2] for arm in args.arms)
     lacks = [f"{task.name}/{arm}" for task in trials.iterdir() for arm in arms if not finished(task / arm)]
-    if lacks or len(arms) > len(COLOURS):
-        sys.exit(f"At most {len(COLOURS)} arms, each finished on every task, can be drawn; not so: {', '.join(lacks)}.")
+    if lacks:
+        sys.exit(f"{trials} has no finished trial of {', '.join(lacks)}.")
+    if len(arms) > len(COLOURS):
+        sys.exit(f"There are colours for {len(COLOURS)} arms, and not for {len(arms)}.")
     draw(trials, arms).savefig(args.out, dpi=110, metadata={"Software": None})
     print(args.out)
 

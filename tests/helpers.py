@@ -1,7 +1,9 @@
 """Tiny environments whose observations say where they are, and runs so small that they can be repeated."""
 
 import atexit
+import contextlib
 import functools
+import io
 import json
 import os
 import shutil
@@ -105,7 +107,8 @@ def new(name="run"):
 def dataset():
     """60 random rows of Ragged."""
     path = new("ragged.npz")
-    main.main(["data", "collect", "--env-id", RAGGED, "--steps", "60", "--out", str(path)])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # whoever asks first
+        main.main(["data", "collect", "--env-id", RAGGED, "--steps", "60", "--out", str(path)])
     return path
 
 

@@ -24,16 +24,17 @@ HAND_OVER = {
 """What is said at the end of a phase about the scalars of these names."""
 
 
-def hand_over(backbone: Any, updates: int, scalars: Mapping[str, Any]) -> list[str]:
+def hand_over(backbone: AbstractBackbone | None, updates: int, scalars: Mapping[str, Any]) -> list[str]:
     """Say how far ahead the critic that a phase prepared can see, and how much of the policy it cannot move.
 
     Args:
-        backbone: what began new critics in an offline phase, which does not measure this; anything else: not said.
+        backbone: that of an offline phase which began new critics: how far they see follows from its length; None: of
+            another phase, which has `max_horizon` among its scalars or continues older critics.
         updates: how many updates the phase took.
         scalars: the phase's last scalars by name, [seeds] each.
     """
     told = dict(scalars)
-    if isinstance(backbone, AbstractBackbone) and updates:
+    if backbone is not None and updates:
         told |= seen_ahead(backbone, Clock(*map(jnp.asarray, (updates - 1, 0, 0))))
     up = lambda values: np.ceil(100 * float(np.max(values)) - 1e-3) / 100
     return [words.format(up(told[key])) for key, words in HAND_OVER.items() if key in told]
@@ -121,8 +122,9 @@ class Log(NullHook):
         if (diverged := ~finite & ~halted).any():
             phase_state = self._halt(name, phase, phase_state, diverged, halted, scalars)
         if phase.done(phase_state):
-            new = not phase.acts and phase_state.run.pretrained.critic is None
-            if words := hand_over(getattr(phase, "method", None) if new else None, phase_state.update, scalars):
+            method, before = getattr(phase, "method", None), phase_state.run.pretrained
+            new = isinstance(method, AbstractBackbone) and not phase.acts and before.critic is None
+            if words := hand_over(method if new else None, phase_state.update, scalars):
                 self.note(f"{name} ends: {'; '.join(words)}.")
         self._remember(phase_state)
         self.resumed = False
